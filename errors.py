@@ -1,0 +1,58 @@
+"""Every error that msmamba raises on purpose, in one tree.
+
+    MsmambaError
+    ├── InputError            what the user handed in cannot be used
+    │   ├── ImageError        an image: missing, corrupt, too large, not an image
+    │   └── DataError         a data folder or data set: no classes, too few images, leaking groups
+    ├── CheckpointError       a checkpoint: unreadable, of another architecture, NaN weights
+    ├── ArtefactError         a bundle, ONNX file or engine: incomplete, changed, too new, unlabelled
+    ├── ExportError           a model could not be turned into the artefact asked for
+    ├── ParityError           an artefact does not answer like the model it came from
+    ├── BackendError          a library, device or driver that a backend needs is missing or unfit
+    └── TargetError           an output path: exists already, cannot be written, disk full
+
+A message says what was found, what was expected, and what to do, in one line. The command line
+prints it after ``error:`` and exits with status 1; the library raises it.
+"""
+
+from __future__ import annotations
+
+
+class MsmambaError(Exception):
+    """Base of all errors raised on purpose; catch this to catch them all."""
+
+
+class InputError(MsmambaError):
+    """What the user handed in cannot be used."""
+
+
+class ImageError(InputError):
+    """An image is missing, corrupt, too large or not an image."""
+
+
+class DataError(InputError):
+    """A data folder cannot be used: no classes, too few images, groups across splits."""
+
+
+class CheckpointError(MsmambaError):
+    """A checkpoint is unreadable, belongs to another architecture or holds non-finite weights."""
+
+
+class ArtefactError(MsmambaError):
+    """A bundle, ONNX file or engine is incomplete, changed, too new or without labels."""
+
+
+class ExportError(MsmambaError):
+    """A model could not be turned into the artefact asked for."""
+
+
+class ParityError(MsmambaError):
+    """An artefact does not answer like the model it came from."""
+
+
+class BackendError(MsmambaError):
+    """A library, device or driver that a backend needs is missing or unfit."""
+
+
+class TargetError(MsmambaError):
+    """An output path exists already, cannot be written, or the disk is full."""
