@@ -1,0 +1,113 @@
+"""The 2D selective scan as a registered PyTorch operator, ``torch.ops.msmamba.selective_scan_2d``.
+
+Importing this module registers the operator with its gradient and its shape rule, so that autograd,
+``torch.compile`` and ``torch.export`` treat it as one node. Shapes and meaning: the package's contract.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import DIRECTIONS, reference
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def check_arguments(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> None:
+    """Refuses arguments that break the contract, naming every mismatch at once.
+
+    Raises:
+        ValueError: ranks, shapes, types or devices do not fit together, or the map is empty.
+    """
+    if x.dim() != 4 or A.dim() != 3:
+        raise ValueError(
+            f"selective_scan_2d takes x as (batch, H, W, D) and A as (K, D, N); "
+            f"found x {tuple(x.shape)} and A {tuple(A.shape)}"
+        )
+    batch, height, width, channels = x.shape
+    states = A.shape[-1]
+    projection = (batch, height, width, DIRECTIONS, states)
+    expected = {
+        "delta": (delta, (batch, height, width, DIRECTIONS, channels)),
+        "A": (A, (DIRECTIONS, channels, states)),
+        "B": (B, projection),
+        "C": (C, projection),
+        "D": (D, (DIRECTIONS, channels)),
+        "delta_bias": (delta_bias, (DIRECTIONS, channels)),
+    }
+    wrong = [
+        f"{name} is {tuple(tensor.shape)}, expected {shape}"
+        for name, (tensor, shape) in expected.items()
+        if tuple(tensor.shape) != shape
+    ]
+    wrong += [
+        f"{name} is {tensor.dtype}, expected {x.dtype} as x"
+        for name, tensor in (("delta", delta), ("B", B), ("C", C))
+        if tensor.dtype != x.dtype
+    ]
+    wrong += [
+        f"{name} is on {tensor.device}, expected {x.device} as x"
+        for name, (tensor, _) in expected.items()
+        if tensor.device != x.device
+    ]
+    if not x.is_floating_point():
+        wrong.append(f"x is {x.dtype}, expected a floating type")
+    if 0 in x.shape or states == 0:
+        wrong.append(f"x is {tuple(x.shape)} with {states} states, expected no empty dimension")
+    if wrong:
+        raise ValueError("selective_scan_2d: " + "; ".join(wrong))
+
+
+@torch.library.custom_op("msmamba::selective_scan_2d", mutates_args=())
+def selective_scan_2d(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
+    """The scan; (batch, H, W, D) in ``x``'s type.
+
+    Raises:
+        ValueError: the arguments break the contract.
+    """
+    check_arguments(x, delta, A, B, C, D, delta_bias)
+    return reference.selective_scan_2d(x, delta, A, B, C, D, delta_bias)
+
+
+@torch.library.custom_op("msmamba::selective_scan_2d_backward", mutates_args=())
+def selective_scan_2d_backward(
+    grad: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> Gradients:
+    """The gradients of ``x, delta, A, B, C, D, delta_bias``, each in its input's shape and type."""
+    return reference.selective_scan_2d_backward(grad, x, delta, A, B, C, D, delta_bias)
+
+
+@selective_scan_2d.register_fake
+def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@selective_scan_2d_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> Gradients:
+    return (
+        x.new_empty(x.shape),
+        delta.new_empty(delta.shape),
+        A.new_empty(A.shape),
+        B.new_empty(B.shape),
+        C.new_empty(C.shape),
+        D.new_empty(D.shape),
+        delta_bias.new_empty(delta_bias.shape),
+    )
+
+
+def _save_inputs(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Gradients:
+    return selective_scan_2d_backward(grad, *ctx.saved_tensors)
+
+
+selective_scan_2d.register_autograd(_backward, setup_context=_save_inputs)
