@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,9 @@ class Architecture:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
         """The inverse of :meth:`to_dict`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        return cls(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        )
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
@@ -276,7 +279,9 @@ class MIFA(nn.Module):
     def forward(self, local: Tensor, scanned: Tensor) -> Tensor:
         local_weight = functional.relu(self.DWConv(channels_first(local))).sigmoid()
         scanned_weight = functional.gelu(self.DWConv(channels_first(scanned))).sigmoid()
-        fused = torch.cat([channels_last(local_weight) * scanned, channels_last(scanned_weight) * local], dim=-1)
+        fused = torch.cat(
+            [channels_last(local_weight) * scanned, channels_last(scanned_weight) * local], dim=-1
+        )
         return self.attention(channel_shuffle(fused, self.groups))
 
 
@@ -352,10 +357,11 @@ class MicroscopicMamba(nn.Module):
         self.arch = arch = arch or Architecture()
         first, last = arch.dims[0], arch.dims[-1]
         self.patch_embed = nn.Sequential(ConvNorm(3, first // 2), nn.GELU(), ConvNorm(first // 2, first))
-        rates = torch.linspace(0, arch.drop_path_rate, sum(arch.depths)).split(list(arch.depths))
+        blocks = sum(arch.depths)
+        rates = iter(arch.drop_path_rate * i / max(1, blocks - 1) for i in range(blocks))
         self.layers = nn.ModuleList(
-            Stage(channels, drop_paths.tolist(), merge=channels is not last, arch=arch)
-            for channels, drop_paths in zip(arch.dims, rates, strict=True)
+            Stage(channels, list(islice(rates, depth)), merge=channels != last, arch=arch)
+            for channels, depth in zip(arch.dims, arch.depths, strict=True)
         )
         self.head = nn.Linear(last, arch.num_classes)
         self.initialise()
@@ -414,7 +420,9 @@ class MicroscopicMamba(nn.Module):
                 f"swaps height and width: resize or crop them"
             )
         if height == 0 or height % step:
-            raise ValueError(f"images are {height}x{width}; the side must be a multiple of {step}: resize them")
+            raise ValueError(
+                f"images are {height}x{width}; the side must be a multiple of {step}: resize them"
+            )
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Every stage's output, channels last: (B, S/8, S/8, 2*dims[0]) … (B, S/32, S/32, dims[-1])."""

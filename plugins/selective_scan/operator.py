@@ -102,7 +102,9 @@ def _(
     )
 
 
-def _save_inputs(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _save_inputs(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor
+) -> None:
     ctx.save_for_backward(*inputs)
 
 

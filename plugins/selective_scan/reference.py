@@ -50,7 +50,9 @@ def selective_scan_2d(
 
     u = x.reshape(batch, length, channels).to(work)[:, order]  # (batch, K, L, D)
     # Indexing two axes at once puts the picked axes first: (batch, K, L, ·) in scan order.
-    step = functional.softplus(delta.reshape(batch, length, DIRECTIONS, channels).to(work) + delta_bias.to(work))
+    step = functional.softplus(
+        delta.reshape(batch, length, DIRECTIONS, channels).to(work) + delta_bias.to(work)
+    )
     step = step[:, order, k_index]
     b = B.reshape(batch, length, DIRECTIONS, states).to(work)[:, order, k_index]  # (batch, K, L, N)
     c = C.reshape(batch, length, DIRECTIONS, states).to(work)[:, order, k_index]
@@ -114,7 +116,9 @@ def selective_scan_2d_backward(
     history = [torch.zeros(batch, DIRECTIONS, channels, states, dtype=work, device=x.device)]
     for t in range(length):
         step_t = step[:, :, t, :, None]
-        history.append(torch.exp(step_t * rate) * history[-1] + step_t * u[:, :, t, :, None] * b[:, :, t, None, :])
+        history.append(
+            torch.exp(step_t * rate) * history[-1] + step_t * u[:, :, t, :, None] * b[:, :, t, None, :]
+        )
 
     d_step, d_u = torch.empty_like(step), torch.empty_like(u)
     d_b, d_c = torch.empty_like(b), torch.empty_like(c)

@@ -1,0 +1,61 @@
+"""The hybrid block around the scan, as four operators: one contract, several implementations.
+
+Between the scans the network is many small steps on thin maps, and runtimes lose most of their time moving
+those maps between layouts. Four operators, channels last from end to end, hold all that a hybrid block
+does around its scan (`model.network.HybridBlock`)::
+
+    x ──► LocalBranch ───────────────────────────────► local ─┐
+      └─► ScanInputs ─► SelectiveScan2D ─► ScanOutputs ─► scanned ─► MIFA ─► the block's output
+
+Each is a model-local ONNX function of standard operators (`onnx_functions`), so any runtime executes the
+file; ONNX Runtime takes the compiled kernels instead where msmamba's native library is registered.
+
+Dims: batch; H W map, square; C channels of the stage; h = C/2; G channel groups (4); d = h/G; D = 2*d;
+N states; R rank of the step size; K = 4 directions; q = d//4 convolved channels of the PSFFN. Weights of
+linear layers are (inputs, outputs). All types float32.
+
+``LocalBranch(x, scale, shift, depthwise_weight, depthwise_bias, expand_weight, expand_bias,
+project_weight, project_bias) -> local``; attribute ``channels`` = h
+
+    x (batch, H, W, C), of which the first half is used; scale, shift (h): the first batch norm;
+    depthwise (h, 1, 3, 3) and (h); expand (2h, 1, 3, 3), two outputs a channel, and (2h);
+    project (h, 2h, 1, 1) and (h). The norm, then three convolutions padded with zeros, each followed by
+    ReLU. local (batch, H, W, h).
+
+``ScanInputs(x, norm_weight, norm_bias, in_weight, conv_weight, conv_bias, step_weight, step_expand,
+input_weight, output_weight) -> tokens, gate, features, delta, B, C``; attributes ``groups`` = G, ``channels`` = D
+
+    x (batch, H, W, C), of which the second half is used; norm (h) twice; in_weight (d, 2D); conv
+    (D, 1, 3, 3) and (D); step_weight (D, K*R), step_expand (K*R, K*D), block diagonal; input_weight and
+    output_weight (D, K*N). LayerNorm; the groups become the batch; tokens (batch*G, H, W, d); the first
+    half of tokens @ in_weight goes through the convolution and SiLU to features (batch*G, H, W, D), the
+    second half is gate, same shape; delta = features @ step_weight @ step_expand
+    (batch*G, H, W, K, D); B and C (batch*G, H, W, K, N).
+
+``ScanOutputs(y, gate, tokens, out_norm_weight, out_norm_bias, project_weight, project_bias, conv_weight,
+conv_bias, residual_scale, norm_weight, norm_bias) -> scanned``; attributes ``groups`` = G, ``channels`` = q
+
+    y (batch*G, H, W, D); out_norm (D) twice; project (D, d) and (d); conv (q, 1, 3, 3) and (q);
+    residual_scale (1); norm (h) twice. LayerNorm of y, times SiLU(gate); project, SiLU; the first q
+    channels through the convolution and SiLU; channel shuffle in d/2 groups; **H and W swapped**; plus
+    residual_scale * tokens; the groups become channels again; LayerNorm; channel shuffle in h/2 groups.
+    scanned (batch, H, W, h).
+
+``MIFA(local, scanned, conv_weight, conv_bias, attention_weight) -> y``; attribute ``channels`` = h
+
+    local, scanned (batch, H, W, h); conv (h, 1, 3, 3) and (h); attention_weight (2h).
+    a = sigmoid(relu(conv(local))) * scanned and b = sigmoid(gelu(conv(scanned))) * local, concatenated,
+    channel shuffle in h/2 groups, times sigmoid(mean over H and W * attention_weight). GELU is the exact
+    one. y (batch, H, W, C).
+
+LayerNorm's epsilon is 1e-5. A channel shuffle in g groups views channels as (g, channels/g), transposes
+and flattens.
+"""
+
+from __future__ import annotations
+
+DOMAIN = "msmamba"
+OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA")
+LAYER_NORM_EPSILON = 1e-5
+
+__all__ = ["DOMAIN", "LAYER_NORM_EPSILON", "OPERATORS"]

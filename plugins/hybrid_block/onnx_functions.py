@@ -1,0 +1,167 @@
+"""The hybrid block's operators as model-local ONNX functions of standard operators.
+
+Shapes and meaning: the package's docstring. The bodies hold no sizes, so one function serves every block;
+convolutions need their number of groups as an attribute, which each node passes on as ``channels``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import DOMAIN, LAYER_NORM_EPSILON
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto
+
+_NORM = f"LayerNormalization <axis = -1, epsilon = {LAYER_NORM_EPSILON}>"
+_FIRST, _LAST = "Transpose <perm = [0, 3, 1, 2]>", "Transpose <perm = [0, 2, 3, 1]>"
+_DEPTHWISE = "Conv <group: int = @channels, kernel_shape = [3, 3], pads = [1, 1, 1, 1]>"
+
+_BODIES = {
+    "LocalBranch": f"""
+LocalBranch <channels> (x, scale, shift, depthwise_weight, depthwise_bias, expand_weight, expand_bias,
+                        project_weight, project_bias) => (local)
+{{
+  half, other_half = Split <axis = -1, num_outputs = 2> (x)
+  scaled = Mul (half, scale)
+  normed = Add (scaled, shift)
+  planes = {_FIRST} (normed)
+  depthwise = {_DEPTHWISE} (planes, depthwise_weight, depthwise_bias)
+  depthwise_kept = Relu (depthwise)
+  expanded = {_DEPTHWISE} (depthwise_kept, expand_weight, expand_bias)
+  expanded_kept = Relu (expanded)
+  projected = Conv <kernel_shape = [1, 1]> (expanded_kept, project_weight, project_bias)
+  projected_kept = Relu (projected)
+  local = {_LAST} (projected_kept)
+}}
+""",
+    "ScanInputs": f"""
+ScanInputs <groups, channels> (x, norm_weight, norm_bias, in_weight, conv_weight, conv_bias, step_weight,
+                               step_expand, input_weight, output_weight)
+           => (tokens, gate, features, delta, B, C)
+{{
+  any = Constant <value_ints = [-1]> ()
+  keep = Constant <value_ints = [0, 0, 0]> ()
+  group_count = Constant <value_int: int = @groups> ()
+  axis = Constant <value_ints = [0]> ()
+  group_list = Unsqueeze (group_count, axis)
+  directions = Constant <value_ints = [4]> ()
+  sides = Shape <start = 1, end = 3> (x)
+  width = Shape <start = 0, end = 1> (in_weight)
+  group_shape = Concat <axis = 0> (keep, group_list, any)
+  token_shape = Concat <axis = 0> (any, sides, width)
+  direction_shape = Concat <axis = 0> (keep, directions, any)
+
+  other_half, half = Split <axis = -1, num_outputs = 2> (x)
+  normed = {_NORM} (half, norm_weight, norm_bias)
+  grouped = Reshape (normed, group_shape)
+  batched = Transpose <perm = [0, 3, 1, 2, 4]> (grouped)
+  tokens = Reshape (batched, token_shape)
+  projected = MatMul (tokens, in_weight)
+  flow, gate = Split <axis = -1, num_outputs = 2> (projected)
+  planes = {_FIRST} (flow)
+  convolved = {_DEPTHWISE} (planes, conv_weight, conv_bias)
+  convolved_gate = Sigmoid (convolved)
+  activated = Mul (convolved, convolved_gate)
+  features = {_LAST} (activated)
+  step_features = MatMul (features, step_weight)
+  steps = MatMul (step_features, step_expand)
+  delta = Reshape (steps, direction_shape)
+  inputs = MatMul (features, input_weight)
+  B = Reshape (inputs, direction_shape)
+  outputs = MatMul (features, output_weight)
+  C = Reshape (outputs, direction_shape)
+}}
+""",
+    "ScanOutputs": f"""
+ScanOutputs <groups, channels> (y, gate, tokens, out_norm_weight, out_norm_bias, project_weight, project_bias,
+                                conv_weight, conv_bias, residual_scale, norm_weight, norm_bias) => (scanned)
+{{
+  any = Constant <value_ints = [-1]> ()
+  two = Constant <value_ints = [2]> ()
+  keep = Constant <value_ints = [0, 0, 0]> ()
+  group_count = Constant <value_int: int = @groups> ()
+  axis = Constant <value_ints = [0]> ()
+  group_list = Unsqueeze (group_count, axis)
+  sides = Shape <start = 1, end = 3> (tokens)
+  width = Shape <start = 3, end = 4> (tokens)
+  convolved_width = Shape <start = 0, end = 1> (conv_weight)
+  passed_width = Sub (width, convolved_width)
+  widths = Concat <axis = 0> (convolved_width, passed_width)
+  pair_shape = Concat <axis = 0> (keep, any, two)
+  flat_shape = Concat <axis = 0> (keep, any)
+  group_shape = Concat <axis = 0> (any, group_list, sides, width)
+
+  normed = {_NORM} (y, out_norm_weight, out_norm_bias)
+  gate_weight = Sigmoid (gate)
+  gate_value = Mul (gate, gate_weight)
+  gated = Mul (normed, gate_value)
+  product = MatMul (gated, project_weight)
+  projected = Add (product, project_bias)
+  projected_weight = Sigmoid (projected)
+  activated = Mul (projected, projected_weight)
+  part, passed = Split <axis = -1> (activated, widths)
+  planes = {_FIRST} (part)
+  convolved = {_DEPTHWISE} (planes, conv_weight, conv_bias)
+  convolved_weight = Sigmoid (convolved)
+  convolved_value = Mul (convolved, convolved_weight)
+  convolved_part = {_LAST} (convolved_value)
+  both = Concat <axis = -1> (convolved_part, passed)
+  pairs = Reshape (both, pair_shape)
+  swapped_pairs = Transpose <perm = [0, 2, 1, 4, 3]> (pairs)
+  swapped = Reshape (swapped_pairs, flat_shape)
+  residual = Mul (tokens, residual_scale)
+  sum = Add (swapped, residual)
+  grouped = Reshape (sum, group_shape)
+  ungrouped = Transpose <perm = [0, 2, 3, 1, 4]> (grouped)
+  merged = Reshape (ungrouped, flat_shape)
+  merged_normed = {_NORM} (merged, norm_weight, norm_bias)
+  merged_pairs = Reshape (merged_normed, pair_shape)
+  shuffled = Transpose <perm = [0, 1, 2, 4, 3]> (merged_pairs)
+  scanned = Reshape (shuffled, flat_shape)
+}}
+""",
+    "MIFA": f"""
+MIFA <channels> (local, scanned, conv_weight, conv_bias, attention_weight) => (y)
+{{
+  any = Constant <value_ints = [-1]> ()
+  four = Constant <value_ints = [4]> ()
+  keep = Constant <value_ints = [0, 0, 0]> ()
+  sides = Constant <value_ints = [1, 2]> ()
+  quad_shape = Concat <axis = 0> (keep, any, four)
+  flat_shape = Concat <axis = 0> (keep, any)
+
+  local_planes = {_FIRST} (local)
+  local_convolved = {_DEPTHWISE} (local_planes, conv_weight, conv_bias)
+  local_kept = Relu (local_convolved)
+  local_weight = Sigmoid (local_kept)
+  scanned_planes = {_FIRST} (scanned)
+  scanned_convolved = {_DEPTHWISE} (scanned_planes, conv_weight, conv_bias)
+  scanned_kept = Gelu (scanned_convolved)
+  scanned_weight = Sigmoid (scanned_kept)
+  weighted_scanned = Mul (local_weight, scanned_planes)
+  weighted_local = Mul (scanned_weight, local_planes)
+  fused_planes = Concat <axis = 1> (weighted_scanned, weighted_local)
+  fused = {_LAST} (fused_planes)
+  quads = Reshape (fused, quad_shape)
+  shuffled_quads = Transpose <perm = [0, 1, 2, 4, 3]> (quads)
+  shuffled = Reshape (shuffled_quads, flat_shape)
+  mean = ReduceMean (shuffled, sides)
+  weighted_mean = Mul (mean, attention_weight)
+  attention = Sigmoid (weighted_mean)
+  y = Mul (shuffled, attention)
+}}
+""",
+}
+
+
+def block_functions(opset: int) -> list[FunctionProto]:
+    """All functions, to be added to a model's ``functions``.
+
+    Args:
+        opset: the model's version of the standard operators, at least 20 (Gelu).
+    """
+    from onnx import parser
+
+    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>'
+    return [parser.parse_function(header + body) for body in _BODIES.values()]
