@@ -78,14 +78,15 @@ class Architecture:
         Raises:
             ValueError: no such size.
         """
-        sizes: dict[str, dict[str, tuple[int, ...]]] = {
+        sizes: dict[str, dict[str, Any]] = {
             "t": {"depths": (2, 2, 4, 2), "dims": (96, 192, 384, 768)},
             "s": {"depths": (2, 2, 8, 2), "dims": (96, 192, 384, 768)},
             "b": {"depths": (2, 2, 12, 2), "dims": (128, 256, 512, 1024)},
         }
         if size not in sizes:
             raise ValueError(f"there is no size {size!r}: choose one of {', '.join(sizes)}")
-        return cls(**{**sizes[size], **changes})
+        fields: dict[str, Any] = {**sizes[size], **changes}
+        return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -122,6 +123,9 @@ def depthwise_conv(channels: int) -> nn.Conv2d:
 class ConvNorm(nn.Sequential):
     """A 3x3 convolution of stride 2 without bias, and its batch norm (`c` and `bn` in checkpoints)."""
 
+    c: nn.Conv2d
+    bn: nn.BatchNorm2d
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.add_module("c", nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=False))
@@ -129,7 +133,7 @@ class ConvNorm(nn.Sequential):
 
 
 class PatchMerging(nn.Module):
-    """Gathers 2x2 neighbours into channels, then LayerNorm and a linear layer: (B, H, W, C) to (B, H/2, W/2, 2C)."""
+    """Gathers 2x2 neighbours into channels, LayerNorm, linear: (B, H, W, C) to (B, H/2, W/2, 2C)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -141,8 +145,8 @@ class PatchMerging(nn.Module):
         # Neighbours in the order (0,0) (1,0) (0,1) (1,1), (row, column): columns outermost.
         x = x.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 4, 2, 5)
         x = x.reshape(batch, height // 2, width // 2, 4 * channels)
-        x = self.reduction(self.norm(x))
-        return x
+        merged: Tensor = self.reduction(self.norm(x))
+        return merged
 
 
 class PSFFN(nn.Module):

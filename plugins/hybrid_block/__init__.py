@@ -23,7 +23,8 @@ project_weight, project_bias) -> local``; attribute ``channels`` = h
     ReLU. local (batch, H, W, h).
 
 ``ScanInputs(x, norm_weight, norm_bias, in_weight, conv_weight, conv_bias, step_weight, step_expand,
-input_weight, output_weight) -> tokens, gate, features, delta, B, C``; attributes ``groups`` = G, ``channels`` = D
+input_weight, output_weight) -> tokens, gate, features, delta, B, C``; attributes ``groups`` = G and
+``channels`` = D
 
     x (batch, H, W, C), of which the second half is used; norm (h) twice; in_weight (d, 2D); conv
     (D, 1, 3, 3) and (D); step_weight (D, K*R), step_expand (K*R, K*D), block diagonal; input_weight and

@@ -6,6 +6,8 @@ Importing this module registers the operator with its gradient and its shape rul
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -108,7 +110,7 @@ def _save_inputs(
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Gradients:
+def _backward(ctx: Any, grad: Tensor) -> Gradients:
     return selective_scan_2d_backward(grad, *ctx.saved_tensors)
 
 
