@@ -1,0 +1,356 @@
+"""Every kind of image file becomes the same RGB pixels, or one clear line; and the transform, exactly."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msmamba.errors import ImageError, InputError
+from msmamba.images import MAX_PIXELS, Transform, load_image, read_image
+from PIL import Image
+
+
+def picture(height: int = 5, width: int = 7, channels: int = 3, dtype: Any = np.uint8) -> np.ndarray:
+    """Random pixels over the whole range of the type."""
+    values = np.random.default_rng(height * width + channels)
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return values.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def encoded(image: Image.Image | np.ndarray, file_format: str, **options: Any) -> bytes:
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def png(pixels: np.ndarray, colour_type: int) -> bytes:
+    """A 16-bit PNG, which Pillow cannot write for colour: type 0 grey, 2 RGB, 4 grey with alpha, 6 RGBA."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def tiff(pixels: np.ndarray, photometric: int = 1, sample_format: int = 1, order: str = "<") -> bytes:
+    """An uncompressed TIFF of one strip, of the kinds that Pillow cannot write."""
+    height, width = pixels.shape[:2]
+    samples = 1 if pixels.ndim == 2 else pixels.shape[2]
+    data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    bits_at, data_at = 8, 8 + 2 * samples
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, samples, bits_at), (259, 3, 1, 1)]
+    tags += [(262, 3, 1, photometric), (273, 4, 1, data_at), (277, 3, 1, samples), (278, 4, 1, height)]
+    tags += [(279, 4, 1, len(data)), (339, 3, 1, sample_format)]
+    bits = 8 * pixels.dtype.itemsize
+    if samples == 1:
+        tags[2] = (258, 3, 1, bits)
+    out = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", 42, data_at + len(data))
+    out += struct.pack(order + f"{samples}H", *[bits] * samples) + data + struct.pack(order + "H", len(tags))
+    for tag, kind, count, value in tags:
+        short = kind == 3 and count == 1
+        packed = struct.pack(order + "HH", value, 0) if short else struct.pack(order + "I", value)
+        out += struct.pack(order + "HHI", tag, kind, count) + packed
+    return out + struct.pack(order + "I", 0)
+
+
+def grey(pixels: np.ndarray) -> np.ndarray:
+    return np.repeat(pixels[:, :, None], 3, axis=2)
+
+
+def on_white(pixels: np.ndarray) -> np.ndarray:
+    colour, alpha = pixels[..., :3].astype(np.float64), pixels[..., 3:] / 255
+    return np.rint(colour * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+RGB, GREY, RGBA = picture(), picture(channels=1), picture(channels=4)
+GREY16, RGB16 = picture(channels=1, dtype=np.uint16), picture(dtype=np.uint16)
+RGBA16 = picture(channels=4, dtype=np.uint16)
+PALETTE = Image.fromarray(RGB).quantize(16)
+
+KINDS = {
+    "png-rgb": (encoded(RGB, "PNG"), RGB),
+    "png-grey": (encoded(GREY, "PNG"), grey(GREY)),
+    "png-rgba": (encoded(RGBA, "PNG"), on_white(RGBA)),
+    "png-palette": (encoded(PALETTE, "PNG"), np.array(PALETTE.convert("RGB"))),
+    "png-bilevel": (encoded(Image.fromarray(GREY > 99), "PNG"), grey(np.where(GREY > 99, 255, 0))),
+    "png-grey-16": (png(GREY16, 0), grey(GREY16 >> 8)),
+    "png-rgb-16": (png(RGB16, 2), RGB16 >> 8),
+    "png-rgba-16": (png(RGBA16, 6), on_white(RGBA16 >> 8)),
+    "tiff-rgb": (encoded(RGB, "TIFF"), RGB),
+    "tiff-grey": (encoded(GREY, "TIFF"), grey(GREY)),
+    "tiff-rgba": (encoded(RGBA, "TIFF"), on_white(RGBA)),
+    "tiff-palette": (encoded(PALETTE, "TIFF"), np.array(PALETTE.convert("RGB"))),
+    "tiff-lzw": (encoded(RGB, "TIFF", compression="tiff_lzw"), RGB),
+    "tiff-grey-16": (tiff(GREY16), grey(GREY16 >> 8)),
+    "tiff-grey-16-big-endian": (tiff(GREY16, order=">"), grey(GREY16 >> 8)),
+    "tiff-grey-16-white-is-zero": (tiff(GREY16, photometric=0), grey(255 - (GREY16 >> 8))),
+    "tiff-grey-white-is-zero": (tiff(GREY, photometric=0), grey(255 - GREY)),
+    "tiff-rgb-16": (tiff(RGB16, photometric=2), RGB16 >> 8),
+    "tiff-rgb-16-big-endian": (tiff(RGB16, photometric=2, order=">"), RGB16 >> 8),
+    "bmp-rgb": (encoded(RGB, "BMP"), RGB),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), KINDS.values(), ids=KINDS.keys())
+def test_every_kind_of_file_gives_its_pixels(content: bytes, expected: np.ndarray, tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_image(content), expected)
+    (tmp_path / "no-suffix").write_bytes(content)
+    pixels = read_image(tmp_path / "no-suffix")
+    np.testing.assert_array_equal(pixels, expected)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+
+
+def test_a_jpeg_gives_what_pillow_decodes() -> None:
+    content = encoded(picture(40, 50), "JPEG", quality=90)
+    np.testing.assert_array_equal(read_image(content), np.array(Image.open(io.BytesIO(content))))
+
+
+def test_a_grey_jpeg_is_grey_in_three_channels() -> None:
+    pixels = read_image(encoded(picture(40, 50, 1), "JPEG"))
+    assert (pixels == pixels[:, :, :1]).all()
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_is_applied(file_format: str, orientation: int) -> None:
+    # What the camera stores so that, turned as the tag says, it shows RGB (EXIF 2.3, tag 0x0112).
+    stored = {
+        1: RGB,
+        2: RGB[:, ::-1],
+        3: RGB[::-1, ::-1],
+        4: RGB[::-1],
+        5: RGB.transpose(1, 0, 2),
+        6: np.rot90(RGB, 1),
+        7: RGB[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(RGB, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(np.ascontiguousarray(stored), file_format, exif=exif)
+    np.testing.assert_array_equal(read_image(content), RGB)
+
+
+def test_the_orientation_of_a_jpeg_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert read_image(encoded(picture(10, 30), "JPEG", exif=exif)).shape == (30, 10, 3)
+
+
+def test_a_16_bit_grey_tiff_is_turned_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    content = encoded(GREY16[::-1, ::-1].copy(), "TIFF", exif=exif)
+    np.testing.assert_array_equal(read_image(content), grey(GREY16 >> 8))
+
+
+def test_only_the_first_page_is_read_and_the_notes_say_so() -> None:
+    others = [Image.fromarray(picture(9, 9)) for _ in range(2)]
+    image = load_image(encoded(RGB, "TIFF", save_all=True, append_images=others))
+    np.testing.assert_array_equal(image.pixels, RGB)
+    assert image.notes == ("page 1 of 3",)
+
+
+@pytest.mark.parametrize(
+    ("source", "note"),
+    [
+        (encoded(RGBA, "PNG"), "transparent parts shown on white"),
+        (tiff(GREY16 // 16), "12 bits used"),
+        (encoded(Image.fromarray(RGB).convert("CMYK"), "TIFF"), "CMYK"),
+    ],
+    ids=["alpha", "12-in-16-bits", "cmyk"],
+)
+def test_notes_say_what_was_decided(source: bytes, note: str) -> None:
+    assert any(note in line for line in load_image(source).notes)
+
+
+@pytest.mark.parametrize("name", ["png-rgb", "png-grey", "png-palette", "tiff-grey-16", "tiff-rgb-16"])
+def test_most_images_need_no_note(name: str) -> None:
+    assert load_image(KINDS[name][0]).notes == ()
+
+
+def test_opaque_alpha_needs_no_note() -> None:
+    opaque = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
+    image = load_image(encoded(opaque, "PNG"))
+    np.testing.assert_array_equal(image.pixels, RGB)
+    assert image.notes == ()
+
+
+def test_a_palette_with_transparency_is_shown_on_white() -> None:
+    content = encoded(PALETTE, "PNG", transparency=3)
+    index = np.array(PALETTE)
+    expected = np.array(PALETTE.convert("RGB"))
+    expected[index == 3] = 255
+    np.testing.assert_array_equal(read_image(content), expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (RGB, RGB),
+        (RGB[:, ::-1], RGB[:, ::-1]),
+        (GREY, grey(GREY)),
+        (GREY[:, :, None], grey(GREY)),
+        (GREY > 99, grey(np.where(GREY > 99, 255, 0))),
+        (RGBA, on_white(RGBA)),
+        (RGB16, RGB16 >> 8),
+        (GREY16, grey(GREY16 >> 8)),
+    ],
+    ids=["rgb", "reversed-view", "grey", "one-channel", "bool", "rgba", "rgb-16", "grey-16"],
+)
+def test_arrays_follow_the_same_rules_as_files(array: np.ndarray, expected: np.ndarray) -> None:
+    pixels = read_image(array)
+    np.testing.assert_array_equal(pixels, expected)
+    assert pixels.flags.c_contiguous
+    assert not np.shares_memory(pixels, array)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA"])
+def test_pillow_images_follow_the_same_rules_as_files(mode: str) -> None:
+    image = Image.fromarray(RGB).convert(mode)
+    np.testing.assert_array_equal(read_image(image), read_image(encoded(image, "PNG")))
+
+
+BAD = {
+    "empty": (b"", "empty"),
+    "text": (b"Sample;Class\n1;2\n" * 9, "not a PNG, JPEG, TIFF or BMP"),
+    "zeros": (bytes(4096), "not a PNG, JPEG, TIFF or BMP"),
+    "gif": (encoded(RGB, "GIF"), "not a PNG, JPEG, TIFF or BMP"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a PNG, JPEG, TIFF or BMP"),
+    "truncated-png": (encoded(picture(64, 64), "PNG")[:900], "truncated or corrupt"),
+    "truncated-jpeg": (encoded(picture(64, 64), "JPEG")[:900], "truncated or corrupt"),
+    "truncated-tiff": (tiff(picture(64, 64), 2)[:-64], "PNG, JPEG, TIFF or BMP|truncated or corrupt"),
+    "float-tiff": (tiff(GREY.astype(np.float32), sample_format=3), "floating-point values.*8 or 16"),
+    "int32-tiff": (tiff(GREY.astype(np.int32), sample_format=2), "32-bit integers.*8 or 16"),
+    "one-pixel": (encoded(picture(1, 1), "PNG"), "1x1 pixels: too small"),
+    "one-row": (encoded(picture(1, 9), "PNG"), "9x1 pixels: too small"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's, on the truncated TIFF
+@pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD.keys())
+def test_a_bad_file_gives_one_clear_line(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "sample.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=message) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ImageError, match=message):
+        read_image(content)
+
+
+def test_a_path_that_is_no_file_gives_one_clear_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in [
+        (tmp_path / "missing.png", "does not exist"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "pipe", "device or a pipe"),
+        (tmp_path / "pipe" / "x", "cannot be read"),
+        ("nul\0byte", "cannot be read"),
+    ]:
+        with pytest.raises(ImageError, match=message):
+            read_image(path)
+
+
+def test_a_decompression_bomb_is_refused_from_its_header() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    side = 50_000  # 2.5 billion pixels in 70 bytes
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    with pytest.raises(ImageError, match=f"at most {MAX_PIXELS:,}"):
+        read_image(bomb)
+
+
+def test_the_bound_on_pixels_is_the_callers() -> None:
+    content = encoded(RGB, "PNG")
+    read_image(content, max_pixels=RGB[..., 0].size)
+    for source in (content, RGB, Image.fromarray(RGB)):
+        with pytest.raises(ImageError, match="at most 34 in all"):
+            read_image(source, max_pixels=RGB[..., 0].size - 1)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 4, 2), np.uint8), "shape"),
+        (np.zeros((3, 4, 4, 3), np.uint8), "shape"),
+        (np.zeros((4, 4, 3), np.float32), "float32.*uint8"),
+        (np.zeros((0, 4, 3), np.uint8), "too small"),
+    ],
+    ids=["two-channels", "batch", "float", "no-rows"],
+)
+def test_a_bad_array_gives_one_clear_line(array: np.ndarray, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        read_image(array)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of the corruption before it gives up
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP"])
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_mutated_files_are_read_or_refused_and_nothing_else(file_format: str, data: st.DataObject) -> None:
+    content = bytearray(encoded(picture(9, 11), file_format))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        pixels = read_image(bytes(content))
+    except ImageError:
+        return
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2:] == (3,)
+
+
+MEAN, STD = (0.7, 0.5, 0.3), (0.1, 0.2, 0.4)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (224, 224), (301, 97), (2, 2)], ids=lambda s: f"{s[0]}x{s[1]}")
+def test_the_transform_is_pillows_resize_and_exact_arithmetic(shape: tuple[int, int]) -> None:
+    pixels = picture(*shape)
+    result = Transform(224, MEAN, STD)(pixels)
+    resized = np.array(Image.fromarray(pixels).resize((224, 224), Image.Resampling.BILINEAR), np.float64)
+    expected = ((resized / 255 - MEAN) / STD).astype(np.float32).transpose(2, 0, 1)
+    np.testing.assert_array_equal(result, expected)
+    assert result.dtype == np.float32
+    assert result.flags.c_contiguous
+
+
+def test_an_image_of_the_right_size_is_not_resampled() -> None:
+    pixels = picture(33, 33)
+    np.testing.assert_array_equal(Transform(33, MEAN, STD).resize(pixels), pixels)
+
+
+def test_reduction_is_antialiased() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert abs(Transform(8, MEAN, STD).resize(stripes).astype(int) - 128).max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("size", "mean", "std", "message"),
+    [
+        (0, MEAN, STD, "size is 0"),
+        (8, (0.5, 0.5), STD, "mean"),
+        (8, MEAN, (0.1, 0.0, 0.1), "above zero"),
+        (8, (float("nan"),) * 3, STD, "finite"),
+    ],
+    ids=["no-size", "two-means", "zero-std", "nan-mean"],
+)
+def test_a_senseless_transform_is_refused(size: int, mean: Any, std: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Transform(size, mean, std)
