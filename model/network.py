@@ -92,13 +92,6 @@ class Architecture:
         """Plain values, for JSON."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        """The inverse of :meth:`to_dict`."""
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        )
-
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """Views the last axis as (groups, C/groups), transposes and flattens it; (…, C) to (…, C)."""
