@@ -1,0 +1,199 @@
+"""The manifest: what an artefact is, in one JSON object.
+
+It stands as ``manifest.json`` in a bundle and, as compact JSON under one key of ``metadata_props``, in every
+ONNX file, so that a bare ``.onnx`` is usable too. It holds no time and no path: exporting the same checkpoint
+twice with the same versions gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import PurePosixPath
+from typing import Any
+
+from ..errors import ArtefactError
+from ..images import Transform
+
+FORMAT_VERSION = 1
+"""Version of the manifest's format that this package writes, and the newest that it reads."""
+
+METADATA_KEY = "msmamba.manifest"
+"""Key of the manifest in an ONNX file's ``metadata_props``."""
+
+RESIZE_RULE = "bilinear-antialias-square"
+"""The one resize rule there is: `msmamba.images.Transform`."""
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artefact is, what it was made from, and how its input is prepared.
+
+    Attributes:
+        labels: the classes' names, in the order of the logits.
+        image_size: side of the square input, in pixels.
+        mean, std: of the channels R, G, B scaled to [0, 1].
+        architecture: size, depths, dims and switches of the network, as the exporter knows them.
+        precision_asked: ``fp32``, ``fp16`` or ``int8``.
+        checkpoint_sha256: of the checkpoint file; empty when the model did not come from a file.
+        precision_proven: what verification measured; empty until it has run.
+        files: name to SHA-256 of every other file of the bundle; empty in a bare ``.onnx``.
+        versions: package name to version, of what made the artefact.
+        compute_capabilities: GPUs that the engines are for (``"8.7"``); empty without an engine.
+        resize: the resize rule, `RESIZE_RULE`.
+        format_version: of this format.
+    """
+
+    labels: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    architecture: Mapping[str, Any]
+    precision_asked: str
+    checkpoint_sha256: str = ""
+    precision_proven: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    compute_capabilities: tuple[str, ...] = ()
+    resize: str = RESIZE_RULE
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        problems = _problems(asdict(self))
+        if problems:
+            raise ArtefactError(f"the manifest is not valid: {'; '.join(problems)}")
+
+    @property
+    def transform(self) -> Transform:
+        """The transform from pixels to this artefact's input."""
+        return Transform(self.image_size, self.mean, self.std)
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON with sorted keys, for ``manifest.json``."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_metadata(self) -> dict[str, str]:
+        """The manifest as one entry of an ONNX file's ``metadata_props``."""
+        compact = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return {METADATA_KEY: compact}
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str = "the manifest") -> Manifest:
+        """Reads a manifest.
+
+        Args:
+            text: JSON; unknown keys are ignored.
+            source: what the text was read from, for messages.
+
+        Raises:
+            ArtefactError: it was made by a newer msmamba, or it is not valid; every mismatch is named.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:  # also text that is not UTF-8
+            raise ArtefactError(f"{source} is not JSON: {error}: export the bundle again") from error
+        if not isinstance(data, dict):
+            raise ArtefactError(f"{source} holds no JSON object: export the bundle again")
+        version = data.get("format_version")
+        if type(version) is int and version > FORMAT_VERSION:
+            raise ArtefactError(
+                f"{source} has format version {version}, made by a newer msmamba; "
+                f"this one reads up to {FORMAT_VERSION}: upgrade msmamba"
+            )
+        problems = _problems(data)
+        if problems:
+            raise ArtefactError(f"{source} is not valid: {'; '.join(problems)}: export it again")
+        known = {item.name: data[item.name] for item in fields(cls)}
+        for name in ("labels", "compute_capabilities"):
+            known[name] = tuple(known[name])
+        for name in ("mean", "std"):
+            known[name] = tuple(float(value) for value in known[name])
+        return cls(**known)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], source: str = "the ONNX file") -> Manifest:
+        """Reads the manifest from an ONNX file's ``metadata_props``.
+
+        Raises:
+            ArtefactError: there is none, or it is not valid.
+        """
+        if METADATA_KEY not in metadata:
+            raise ArtefactError(
+                f"{source} carries no '{METADATA_KEY}' metadata, so its labels, mean and std are unknown: "
+                "export it with 'mmdeploy export', or open it with labels, mean and std given"
+            )
+        return cls.from_json(metadata[METADATA_KEY], f"the manifest in {source}")
+
+
+def _problems(data: Mapping[str, Any]) -> list[str]:
+    """Every way in which ``data`` is not a manifest, in the order of the fields."""
+    found = []
+    for name, (expected, holds) in _RULES.items():
+        if name not in data:
+            found.append(f"'{name}' is missing")
+        elif not holds(data[name]):
+            found.append(f"'{name}' is {_shortened(data[name])}, expected {expected}")
+    return found
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_labels(value: Any) -> bool:
+    named = _is_list(value) and len(value) > 0 and all(isinstance(label, str) and label for label in value)
+    return named and len(set(value)) == len(value)
+
+
+def _are_three_numbers(value: Any) -> bool:
+    return _is_list(value) and len(value) == 3 and all(map(_is_number, value))
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and not value.strip("0123456789abcdef")
+
+
+def _are_files(value: Any) -> bool:
+    """Plain names only: a manifest must not lead a reader out of its folder."""
+    if not isinstance(value, dict):
+        return False
+    plain = all(name not in ("", ".", "..") and PurePosixPath(name).name == name for name in value)
+    return plain and not any("\\" in name for name in value) and all(map(_is_sha256, value.values()))
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+# For every field: what is expected, in words, and whether a value is that.
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "format_version": (str(FORMAT_VERSION), lambda value: type(value) is int and value == FORMAT_VERSION),
+    "labels": ("distinct names, at least one", _are_labels),
+    "image_size": ("a number of pixels", lambda value: type(value) is int and value > 0),
+    "mean": ("three finite numbers", _are_three_numbers),
+    "std": ("three numbers above zero", lambda value: _are_three_numbers(value) and min(value) > 0),
+    "resize": (f"'{RESIZE_RULE}'", lambda value: value == RESIZE_RULE),
+    "architecture": ("an object", lambda value: isinstance(value, dict)),
+    "precision_asked": (f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),
+    "precision_proven": ("an object", lambda value: isinstance(value, dict)),
+    "files": ("plain file names with their SHA-256", _are_files),
+    "checkpoint_sha256": ("a SHA-256 or nothing", lambda value: value == "" or _is_sha256(value)),
+    "versions": ("package names with versions", _are_texts),
+    "compute_capabilities": (
+        "a list such as ['8.7']",
+        lambda value: _is_list(value) and all(isinstance(item, str) for item in value),
+    ),
+}
