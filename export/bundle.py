@@ -1,0 +1,165 @@
+"""From a checkpoint to a bundle: the folder that a machine beside a microscope is given.
+
+A bundle is written under a temporary name and renamed, so it is whole or absent. It holds ``manifest.json``
+and ``model.onnx``; `verify` adds ``parity.json``.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from .. import __version__
+from ..errors import ExportError
+from ..files import atomic_folder, sha256_of
+from ..model.checkpoint import Checkpoint, Preprocessing, load_checkpoint
+from ..runtime.manifest import Manifest
+from .onnx_model import DEFAULT_OPSET, flat_model, onnx_from_network
+from .precision import PrecisionProof, fp16_from_fp32, precision_proof
+
+MODEL_FILE, MANIFEST_FILE, PARITY_FILE = "model.onnx", "manifest.json", "parity.json"
+PRECISIONS = ("fp32", "fp16")
+
+_VERSIONS_NOTED = ("torch", "onnx", "onnxscript", "numpy")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the user may choose; None means: as the checkpoint says."""
+
+    precision: str = "fp32"
+    image_size: int | None = None
+    """Side of the square input, pixels."""
+    opset: int = DEFAULT_OPSET
+    labels: Sequence[str] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written."""
+
+    path: Path
+    manifest: Manifest
+    proof: PrecisionProof
+    nodes: int
+    scans: int
+    bytes: int
+    """Of ``model.onnx``."""
+
+
+def export_bundle(
+    checkpoint: str | Path,
+    output: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    force: bool = False,
+    report: Callable[[str], None] = lambda step: None,
+) -> Export:
+    """Exports a checkpoint as a bundle.
+
+    Args:
+        checkpoint: safetensors or the authors' ``.pth``.
+        output: the bundle's folder.
+        options: precision, size, opset, and what the checkpoint does not say.
+        force: replace an existing bundle.
+        report: is told each step as it begins.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        ExportError: labels or channel statistics are missing, or the model cannot be exported as asked.
+        TargetError: the bundle exists already, or cannot be written.
+    """
+    options = options or ExportOptions()
+    with atomic_folder(output, force) as folder:
+        report("reading the checkpoint")
+        loaded = load_checkpoint(checkpoint)
+        manifest = _manifest(loaded, options, str(checkpoint))
+        report("tracing PyTorch to ONNX")
+        model = onnx_from_network(loaded.network, manifest.image_size, opset=options.opset)
+        if options.precision == "fp16":
+            report("converting to float16")
+            model = fp16_from_fp32(flat_model(model))
+        proof = _proven(model, options.precision)
+        report("writing the bundle")
+        manifest = replace(manifest, precision_proven=proof.to_dict())
+        for key, value in manifest.to_metadata().items():
+            model.metadata_props.add(key=key, value=value)
+        (folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        manifest = replace(manifest, files={MODEL_FILE: sha256_of(folder / MODEL_FILE)})
+        (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    return Export(
+        path=Path(output),
+        manifest=manifest,
+        proof=proof,
+        nodes=len(model.graph.node),
+        scans=sum(node.op_type == "SelectiveScan2D" for node in model.graph.node),
+        bytes=(Path(output) / MODEL_FILE).stat().st_size,
+    )
+
+
+def _proven(model: ModelProto, precision: str) -> PrecisionProof:
+    """The types that stand in the graph, refused unless they are what was asked for."""
+    proof = precision_proof(model)
+    if precision == "fp16" and not proof.nodes.get("float16"):
+        raise ExportError("fp16 was asked for, but no node of the exported graph computes in float16")
+    return proof
+
+
+def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manifest:
+    if options.precision not in PRECISIONS:
+        raise ExportError(
+            f"precision {options.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}"
+        )
+    classes = loaded.network.arch.num_classes
+    labels = tuple(options.labels) if options.labels is not None else loaded.labels
+    said = loaded.preprocessing
+    missing = []
+    if labels is None:
+        missing.append(f"the {classes} class names (--labels)")
+    for name, given in (("mean", options.mean), ("std", options.std)):
+        if given is None and said is None:
+            missing.append(f"the channels' {name} (--{name})")
+    if missing:
+        raise ExportError(f"{source} does not say {', '.join(missing)}: give what is missing")
+    assert labels is not None
+    if len(labels) != classes:
+        raise ExportError(f"{len(labels)} labels were given, but {source} has {classes} classes")
+    preprocessing = Preprocessing(
+        image_size=options.image_size or (said.image_size if said else 224),
+        mean=tuple(options.mean if options.mean is not None else said.mean if said else ()),
+        std=tuple(options.std if options.std is not None else said.std if said else ()),
+    )
+    return Manifest(
+        labels=labels,
+        image_size=preprocessing.image_size,
+        mean=_three(preprocessing.mean, "mean"),
+        std=_three(preprocessing.std, "std"),
+        architecture=_plain(loaded.network.arch.to_dict()),
+        precision_asked=options.precision,
+        checkpoint_sha256=loaded.sha256,
+        versions={
+            "msmamba": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _VERSIONS_NOTED},
+        },
+    )
+
+
+def _three(values: Sequence[float], name: str) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise ExportError(f"the channels' {name} is {tuple(values)}: expected three numbers")
+    red, green, blue = values
+    return (float(red), float(green), float(blue))
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Tuples as lists, as JSON gives them back."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
