@@ -5,6 +5,7 @@
     │   ├── ImageError        an image: missing, corrupt, too large, not an image
     │   └── DataError         a data folder or data set: no classes, too few images, leaking groups
     ├── CheckpointError       a checkpoint: unreadable, of another architecture, NaN weights
+    ├── TrainingError         a training run diverged, or is not the one to resume
     ├── ArtefactError         a bundle, ONNX file or engine: incomplete, changed, too new, unlabelled
     ├── ExportError           a model could not be turned into the artefact asked for
     ├── ParityError           an artefact does not answer like the model it came from
@@ -36,6 +37,10 @@ class DataError(InputError):
 
 class CheckpointError(MsmambaError):
     """A checkpoint is unreadable, belongs to another architecture or holds non-finite weights."""
+
+
+class TrainingError(MsmambaError):
+    """A training run diverged, or the run to resume is another one or unreadable."""
 
 
 class ArtefactError(MsmambaError):

@@ -1,0 +1,214 @@
+"""From samples to batches: decoding once, augmentation, and an order that depends on nothing but seeds.
+
+Every random choice is drawn from a generator seeded by (seed, epoch, image), so a run is the same with any
+number of workers, and a resumed run continues as if it had never stopped.
+
+Dims: B batch, H W an image's own size, S side of the square network input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..images import Transform, read_image
+from .data import Sample
+
+Pixels = npt.NDArray[np.uint8]
+Key = tuple[int, int]
+"""An epoch and an image's index: all that an augmentation depends on, beside the seed."""
+
+Channels = tuple[float, float, float]
+
+CACHE_BYTES = 1 << 30
+"""Decoded images kept in memory, at most."""
+CROP_ATTEMPTS = 10
+
+
+class Images:
+    """Decoded images, kept in memory until a bound is reached; later ones are decoded every time.
+
+    What is kept is never replaced: each epoch has a new order, so one that evicts would hit no more often.
+    """
+
+    def __init__(self, samples: Sequence[Sample], cache_bytes: int = CACHE_BYTES) -> None:
+        self.samples = samples
+        self._room = cache_bytes
+        self._cache: dict[int, Pixels] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int) -> Pixels:
+        """The RGB pixels of one image, (H, W, 3).
+
+        Raises:
+            ImageError: the file cannot be read; the message names it.
+        """
+        if (kept := self._cache.get(index)) is not None:
+            return kept
+        pixels = read_image(self.samples[index].path)
+        if pixels.nbytes <= self._room:
+            self._room -= pixels.nbytes
+            self._cache[index] = pixels
+        return pixels
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn at random for a training image: a crop resized to the input, and flips."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the image's area that a crop covers, lowest and highest."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of a crop, lowest and highest."""
+    horizontal_flip: bool = False
+    """Mirror half of the images left to right."""
+    vertical_flip: bool = False
+    """Mirror half of the images top to bottom."""
+
+    def crop_box(self, width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
+        """A crop as left, top, right, bottom, pixels.
+
+        Area and log ratio are uniform; after ten draws that do not fit, the largest central crop of an
+        allowed ratio (the rule of torchvision's ``RandomResizedCrop``).
+        """
+        lowest, highest = self.crop_ratio
+        for _ in range(CROP_ATTEMPTS):
+            area = width * height * generator.uniform(*self.crop_scale)
+            ratio = math.exp(generator.uniform(math.log(lowest), math.log(highest)))
+            crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                left = int(generator.integers(width - crop_width, endpoint=True))
+                top = int(generator.integers(height - crop_height, endpoint=True))
+                return left, top, left + crop_width, top + crop_height
+        crop_width = min(width, max(1, round(height * highest)))
+        crop_height = min(height, max(1, round(width / lowest)))
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+        return left, top, left + crop_width, top + crop_height
+
+    def __call__(self, pixels: Pixels, size: int, generator: np.random.Generator) -> Pixels:
+        """Crops, resizes and flips an RGB image: (H, W, 3) to (size, size, 3)."""
+        height, width, _ = pixels.shape
+        box = self.crop_box(width, height, generator)
+        image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=box)
+        if self.horizontal_flip and generator.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.vertical_flip and generator.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        return np.asarray(image)
+
+
+class TrainingImages(Dataset[tuple[npt.NDArray[np.float32], int]]):
+    """Augmented images by (epoch, index), each (3, S, S), with their class indices."""
+
+    def __init__(self, images: Images, augmentation: Augmentation, transform: Transform, seed: int) -> None:
+        self.images = images
+        self.augmentation = augmentation
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> tuple[npt.NDArray[np.float32], int]:
+        epoch, index = key
+        generator = np.random.default_rng((self.seed, epoch, index))
+        pixels = self.augmentation(self.images.read(index), self.transform.size, generator)
+        return self.transform.normalise(pixels), self.images.samples[index].label
+
+
+class EvaluationImages(Dataset[tuple[npt.NDArray[np.float32], int]]):
+    """Images as the runtime sees them, by index, each (3, S, S), with their class indices."""
+
+    def __init__(self, images: Images, transform: Transform) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.float32], int]:
+        return self.transform(self.images.read(index)), self.images.samples[index].label
+
+
+class ShuffledBatches(Sampler[list[Key]]):
+    """All images once, in batches, in an order that the seed and :attr:`epoch` decide.
+
+    A last batch of one image joins the batch before it: batch norm cannot be trained on one image whose map
+    has shrunk to one position.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.epoch = 0
+        self.seed = seed
+        starts = list(range(0, count, batch_size))
+        if len(starts) > 1 and count - starts[-1] == 1:
+            starts.pop()
+        self._bounds = list(zip(starts, [*starts[1:], count], strict=True))
+        self._count = count
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self._count)
+        for start, stop in self._bounds:
+            yield [(self.epoch, int(index)) for index in order[start:stop]]
+
+
+def loader_of(dataset: Dataset[Any], workers: int, **batching: Any) -> DataLoader[Any]:
+    """A loader that leaves the global random state alone.
+
+    Args:
+        workers: processes that decode and augment; 0 for none.
+        batching: ``batch_size`` or ``batch_sampler``.
+    """
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),
+        **batching,
+    )
+
+
+def channel_statistics(images: Images, size: int) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each channel over all images, resized as for evaluation.
+
+    Counted by pixel value, so they are exact up to one rounding. A channel without any contrast gets a
+    deviation of 1, so that normalising it divides by something.
+
+    Args:
+        images: at least one.
+        size: side of the square that images are resized to, pixels.
+
+    Returns:
+        The means and the deviations, of values in [0, 1].
+
+    Raises:
+        ImageError: a file cannot be read.
+    """
+    transform = Transform(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    counts = np.zeros((3, 256), np.int64)
+    for index in range(len(images)):
+        pixels = transform.resize(images.read(index))
+        for channel in range(3):
+            counts[channel] += np.bincount(pixels[..., channel].ravel(), minlength=256)
+    values = np.arange(256) / 255
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    mean = shares @ values
+    deviations = np.square(values - mean[:, None])
+    std = np.sqrt((shares * deviations).sum(axis=1))
+    std[counts.astype(bool).sum(axis=1) == 1] = 1.0
+    red, green, blue = mean.tolist()
+    red_std, green_std, blue_std = std.tolist()
+    return (red, green, blue), (red_std, green_std, blue_std)

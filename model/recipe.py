@@ -1,0 +1,75 @@
+"""The recipe: every figure, besides the data and the architecture, that decides a network's weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from .loading import Augmentation
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; the defaults are the paper's (section III; its code where it is silent).
+
+    Raises:
+        ValueError: figures that make no sense; all of them are named.
+    """
+
+    epochs: int = 200
+    """At most."""
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    """Of Adam, at its highest: after the warm-up, before the cosine decay to 0."""
+    weight_decay: float = 1e-4
+    """Of Adam; the scans' `A_logs` and `Ds` take none."""
+    warmup_epochs: int = 10
+    """Over which the learning rate grows linearly, step by step."""
+    patience: int = 30
+    """Epochs without a lower validation loss after which training stops."""
+    image_size: int = 224
+    """Side of the square network input, pixels."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    """Of the weights, the order, the augmentation and stochastic depth."""
+
+    def __post_init__(self) -> None:
+        smallest = {"epochs": 1, "batch_size": 2, "warmup_epochs": 0, "patience": 1, "seed": 0}
+        wrong = [
+            f"{name} is {getattr(self, name)}, expected at least {least}"
+            for name, least in smallest.items()
+            if getattr(self, name) < least
+        ]
+        if not 0 < self.learning_rate < math.inf:
+            wrong.append(f"learning_rate is {self.learning_rate}, expected a number above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            wrong.append(f"weight_decay is {self.weight_decay}, expected 0 or more")
+        if 1 <= self.epochs <= self.warmup_epochs:
+            wrong.append(
+                f"warmup_epochs is {self.warmup_epochs}, which leaves no epoch of {self.epochs} for the decay"
+            )
+        if self.image_size < 32 or self.image_size % 32:
+            wrong.append(f"image_size is {self.image_size}, expected a multiple of 32")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    def learning_rate_at(self, epoch: float) -> float:
+        """The learning rate at a moment of a run.
+
+        Args:
+            epoch: epochs done so far, with a fraction.
+        """
+        if epoch < self.warmup_epochs:
+            return self.learning_rate * epoch / self.warmup_epochs
+        decayed = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+        return self.learning_rate * (1 + math.cos(math.pi * decayed)) / 2
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """The inverse of ``dataclasses.asdict``, also after a trip through JSON."""
+        augmentation: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values["augmentation"].items()
+        }
+        return cls(**{**values, "augmentation": Augmentation(**augmentation)})

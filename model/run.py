@@ -1,0 +1,217 @@
+"""A run folder: what training leaves on disk, so that it survives being killed at any moment.
+
+It holds::
+
+    config.json        every figure of the run, written once, before the first epoch
+    last.pt            the whole state after the last finished epoch: what a run resumes from
+    best.safetensors   the weights of the best epoch, ready to export
+    history.jsonl      one line for each epoch
+    curve.png          the training curve
+    metrics.json       the best weights measured on the validation and test splits (at the end)
+    confusion.png      their confusion matrix on the test split (at the end)
+
+Each file is replaced in one step. ``last.pt`` holds the best weights and the history too: whatever
+a kill between two files left behind is written again from it, and at most the running epoch is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import TargetError, TrainingError
+from ..files import write_atomically
+from .metrics import Metrics
+from .plots import write_confusion_matrix, write_training_curve
+from .recipe import Recipe
+
+CONFIG, STATE, BEST, HISTORY = "config.json", "last.pt", "best.safetensors", "history.jsonl"
+METRICS, CURVE, CONFUSION = "metrics.json", "curve.png", "confusion.png"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to."""
+
+    number: int
+    """From 1."""
+    learning_rate: float
+    """At its last step."""
+    train_loss: float
+    """Mean cross-entropy, nats, of augmented images while the weights change."""
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    val_auc: float | None
+    seconds: float
+    """Wall time, validation included."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    history: tuple[Epoch, ...]
+    best_epoch: int
+    val: Metrics
+    """Of the best weights."""
+    test: Metrics | None
+    """Of the best weights; None where the data has no test split."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all epochs, those before a resumption included."""
+        return sum(epoch.seconds for epoch in self.history)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "epochs": len(self.history),
+            "best_epoch": self.best_epoch,
+            "seconds": round(self.seconds, 3),
+            "val": self.val.to_dict(),
+            "test": None if self.test is None else self.test.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class State:
+    """All that an epoch changes."""
+
+    history: tuple[Epoch, ...]
+    network: dict[str, Tensor]
+    best: dict[str, Tensor]
+    """The best epoch's weights, on the CPU."""
+    optimiser: dict[str, Any]
+    scaler: dict[str, Any]
+    """Of the mixed-precision loss; empty without."""
+
+
+def best_of(history: Sequence[Epoch]) -> Epoch:
+    """The epoch of the highest validation accuracy; among equals that of the lowest loss, then the first."""
+    return max(history, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss, -epoch.number))
+
+
+def is_over(history: Sequence[Epoch], recipe: Recipe) -> bool:
+    """Whether the epochs are used up, or the validation loss has not fallen for the recipe's patience."""
+    if len(history) >= recipe.epochs:
+        return True
+    if not history:
+        return False
+    lowest = min(history, key=lambda epoch: epoch.val_loss)
+    return len(history) - lowest.number >= recipe.patience
+
+
+class RunFolder:
+    """The files of one run. All writing methods raise TargetError where the disk refuses."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.best = self.path / BEST
+
+    def create(self) -> None:
+        """Makes the folder, or takes one that is empty.
+
+        Raises:
+            TargetError: it holds something, or cannot be made.
+        """
+        if (self.path / CONFIG).exists():
+            raise TargetError(
+                f"'{self.path}' holds a run already: resume it with --resume, or choose another folder"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            taken = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+        except OSError as error:
+            raise TargetError(f"cannot make the folder '{self.path}': {error.strerror}") from error
+        if taken:
+            raise TargetError(f"'{self.path}' holds {taken[0]!r} and is no run: choose a new folder")
+
+    def tidy(self) -> None:
+        """Removes the temporary files of a process that was killed while writing."""
+        for path in self.path.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+    def read_config(self) -> dict[str, Any] | None:
+        """The run's config; None where no run has begun.
+
+        Raises:
+            TrainingError: it cannot be read.
+        """
+        path = self.path / CONFIG
+        try:
+            config: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{path}: cannot be read: {error}") from error
+        return config
+
+    def read_recipe(self) -> Recipe | None:
+        """The recipe that the run was begun with; None where no run has begun.
+
+        Raises:
+            TrainingError: it cannot be read.
+        """
+        config = self.read_config()
+        if config is None:
+            return None
+        try:
+            return Recipe.from_dict(config["recipe"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise TrainingError(
+                f"{self.path / CONFIG}: its recipe is not one of this version: {error!r}"
+            ) from error
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Writes `config.json`."""
+        self._write_json(CONFIG, config)
+
+    def read_state(self) -> State | None:
+        """The state after the last finished epoch; None where none is finished.
+
+        Raises:
+            TrainingError: it cannot be read.
+        """
+        path = self.path / STATE
+        if not path.exists():
+            return None
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+            history = tuple(Epoch(**epoch) for epoch in values.pop("history"))
+            return State(history=history, **values)
+        except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"{path}: is not the state of a run of this version ({str(error).splitlines()[0]}): "
+                f"begin the run again in a new folder"
+            ) from error
+
+    def write_state(self, state: State) -> None:
+        """Writes `last.pt`."""
+        values = {**vars(state), "history": [asdict(epoch) for epoch in state.history]}
+        write_atomically(self.path / STATE, lambda file: torch.save(values, file))
+
+    def write_history(self, history: Sequence[Epoch]) -> None:
+        """Writes `history.jsonl`."""
+        lines = [json.dumps(asdict(epoch)) + "\n" for epoch in history]
+        write_atomically(self.path / HISTORY, "".join(lines).encode())
+
+    def draw_curve(self, history: Sequence[Epoch]) -> None:
+        """Draws `curve.png`, from at least one epoch."""
+        write_training_curve(self.path / CURVE, history, best_of(history))
+
+    def write_result(self, result: Result) -> None:
+        """Writes `metrics.json` and draws `confusion.png`."""
+        self._write_json(METRICS, result.to_dict())
+        metrics, split = (result.val, "validation") if result.test is None else (result.test, "test")
+        write_confusion_matrix(self.path / CONFUSION, metrics, title=f"{split} split".capitalize())
+
+    def _write_json(self, name: str, values: dict[str, Any]) -> None:
+        write_atomically(self.path / name, (json.dumps(values, indent=2) + "\n").encode())

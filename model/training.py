@@ -1,0 +1,403 @@
+"""Training from scratch: the recipe applied to a data set, into a run folder.
+
+Every random choice is seeded by (seed, epoch), so nothing of a random generator has to be saved, and a
+resumed run equals one that was never stopped, bit for bit on a CPU.
+
+Dims: B batch, S side of the square network input, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from .. import __version__
+from ..errors import BackendError, TrainingError
+from ..images import Transform
+from .checkpoint import save_checkpoint
+from .data import ImageFolder
+from .loading import (
+    CACHE_BYTES,
+    EvaluationImages,
+    Images,
+    ShuffledBatches,
+    TrainingImages,
+    channel_statistics,
+    loader_of,
+)
+from .metrics import Metrics, metrics_of
+from .network import Architecture, MicroscopicMamba
+from .recipe import Recipe
+from .run import Epoch, Result, RunFolder, State, best_of, is_over
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run is computed on. It is no part of the recipe: a resumed run may change it.
+
+    Raises:
+        BackendError: a device that is not there, or mixed precision without CUDA.
+    """
+
+    device: str = "cpu"
+    """``cpu``, ``cuda`` or ``cuda:<index>``."""
+    amp: bool = False
+    """Automatic mixed precision: float16 with loss scaling, CUDA only."""
+    threads: int | None = None
+    """CPU threads of PyTorch; None leaves them as they are."""
+    workers: int = 0
+    """Processes that decode and augment images; 0 does it in this one."""
+    cache_bytes: int = CACHE_BYTES
+    """Decoded images kept in memory for each split, at most."""
+
+    def __post_init__(self) -> None:
+        kind = self.device.split(":")[0]
+        if kind not in ("cpu", "cuda"):
+            raise BackendError(f"there is no device {self.device!r}: choose cpu or cuda")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise BackendError(
+                f"device {self.device!r} was asked for, but PyTorch {torch.__version__} finds no CUDA"
+            )
+        if self.amp and kind != "cuda":
+            raise BackendError("mixed precision needs CUDA: train without it on the CPU")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is about to do."""
+
+    run: Path
+    counts: dict[str, dict[str, int]]
+    """Images by split and class name."""
+    transform: Transform
+    parameters: int
+    epochs: int
+    steps: int
+    """Batches in each epoch."""
+    done: int
+    """Epochs finished before; above 0 in a resumed run."""
+
+
+class Listener(Protocol):
+    """Is told how a run goes. Epochs and steps count from 1."""
+
+    def on_start(self, plan: Plan) -> None:
+        """The run begins, or continues."""
+
+    def on_step(self, epoch: int, step: int, loss: float) -> None:
+        """A batch is done."""
+
+    def on_epoch(self, epoch: Epoch, is_best: bool) -> None:
+        """An epoch is done and saved."""
+
+
+def train(
+    data: ImageFolder,
+    run: str | Path,
+    arch: Architecture,
+    recipe: Recipe | None = None,
+    *,
+    hardware: Hardware | None = None,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> Result:
+    """Trains a network from scratch. Seeds PyTorch's global random generator.
+
+    Args:
+        data: with ``train`` and ``val`` splits; ``test``, where there is one, is measured at the end.
+        run: the run folder (see `model.run`), new unless ``resume``.
+        arch: its number of classes is taken from the data.
+        recipe: the paper's by default.
+        hardware: the CPU by default.
+        resume: continue the run in the folder, from its first epoch where none is finished.
+        listeners: are told of every step and epoch.
+
+    Raises:
+        DataError: a split is missing.
+        ImageError: an image cannot be read; the message names it.
+        TargetError: the folder holds a run already, or cannot be written.
+        TrainingError: the loss is no longer finite, or the run to resume is another one.
+    """
+    hardware = hardware or Hardware()
+    if hardware.threads is not None:
+        torch.set_num_threads(hardware.threads)
+    arch = replace(arch, num_classes=len(data.labels))
+    trainer = _Trainer(data, RunFolder(run), arch, recipe or Recipe(), hardware, resume, listeners)
+    return trainer.run_to_the_end()
+
+
+class _Trainer:
+    """A run in memory: all that an epoch needs, and all that it changes."""
+
+    def __init__(
+        self,
+        data: ImageFolder,
+        folder: RunFolder,
+        arch: Architecture,
+        recipe: Recipe,
+        hardware: Hardware,
+        resume: bool,
+        listeners: Sequence[Listener],
+    ) -> None:
+        self.labels, self.folder, self.recipe, self.hardware = data.labels, folder, recipe, hardware
+        self.listeners = listeners
+        self.device = torch.device(hardware.device)
+        images = {
+            name: Images(data.split(name), hardware.cache_bytes)
+            for name in dict.fromkeys(("train", "val", *data.splits))
+        }
+        self.transform = self._begin(data, images["train"], arch, resume)
+
+        torch.manual_seed(recipe.seed)
+        self.network = MicroscopicMamba(arch).to(self.device)
+        self.optimiser = _optimiser_of(self.network, recipe)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=hardware.amp)
+        self.history: list[Epoch] = []
+        self.best_weights: dict[str, Tensor] = {}
+        if resume and (state := folder.read_state()) is not None:
+            self._restore(state)
+
+        self.order = ShuffledBatches(len(images["train"]), recipe.batch_size, recipe.seed)
+        training = TrainingImages(images["train"], recipe.augmentation, self.transform, recipe.seed)
+        self.training_batches = loader_of(training, hardware.workers, batch_sampler=self.order)
+        self.evaluation_batches: dict[str, DataLoader[Any]] = {
+            name: loader_of(
+                EvaluationImages(split, self.transform), hardware.workers, batch_size=recipe.batch_size
+            )
+            for name, split in images.items()
+            if name != "train"
+        }
+        self.plan = Plan(
+            run=folder.path,
+            counts=data.counts(),
+            transform=self.transform,
+            parameters=sum(parameter.numel() for parameter in self.network.parameters()),
+            epochs=recipe.epochs,
+            steps=len(self.order),
+            done=len(self.history),
+        )
+
+    def run_to_the_end(self) -> Result:
+        """All epochs that are left, then the results."""
+        for listener in self.listeners:
+            listener.on_start(self.plan)
+        try:
+            while not is_over(self.history, self.recipe):
+                self._run_epoch()
+        finally:
+            if self.history:
+                self.folder.draw_curve(self.history)
+        self.network.load_state_dict(self.best_weights)
+        metrics = {name: self._measure(name) for name in self.evaluation_batches}
+        best_epoch = best_of(self.history).number
+        result = Result(tuple(self.history), best_epoch, val=metrics["val"], test=metrics.get("test"))
+        self.folder.write_result(result)
+        return result
+
+    def _begin(self, data: ImageFolder, images: Images, arch: Architecture, resume: bool) -> Transform:
+        """Checks the run to resume, or measures the data and writes the config of a new one."""
+        size = self.recipe.image_size
+        identity = _plain(
+            {
+                "recipe": asdict(self.recipe),
+                "architecture": arch.to_dict(),
+                "data": {"labels": data.labels, "counts": data.counts(), "digest": data.digest},
+            }
+        )
+        if resume and (config := self.folder.read_config()) is not None:
+            self.folder.tidy()
+            _check_same_run(self.folder.path, config, identity)
+            normalisation = config["normalisation"]
+            return Transform(size, tuple(normalisation["mean"]), tuple(normalisation["std"]))
+        self.folder.create()
+        mean, std = channel_statistics(images, size)
+        self.folder.write_config(
+            {
+                **identity,
+                "normalisation": {"mean": mean, "std": std},
+                "root": str(data.root),
+                "hardware": {**asdict(self.hardware), "threads": torch.get_num_threads()},
+                "versions": {
+                    "msmamba": __version__,
+                    "torch": str(torch.__version__),
+                    "numpy": np.__version__,
+                    "python": platform.python_version(),
+                },
+            }
+        )
+        return Transform(size, mean, std)
+
+    def _run_epoch(self) -> None:
+        """One pass over the training images, validation, and everything saved."""
+        started = time.perf_counter()
+        number = len(self.history) + 1
+        train_loss, train_accuracy = self._fit(number)
+        val = self._measure("val")
+        epoch = Epoch(
+            number=number,
+            learning_rate=self.optimiser.param_groups[0]["lr"],
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            val_loss=val.loss,
+            val_accuracy=val.accuracy,
+            val_auc=val.auc,
+            seconds=time.perf_counter() - started,
+        )
+        self.history.append(epoch)
+        is_best = best_of(self.history) is epoch
+        if is_best:
+            self.best_weights = _copied(self.network)
+        self._save(is_best)
+        for listener in self.listeners:
+            listener.on_epoch(epoch, is_best)
+
+    def _fit(self, number: int) -> tuple[float, float]:
+        """One pass over the training images: mean loss and accuracy."""
+        self.order.epoch = number
+        torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, number)).generate_state(1)[0]))
+        self.network.train()
+        loss_sum, right, seen = 0.0, 0, 0
+        for step, (images, labels) in enumerate(self.training_batches, start=1):
+            rate = self.recipe.learning_rate_at(number - 1 + (step - 0.5) / len(self.order))
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            truth = labels.to(self.device)
+            with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.hardware.amp):
+                logits = self.network(images.to(self.device))
+            loss = functional.cross_entropy(logits.float(), truth)
+            if not math.isfinite(value := loss.item()):
+                raise self._diverged(f"the loss became {value} in epoch {number}, step {step}")
+            self.optimiser.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+            loss_sum += value * len(truth)
+            right += int((logits.argmax(dim=1) == truth).sum())
+            seen += len(truth)
+            for listener in self.listeners:
+                listener.on_step(number, step, value)
+        return loss_sum / seen, right / seen
+
+    @torch.inference_mode()
+    def _measure(self, split: str) -> Metrics:
+        """The network's metrics on a split other than the training split."""
+        self.network.eval()
+        logits: list[npt.NDArray[np.float32]] = []
+        truth: list[npt.NDArray[np.int64]] = []
+        for images, labels in self.evaluation_batches[split]:
+            with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.hardware.amp):
+                scores = self.network(images.to(self.device))
+            logits.append(scores.float().cpu().numpy())
+            truth.append(labels.numpy())
+        scores = np.concatenate(logits)  # (N, C)
+        if not np.isfinite(scores).all():
+            raise self._diverged(f"logits on the {split} split are no longer finite")
+        return metrics_of(scores, np.concatenate(truth), self.labels)
+
+    def _diverged(self, what: str) -> TrainingError:
+        kept = "no epoch was finished, so there is no checkpoint"
+        if self.history:
+            best = best_of(self.history)
+            kept = (
+                f"{self.folder.best} keeps epoch {best.number}, validation accuracy {best.val_accuracy:.3f}"
+            )
+        return TrainingError(
+            f"{self.folder.path}: training diverged: {what}; {kept}; lower the learning rate "
+            f"({self.recipe.learning_rate:g}) or warm up for longer ({self.recipe.warmup_epochs} epochs)"
+        )
+
+    def _save(self, is_best: bool) -> None:
+        """Writes the state first: the other files can be written again from it."""
+        self.folder.write_state(
+            State(
+                history=tuple(self.history),
+                network=self.network.state_dict(),
+                best=self.best_weights,
+                optimiser=self.optimiser.state_dict(),
+                scaler=self.scaler.state_dict(),
+            )
+        )
+        if is_best:
+            self._save_best()
+        self.folder.write_history(self.history)
+
+    def _save_best(self) -> None:
+        network = copy.deepcopy(self.network)
+        network.load_state_dict(self.best_weights)
+        save_checkpoint(
+            self.folder.best,
+            network,
+            labels=self.labels,
+            image_size=self.transform.size,
+            mean=self.transform.mean,
+            std=self.transform.std,
+        )
+
+    def _restore(self, state: State) -> None:
+        self.history = list(state.history)
+        self.best_weights = state.best
+        self.network.load_state_dict(state.network)
+        self.optimiser.load_state_dict(state.optimiser)
+        if self.hardware.amp and state.scaler:
+            self.scaler.load_state_dict(state.scaler)
+        self._save_best()
+        self.folder.write_history(self.history)
+
+
+def _optimiser_of(network: MicroscopicMamba, recipe: Recipe) -> torch.optim.Adam:
+    spared = set(network.without_weight_decay())
+    decayed = [parameter for name, parameter in network.named_parameters() if name not in spared]
+    others = [parameter for name, parameter in network.named_parameters() if name in spared]
+    return torch.optim.Adam(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+    )
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as a JSON file gives them back: tuples become lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def _check_same_run(run: Path, config: dict[str, Any], identity: dict[str, Any]) -> None:
+    was, now = _flat({key: config.get(key) for key in identity}), _flat(identity)
+    differences = [
+        f"{name} was {was.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    ]
+    if differences:
+        raise TrainingError(
+            f"{run}: cannot be resumed with other figures: {'; '.join(differences)}. "
+            f"Give the same ones, or train in a new folder"
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        name: leaf
+        for key, value in values.items()
+        for name, leaf in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
