@@ -2,4 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import os
+
+    from .runtime.session import Session
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "open"]
+
+
+def open(path: str | os.PathLike[str], **options: Any) -> Session:
+    """Opens a bundle or an ONNX file for classification; see `msmamba.runtime.open_session` for the options.
+
+    Example:
+        with msmamba.open("colon.fp16") as session:
+            for prediction in session.classify(["a.png", "b.tif"]):
+                print(prediction.label, prediction.probability)
+    """
+    from .runtime.session import open_session  # not at the top: importing msmamba must stay light
+
+    return open_session(path, **options)

@@ -7,5 +7,6 @@ what `msmamba.open` calls.
 from __future__ import annotations
 
 from .manifest import Manifest
+from .session import Prediction, Session, open_session
 
-__all__ = ["Manifest"]
+__all__ = ["Manifest", "Prediction", "Session", "open_session"]

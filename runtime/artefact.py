@@ -1,0 +1,230 @@
+"""What a path holds, told from its content: a bundle, an ONNX file, an engine, a checkpoint.
+
+Suffixes are not trusted, and nothing here loads a model: a folder is looked at, a file's first bytes are
+read, and an ONNX file's outermost fields are walked (protobuf wire format: a varint ``number << 3 | type``,
+then the value) so that a truncated download is known before a runtime fails on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import zipfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TypeAlias
+
+from ..errors import ArtefactError
+from .manifest import Manifest
+
+MANIFEST_NAME = "manifest.json"
+MODEL_NAME = "model.onnx"
+
+# Field numbers of ModelProto and their wire types, onnx.proto3; 0 is a varint, 2 bytes with their length.
+_MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
+_GRAPH_FIELD = 7
+_FUNCTIONS_FIELD = 25
+_FUNCTION_NAME_FIELD = 1  # of FunctionProto
+_VARINT, _LENGTH_DELIMITED = 0, 2
+
+_ENGINE_MAGICS = (b"ftrt", b"vtrt")  # the first bytes of plans of TensorRT and of TensorRT-RTX
+
+_Buffer: TypeAlias = "bytes | mmap.mmap"
+
+
+class Kind(Enum):
+    """What an artefact is; the value reads in a sentence."""
+
+    BUNDLE = "a bundle"
+    ONNX = "an ONNX file"
+    ENGINE = "a TensorRT engine"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk, its manifest read and checked, its files not yet.
+
+    Attributes:
+        folder: where it is.
+        manifest: of ``manifest.json``.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    def read(self, name: str) -> bytes:
+        """The content of one of the bundle's files, after its checksum.
+
+        Raises:
+            ArtefactError: the file is missing, unlisted, unreadable or not as it was exported.
+        """
+        if name not in self.manifest.files:
+            listed = ", ".join(sorted(self.manifest.files)) or "nothing"
+            raise ArtefactError(f"'{self.folder}' lists no '{name}' in its manifest (it lists {listed})")
+        content = _read(self.folder / name)
+        found, expected = hashlib.sha256(content).hexdigest(), self.manifest.files[name]
+        if found != expected:
+            raise ArtefactError(
+                f"'{self.folder / name}' was changed after export: its SHA-256 is {found[:12]}…, "
+                f"the manifest says {expected[:12]}…: copy or export the bundle again"
+            )
+        return content
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Reads a bundle's manifest.
+
+    Raises:
+        ArtefactError: there is no bundle, or its manifest is not valid.
+    """
+    folder = Path(path)
+    manifest = folder / MANIFEST_NAME
+    if not manifest.is_file():
+        raise ArtefactError(f"'{folder}' is no bundle: it holds no '{MANIFEST_NAME}'")
+    return Bundle(folder, Manifest.from_json(_read(manifest), f"'{manifest}'"))
+
+
+def recognise(path: str | Path) -> Kind:
+    """What can be opened at ``path``.
+
+    Raises:
+        ArtefactError: nothing is there, it is truncated, it is a checkpoint (not exported yet), or it is
+            something else; the message says which and what to do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / MANIFEST_NAME).is_file():
+            return Kind.BUNDLE
+        raise ArtefactError(
+            f"'{path}' is a folder without '{MANIFEST_NAME}': expected a bundle of 'mmdeploy export'"
+        )
+    if not path.exists():
+        raise ArtefactError(f"'{path}' does not exist: expected a bundle, an ONNX file or an engine")
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+            if not head:
+                raise ArtefactError(f"'{path}' is empty: copy or export it again")
+            if head[:4] in _ENGINE_MAGICS:
+                return Kind.ENGINE
+            if _is_checkpoint(path, head):
+                raise ArtefactError(
+                    f"'{path}' is a checkpoint, and the runtime needs an exported artefact: "
+                    f"export it with 'mmdeploy export {path} -o BUNDLE'"
+                )
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if is_onnx(content, str(path)):
+                    return Kind.ONNX
+    except OSError as error:
+        raise ArtefactError(f"'{path}' cannot be read: {error.strerror}") from error
+    raise ArtefactError(f"'{path}' is neither a bundle nor an ONNX file nor a TensorRT engine")
+
+
+def is_onnx(content: _Buffer, name: str) -> bool:
+    """Whether the outermost fields are those of an ONNX model, up to the last byte.
+
+    Raises:
+        ArtefactError: they begin as a model's and then break off: the file is truncated.
+    """
+    numbers = set()
+    try:
+        for number, wire_type, _, _ in _fields(content):
+            if _MODEL_FIELDS.get(number) != wire_type:
+                return False
+            numbers.add(number)
+    except EOFError as error:
+        if 1 in numbers:  # ir_version, which writers put first
+            raise ArtefactError(f"'{name}' is a truncated ONNX file: copy or export it again") from error
+        return False
+    return _GRAPH_FIELD in numbers
+
+
+def without_functions(model: bytes, names: Collection[str]) -> bytes:
+    """An ONNX model without the model-local functions of these names.
+
+    ONNX Runtime would take a model's own function before a kernel that was registered for the same node.
+    """
+    kept, start = [], 0
+    for number, _, field_start, field_end in _fields(model):
+        if number == _FUNCTIONS_FIELD and _function_name(model[field_start:field_end]) in names:
+            kept.append(model[start:field_start])
+            start = field_end
+    return b"".join([*kept, model[start:]])
+
+
+def _function_name(field: bytes) -> str:
+    """The name of a function, of its whole field: key, length, FunctionProto."""
+    _, position = _varint(field, 0)
+    _, position = _varint(field, position)
+    function = field[position:]
+    for number, wire_type, start, end in _fields(function):
+        if (number, wire_type) == (_FUNCTION_NAME_FIELD, _LENGTH_DELIMITED):
+            _, text = _varint(function, start + 1)  # 1: the key's only byte
+            return function[text:end].decode(errors="replace")
+    return ""
+
+
+def read_model(path: str | Path) -> bytes:
+    """The content of a bare ONNX file.
+
+    Raises:
+        ArtefactError: it cannot be read.
+    """
+    return _read(Path(path))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtefactError(f"'{path}' is missing: copy or export it again") from error
+    except OSError as error:
+        raise ArtefactError(f"'{path}' cannot be read: {error.strerror}") from error
+
+
+def _is_checkpoint(path: Path, head: bytes) -> bool:
+    """Whether a file is safetensors (a length, then JSON) or PyTorch's (a zipped pickle, or a pickle)."""
+    header_bytes = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and header_bytes <= path.stat().st_size:
+        return True
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(Path(name).name == "data.pkl" for name in archive.namelist())
+    return head[:1] == b"\x80" and head[1] in (2, 3, 4, 5)
+
+
+def _fields(content: _Buffer) -> Iterator[tuple[int, int, int, int]]:
+    """The outermost protobuf fields: number, wire type, and where the whole field starts and ends.
+
+    Raises:
+        EOFError: the content ends inside a field, or is not protobuf.
+    """
+    position = 0
+    while position < len(content):
+        start = position
+        key, position = _varint(content, position)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == _VARINT:
+            _, position = _varint(content, position)
+        elif wire_type == _LENGTH_DELIMITED:
+            length, position = _varint(content, position)
+            position += length
+        else:
+            raise EOFError
+        if position > len(content):
+            raise EOFError
+        yield number, wire_type, start, position
+
+
+def _varint(content: _Buffer, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if position >= len(content) or shift > 63:
+            raise EOFError
+        byte = content[position]
+        value |= (byte & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 0x80:
+            return value, position

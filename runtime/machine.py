@@ -1,0 +1,92 @@
+"""The machine this process runs on: the cores it may use, the processor, its clock, its memory.
+
+Read from the operating system without any dependency; what a system does not tell is None.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import resource
+import sys
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+
+# Instruction sets that matter to inference, as Linux names them.
+_X86_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile")
+_ARM_FEATURES = ("asimd", "asimdhp", "asimddp", "i8mm", "bf16")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those of its affinity, less where a container's quota is below."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _first_line(_CGROUP_QUOTA)
+    if quota is None or quota.startswith("max"):
+        return allowed
+    granted, period = map(int, quota.split())
+    return max(1, min(allowed, math.ceil(granted / period)))
+
+
+def processor() -> str:
+    """The processor's name."""
+    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _text(_CPUINFO), re.MULTILINE)
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def processor_features() -> tuple[str, ...]:
+    """The processor's instruction sets that matter to inference."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _text(_CPUINFO), re.MULTILINE)
+    flags = set(found.group(1).split()) if found else set()
+    return tuple(name for name in _X86_FEATURES + _ARM_FEATURES if name in flags)
+
+
+def clock_state() -> dict[str, str]:
+    """What is known of the clock: governor, limits and present frequency; virtual machines tell little."""
+    state = {}
+    for key, name in (
+        ("governor", "scaling_governor"),
+        ("min_khz", "scaling_min_freq"),
+        ("max_khz", "scaling_max_freq"),
+        ("now_khz", "scaling_cur_freq"),
+    ):
+        value = _first_line(_FREQUENCY / name)
+        if value is not None:
+            state[key] = value
+    now = re.search(r"^cpu MHz\s*:\s*(.+)$", _text(_CPUINFO), re.MULTILINE)
+    if now:
+        state["cpuinfo_mhz"] = now.group(1)
+    return state or {"unknown": "this system does not tell"}
+
+
+def load_average() -> float | None:
+    """Processes that wanted a core, averaged over the last minute."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def memory_bytes() -> int | None:
+    """Main memory of the machine."""
+    found = re.search(r"^MemTotal:\s*(\d+) kB$", _text(Path("/proc/meminfo")), re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process has held so far (resident set, high-water mark)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not on this system
+        return ""
+
+
+def _first_line(path: Path) -> str | None:
+    lines = _text(path).splitlines()
+    return lines[0].strip() if lines else None

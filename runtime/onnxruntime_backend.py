@@ -1,0 +1,220 @@
+"""The network in ONNX Runtime: on the CPU, with msmamba's native kernels where they are built, or on CUDA.
+
+An exported file holds nodes of domain ``msmamba`` and, beside them, functions of standard operators that say
+what they compute. With the native library registered its kernels run those nodes, and the functions are
+taken out first; without it ONNX Runtime runs the functions, slower and with the same meaning. Which of
+the two happened, and why, is in `OnnxRuntimeBackend.path`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ArtefactError, BackendError
+from ..plugins import hybrid_block
+from ..plugins.selective_scan import cpu
+from . import machine
+from .artefact import without_functions
+
+if TYPE_CHECKING:
+    import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+    from numpy.typing import NDArray
+
+DEVICES = ("auto", "cpu", "cuda")
+KERNELS = ("auto", "native", "functions")
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_NATIVE_OPERATORS = frozenset({"SelectiveScan2D", *hybrid_block.OPERATORS})
+_LOG_NOTHING_BUT_FATAL = 4  # failures are raised, and reported once
+
+
+class OnnxRuntimeBackend:
+    """One model loaded into ONNX Runtime; owns its memory until `close`.
+
+    Attributes:
+        image_size: side of the square input in pixels, None where the model leaves it open.
+        classes: number of logits.
+        max_batch: largest batch, None for any.
+        metadata: the file's ``metadata_props``.
+        provider: what executes the graph, as ONNX Runtime names it.
+        path: what executes, in words, and why not something faster.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        name: str,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        kernels: str = "auto",
+    ) -> None:
+        """Loads a model.
+
+        Args:
+            model: the file's content.
+            name: of the file, for messages.
+            device: ``auto`` (CUDA where it works, else the CPU), ``cpu`` or ``cuda``.
+            threads: of the CPU; None takes every core that this process may use.
+            kernels: ``auto`` (native where they are built, on the CPU), ``native`` or ``functions``.
+
+        Raises:
+            BackendError: the device, or the kernels, asked for cannot be had.
+            ArtefactError: ONNX Runtime cannot load the model, or it is no image classifier.
+        """
+        _check_choices(device=(device, DEVICES), kernels=(kernels, KERNELS))
+        if threads is not None and threads < 1:
+            raise BackendError(f"the number of threads is {threads}: expected at least 1")
+        runtime = _onnxruntime()
+        providers = _providers(runtime, device)
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or machine.usable_cores()
+        options.log_severity_level = _LOG_NOTHING_BUT_FATAL
+        obstacle = _why_not_native(options, kernels, providers)
+        if obstacle is None:
+            model = without_functions(model, _NATIVE_OPERATORS)
+        try:
+            session = runtime.InferenceSession(model, options, providers=providers)
+        except _errors() as error:
+            raise ArtefactError(f"ONNX Runtime cannot load '{name}': {_first_line(error)}") from error
+        self.provider = _provider_in_use(session, device)
+        self.path = _path(self.provider, obstacle)
+        self._session: onnxruntime.InferenceSession | None = session
+        self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+        self._input, self._output, self.max_batch, self.image_size, self.classes = _interface(session, name)
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(B, 3, S, S) float32 to (B, classes) float32; any number of threads may call it at once.
+
+        Raises:
+            BackendError: the backend is closed, or ONNX Runtime failed (out of memory, say).
+        """
+        session = self._session
+        if session is None:
+            raise BackendError("the session is closed: open the artefact again")
+        try:
+            (logits,) = session.run([self._output], {self._input: images})
+        except _errors() as error:
+            raise BackendError(f"ONNX Runtime failed: {_first_line(error)}") from error
+        return np.asarray(logits, np.float32)
+
+    def close(self) -> None:
+        """Frees the model, once calls of `run` that have begun are done."""
+        self._session = None
+
+
+def _check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise BackendError(f"{name} '{value}' is unknown: choose one of {', '.join(allowed)}")
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(f"ONNX Runtime cannot be loaded ({error}): pip install onnxruntime") from error
+    return onnxruntime
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """ONNX Runtime's own exceptions, which have no common base."""
+    from onnxruntime.capi import (  # type: ignore[import-untyped]  # it ships no types
+        onnxruntime_pybind11_state as state,
+    )
+
+    names = (
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NotImplemented",
+        "RuntimeException",
+    )
+    return tuple(getattr(state, name) for name in names)
+
+
+def _providers(runtime: Any, device: str) -> list[str]:
+    available = runtime.get_available_providers()
+    if device == "cuda" and _CUDA not in available:
+        raise BackendError(
+            f"device 'cuda' needs ONNX Runtime with CUDA; this one offers {', '.join(available)}: "
+            "pip install onnxruntime-gpu in place of onnxruntime, or use --device cpu"
+        )
+    return [_CUDA, _CPU] if device != "cpu" and _CUDA in available else [_CPU]
+
+
+def _provider_in_use(session: Any, device: str) -> str:
+    provider: str = session.get_providers()[0]
+    if device == "cuda" and provider != _CUDA:
+        raise BackendError(
+            "device 'cuda' was asked for, but ONNX Runtime could not start it: "
+            "'mmdeploy doctor' shows the driver and libraries that it needs"
+        )
+    return provider
+
+
+def _why_not_native(options: Any, kernels: str, providers: list[str]) -> str | None:
+    """Registers the native kernels with ``options``; None when that worked, else the reason it did not.
+
+    Raises:
+        BackendError: ``kernels`` insists on them.
+    """
+    if kernels == "functions":
+        return "asked for"
+    obstacle = "the native kernels are for the CPU" if providers[0] == _CUDA else cpu.why_unavailable()
+    if obstacle is None:
+        try:
+            options.register_custom_ops_library(str(cpu.library_path()))
+        except _errors() as error:
+            obstacle = f"the native library does not register with this ONNX Runtime: {_first_line(error)}"
+    if obstacle is not None and kernels == "native":
+        raise BackendError(f"native kernels were asked for, but {obstacle}")
+    return obstacle
+
+
+def _path(provider: str, obstacle: str | None) -> str:
+    name = f"onnxruntime {provider.removesuffix('ExecutionProvider')}"
+    if obstacle is None:
+        return f"{name}, native kernels ({cpu.kernels()})"
+    return f"{name}, ONNX functions ({obstacle})"
+
+
+def _interface(session: Any, name: str) -> tuple[str, str, int | None, int | None, int]:
+    """The names of input and output, the largest batch, the image size and the number of classes.
+
+    Raises:
+        ArtefactError: the model is no image classifier; every mismatch is named.
+    """
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ArtefactError(
+            f"'{name}' has {len(inputs)} inputs and {len(outputs)} outputs: expected an image classifier "
+            "with one of each"
+        )
+    (image,), (logits,) = inputs, outputs
+    problems = []
+    for value in (image, logits):
+        if value.type != "tensor(float)":
+            problems.append(f"'{value.name}' is {value.type}, expected tensor(float)")
+    sides = image.shape[2:]
+    if len(image.shape) != 4 or image.shape[1] != 3 or sides[0] != sides[1]:
+        problems.append(f"'{image.name}' has shape {image.shape}, expected (batch, 3, S, S)")
+    if len(logits.shape) != 2 or not isinstance(logits.shape[1], int):
+        problems.append(f"'{logits.name}' has shape {logits.shape}, expected (batch, classes)")
+    batch = image.shape[0] if image.shape else None
+    if isinstance(batch, int) and batch != 1:
+        problems.append(f"'{image.name}' takes batches of exactly {batch}, expected any size or 1")
+    if problems:
+        raise ArtefactError(f"'{name}' is no image classifier that msmamba can run: {'; '.join(problems)}")
+    size = sides[0] if isinstance(sides[0], int) else None
+    return image.name, logits.name, batch if isinstance(batch, int) else None, size, logits.shape[1]
+
+
+def _first_line(error: Exception) -> str:
+    """ONNX Runtime's message without its prefix, ``[ONNXRuntimeError] : 1 : FAIL : ``."""
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).splitlines()[0])

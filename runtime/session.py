@@ -1,0 +1,370 @@
+"""A session: an artefact opened for classification, from image files to predictions.
+
+Dims: ``B`` images of a batch, ``S`` side of the square input in pixels, ``classes`` logits an image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ArtefactError, BackendError, ImageError, InputError
+from ..images import MAX_PIXELS, ImageSource, Transform, load_image
+from .artefact import MODEL_NAME, Kind, open_bundle, read_model, recognise
+from .manifest import METADATA_KEY, Manifest
+from .onnxruntime_backend import OnnxRuntimeBackend
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BATCH_SIZE = 4
+"""Default images a batch: enough to keep the cores busy, small enough for the memory of an edge box."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one image.
+
+    Attributes:
+        label: name of the likeliest class.
+        index: its place in the session's labels.
+        probability: of that class, softmax of the logits.
+        probabilities: of every class, in the order of the labels; they sum to 1.
+        notes: what reading the image had to decide ("page 1 of 5"); mostly empty.
+    """
+
+    label: str
+    index: int
+    probability: float
+    probabilities: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Session:
+    """An artefact opened for classification; a context manager that owns the loaded network.
+
+    `run`, `classify` and `classify_stream` may be called from several threads at once.
+    """
+
+    def __init__(
+        self,
+        backend: OnnxRuntimeBackend,
+        name: str,
+        manifest: Manifest | None,
+        labels: tuple[str, ...] | None,
+        transform: Transform | None,
+    ) -> None:
+        """Use `open_session`; this takes parts that fit together already."""
+        self._backend = backend
+        self._name = name
+        self._manifest = manifest
+        self._labels = labels
+        self._transform = transform
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What the artefact says of itself; None for an ONNX file that msmamba did not export."""
+        return self._manifest
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The classes' names in the order of the logits, None where nobody said."""
+        return self._labels
+
+    @property
+    def transform(self) -> Transform | None:
+        """From pixels to the network's input, None where mean, std or size are not known."""
+        return self._transform
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the square input in pixels, None where the model leaves it open."""
+        return self._transform.size if self._transform else self._backend.image_size
+
+    @property
+    def classes(self) -> int:
+        """Number of logits an image."""
+        return self._backend.classes
+
+    @property
+    def max_batch(self) -> int | None:
+        """Largest batch that `run` takes, None for any."""
+        return self._backend.max_batch
+
+    @property
+    def provider(self) -> str:
+        """What executes the network, as ONNX Runtime names it: ``CPUExecutionProvider``, …"""
+        return self._backend.provider
+
+    @property
+    def path(self) -> str:
+        """What executes the network, in words: runtime, device, and whose kernels run the scan."""
+        return self._backend.path
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Runs the network on images that are transformed already.
+
+        Args:
+            images: (B, 3, S, S) float32, finite.
+
+        Returns:
+            (B, classes) float32 logits, as the network gives them: not checked for NaN.
+
+        Raises:
+            InputError: the images are not that; every mismatch is named.
+            BackendError: the session is closed, or the network failed.
+        """
+        problems = self._mismatches(images)
+        if problems:
+            raise InputError(f"'image' {'; and it '.join(problems)}")
+        return self._backend.run(images)
+
+    def classify(
+        self, sources: Iterable[ImageSource], batch_size: int = BATCH_SIZE, max_pixels: int = MAX_PIXELS
+    ) -> list[Prediction]:
+        """Classifies images.
+
+        Args:
+            sources: paths, arrays, encoded bytes or Pillow images (see `msmamba.images`).
+            batch_size: images that go through the network at once.
+            max_pixels: larger images are refused.
+
+        Returns:
+            One prediction an image, in order.
+
+        Raises:
+            ImageError: an image cannot be used; the first one is named, and nothing is returned.
+            ArtefactError: the artefact does not say its labels, mean or std, or answers with NaN.
+            BackendError: the session is closed, or the network failed.
+        """
+        predictions = []
+        for _, result in self.classify_stream(sources, batch_size, max_pixels):
+            if isinstance(result, ImageError):
+                raise result
+            predictions.append(result)
+        return predictions
+
+    def classify_stream(
+        self, sources: Iterable[ImageSource], batch_size: int = BATCH_SIZE, max_pixels: int = MAX_PIXELS
+    ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
+        """As `classify`, one by one as they are made; an unusable image yields its error and stops nothing.
+
+        A thread reads and transforms at most two batches ahead of the network, so memory does not grow with
+        the number of images.
+        """
+        self._require_labels_and_transform()
+        if batch_size < 1:
+            raise InputError(f"the batch size is {batch_size}: expected at least 1")
+        if self.max_batch is not None:
+            batch_size = min(batch_size, self.max_batch)
+        return self._stream(iter(sources), batch_size, max_pixels)
+
+    def prepare(
+        self, source: ImageSource, max_pixels: int = MAX_PIXELS
+    ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+        """Reads and transforms one image: (3, S, S) float32, and the notes of reading it.
+
+        Raises:
+            ImageError: the image cannot be used.
+            ArtefactError: the artefact does not say its labels, mean or std.
+        """
+        _, transform = self._require_labels_and_transform()
+        image = load_image(source, max_pixels)
+        return transform(image.pixels), image.notes
+
+    def predictions(
+        self, logits: NDArray[np.floating[Any]], notes: Sequence[tuple[str, ...]] = ()
+    ) -> list[Prediction]:
+        """Turns (B, classes) logits into predictions: a softmax in float64.
+
+        Raises:
+            ArtefactError: logits are NaN or infinite, or the artefact does not say its labels.
+        """
+        labels, _ = self._require_labels_and_transform()
+        if not np.isfinite(logits).all():
+            raise ArtefactError(
+                f"'{self._name}' answers with NaN or infinite logits: "
+                "check it with 'mmdeploy verify', and export it again in fp32"
+            )
+        powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+        probabilities = powers / powers.sum(axis=1, keepdims=True)
+        notes = notes or [()] * len(probabilities)
+        results = []
+        for row, index, said in zip(probabilities, logits.argmax(axis=1), notes, strict=True):
+            results.append(
+                Prediction(labels[index], int(index), float(row[index]), tuple(row.tolist()), said)
+            )
+        return results
+
+    def close(self) -> None:
+        """Frees the network; later calls raise BackendError. May be called more than once."""
+        self._backend.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Session of '{self._name}': {self.classes} classes, {self.path}>"
+
+    def _stream(
+        self, sources: Iterator[ImageSource], batch_size: int, max_pixels: int
+    ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
+        ahead: deque[tuple[ImageSource, Future[Any]]] = deque()
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="msmamba-images")
+        try:
+            while True:
+                while len(ahead) < 2 * batch_size:
+                    try:
+                        source = next(sources)
+                    except StopIteration:
+                        break
+                    ahead.append((source, pool.submit(self.prepare, source, max_pixels)))
+                if not ahead:
+                    return
+                yield from self._classified([ahead.popleft() for _ in range(min(batch_size, len(ahead)))])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _classified(
+        self, batch: list[tuple[ImageSource, Future[Any]]]
+    ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
+        """Runs one batch; images that could not be read keep their place in the order."""
+        errors = [future.exception() for _, future in batch]
+        for error in errors:
+            if error is not None and not isinstance(error, ImageError):
+                raise error
+        read = [future.result() for (_, future), error in zip(batch, errors, strict=True) if error is None]
+        predictions: Iterator[Prediction] = iter(())
+        if read:
+            logits = self.run(np.stack([image for image, _ in read]))
+            predictions = iter(self.predictions(logits, [notes for _, notes in read]))
+        for (source, _), error in zip(batch, errors, strict=True):
+            yield source, error if isinstance(error, ImageError) else next(predictions)
+
+    def _mismatches(self, images: Any) -> list[str]:
+        if not isinstance(images, np.ndarray):
+            return [f"is a {type(images).__name__}: expected an array (B, 3, S, S) of float32"]
+        problems = []
+        size = self.image_size
+        expected = f"(B, 3, {size or 'S'}, {size or 'S'})"
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+            problems.append(f"has shape {images.shape}; this artefact takes {expected}")
+        elif size is not None and images.shape[2] != size:
+            problems.append(
+                f"is 3x{images.shape[2]}x{images.shape[3]}; this artefact takes 3x{size}x{size}: "
+                f"resize, or export with --size {images.shape[2]}"
+            )
+        if images.ndim == 4 and images.shape[0] < 1:
+            problems.append("is an empty batch: expected at least one image")
+        if images.ndim == 4 and self.max_batch is not None and images.shape[0] > self.max_batch:
+            problems.append(f"is a batch of {images.shape[0]}; this artefact takes at most {self.max_batch}")
+        if images.dtype != np.float32:
+            problems.append(f"holds {images.dtype}; this artefact takes float32: use .astype(np.float32)")
+        elif not np.isfinite(images).all():
+            problems.append("holds NaN or infinite values: expected finite ones")
+        return problems
+
+    def _require_labels_and_transform(self) -> tuple[tuple[str, ...], Transform]:
+        if self._labels is not None and self._transform is not None:
+            return self._labels, self._transform
+        missing = ["labels"] if self._labels is None else []
+        if self._transform is None:
+            missing.append("mean and std" if self._backend.image_size else "mean, std and image size")
+        raise ArtefactError(
+            f"'{self._name}' carries no {' and no '.join(missing)}, so it runs but cannot classify: "
+            "export it with 'mmdeploy export', or open it with labels=[…], mean=(…) and std=(…)"
+        )
+
+
+def open_session(
+    path: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    kernels: str = "auto",
+    labels: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Session:
+    """Opens an artefact, recognised by content: a bundle or an ONNX file.
+
+    Args:
+        path: the bundle's folder, or the file.
+        device: ``auto`` (CUDA where ONNX Runtime has it, else the CPU), ``cpu`` or ``cuda``.
+        threads: of the CPU; None takes every core that this process may use.
+        kernels: ``auto`` (the native ones where they are built), ``native``, or ``functions`` (ONNX only).
+        labels: the classes' names, for a file that does not carry them, or in place of those it carries.
+        mean: of the channels, likewise, three numbers.
+        std: of the channels, likewise, three numbers.
+
+    Raises:
+        ArtefactError: there is no usable artefact, or a file of the bundle was changed.
+        BackendError: the device, the kernels or a library asked for cannot be had.
+        InputError: the means or deviations given are not three sensible numbers.
+    """
+    name = os.fspath(path)
+    manifest: Manifest | None = None
+    kind = recognise(name)
+    if kind is Kind.ENGINE:
+        raise BackendError(
+            f"'{name}' is a TensorRT engine, and this installation runs ONNX: open the bundle it belongs to, "
+            f"or its {MODEL_NAME}"
+        )
+    if kind is Kind.BUNDLE:
+        bundle = open_bundle(name)
+        manifest, model = bundle.manifest, bundle.read(MODEL_NAME)
+    else:
+        model = read_model(name)
+    backend = OnnxRuntimeBackend(model, name, device=device, threads=threads, kernels=kernels)
+    if manifest is None and METADATA_KEY in backend.metadata:
+        manifest = Manifest.from_metadata(backend.metadata, f"'{name}'")
+    _check_fit(backend, name, manifest, labels)
+    return Session(
+        backend,
+        name,
+        manifest,
+        tuple(labels) if labels is not None else manifest.labels if manifest else None,
+        _transform(backend, manifest, mean, std),
+    )
+
+
+def _check_fit(
+    backend: OnnxRuntimeBackend, name: str, manifest: Manifest | None, labels: Sequence[str] | None
+) -> None:
+    """Refuses labels or a size that are not the network's."""
+    problems = []
+    named = labels if labels is not None else manifest.labels if manifest else None
+    if named is not None and len(named) != backend.classes:
+        problems.append(f"there are {len(named)} labels for {backend.classes} logits")
+    if manifest and backend.image_size not in (None, manifest.image_size):
+        problems.append(
+            f"the manifest says {manifest.image_size} pixels and the network takes {backend.image_size}"
+        )
+    if problems:
+        raise ArtefactError(f"'{name}' does not fit together: {'; '.join(problems)}")
+
+
+def _transform(
+    backend: OnnxRuntimeBackend,
+    manifest: Manifest | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Transform | None:
+    size = manifest.image_size if manifest else backend.image_size
+    mean = mean if mean is not None else manifest.mean if manifest else None
+    std = std if std is not None else manifest.std if manifest else None
+    if size is None or mean is None or std is None:
+        return None
+    return Transform(size, tuple(mean), tuple(std))  # type: ignore[arg-type]  # Transform checks the lengths
