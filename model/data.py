@@ -20,6 +20,8 @@ from ..errors import DataError
 from ..images import SUFFIXES
 
 SPLITS = ("train", "val", "test")
+SMALLEST_CLASS = 4
+"""Images that a class of a flat folder needs: two to train on, one to validate with, one to test with."""
 FOLDS = {"train": 3, "val": 1, "test": 1}
 """Fifths of a flat folder that go to each split: 6:2:2."""
 
@@ -214,7 +216,7 @@ def _images(folder: Path) -> list[Path]:
 def _split_flat(root: Path, seed: int, group_by: re.Pattern[str] | None) -> ImageFolder:
     labels, samples = _read_classes(root)
     _check_class_sizes(
-        root, labels, samples, at_least=len(SPLITS) if group_by is None else sum(FOLDS.values())
+        root, labels, samples, at_least=SMALLEST_CLASS if group_by is None else sum(FOLDS.values())
     )
     names = (
         _split_each_class(samples, seed)

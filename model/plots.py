@@ -70,6 +70,7 @@ def write_training_curve(path: Path, history: Sequence[Epoch], best: Epoch) -> N
     for axes in (loss, accuracy, rate):
         _plain(axes)
         axes.set_xlabel("epoch")
+        axes.set_xlim(0.5, epochs[-1] + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
     _write(path, figure)
