@@ -1,0 +1,96 @@
+"""The compiled scan kernels as a value: what travels inside a TensorRT engine, and nothing else.
+
+A package holds, for one type of the tensors and one number of states N, the machine code (cubin) of the
+three kernels of `gpu_launch` for each compute capability asked for. An engine serialises the package, so
+the machine that runs it needs neither Triton nor a compiler.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ...errors import BackendError
+
+MAGIC = b"msmamba-kernels-1\n"
+ELEMENT_TYPES = ("float16", "float32")
+"""Types of x, delta, B, C and y that kernels are compiled for; A, D and delta_bias are always float32."""
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """One kernel for one compute capability, with what its launch needs to know."""
+
+    name: str  # of the entry in the cubin
+    cubin: bytes
+    threads: int  # of one block, along x
+    shared_bytes: int  # dynamic shared memory
+    hidden_pointers: int  # null pointers to pass after the arguments of the source
+
+
+@dataclass(frozen=True)
+class KernelPackage:
+    """Kernels per compute capability (``10 * major + minor``) and name."""
+
+    element_type: str  # one of ELEMENT_TYPES
+    states: int  # N
+    kernels: dict[int, dict[str, CompiledKernel]]
+
+    @property
+    def compute_capabilities(self) -> tuple[int, ...]:
+        return tuple(sorted(self.kernels))
+
+    def for_device(self, compute_capability: int) -> dict[str, CompiledKernel]:
+        """The kernels for a device; machine code runs on no other compute capability.
+
+        Raises:
+            BackendError: The package was not compiled for that device.
+        """
+        try:
+            return self.kernels[compute_capability]
+        except KeyError:
+            found = ", ".join(f"{sm / 10:.1f}" for sm in self.compute_capabilities)
+            raise BackendError(
+                f"the engine's scan kernels are for compute capability {found}; this device has "
+                f"{compute_capability / 10:.1f}: rebuild the engine with --sm {compute_capability / 10:.1f}"
+            ) from None
+
+    def to_bytes(self) -> bytes:
+        """The package as bytes; equal packages give equal bytes."""
+        listing = {
+            str(sm): {
+                name: {**asdict(kernel), "cubin": base64.b64encode(kernel.cubin).decode()}
+                for name, kernel in sorted(kernels.items())
+            }
+            for sm, kernels in sorted(self.kernels.items())
+        }
+        document = {"element_type": self.element_type, "states": self.states, "kernels": listing}
+        return MAGIC + zlib.compress(json.dumps(document, sort_keys=True).encode(), level=9)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> KernelPackage:
+        """The package that `to_bytes` wrote.
+
+        Raises:
+            BackendError: The bytes are not a whole package of this version.
+        """
+        if not data.startswith(MAGIC):
+            raise BackendError(
+                f"scan kernels in an engine start with {data[:20]!r}, expected {MAGIC!r}: "
+                "the engine was built by another version of msmamba; rebuild it"
+            )
+        try:
+            document: dict[str, Any] = json.loads(zlib.decompress(data[len(MAGIC) :]))
+            kernels = {
+                int(sm): {
+                    name: CompiledKernel(**{**fields, "cubin": base64.b64decode(fields["cubin"])})
+                    for name, fields in listing.items()
+                }
+                for sm, listing in document["kernels"].items()
+            }
+            return cls(document["element_type"], document["states"], kernels)
+        except (zlib.error, ValueError, KeyError, TypeError) as error:
+            raise BackendError(f"the scan kernels in an engine are damaged ({error}); rebuild it") from error

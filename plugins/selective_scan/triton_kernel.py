@@ -1,0 +1,257 @@
+"""The kernels of the 2D selective scan for NVIDIA GPUs, in Triton: all directions at once.
+
+How the work is cut into programs, chunks and launches is told in `gpu_launch`; `triton_scan` compiles and
+launches what stands here. Dims as in the package: batch, H W map,
+L = H*W, D channels, N states, K = 4 directions; in the kernels ``BLOCK`` channels of one program,
+``STEPS`` positions of one tile.
+
+The state of a program, (N, BLOCK) float32, never leaves its registers. A tile of step sizes, inputs, B and
+C is loaded while the tile before it is computed; softplus runs once per element on the tile as it was
+loaded, and only then are its columns dealt out, one per step of the recurrence. Maps are channels last, so
+neighbouring lanes read neighbouring channels in whichever direction the positions are walked.
+"""
+
+from __future__ import annotations
+
+# A kernel is a program in Triton's language, whose arguments have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
+import triton
+import triton.language as tl
+
+DIRECTIONS = tl.constexpr(4)
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _softplus(value):
+    """log(1 + exp(value)), to float32's last digits also where it is tiny.
+
+    log(1 + w) = 2 artanh(w / (2 + w)) with w = exp(-|value|) in (0, 1]; the polynomial is artanh's
+    minimax fit on [0, 1/3], relative error 4e-9. (``log2(1 + w)`` would lose all digits of a small w.)
+    """
+    w = tl.exp2(tl.abs(value) * -LOG2_E)
+    s = w / (2.0 + w)
+    z = s * s
+    series = 2.0 + z * (0.66666315 + z * (0.4002491 + z * (0.27960605 + z * 0.28178327)))
+    return tl.maximum(value, 0.0) + s * series
+
+
+@triton.jit
+def _columns(tile, ROWS: tl.constexpr, STEPS: tl.constexpr):
+    """The columns of a (ROWS, STEPS) tile as a tuple of STEPS tensors (ROWS,)."""
+    even, odd = tl.split(tl.reshape(tile, [ROWS, STEPS // 2, 2]))  # (ROWS, STEPS / 2) each
+    if STEPS == 2:
+        columns = (tl.reshape(even, [ROWS]), tl.reshape(odd, [ROWS]))
+    elif STEPS == 4:
+        c0, c2 = tl.split(even)
+        c1, c3 = tl.split(odd)
+        columns = (c0, c1, c2, c3)
+    else:
+        c04, c26 = tl.split(tl.reshape(even, [ROWS, 2, 2]))
+        c15, c37 = tl.split(tl.reshape(odd, [ROWS, 2, 2]))
+        c0, c4 = tl.split(c04)
+        c2, c6 = tl.split(c26)
+        c1, c5 = tl.split(c15)
+        c3, c7 = tl.split(c37)
+        columns = (c0, c1, c2, c3, c4, c5, c6, c7)
+    return columns
+
+
+@triton.jit
+def _tile(columns, ROWS: tl.constexpr, STEPS: tl.constexpr):
+    """The inverse of `_columns`: a tuple of STEPS tensors (ROWS,) as a (ROWS, STEPS) tile."""
+    if STEPS == 2:
+        tile = tl.join(columns[0], columns[1])
+    elif STEPS == 4:
+        tile = tl.join(tl.join(columns[0], columns[2]), tl.join(columns[1], columns[3]))
+    else:
+        even = tl.join(tl.join(columns[0], columns[4]), tl.join(columns[2], columns[6]))
+        odd = tl.join(tl.join(columns[1], columns[5]), tl.join(columns[3], columns[7]))
+        tile = tl.join(tl.reshape(even, [ROWS, 4]), tl.reshape(odd, [ROWS, 4]))
+    return tl.reshape(tile, [ROWS, STEPS])
+
+
+@triton.jit
+def _walk(direction, height, width):
+    """How a direction walks the map: lines, positions per line, and the raster distance between either."""
+    by_rows = direction % 2 == 0
+    lines = tl.where(by_rows, height, width)
+    length = tl.where(by_rows, width, height)
+    return lines, length, tl.where(by_rows, width, 1), tl.where(by_rows, 1, width)
+
+
+@triton.jit
+def _tile_positions(direction, line, first, height, width, STEPS: tl.constexpr):
+    """Raster positions of the tile that starts at step ``first`` of ``line``, and which of them exist."""
+    lines, length, line_stride, step_stride = _walk(direction, height, width)
+    step = first + tl.arange(0, STEPS)
+    inside = step < tl.where(line < lines, length, 0)
+    backwards = direction >= 2
+    line = tl.where(backwards, lines - 1 - line, line)
+    step = tl.where(backwards, length - 1 - step, step)
+    return line * line_stride + step * step_stride, inside
+
+
+@triton.jit
+def _next_tile(line, first, length, STEPS: tl.constexpr):
+    """The tile after this one, on the next line when this line is done."""
+    first += STEPS
+    done = first >= length
+    return tl.where(done, line + 1, line), tl.where(done, 0, first)
+
+
+@triton.jit
+def _load(ptr, position, distance, lane, mask):
+    """The tile (lanes, STEPS) at ``position`` of a channels-last map, positions ``distance`` apart."""
+    return tl.load(ptr + position[None, :] * distance + lane[:, None], mask=mask, other=0.0)
+
+
+@triton.jit
+def _step_sizes(raw, bias, inside):
+    """delta' of a tile (BLOCK, STEPS); zero outside, where it leaves the state alone."""
+    return tl.where(inside[None, :], _softplus(raw.to(tl.float32) + bias[:, None]), 0.0)
+
+
+@triton.jit
+def chunk_state(
+    x_ptr, delta_ptr, a_ptr, b_ptr, delta_bias_ptr, state_ptr, decay_ptr,
+    height, width, channels, lines_per_chunk,
+    STATES: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """The state (D, N) in which a chunk ends that starts from zero, and its sum of delta' (D)."""
+    chunk, plane = tl.program_id(0), tl.program_id(2)
+    direction = plane % DIRECTIONS
+    image = (plane // DIRECTIONS).to(tl.int64) * height * width
+    x_ptr += image * channels
+    delta_ptr += (image * DIRECTIONS + direction) * channels
+    b_ptr += (image * DIRECTIONS + direction) * STATES
+
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    state = tl.arange(0, STATES)
+    real = channel < channels
+    own = direction * channels + channel
+    rate = tl.load(a_ptr + own[None, :] * STATES + state[:, None], mask=real[None, :], other=0.0) * LOG2_E
+    bias = tl.load(delta_bias_ptr + own, mask=real, other=0.0)
+
+    lines, length, _, _ = _walk(direction, height, width)
+    line = chunk * lines_per_chunk
+    last = tl.minimum(line + lines_per_chunk, lines)
+    tiles = tl.maximum(last - line, 0) * tl.cdiv(length, STEPS)
+    first = 0
+    position, inside = _tile_positions(direction, line, first, height, width, STEPS)
+    present = real[:, None] & inside[None, :]
+    x = _load(x_ptr, position, channels, channel, present)
+    raw = _load(delta_ptr, position, DIRECTIONS * channels, channel, present)
+    b = _load(b_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+
+    h = tl.zeros([STATES, BLOCK], dtype=tl.float32)
+    decay = tl.zeros([BLOCK, STEPS], dtype=tl.float32)
+    for _ in range(tiles):
+        delta = _step_sizes(raw, bias, inside)
+        decay += delta
+        deltas = _columns(delta, BLOCK, STEPS)
+        inputs = _columns(delta * x.to(tl.float32), BLOCK, STEPS)
+        bs = _columns(b, STATES, STEPS)
+
+        line, first = _next_tile(line, first, length, STEPS)
+        position, inside = _tile_positions(direction, line, first, height, width, STEPS)
+        present = real[:, None] & inside[None, :]
+        x = _load(x_ptr, position, channels, channel, present)
+        raw = _load(delta_ptr, position, DIRECTIONS * channels, channel, present)
+        b = _load(b_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+
+        for i in tl.static_range(STEPS):
+            h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i].to(tl.float32)[:, None]
+
+    slot = (plane.to(tl.int64) * (tl.num_programs(0) + 1) + chunk) * channels
+    tl.store(state_ptr + slot * STATES + channel[None, :] * STATES + state[:, None], h, mask=real[None, :])
+    tl.store(decay_ptr + slot + channel, tl.sum(decay, axis=1), mask=real)
+
+
+@triton.jit
+def scan(
+    x_ptr, delta_ptr, a_ptr, b_ptr, c_ptr, d_ptr, delta_bias_ptr, state_ptr, decay_ptr, partial_ptr,
+    height, width, channels, lines_per_chunk,
+    STATES: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """One direction's output, skip term included, over one chunk: partial (batch, K, H, W, D) float32."""
+    chunk, plane = tl.program_id(0), tl.program_id(2)
+    direction = plane % DIRECTIONS
+    image = (plane // DIRECTIONS).to(tl.int64) * height * width
+    x_ptr += image * channels
+    delta_ptr += (image * DIRECTIONS + direction) * channels
+    b_ptr += (image * DIRECTIONS + direction) * STATES
+    c_ptr += (image * DIRECTIONS + direction) * STATES
+    partial_ptr += plane.to(tl.int64) * height * width * channels
+
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    state = tl.arange(0, STATES)
+    real = channel < channels
+    own = direction * channels + channel
+    rate = tl.load(a_ptr + own[None, :] * STATES + state[:, None], mask=real[None, :], other=0.0) * LOG2_E
+    bias = tl.load(delta_bias_ptr + own, mask=real, other=0.0)
+    skip = tl.load(d_ptr + own, mask=real, other=0.0)
+
+    h = tl.zeros([STATES, BLOCK], dtype=tl.float32)
+    slot = plane.to(tl.int64) * tl.num_programs(0) * channels
+    for _ in range(chunk):
+        before = tl.load(
+            state_ptr + slot * STATES + channel[None, :] * STATES + state[:, None],
+            mask=real[None, :],
+            other=0.0,
+        )
+        decay = tl.load(decay_ptr + slot + channel, mask=real, other=0.0)
+        h = tl.exp2(decay[None, :] * rate) * h + before
+        slot += channels
+
+    lines, length, _, _ = _walk(direction, height, width)
+    line = chunk * lines_per_chunk
+    last = tl.minimum(line + lines_per_chunk, lines)
+    tiles = tl.maximum(last - line, 0) * tl.cdiv(length, STEPS)
+    first = 0
+    position, inside = _tile_positions(direction, line, first, height, width, STEPS)
+    present = real[:, None] & inside[None, :]
+    x = _load(x_ptr, position, channels, channel, present)
+    raw = _load(delta_ptr, position, DIRECTIONS * channels, channel, present)
+    b = _load(b_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+    c = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+
+    for _ in range(tiles):
+        u = x.to(tl.float32)
+        skipped = skip[:, None] * u
+        delta = _step_sizes(raw, bias, inside)
+        deltas = _columns(delta, BLOCK, STEPS)
+        inputs = _columns(delta * u, BLOCK, STEPS)
+        bs = _columns(b, STATES, STEPS)
+        cs = _columns(c, STATES, STEPS)
+        target = partial_ptr + position[None, :] * channels + channel[:, None]
+        writes = present
+
+        line, first = _next_tile(line, first, length, STEPS)
+        position, inside = _tile_positions(direction, line, first, height, width, STEPS)
+        present = real[:, None] & inside[None, :]
+        x = _load(x_ptr, position, channels, channel, present)
+        raw = _load(delta_ptr, position, DIRECTIONS * channels, channel, present)
+        b = _load(b_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+        c = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+
+        outputs = ()
+        for i in tl.static_range(STEPS):
+            h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i].to(tl.float32)[:, None]
+            y = tl.sum(h * cs[i].to(tl.float32)[:, None], axis=0)
+            outputs = outputs + (y,)  # noqa: RUF005  Triton has no unpacking
+        tl.store(target, _tile(outputs, BLOCK, STEPS) + skipped, mask=writes)
+
+
+@triton.jit
+def sum_directions(partial_ptr, y_ptr, elements, ELEMENTS: tl.constexpr):
+    """y = the four directions' outputs (batch, K, elements) added in order and rounded to y's type."""
+    image = tl.program_id(1).to(tl.int64) * elements
+    partial_ptr += image * DIRECTIONS
+    offset = tl.program_id(0) * ELEMENTS + tl.arange(0, ELEMENTS)
+    real = offset < elements
+    total = tl.load(partial_ptr + offset, mask=real, other=0.0)
+    for _ in tl.static_range(1, DIRECTIONS):
+        partial_ptr += elements
+        total += tl.load(partial_ptr + offset, mask=real, other=0.0)
+    tl.store(y_ptr + image + offset, total.to(y_ptr.dtype.element_ty), mask=real)

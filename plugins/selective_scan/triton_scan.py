@@ -1,0 +1,164 @@
+"""The Triton scan compiled for any NVIDIA GPU without one at hand, and launched on tensors.
+
+Importing this module imports Triton and PyTorch; import it only where a kernel is compiled or run. Dims
+as in the package: batch, H W map, D channels, N states, K = 4 directions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ...errors import BackendError
+from .gpu_launch import (
+    FLOAT32_BYTES,
+    KERNEL_POINTERS,
+    POINTER_ALIGNMENT,
+    SUM_ELEMENTS,
+    SUM_WARPS,
+    WARP,
+    BlockShape,
+    ScanShape,
+    block_shape,
+    chosen_chunks,
+    launch_plan,
+)
+from .gpu_package import ELEMENT_TYPES, CompiledKernel, KernelPackage
+from .triton_kernel import chunk_state, scan, sum_directions
+
+KERNELS = {"chunk_state": chunk_state, "scan": scan, "sum_directions": sum_directions}
+_ELEMENT_POINTERS = {"x", "delta", "B", "C", "y"}  # in the tensors' type; all others are float32
+_TRITON_TYPES = {"float16": "fp16", "float32": "fp32"}
+HIDDEN_POINTERS = 2
+"""Triton 3.9 appends two pointers to every kernel (global and profile scratch): null, as ours use neither."""
+INTERPRETED_AS = 87
+"""The compute capability whose block shape the interpreter takes."""
+
+
+def constants(kernel: str, states: int, block: BlockShape) -> dict[str, int]:
+    """The compile-time arguments of a kernel."""
+    if kernel == "sum_directions":
+        return {"ELEMENTS": SUM_ELEMENTS}
+    return {"STATES": states, "BLOCK": block.channels, "STEPS": block.steps}
+
+
+def compile_kernel(name: str, element_type: str, states: int, compute_capability: int) -> Any:
+    """Compiles one kernel for one compute capability, without a GPU.
+
+    Args:
+        name: A key of `KERNELS`.
+        element_type: ``float16`` or ``float32``, of x, delta, B, C and y.
+        states: N, a power of two.
+        compute_capability: ``10 * major + minor``.
+
+    Returns:
+        Triton's compiled kernel: ``asm["ptx"]``, ``asm["cubin"]`` and ``metadata``.
+
+    Raises:
+        BackendError: Another type, number of states or compute capability.
+    """
+    if element_type not in ELEMENT_TYPES:
+        raise BackendError(f"scan kernels exist for {' and '.join(ELEMENT_TYPES)}; found {element_type}")
+    if states < 2 or states & (states - 1):
+        raise BackendError(f"the scan kernel takes a power of two of states; found {states}")
+    function = KERNELS[name]
+    fixed = constants(name, states, block_shape(compute_capability))
+    pointers = KERNEL_POINTERS[name]
+    element = _TRITON_TYPES[element_type]
+    types = [f"*{element if pointer in _ELEMENT_POINTERS else 'fp32'}" for pointer in pointers]
+    scalars = len(function.arg_names) - len(pointers) - len(fixed)
+    types += ["i32"] * scalars + ["constexpr"] * len(fixed)
+    source = ASTSource(
+        fn=function,
+        signature=dict(zip(function.arg_names, types, strict=True)),
+        constexprs={(function.arg_names.index(key),): value for key, value in fixed.items()},
+        attrs={(i,): [["tt.divisibility", POINTER_ALIGNMENT]] for i in range(len(pointers))},
+    )
+    warps = SUM_WARPS if name == "sum_directions" else 1
+    # Fused multiply-add is asked for explicitly: Triton's default changes in 3.10.
+    options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget("cuda", compute_capability, WARP), options=options)
+
+
+def compile_package(element_type: str, states: int, compute_capabilities: tuple[int, ...]) -> KernelPackage:
+    """Compiles all kernels for several compute capabilities into one package, without a GPU.
+
+    Raises:
+        BackendError: Another type, number of states or compute capability than `compile_kernel` takes.
+    """
+    kernels: dict[int, dict[str, CompiledKernel]] = {}
+    for compute_capability in compute_capabilities:
+        kernels[compute_capability] = {}
+        for name in KERNELS:
+            compiled = compile_kernel(name, element_type, states, compute_capability)
+            metadata = compiled.metadata
+            if metadata.global_scratch_size or metadata.profile_scratch_size:
+                raise BackendError(
+                    f"Triton {metadata.triton_version} asks for scratch memory for {name}, "
+                    "which this launcher does not provide: use triton 3.9"
+                )
+            kernels[compute_capability][name] = CompiledKernel(
+                name=metadata.name,
+                cubin=compiled.asm["cubin"],
+                threads=metadata.num_warps * WARP,
+                shared_bytes=metadata.shared,
+                hidden_pointers=HIDDEN_POINTERS,
+            )
+    return KernelPackage(element_type, states, kernels)
+
+
+def selective_scan_2d(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    chunks: int | None = None,
+    block: BlockShape | None = None,
+) -> Tensor:
+    """The scan of the package's contract on a CUDA device, or in Triton's interpreter on the CPU.
+
+    Args:
+        x: (batch, H, W, D), contiguous like all others.
+        delta: (batch, H, W, K, D), raw.
+        A: (K, D, N) float32, negative; N a power of two.
+        B: (batch, H, W, K, N).
+        C: (batch, H, W, K, N).
+        D: (K, D) float32.
+        delta_bias: (K, D) float32.
+        chunks: Pieces to split each direction's lines into; by default what suits the device.
+        block: What one program owns; by default what the table says for the device.
+
+    Returns:
+        (batch, H, W, D) in ``x``'s type.
+
+    Raises:
+        BackendError: The scan is larger than a launch grid.
+    """
+    batch, height, width, channels = x.shape
+    shape = ScanShape(batch, height, width, channels, A.shape[-1])
+    if x.is_cuda:
+        device = torch.cuda.get_device_properties(x.device)
+        block = block or block_shape(10 * device.major + device.minor)
+        multiprocessors = device.multi_processor_count
+    else:
+        block, multiprocessors = block or block_shape(INTERPRETED_AS), 1
+    plan = launch_plan(shape, block, chunks or chosen_chunks(shape, block, multiprocessors))
+    workspace = x.new_empty(plan.workspace_bytes // FLOAT32_BYTES, dtype=torch.float32)
+    y = torch.empty_like(x)
+    tensors = {"x": x, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias, "y": y}
+    for array, offset in plan.workspace_addresses(0).items():
+        tensors[array] = workspace[offset // FLOAT32_BYTES :]
+    for launch in plan.launches:
+        pointers = [tensors[name] for name in KERNEL_POINTERS[launch.kernel]]
+        fixed = constants(launch.kernel, shape.states, block)
+        warps = SUM_WARPS if launch.kernel == "sum_directions" else 1
+        KERNELS[launch.kernel][launch.grid](*pointers, *launch.scalars, **fixed, num_warps=warps)
+    return y
