@@ -1,0 +1,37 @@
+// The door for ctypes: plain functions over pointers, threads from the pool of thread_pool.h.
+#include "scan.h"
+#include "thread_pool.h"
+
+#define MSMAMBA_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+const msmamba::Parallel kPool = {nullptr, 0, [](void*, int width, void (*body)(void*), void* data) {
+                                   msmamba::run_in_pool(width, body, data);
+                                 }};
+
+}  // namespace
+
+// Forward scan; arguments as in the contract, contiguous, at any address. `type` numbers msmamba::ElementType.
+// Returns null when done, otherwise what went wrong (a static string).
+MSMAMBA_EXPORT const char* msmamba_scan_forward(int32_t type, int64_t batch, int64_t height, int64_t width,
+                                                int64_t channels, int64_t states, const void* x, const void* delta,
+                                                const float* A, const void* B, const void* C, const float* D,
+                                                const float* delta_bias, void* y) {
+  if (type < 0 || type > 2) return "unknown element type";
+  const msmamba::ScanShape shape = {batch, height, width, channels, states};
+  const msmamba::ScanInputs inputs = {static_cast<msmamba::ElementType>(type), x, delta, A, B, C, D, delta_bias};
+  msmamba::Parallel pool = kPool;
+  pool.width = msmamba::pool_width();
+  return msmamba::forward_scan(shape, inputs, y, pool);
+}
+
+// The instruction set in use: "avx512", "avx2" or "baseline".
+MSMAMBA_EXPORT const char* msmamba_scan_kernels() { return msmamba::active_kernels().name; }
+
+// Chooses the instruction set by that name; 0 if this machine or build lacks it.
+MSMAMBA_EXPORT int32_t msmamba_scan_select_kernels(const char* name) { return msmamba::select_kernels(name) ? 1 : 0; }
+
+MSMAMBA_EXPORT int32_t msmamba_scan_threads() { return msmamba::pool_width(); }
+
+MSMAMBA_EXPORT void msmamba_scan_set_threads(int32_t threads) { msmamba::set_pool_width(threads); }

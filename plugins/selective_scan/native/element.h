@@ -1,0 +1,129 @@
+// Reading and writing float32, float16 and bfloat16 memory as float32 vectors.
+#pragma once
+
+#include "problem.h"
+#include "vector.h"
+
+namespace {
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// `widened` and `narrowed` convert one full vector at any address (float16 and bfloat16: to nearest even).
+
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> widened(const float* source) {
+  return load<Lanes>(source);
+}
+
+template <int Lanes>
+MSMAMBA_INLINE void narrowed(float* target, Float<Lanes> value) {
+  store<Lanes>(target, value);
+}
+
+template <int Lanes>
+struct Bits16 {
+  typedef uint16_t Vector __attribute__((vector_size(Lanes * 2)));
+  typedef uint16_t Unaligned __attribute__((vector_size(Lanes * 2), aligned(1), may_alias));
+  typedef uint32_t Wide __attribute__((vector_size(Lanes * 4)));
+};
+
+template <int Lanes>
+MSMAMBA_INLINE typename Bits16<Lanes>::Wide wide_bits(const void* source) {
+  const typename Bits16<Lanes>::Vector bits = *static_cast<const typename Bits16<Lanes>::Unaligned*>(source);
+  return __builtin_convertvector(bits, typename Bits16<Lanes>::Wide);
+}
+
+template <int Lanes>
+MSMAMBA_INLINE void store_low_bits(void* target, typename Bits16<Lanes>::Wide bits) {
+  *static_cast<typename Bits16<Lanes>::Unaligned*>(target) =
+      __builtin_convertvector(bits, typename Bits16<Lanes>::Vector);
+}
+
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> widened(const BFloat16* source) {
+  return (Float<Lanes>)(wide_bits<Lanes>(source) << 16);
+}
+
+template <int Lanes>
+MSMAMBA_INLINE void narrowed(BFloat16* target, Float<Lanes> value) {
+  using Wide = typename Bits16<Lanes>::Wide;
+  const Wide bits = (Wide)value;
+  const Wide rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  store_low_bits<Lanes>(target, (Wide)(value == value ? (Int<Lanes>)rounded : Int<Lanes>{} + 0x7fc0));
+}
+
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> widened(const Half* source) {
+#if defined(__AVX512VL__)
+  if constexpr (Lanes == 16) {
+    return (Float<Lanes>)_mm512_maskz_cvtph_ps(kAllLanes, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (Lanes == 8) {
+    return (Float<Lanes>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+  }
+#endif
+  // Read the bits as a float32 that is 2^112 too small and scale it: exact for subnormals too. Infinities
+  // and NaNs are those that come out at 2^16 or more; their exponent field is filled up.
+  using Wide = typename Bits16<Lanes>::Wide;
+  const Wide bits = wide_bits<Lanes>(source);
+  const Float<Lanes> magnitude = (Float<Lanes>)((bits & 0x7fffu) << 13) * 0x1p112f;
+  const Int<Lanes> special = (magnitude >= 65536.0f) & 0x7f800000;
+  return (Float<Lanes>)((Int<Lanes>)magnitude | special | (Int<Lanes>)((bits & 0x8000u) << 16));
+}
+
+template <int Lanes>
+MSMAMBA_INLINE void narrowed(Half* target, Float<Lanes> value) {
+#if defined(__AVX512VL__)
+  if constexpr (Lanes == 16) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target),
+                        _mm512_maskz_cvtps_ph(kAllLanes, (__m512)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    return;
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (Lanes == 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(target),
+                     _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    return;
+  }
+#endif
+  using Wide = typename Bits16<Lanes>::Wide;
+  const Wide bits = (Wide)value;
+  const Wide sign = (bits >> 16) & 0x8000u;
+  const Wide magnitude = bits & 0x7fffffffu;
+  // Normal results: rebias the exponent and round the 13 bits that drop off; a carry moves up as it should.
+  const Wide normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Subnormal results: adding 1/2 lets the float32 adder do the shift and the rounding.
+  const Wide subnormal = (Wide)((Float<Lanes>)magnitude + 0.5f) - 0x3f000000u;
+  Int<Lanes> result = (Int<Lanes>)magnitude < 0x38800000 ? (Int<Lanes>)subnormal : (Int<Lanes>)normal;
+  result = (Int<Lanes>)magnitude >= 0x477ff000 ? Int<Lanes>{} + 0x7c00 : result;  // 65520 and up: infinity
+  result = value == value ? result : Int<Lanes>{} + 0x7e00;
+  store_low_bits<Lanes>(target, (Wide)result | sign);
+}
+
+// The first `count` lanes of a vector; the others read as zero and are not written.
+
+template <int Lanes, typename Element>
+MSMAMBA_INLINE Float<Lanes> load_lanes(const Element* source, int count) {
+  if (count == Lanes) return widened<Lanes>(source);
+  Element lanes[Lanes] = {};
+  for (int i = 0; i < count; ++i) lanes[i] = source[i];
+  return widened<Lanes>(lanes);
+}
+
+template <int Lanes, typename Element>
+MSMAMBA_INLINE void store_lanes(Element* target, Float<Lanes> value, int count) {
+  if (count == Lanes) return narrowed<Lanes>(target, value);
+  Element lanes[Lanes];
+  narrowed<Lanes>(lanes, value);
+  for (int i = 0; i < count; ++i) target[i] = lanes[i];
+}
+
+}  // namespace

@@ -1,0 +1,147 @@
+// The recurrence over one tile of steps, and the order in which the steps visit the map.
+//
+// A tile is a run of steps whose operands stand densely in the first-level cache, whatever the layout and
+// type they came from. Who scans fills a tile (operands by position), advances the recurrence over it, and
+// drains it (outputs by position); only filling knows where `delta` comes from, so a caller that computes
+// its step sizes on the fly fills tiles from that and never stores `delta`.
+//
+// Lanes are channels: every vector operation serves `Lanes` channels at one state, B and C are broadcast,
+// and no sum runs across lanes.
+#pragma once
+
+#include "problem.h"
+#include "vector.h"
+
+namespace {
+
+constexpr int kTileSteps = 32;
+
+// Step sizes and decay rates beyond this are held to it where they meet in the decay, so that their product
+// stays finite; the decay is zero long before.
+constexpr float kLargestFactor = 1e19f;
+
+// One tile of one vector of channels. `step` is delta' of the contract, at most kLargestFactor; `drive` is
+// delta' * x.
+struct Tile {
+  int steps;
+  int states;
+  const float* step;   // (steps, Lanes)
+  const float* drive;  // (steps, Lanes)
+  const float* B;      // (steps, states)
+  const float* C;      // (steps, states)
+  float* output;       // (steps, Lanes)
+};
+
+// Walks the raster positions of one direction, in its order.
+class DirectionCursor {
+ public:
+  DirectionCursor(int direction, int64_t height, int64_t width) {
+    const bool columns = (direction & 1) != 0;
+    const bool reversed = (direction & 2) != 0;
+    run_ = columns ? height : width;
+    along_ = columns ? width : 1;
+    // From the last position of one row or column to the first of the next.
+    across_ = (columns ? 1 : width) - (run_ - 1) * along_;
+    next_ = reversed ? height * width - 1 : 0;
+    if (reversed) {
+      along_ = -along_;
+      across_ = -across_;
+    }
+    left_in_run_ = run_;
+    left_ = height * width;
+  }
+
+  // The positions of the next tile; returns their number, 0 at the end.
+  MSMAMBA_INLINE int next_positions(int64_t* positions) {
+    const int steps = left_ < kTileSteps ? static_cast<int>(left_) : kTileSteps;
+    for (int t = 0; t < steps; ++t) {
+      positions[t] = next_;
+      if (--left_in_run_ == 0) {
+        next_ += across_;
+        left_in_run_ = run_;
+      } else {
+        next_ += along_;
+      }
+    }
+    left_ -= steps;
+    return steps;
+  }
+
+ private:
+  int64_t run_;
+  int64_t along_;
+  int64_t across_;
+  int64_t next_;
+  int64_t left_in_run_;
+  int64_t left_;
+};
+
+// What the recurrence multiplies a step size with to get the decay's binary logarithm.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> decay_rate(Float<Lanes> A) {
+  return at_most<Lanes>(at_least<Lanes>(A * kLog2E, -kLargestFactor), kLargestFactor);
+}
+
+// One step of one state; returns its part of the output.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> advance_state(Float<Lanes>& h, Float<Lanes> step, Float<Lanes> drive, const float* rate,
+                                          float b, float c) {
+  h = exp2<Lanes>(step * load<Lanes>(rate)) * h + drive * b;
+  return h * c;
+}
+
+// `States` is known to the compiler: the states stay in registers throughout the tile.
+template <int Lanes, int States, typename Meanwhile>
+MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* rates, float* state,
+                                              Meanwhile meanwhile) {
+  Float<Lanes> h[States];
+#pragma GCC unroll 16
+  for (int n = 0; n < States; ++n) h[n] = load<Lanes>(state + n * Lanes);
+  for (int t = 0; t < tile.steps; ++t) {
+    const Float<Lanes> step = load<Lanes>(tile.step + t * Lanes);
+    const Float<Lanes> drive = load<Lanes>(tile.drive + t * Lanes);
+    const float* const B = tile.B + t * States;
+    const float* const C = tile.C + t * States;
+    meanwhile(t);
+    Float<Lanes> even{}, odd{};  // two sums: half the latency
+#pragma GCC unroll 8
+    for (int n = 0; n < States; n += 2) {
+      even += advance_state<Lanes>(h[n], step, drive, rates + n * Lanes, B[n], C[n]);
+      odd += advance_state<Lanes>(h[n + 1], step, drive, rates + (n + 1) * Lanes, B[n + 1], C[n + 1]);
+    }
+    store<Lanes>(tile.output + t * Lanes, even + odd);
+  }
+#pragma GCC unroll 16
+  for (int n = 0; n < States; ++n) store<Lanes>(state + n * Lanes, h[n]);
+}
+
+template <int Lanes, typename Meanwhile>
+MSMAMBA_INLINE void advance_tile_in_memory(const Tile& tile, const float* rates, float* state, Meanwhile meanwhile) {
+  for (int t = 0; t < tile.steps; ++t) {
+    meanwhile(t);
+    const Float<Lanes> step = load<Lanes>(tile.step + t * Lanes);
+    const Float<Lanes> drive = load<Lanes>(tile.drive + t * Lanes);
+    Float<Lanes> sum{};
+    for (int n = 0; n < tile.states; ++n) {
+      const int at = t * tile.states + n;
+      Float<Lanes> h = load<Lanes>(state + n * Lanes);
+      sum += advance_state<Lanes>(h, step, drive, rates + n * Lanes, tile.B[at], tile.C[at]);
+      store<Lanes>(state + n * Lanes, h);
+    }
+    store<Lanes>(tile.output + t * Lanes, sum);
+  }
+}
+
+// Advances `state` (states, Lanes) over the tile and writes its output. `rates` (states, Lanes) come from decay_rate.
+// `meanwhile(t)` runs with every step: address arithmetic and prefetching cost nothing beside the
+// recurrence, which leaves half of the machine's issue slots free.
+template <int Lanes, typename Meanwhile>
+__attribute__((noinline)) void advance_tile(const Tile& tile, const float* rates, float* state, Meanwhile meanwhile) {
+  if (tile.states == 16) {
+    advance_tile_in_registers<Lanes, 16>(tile, rates, state, meanwhile);
+  } else {
+    advance_tile_in_memory<Lanes>(tile, rates, state, meanwhile);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,134 @@
+#include "scan.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace msmamba {
+
+extern const Kernels kBaselineKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+namespace {
+
+constexpr int kMaxSets = 3;
+
+// Fills `sets` with the kernels this machine can run, best first, and returns their number.
+int runnable_kernels(const Kernels* sets[kMaxSets]) {
+  int count = 0;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
+    sets[count++] = &kAvx512Kernels;
+  }
+  if (avx2) sets[count++] = &kAvx2Kernels;
+#endif
+  sets[count++] = &kBaselineKernels;
+  return count;
+}
+
+std::atomic<const Kernels*>& chosen_kernels() {
+  static std::atomic<const Kernels*> chosen{[] {
+    const Kernels* sets[kMaxSets];
+    runnable_kernels(sets);
+    return sets[0];
+  }()};
+  return chosen;
+}
+
+int64_t divided_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Memory aligned to 64 bytes.
+class AlignedBuffer {
+ public:
+  explicit AlignedBuffer(size_t bytes) : memory_(std::aligned_alloc(64, (bytes + 63) / 64 * 64)) {}
+  ~AlignedBuffer() { std::free(memory_); }
+  AlignedBuffer(const AlignedBuffer&) = delete;
+  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
+
+  void* get() const { return memory_; }
+
+ private:
+  void* memory_;
+};
+
+// The tasks of one forward call: every block of channels times every group of sequences.
+struct ForwardJob {
+  const Kernels& kernels;
+  const ScanShape& shape;
+  const ScanInputs& inputs;
+  void* y;
+  int64_t block;  // channels of a task
+  int64_t group;  // sequences of a task
+  int64_t groups;
+  int64_t tasks;
+  std::atomic<int64_t> next{0};
+
+  // Large blocks read B and C, large groups prepare the decay rates, less often; small ones leave something
+  // for every thread, twice over, so that what other processes take can be evened out.
+  ForwardJob(const ScanShape& shape_, const ScanInputs& inputs_, void* y_, int width)
+      : kernels(active_kernels()), shape(shape_), inputs(inputs_), y(y_) {
+    const int64_t enough_tasks = int64_t{2} * width;
+    int64_t vectors = kMostVectors;
+    while (vectors > 1 && divided_up(shape.channels, vectors * kernels.lanes) * shape.batch < enough_tasks) --vectors;
+    block = vectors * kernels.lanes;
+    const int64_t blocks = divided_up(shape.channels, block);
+    group = blocks * shape.batch / (2 * enough_tasks);
+    if (group < 1) group = 1;
+    groups = divided_up(shape.batch, group);
+    tasks = blocks * groups;
+  }
+
+  ForwardTask task(int64_t index) const {
+    // Neighbours in time work on different sequences; a smaller last block comes last.
+    const int64_t first_channel = index / groups * block;
+    const int64_t first_sequence = index % groups * group;
+    return {first_sequence, smaller(first_sequence + group, shape.batch), first_channel,
+            static_cast<int>(smaller(block, shape.channels - first_channel))};
+  }
+
+  // One thread's share.
+  void work() {
+    const AlignedBuffer scratch(kernels.forward_scratch(shape));
+    if (scratch.get() == nullptr) return;
+    for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+      kernels.forward(shape, inputs, y, task(index), scratch.get());
+    }
+  }
+};
+
+}  // namespace
+
+const Kernels& active_kernels() { return *chosen_kernels().load(std::memory_order_relaxed); }
+
+bool select_kernels(const char* name) {
+  const Kernels* sets[kMaxSets];
+  const int count = runnable_kernels(sets);
+  for (int i = 0; i < count; ++i) {
+    if (std::strcmp(sets[i]->name, name) == 0) {
+      chosen_kernels().store(sets[i], std::memory_order_relaxed);
+      return true;
+    }
+  }
+  return false;
+}
+
+const char* forward_scan(const ScanShape& shape, const ScanInputs& inputs, void* y, const Parallel& parallel) {
+  ForwardJob job(shape, inputs, y, parallel.width);
+  const int64_t width = job.tasks < parallel.width ? job.tasks : parallel.width;
+  parallel.run(
+      parallel.owner, static_cast<int>(width), [](void* data) { static_cast<ForwardJob*>(data)->work(); }, &job);
+  // A thread that got no memory left its tasks to the others; what counts is whether all were taken.
+  if (job.next.load(std::memory_order_relaxed) < job.tasks) return "out of memory";
+  return nullptr;
+}
+
+}  // namespace msmamba

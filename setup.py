@@ -1,0 +1,68 @@
+"""Builds the native selective scan; everything else about the package stands in setup.cfg.
+
+One shared library serves every machine of its platform: the kernels are compiled once per instruction
+set, each from a source of its own with its own flags, and chosen at run time. It has no Python in it
+(ctypes and ONNX Runtime load it), and it is optional: where there is no C++ compiler the package
+installs without it and ``plugins.selective_scan.cpu.why_unavailable()`` says so.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+NATIVE = Path("plugins/selective_scan/native")
+COMPILE_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-g0", "-Wno-psabi"]
+
+KERNEL_FLAGS: dict[str, list[str]] = {"kernels_baseline.cpp": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    KERNEL_FLAGS["kernels_avx2.cpp"] = ["-mavx2", "-mfma", "-mf16c"]
+    KERNEL_FLAGS["kernels_avx512.cpp"] = [
+        *KERNEL_FLAGS["kernels_avx2.cpp"],
+        *("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
+    ]
+
+
+class BuildExtension(build_ext):
+    """Compiles the kernels with the flags of their instruction set, the rest as usual."""
+
+    def build_extension(self, ext: Extension) -> None:
+        kernels = [
+            self.compiler.compile(
+                [str(NATIVE / source)],
+                output_dir=self.build_temp,
+                extra_postargs=[*COMPILE_FLAGS, *flags],
+                depends=ext.depends,
+            )
+            for source, flags in KERNEL_FLAGS.items()
+        ]
+        ext.extra_objects = [obj for objects in kernels for obj in objects]
+        super().build_extension(ext)
+
+
+class BuildPython(build_py):
+    """Leaves this file out: the repository's root is the package, so it would count as a module."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        modules = super().find_package_modules(package, package_dir)
+        return [module for module in modules if module[:2] != ("msmamba", "setup")]
+
+
+setup(
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
+    ext_modules=[
+        Extension(
+            "msmamba.plugins.selective_scan._native",
+            sources=[str(NATIVE / name) for name in ("c_api.cpp", "scan.cpp", "thread_pool.cpp")],
+            depends=sorted(str(path) for path in NATIVE.glob("*") if path.suffix in (".h", ".cpp")),
+            extra_compile_args=COMPILE_FLAGS,
+            extra_link_args=["-pthread"],
+            language="c++",
+            optional=True,
+        )
+    ],
+)
