@@ -2,16 +2,24 @@
 
 Importing this module registers the operator with its gradient and its shape rule, so that autograd,
 ``torch.compile`` and ``torch.export`` treat it as one node. Shapes and meaning: the package's contract.
+
+On the CPU it runs the compiled scan (`cpu`). The plain recurrence (`reference`) computes what that does not
+take: float64, and machines where the package was installed without a compiler, which is said once.
 """
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import DIRECTIONS, reference
+from . import DIRECTIONS, cpu, reference
+
+_NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias")
+_COMPILED_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -73,7 +81,14 @@ def selective_scan_2d(
         ValueError: the arguments break the contract.
     """
     check_arguments(x, delta, A, B, C, D, delta_bias)
-    return reference.selective_scan_2d(x, delta, A, B, C, D, delta_bias)
+    inputs = (x, delta, A, B, C, D, delta_bias)
+    if not _runs_compiled(x, A, D, delta_bias):
+        return reference.selective_scan_2d(*inputs)
+    held = {name: tensor.contiguous() for name, tensor in zip(_NAMES, inputs, strict=True)}
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    pointers = {name: tensor.data_ptr() for name, tensor in held.items()}
+    cpu.forward_pointers(_shape(x, A), str(x.dtype).removeprefix("torch."), **pointers, y=y.data_ptr())
+    return y
 
 
 @torch.library.custom_op("msmamba::selective_scan_2d_backward", mutates_args=())
@@ -102,6 +117,25 @@ def _(
         D.new_empty(D.shape),
         delta_bias.new_empty(delta_bias.shape),
     )
+
+
+def _runs_compiled(x: Tensor, *states: Tensor) -> bool:
+    """Whether the compiled scan takes these tensors; says so once where it was not built."""
+    fits = x.dtype in _COMPILED_TYPES and all(tensor.dtype == torch.float32 for tensor in states)
+    return x.device.type == "cpu" and fits and _is_compiled()
+
+
+@cache
+def _is_compiled() -> bool:
+    reason = cpu.why_unavailable()
+    if reason is not None:
+        warnings.warn(f"scanning by the slow plain recurrence: {reason}", RuntimeWarning, stacklevel=2)
+    return reason is None
+
+
+def _shape(x: Tensor, A: Tensor) -> cpu.ScanShape:
+    batch, height, width, channels = x.shape
+    return cpu.ScanShape(batch, height, width, channels, A.shape[-1])
 
 
 def _save_inputs(

@@ -1,0 +1,94 @@
+"""What several test modules share: a small network, its checkpoint, and images as files.
+
+The small network has all of the architecture's parts and takes milliseconds: four stages of one block, 32
+to 256 channels, for 32x32 images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from msmamba.model import MicroscopicMamba
+
+SMALL_DEPTHS, SMALL_DIMS = (1, 1, 1, 1), (32, 64, 128, 256)
+SMALL_SIZE = 32
+SMALL_LABELS = ("basophil", "eosinophil", "lymphocyte")
+
+
+def small_network(seed: int = 0, **changes: object) -> MicroscopicMamba:
+    """A small network whose every weight and statistic is away from its initial value."""
+    import torch
+
+    from msmamba.model.network import Architecture, MicroscopicMamba
+
+    torch.manual_seed(seed)
+    fields = {"depths": SMALL_DEPTHS, "dims": SMALL_DIMS, "num_classes": len(SMALL_LABELS), **changes}
+    network = MicroscopicMamba(Architecture(**fields))
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif name.endswith(("in_proj.weight", "head.weight")):
+                tensor.normal_(std=tensor.shape[1] ** -0.5)
+            elif tensor.is_floating_point() and tensor.dim() == 1:
+                tensor.add_(torch.randn_like(tensor) * 0.1)
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def make_network() -> Callable[..., MicroscopicMamba]:
+    """`small_network`, for tests that need another one."""
+    return small_network
+
+
+@pytest.fixture(scope="session")
+def network() -> MicroscopicMamba:
+    """The small network; not to be changed."""
+    return small_network()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(network: MicroscopicMamba, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small network's checkpoint; not to be changed."""
+    from msmamba.model.checkpoint import save_checkpoint
+
+    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
+    save_checkpoint(
+        path,
+        network,
+        labels=SMALL_LABELS,
+        image_size=SMALL_SIZE,
+        mean=(0.6, 0.5, 0.7),
+        std=(0.2, 0.25, 0.15),
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def micrographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of twelve small PNG files of coloured noise; not to be changed."""
+    folder = tmp_path_factory.mktemp("micrographs")
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        base = generator.integers(40, 216, size=(1, 1, 3))
+        pixels = np.clip(base + generator.normal(0, 40, size=(48, 48, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"cell_{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The small network's bundles by precision; not to be changed."""
+    from msmamba.export.bundle import ExportOptions, export_bundle
+
+    folder = tmp_path_factory.mktemp("bundles")
+    for precision in ("fp32", "fp16"):
+        export_bundle(checkpoint, folder / precision, ExportOptions(precision=precision))
+    return {precision: folder / precision for precision in ("fp32", "fp16")}
