@@ -6,6 +6,7 @@ The library is imported inside the commands, so that ``--help`` and ``--version`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -32,11 +33,59 @@ class _Commands(click.Group):
             context.exit(_INTERRUPTED)
 
 
+def _device_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of `open_session` that every command which runs an artefact takes."""
+    for option in (
+        click.option("--kernels", type=click.Choice(["auto", "native", "functions"]), default="auto"),
+        click.option("--threads", type=click.IntRange(1), help="Default: every core this process may use."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
+    ):
+        command = option(command)
+    return command
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="msmamba")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def mmdeploy(debug: bool) -> None:
     """Takes Microscopic-Mamba to the machine beside the microscope: train, export, verify, infer."""
+
+
+@mmdeploy.command()
+@click.argument("artefact")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--format", "output_format", type=click.Choice(["table", "json", "csv"]), default="table")
+@click.option("-o", "--output", metavar="FILE", help="Write there, whole or not at all.")
+@click.option("--top", type=click.IntRange(1), default=1, help="Classes to name for each image.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images that go through the network at once.")
+@_device_options
+def infer(
+    artefact: str,
+    images: tuple[str, ...],
+    output_format: str,
+    output: str | None,
+    top: int,
+    batch_size: int | None,
+    **device: Any,
+) -> None:
+    """Classify IMAGES: files, folders (with all below them) or quoted patterns.
+
+    ARTEFACT is a bundle or an ONNX file. An image that cannot be used gets a row with the reason, and the
+    exit status is 1 in the end.
+    """
+    from .runtime import infer as inference
+    from .runtime import open_session
+
+    found = inference.find_images(images)
+    with open_session(artefact, **device) as session:
+        classify(
+            session,
+            found,
+            output_format=output_format,
+            output=output,
+            top=top,
+            batch_size=batch_size,
+        )
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from . import machine
 from .artefact import without_functions
 
 if TYPE_CHECKING:
-    import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+    import onnxruntime
     from numpy.typing import NDArray
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -123,7 +123,7 @@ def _onnxruntime() -> Any:
 
 def _errors() -> tuple[type[Exception], ...]:
     """ONNX Runtime's own exceptions, which have no common base."""
-    from onnxruntime.capi import (  # type: ignore[import-untyped]  # it ships no types
+    from onnxruntime.capi import (
         onnxruntime_pybind11_state as state,
     )
 

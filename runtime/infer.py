@@ -1,0 +1,268 @@
+"""Image files in, rows out: what `mmdeploy infer` does.
+
+Results are written as they are made, and nothing is kept of an image once its row is out, so ten thousand
+images take the memory of a few batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import glob
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol, TextIO
+
+from ..errors import ImageError, InputError
+from ..files import atomic_file
+from ..images import SUFFIXES
+from .session import BATCH_SIZE, Prediction, Session
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FORMATS = ("table", "json", "csv")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The outcome of one image: a prediction, or why there is none.
+
+    Attributes:
+        image: path, as it was given or found.
+        ranked: labels with their probabilities, likeliest first; empty after an error.
+        notes: what reading the image had to decide.
+        error: one line, empty when there is a prediction.
+    """
+
+    image: str
+    ranked: tuple[tuple[str, float], ...] = ()
+    notes: tuple[str, ...] = ()
+    error: str = ""
+
+
+class Writer(Protocol):
+    """Writes rows in one format."""
+
+    def header(self) -> str:
+        """What stands before the first row."""
+
+    def row(self, row: Row) -> str:
+        """One row with its line end."""
+
+
+def find_images(arguments: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The image files meant by a command line, sorted, each once.
+
+    A folder stands for the images below it, found by suffix, hidden ones left out; a pattern such as
+    ``slides/**/*.tif`` for what it matches; anything else is taken as a file, whatever its suffix, whether
+    it exists or not (reading it tells).
+
+    Raises:
+        InputError: a folder holds no image, or a pattern matches nothing.
+    """
+    found: list[Path] = []
+    for argument in (os.fspath(each) for each in arguments):
+        if not os.path.lexists(argument) and glob.has_magic(argument):
+            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute ones
+            if not matches:
+                raise InputError(f"the pattern '{argument}' matches nothing")
+        else:
+            matches = [argument]
+        for match in map(Path, matches):
+            found.extend(_images_below(match) if match.is_dir() else [match])
+    unique = {os.path.realpath(path): path for path in sorted(found, reverse=True)}
+    return sorted(unique.values())
+
+
+def infer(
+    session: Session,
+    images: Sequence[Path],
+    *,
+    output_format: str = "table",
+    output: str | os.PathLike[str] | None = None,
+    top: int = 1,
+    batch_size: int | None = None,
+) -> None:
+    """Classifies images and writes one row each, in order, as soon as it is known.
+
+    Args:
+        session: an opened artefact that knows its labels.
+        images: paths; see `find_images`.
+        output_format: ``table``, ``json`` (JSON lines) or ``csv`` (RFC 4180).
+        output: a file, written whole or not at all; None for standard output.
+        top: how many of the likeliest classes a row names.
+        batch_size: images that go through the network at once; None for the session's default.
+
+    Raises:
+        ImageError: some images could not be classified; every row is written all the same.
+        ArtefactError: the artefact does not say its labels, mean or std.
+        TargetError: the output cannot be written.
+    """
+    results = session.classify_stream(images, batch_size or BATCH_SIZE)
+    labels = session.labels or ()
+    writer = _writer(output_format, images, labels, min(top, len(labels)))
+    failures = 0
+    with _opened(output) as file, _shown(file, len(images)) as show:
+        show(writer.header(), False)
+        for source, result in results:
+            row = _row(str(source), result, labels, top)
+            show(writer.row(row), bool(row.error))
+            failures += bool(row.error)
+    if failures:
+        raise ImageError(f"{failures} of {len(images)} images could not be classified: their rows say why")
+
+
+def _images_below(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        shown = (name for name in names if not name.startswith("."))
+        found.extend(Path(root, name) for name in shown if Path(name).suffix.lower() in SUFFIXES)
+    if not found:
+        raise InputError(f"the folder '{folder}' holds no image: expected {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def _row(image: str, result: Prediction | ImageError, labels: Sequence[str], top: int) -> Row:
+    # A name that is not UTF-8 reaches Python with lone surrogates, which no encoder takes.
+    name = image.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if isinstance(result, ImageError):
+        error = str(result).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return Row(name, error=error)
+    ranked = sorted(zip(labels, result.probabilities, strict=True), key=lambda pair: -pair[1])
+    return Row(name, tuple(ranked[:top]), result.notes)
+
+
+def _writer(output_format: str, images: Sequence[Path], labels: Sequence[str], top: int) -> Writer:
+    if output_format not in FORMATS:
+        raise InputError(f"format '{output_format}' is unknown: choose one of {', '.join(FORMATS)}")
+    if top < 1:
+        raise InputError("at least one class must be shown: choose --top 1 or more")
+    if output_format == "json":
+        return _JsonLines()
+    if output_format == "csv":
+        return _Csv(top)
+    return _Table(max(map(len, map(str, images)), default=0), max(map(len, labels)), top)
+
+
+class _Table:
+    """Aligned columns: the image, its classes with probabilities, notes."""
+
+    def __init__(self, image_width: int, label_width: int, top: int) -> None:
+        self._image_width = max(image_width, len("image"))
+        self._label_width = max(label_width, len("class"))
+        self._top = top
+
+    def header(self) -> str:
+        classes = f"{'class':<{self._label_width}}  {'prob.':<6}  " * self._top
+        return f"{'image':<{self._image_width}}  {classes}".rstrip() + "\n"
+
+    def row(self, row: Row) -> str:
+        if row.error:
+            return f"{row.image:<{self._image_width}}  error: {row.error}\n"
+        classes = "  ".join(f"{label:<{self._label_width}}  {value:.4f}" for label, value in row.ranked)
+        return f"{row.image:<{self._image_width}}  {classes}  {'; '.join(row.notes)}".rstrip() + "\n"
+
+
+class _JsonLines:
+    """One JSON object a line: ``image`` and either ``error`` or the prediction."""
+
+    def header(self) -> str:
+        return ""
+
+    def row(self, row: Row) -> str:
+        if row.error:
+            return json.dumps({"image": row.image, "error": row.error}, ensure_ascii=False) + "\n"
+        (label, probability), *_ = row.ranked
+        values = {
+            "image": row.image,
+            "label": label,
+            "probability": probability,
+            "top": [{"label": label, "probability": value} for label, value in row.ranked],
+            "notes": list(row.notes),
+        }
+        return json.dumps(values, ensure_ascii=False) + "\n"
+
+
+class _Csv:
+    """Comma-separated values with a header, as RFC 4180 has them."""
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+
+    def header(self) -> str:
+        ranks = ["", *(f"_{rank}" for rank in range(2, self._top + 1))]
+        pairs = (f"{column}{rank}" for rank in ranks for column in ("label", "probability"))
+        return self._line(["image", *pairs, "notes", "error"])
+
+    def row(self, row: Row) -> str:
+        pairs = [field for label, value in row.ranked for field in (label, repr(value))]
+        pairs += [""] * (2 * self._top - len(pairs))
+        return self._line([row.image, *pairs, "; ".join(row.notes), row.error])
+
+    @staticmethod
+    def _line(fields: Sequence[str]) -> str:
+        text = io.StringIO()
+        csv.writer(text).writerow(fields)
+        return text.getvalue()
+
+
+@contextlib.contextmanager
+def _opened(output: str | os.PathLike[str] | None) -> Iterator[TextIO]:
+    """Standard output, or a file that appears when the block ends well."""
+    if output is None:
+        yield sys.stdout
+        return
+    with atomic_file(output) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        yield text
+        text.flush()
+        text.detach()  # the file is flushed to the device before it is closed
+
+
+class _Show(Protocol):
+    def __call__(self, text: str, failed: bool) -> None: ...
+
+
+@contextlib.contextmanager
+def _shown(file: TextIO, total: int) -> Iterator[_Show]:
+    """A function that writes a row at once, with a bar of progress where somebody is watching."""
+    watched = _terminal(file) or _terminal(sys.stderr)
+    if watched is None or total == 1:
+
+        def plain(text: str, failed: bool) -> None:
+            file.write(text)
+            file.flush()
+
+        yield plain
+        return
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    with Progress(
+        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=watched, transient=True
+    ) as bar:
+        task = bar.add_task("", total=total, completed=-1)  # the header is no image
+
+        def above_the_bar(text: str, failed: bool) -> None:
+            if watched.file is file:
+                watched.out(text, end="", highlight=False, style="red" if failed else None)
+            else:
+                file.write(text)
+            bar.advance(task)
+
+        yield above_the_bar
+
+
+def _terminal(file: IO[str]) -> Console | None:
+    if not file.isatty():
+        return None
+    from rich.console import Console
+
+    return Console(file=file)
