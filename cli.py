@@ -73,10 +73,11 @@ def infer(
     ARTEFACT is a bundle or an ONNX file. An image that cannot be used gets a row with the reason, and the
     exit status is 1 in the end.
     """
-    from .runtime import infer as inference
-    from .runtime import open_session
+    from .runtime.infer import find_images
+    from .runtime.infer import infer as classify
+    from .runtime.session import open_session
 
-    found = inference.find_images(images)
+    found = find_images(images)
     with open_session(artefact, **device) as session:
         classify(
             session,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,8 +25,6 @@ MODEL_NAME = "model.onnx"
 # Field numbers of ModelProto and their wire types, onnx.proto3; 0 is a varint, 2 bytes with their length.
 _MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _GRAPH_FIELD = 7
-_FUNCTIONS_FIELD = 25
-_FUNCTION_NAME_FIELD = 1  # of FunctionProto
 _VARINT, _LENGTH_DELIMITED = 0, 2
 
 _ENGINE_MAGICS = (b"ftrt", b"vtrt")  # the first bytes of plans of TensorRT and of TensorRT-RTX
@@ -130,7 +128,7 @@ def is_onnx(content: _Buffer, name: str) -> bool:
     """
     numbers = set()
     try:
-        for number, wire_type, _, _ in _fields(content):
+        for number, wire_type in _fields(content):
             if _MODEL_FIELDS.get(number) != wire_type:
                 return False
             numbers.add(number)
@@ -139,31 +137,6 @@ def is_onnx(content: _Buffer, name: str) -> bool:
             raise ArtefactError(f"'{name}' is a truncated ONNX file: copy or export it again") from error
         return False
     return _GRAPH_FIELD in numbers
-
-
-def without_functions(model: bytes, names: Collection[str]) -> bytes:
-    """An ONNX model without the model-local functions of these names.
-
-    ONNX Runtime would take a model's own function before a kernel that was registered for the same node.
-    """
-    kept, start = [], 0
-    for number, _, field_start, field_end in _fields(model):
-        if number == _FUNCTIONS_FIELD and _function_name(model[field_start:field_end]) in names:
-            kept.append(model[start:field_start])
-            start = field_end
-    return b"".join([*kept, model[start:]])
-
-
-def _function_name(field: bytes) -> str:
-    """The name of a function, of its whole field: key, length, FunctionProto."""
-    _, position = _varint(field, 0)
-    _, position = _varint(field, position)
-    function = field[position:]
-    for number, wire_type, start, end in _fields(function):
-        if (number, wire_type) == (_FUNCTION_NAME_FIELD, _LENGTH_DELIMITED):
-            _, text = _varint(function, start + 1)  # 1: the key's only byte
-            return function[text:end].decode(errors="replace")
-    return ""
 
 
 def read_model(path: str | Path) -> bytes:
@@ -195,15 +168,14 @@ def _is_checkpoint(path: Path, head: bytes) -> bool:
     return head[:1] == b"\x80" and head[1] in (2, 3, 4, 5)
 
 
-def _fields(content: _Buffer) -> Iterator[tuple[int, int, int, int]]:
-    """The outermost protobuf fields: number, wire type, and where the whole field starts and ends.
+def _fields(content: _Buffer) -> Iterator[tuple[int, int]]:
+    """The outermost protobuf fields: number and wire type.
 
     Raises:
         EOFError: the content ends inside a field, or is not protobuf.
     """
     position = 0
     while position < len(content):
-        start = position
         key, position = _varint(content, position)
         number, wire_type = key >> 3, key & 7
         if wire_type == _VARINT:
@@ -215,7 +187,7 @@ def _fields(content: _Buffer) -> Iterator[tuple[int, int, int, int]]:
             raise EOFError
         if position > len(content):
             raise EOFError
-        yield number, wire_type, start, position
+        yield number, wire_type
 
 
 def _varint(content: _Buffer, position: int) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """The network in ONNX Runtime: on the CPU, with msmamba's native kernels where they are built, or on CUDA.
 
 An exported file holds nodes of domain ``msmamba`` and, beside them, functions of standard operators that say
-what they compute. With the native library registered its kernels run those nodes, and the functions are
-taken out first; without it ONNX Runtime runs the functions, slower and with the same meaning. Which of
-the two happened, and why, is in `OnnxRuntimeBackend.path`.
+what they compute. ONNX Runtime prefers a registered kernel to a function of the same name: with the native
+library registered its kernels run those nodes, without it the functions do, slower and with the same
+meaning. Which of the two happened, and why, is in `OnnxRuntimeBackend.path`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ArtefactError, BackendError
-from ..plugins import hybrid_block
 from ..plugins.selective_scan import cpu
 from . import machine
-from .artefact import without_functions
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,7 +26,6 @@ DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "native", "functions")
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-_NATIVE_OPERATORS = frozenset({"SelectiveScan2D", *hybrid_block.OPERATORS})
 _LOG_NOTHING_BUT_FATAL = 4  # failures are raised, and reported once
 
 
@@ -75,8 +72,6 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = threads or machine.usable_cores()
         options.log_severity_level = _LOG_NOTHING_BUT_FATAL
         obstacle = _why_not_native(options, kernels, providers)
-        if obstacle is None:
-            model = without_functions(model, _NATIVE_OPERATORS)
         try:
             session = runtime.InferenceSession(model, options, providers=providers)
         except _errors() as error:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+
 from msmamba.errors import ArtefactError
 from msmamba.images import Transform
 from msmamba.runtime.manifest import FORMAT_VERSION, METADATA_KEY, Manifest

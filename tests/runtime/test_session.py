@@ -1,0 +1,316 @@
+"""A session classifies what it is given, says what it runs on, and refuses the rest in one line."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+import msmamba
+from msmamba.errors import ArtefactError, BackendError, ImageError, InputError
+from msmamba.images import Transform, read_image
+from msmamba.runtime import Prediction, Session, open_session
+
+from .conftest import LABELS, SIZE, classifier, manifest
+
+
+@pytest.fixture
+def session(bundle: Path) -> Iterator[Session]:
+    with open_session(bundle) as opened:
+        yield opened
+
+
+def batch(count: int = 1, size: int = SIZE) -> np.ndarray:
+    return np.random.default_rng(count).standard_normal((count, 3, size, size), np.float32)
+
+
+def test_bundle_and_bare_file_say_the_same(bundle: Path, onnx_file: Path, colours: list[np.ndarray]) -> None:
+    with msmamba.open(bundle) as one, msmamba.open(onnx_file) as other:
+        assert one.labels == other.labels == LABELS
+        assert one.transform == other.transform == manifest().transform
+        assert other.manifest == manifest()
+        assert one.classify(colours) == other.classify(colours)
+
+
+def test_run_gives_the_networks_logits(session: Session) -> None:
+    images = batch(3)
+    logits = session.run(images)
+    np.testing.assert_allclose(logits, images.mean(axis=(2, 3))[:, ::-1], atol=1e-6)
+    assert logits.dtype == np.float32
+
+
+def test_classify_names_the_colours(session: Session, colours: list[np.ndarray]) -> None:
+    predictions = session.classify(colours)
+    assert [prediction.label for prediction in predictions] == ["red", "green", "blue"]
+    for prediction in predictions:
+        assert prediction.label == LABELS[prediction.index]
+        assert prediction.probability == max(prediction.probabilities)
+        assert sum(prediction.probabilities) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 50])
+def test_the_batch_size_changes_nothing(session: Session, colours: list[np.ndarray], batch_size: int) -> None:
+    images = colours * 3
+    alone = [session.classify([image])[0] for image in images]
+    for expected, found in zip(alone, session.classify(images, batch_size=batch_size), strict=True):
+        assert found.label == expected.label
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-6)
+
+
+def test_all_kinds_of_sources_are_taken(session: Session, colours: list[np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "red.png"
+    Image.fromarray(colours[0]).save(path)
+    sources = [path, str(path), path.read_bytes(), colours[0], Image.open(path)]
+    assert len(set(session.classify(sources, batch_size=1))) == 1
+
+
+def test_nothing_to_classify_gives_nothing(session: Session) -> None:
+    assert session.classify([]) == []
+
+
+def test_the_transform_is_the_shared_one(session: Session) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 17, 3), np.uint8)
+    prepared, notes = session.prepare(pixels)
+    expected = Transform(SIZE, manifest().mean, manifest().std)(read_image(pixels))
+    np.testing.assert_array_equal(prepared, expected)
+    assert notes == ()
+
+
+def test_the_softmax_stands_large_logits(session: Session) -> None:
+    (prediction,) = session.predictions(np.array([[3e4, -3e4, 3e4 + 1]], np.float32))
+    expected = 1 / (1 + np.exp(-1.0))
+    assert prediction == Prediction("red", 2, prediction.probability, prediction.probabilities)
+    assert prediction.probability == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_an_error(session: Session, value: float) -> None:
+    with pytest.raises(ArtefactError, match="NaN or infinite logits"):
+        session.predictions(np.array([[0, value, 0]], np.float32))
+
+
+def test_notes_of_reading_reach_the_prediction(session: Session, tmp_path: Path) -> None:
+    page = Image.new("RGB", (5, 5))
+    page.save(tmp_path / "two.tif", save_all=True, append_images=[page])
+    assert session.classify([tmp_path / "two.tif"])[0].notes == ("page 1 of 2",)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_the_stream_keeps_the_order_and_goes_on_after_bad_images(
+    session: Session, colours: list[np.ndarray], batch_size: int
+) -> None:
+    sources: list[Any] = [b"no image", colours[0], colours[1], b"", b"no image", colours[2], b"no"]
+    results = list(session.classify_stream(sources, batch_size))
+    assert [source is given for (source, _), given in zip(results, sources, strict=True)] == [True] * 7
+    labels = [None if isinstance(result, ImageError) else result.label for _, result in results]
+    assert labels == [None, "red", "green", None, None, "blue", None]
+
+
+def test_classify_raises_the_first_bad_image(session: Session, colours: list[np.ndarray]) -> None:
+    with pytest.raises(ImageError, match=r"'gone\.png' does not exist"):
+        session.classify([colours[0], "gone.png", b""])
+
+
+def test_the_stream_reads_only_a_little_ahead(session: Session, colours: list[np.ndarray]) -> None:
+    taken = []
+
+    def endless() -> Iterator[np.ndarray]:
+        while True:
+            taken.append(None)
+            yield colours[0]
+
+    stream = session.classify_stream(endless(), batch_size=3)
+    for _ in range(10):
+        next(stream)
+    assert len(taken) <= 10 + 2 * 3 + 3
+
+
+def test_an_abandoned_stream_leaves_no_thread(session: Session, colours: list[np.ndarray]) -> None:
+    stream = session.classify_stream(colours * 9, batch_size=1)
+    next(stream)
+    del stream
+    gc.collect()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("msmamba-images")]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (batch(size=SIZE + 2), rf"3x11x11; .* takes 3x{SIZE}x{SIZE}: resize, or export with --size 11"),
+        (batch()[0], r"shape \(3, 9, 9\)"),
+        (batch()[:, :1], r"shape \(1, 1, 9, 9\)"),
+        (batch()[..., :-1], r"shape \(1, 3, 9, 8\)"),
+        (batch()[:0], "empty batch"),
+        (batch().astype(np.float64), "float64.*float32"),
+        (np.full((1, 3, SIZE, SIZE), np.nan, np.float32), "NaN"),
+        (np.full((1, 3, SIZE, SIZE), -np.inf, np.float32), "infinite"),
+        ([[1.0]], "is a list"),
+    ],
+    ids=["size", "no-batch", "grey", "not-square", "empty", "float64", "nan", "inf", "list"],
+)
+def test_run_refuses_what_the_network_cannot_take(session: Session, images: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        session.run(images)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_run_names_every_mismatch(session: Session) -> None:
+    with pytest.raises(InputError, match=r"3x4x4.*float64"):
+        session.run(np.zeros((1, 3, 4, 4)))
+
+
+def test_run_takes_arrays_that_are_not_contiguous(session: Session) -> None:
+    images = np.ascontiguousarray(batch(2)[..., ::-1])[..., ::-1]
+    np.testing.assert_array_equal(session.run(images), session.run(images.copy()))
+
+
+def test_many_threads_may_run_at_once(session: Session) -> None:
+    batches = [batch(count) for count in range(1, 33)]
+    with ThreadPoolExecutor(8) as pool:
+        for images, logits in zip(batches, pool.map(session.run, batches), strict=True):
+            np.testing.assert_allclose(logits, images.mean(axis=(2, 3))[:, ::-1], atol=1e-6)
+
+
+def test_a_closed_session_says_so(bundle: Path, colours: list[np.ndarray]) -> None:
+    with open_session(bundle) as session:
+        pass
+    session.close()
+    with pytest.raises(BackendError, match="closed"):
+        session.run(batch())
+    with pytest.raises(BackendError, match="closed"):
+        session.classify(colours)
+
+
+def test_the_session_says_what_it_runs_on(session: Session) -> None:
+    assert session.provider == "CPUExecutionProvider"
+    assert session.path.startswith("onnxruntime CPU, ")
+    assert session.classes == 3
+    assert session.image_size == SIZE
+    assert session.max_batch is None
+    assert session.path in repr(session)
+
+
+def test_functions_can_be_asked_for(bundle: Path) -> None:
+    with open_session(bundle, kernels="functions") as session:
+        assert session.path == "onnxruntime CPU, ONNX functions (asked for)"
+
+
+def bare(path: Path, **options: Any) -> Path:
+    path.write_bytes(classifier(**options).SerializeToString())
+    return path
+
+
+def test_a_file_without_metadata_runs_only(tmp_path: Path, colours: list[np.ndarray]) -> None:
+    with open_session(bare(tmp_path / "m.onnx")) as session:
+        assert session.manifest is None
+        assert session.run(batch()).shape == (1, 3)
+        with pytest.raises(ArtefactError, match=r"no labels and no mean and std.*mmdeploy export.*labels="):
+            session.classify(colours)
+
+
+def test_what_a_file_does_not_carry_can_be_given(tmp_path: Path, colours: list[np.ndarray]) -> None:
+    given = {"labels": LABELS, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    with open_session(bare(tmp_path / "m.onnx"), **given) as session:
+        assert [prediction.label for prediction in session.classify(colours)] == ["red", "green", "blue"]
+
+
+def test_given_labels_replace_the_carried_ones(bundle: Path, colours: list[np.ndarray]) -> None:
+    with open_session(bundle, labels=["blau", "grün", "rot"]) as session:
+        assert session.classify(colours)[0].label == "rot"
+
+
+def test_labels_must_fit_the_logits(bundle: Path) -> None:
+    with pytest.raises(ArtefactError, match="2 labels for 3 logits"):
+        open_session(bundle, labels=["a", "b"])
+
+
+def test_a_manifest_must_fit_its_network(make_bundle: Callable[..., Path]) -> None:
+    with pytest.raises(ArtefactError, match=f"2 labels for 3 logits; .*says 64 pixels .* takes {SIZE}"):
+        open_session(make_bundle(labels=("a", "b"), image_size=64))
+
+
+def test_a_fixed_batch_of_one_is_classified_one_by_one(tmp_path: Path, colours: list[np.ndarray]) -> None:
+    path = bare(tmp_path / "m.onnx", batch=1, metadata=manifest().to_metadata())
+    with open_session(path) as session:
+        assert session.max_batch == 1
+        assert [prediction.label for prediction in session.classify(colours)] == ["red", "green", "blue"]
+        with pytest.raises(InputError, match="at most 1"):
+            session.run(batch(2))
+
+
+def test_a_network_of_any_size_takes_the_manifests(tmp_path: Path, colours: list[np.ndarray]) -> None:
+    path = bare(tmp_path / "m.onnx", size="side", metadata=manifest(image_size=13).to_metadata())
+    with open_session(path) as session:
+        assert session.prepare(colours[0])[0].shape == (3, 13, 13)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"channels": 4}, r"expected \(batch, 3, S, S\)"), ({"batch": 4}, "batches of exactly 4")],
+    ids=["four-channels", "fixed-batch"],
+)
+def test_a_file_that_is_no_such_classifier_is_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ArtefactError, match=message):
+        open_session(bare(tmp_path / "m.onnx", **options))
+
+
+def test_a_file_onnxruntime_refuses_gives_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = classifier()
+    model.graph.node[0].op_type = "NoSuchOperator"
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ArtefactError, match=r"ONNX Runtime cannot load .*NoSuchOperator") as caught:
+        open_session(tmp_path / "m.onnx")
+    assert len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_an_engine_is_told_what_to_open_instead(tmp_path: Path) -> None:
+    (tmp_path / "m.engine").write_bytes(b"ftrt" + bytes(100))
+    with pytest.raises(BackendError, match="TensorRT engine"):
+        open_session(tmp_path / "m.engine")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "tpu"}, "device 'tpu' is unknown"),
+        ({"kernels": "fast"}, "kernels 'fast' is unknown"),
+        ({"threads": 0}, "threads is 0"),
+    ],
+    ids=["device", "kernels", "threads"],
+)
+def test_options_are_checked(bundle: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BackendError, match=message):
+        open_session(bundle, **options)
+
+
+def test_cuda_without_cuda_says_what_to_install(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BackendError, match="pip install onnxruntime-gpu"):
+        open_session(bundle, device="cuda")
+
+
+@pytest.mark.parametrize("values", [(0.5, 0.5), (0.0, 1.0, 1.0)], ids=["two", "zero"])
+def test_senseless_deviations_are_refused(bundle: Path, values: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="std"):
+        open_session(bundle, std=values)
+
+
+def test_metadata_wins_nothing_over_a_bundles_manifest(make_bundle: Callable[..., Path]) -> None:
+    folder = make_bundle(labels=("x", "y", "z"))
+    model = onnx.load(folder / "model.onnx")
+    assert not model.metadata_props
+    with open_session(folder) as session:
+        assert session.labels == ("x", "y", "z")
