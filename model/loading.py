@@ -17,12 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..errors import ImageError
 from ..images import Transform, read_image
 from .data import Sample
 
 Pixels = npt.NDArray[np.uint8]
+Item = tuple[npt.NDArray[np.float32], int]
+"""A normalised image (3, S, S) and its class index."""
 Key = tuple[int, int]
 """An epoch and an image's index: all that an augmentation depends on, beside the seed."""
 
@@ -107,7 +111,7 @@ class Augmentation:
         return np.asarray(image)
 
 
-class TrainingImages(Dataset[tuple[npt.NDArray[np.float32], int]]):
+class TrainingImages(Dataset[Item]):
     """Augmented images by (epoch, index), each (3, S, S), with their class indices."""
 
     def __init__(self, images: Images, augmentation: Augmentation, transform: Transform, seed: int) -> None:
@@ -119,14 +123,14 @@ class TrainingImages(Dataset[tuple[npt.NDArray[np.float32], int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: Key) -> tuple[npt.NDArray[np.float32], int]:
+    def __getitem__(self, key: Key) -> Item:
         epoch, index = key
         generator = np.random.default_rng((self.seed, epoch, index))
         pixels = self.augmentation(self.images.read(index), self.transform.size, generator)
         return self.transform.normalise(pixels), self.images.samples[index].label
 
 
-class EvaluationImages(Dataset[tuple[npt.NDArray[np.float32], int]]):
+class EvaluationImages(Dataset[Item]):
     """Images as the runtime sees them, by index, each (3, S, S), with their class indices."""
 
     def __init__(self, images: Images, transform: Transform) -> None:
@@ -136,7 +140,7 @@ class EvaluationImages(Dataset[tuple[npt.NDArray[np.float32], int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.float32], int]:
+    def __getitem__(self, index: int) -> Item:
         return self.transform(self.images.read(index)), self.images.samples[index].label
 
 
@@ -165,20 +169,62 @@ class ShuffledBatches(Sampler[list[Key]]):
             yield [(self.epoch, int(index)) for index in order[start:stop]]
 
 
-def loader_of(dataset: Dataset[Any], workers: int, **batching: Any) -> DataLoader[Any]:
-    """A loader that leaves the global random state alone.
+class Batches:
+    """Batches of a data set: images (B, 3, S, S) float32 and class indices (B,) int64.
+
+    Drawing them leaves PyTorch's global random state alone.
 
     Args:
-        workers: processes that decode and augment; 0 for none.
+        dataset: one of those above.
+        workers: processes that decode and augment; 0 does it in this one.
         batching: ``batch_size`` or ``batch_sampler``.
     """
-    return DataLoader(
-        dataset,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),
-        **batching,
-    )
+
+    def __init__(self, dataset: Dataset[Item], workers: int = 0, **batching: Any) -> None:
+        self._loader = DataLoader(
+            _CarryingErrors(dataset),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),
+            collate_fn=_collate,
+            **batching,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raises ImageError where an image cannot be read; the message names it."""
+        for batch in self._loader:
+            if isinstance(batch, ImageError):
+                raise batch
+            yield batch
+
+
+class _CarryingErrors(Dataset[Any]):
+    """Hands errors over as values: raised in a worker, they would arrive as that process's traceback."""
+
+    def __init__(self, dataset: Dataset[Item]) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)  # type: ignore[arg-type]  # Dataset declares no length; all here have one
+
+    def __getitem__(self, key: Any) -> Item | ImageError:
+        try:
+            return self._dataset[key]
+        except ImageError as error:
+            return error
+
+
+def _collate(items: list[Item | ImageError]) -> tuple[Tensor, Tensor] | ImageError:
+    images, labels = [], []
+    for item in items:
+        if isinstance(item, ImageError):
+            return item
+        images.append(item[0])
+        labels.append(item[1])
+    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
 
 
 def channel_statistics(images: Images, size: int) -> tuple[Channels, Channels]:

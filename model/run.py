@@ -189,7 +189,7 @@ class RunFolder:
             return State(history=history, **values)
         except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
             raise TrainingError(
-                f"{path}: is not the state of a run of this version ({str(error).splitlines()[0]}): "
+                f"{path}: is not the state of a run of this version ({type(error).__name__}): "
                 f"begin the run again in a new folder"
             ) from error
 

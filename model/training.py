@@ -23,7 +23,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 
 from .. import __version__
 from ..errors import BackendError, TrainingError
@@ -32,12 +31,12 @@ from .checkpoint import save_checkpoint
 from .data import ImageFolder
 from .loading import (
     CACHE_BYTES,
+    Batches,
     EvaluationImages,
     Images,
     ShuffledBatches,
     TrainingImages,
     channel_statistics,
-    loader_of,
 )
 from .metrics import Metrics, metrics_of
 from .network import Architecture, MicroscopicMamba
@@ -173,9 +172,9 @@ class _Trainer:
 
         self.order = ShuffledBatches(len(images["train"]), recipe.batch_size, recipe.seed)
         training = TrainingImages(images["train"], recipe.augmentation, self.transform, recipe.seed)
-        self.training_batches = loader_of(training, hardware.workers, batch_sampler=self.order)
-        self.evaluation_batches: dict[str, DataLoader[Any]] = {
-            name: loader_of(
+        self.training_batches = Batches(training, hardware.workers, batch_sampler=self.order)
+        self.evaluation_batches: dict[str, Batches] = {
+            name: Batches(
                 EvaluationImages(split, self.transform), hardware.workers, batch_size=recipe.batch_size
             )
             for name, split in images.items()

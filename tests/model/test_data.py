@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from msmamba.errors import DataError
 from msmamba.model.data import (
     SPLITS,

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from msmamba.errors import ImageError
 from msmamba.images import Transform
 from msmamba.model.data import read_evaluation_folder
 from msmamba.model.evaluation import evaluate
 from msmamba.model.metrics import log_softmax, metrics_of
-from PIL import Image
 
 
 def test_three_classes_by_hand() -> None:
