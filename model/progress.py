@@ -34,8 +34,8 @@ def describe_epoch(epoch: Epoch, epochs: int, is_best: bool) -> str:
     auc = "     -" if epoch.val_auc is None else f"{epoch.val_auc:.4f}"
     return (
         f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}  "
-        f"train loss {epoch.train_loss:.4f} acc {epoch.train_accuracy:.4f}  "
-        f"val loss {epoch.val_loss:.4f} acc {epoch.val_accuracy:.4f} auc {auc} {'*' if is_best else ' '} "
+        f"train loss {epoch.train_loss:.4f} acc {epoch.train_accuracy:.3f}  "
+        f"val loss {epoch.val_loss:.4f} acc {epoch.val_accuracy:.3f} auc {auc} {'*' if is_best else ' '} "
         f"lr {epoch.learning_rate:.1e}  {epoch.seconds:.1f} s"
     )
 
