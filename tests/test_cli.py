@@ -1,0 +1,64 @@
+"""Errors become one line and an exit status, in one place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import msmamba
+from msmamba.cli import mmdeploy
+from msmamba.errors import MsmambaError
+
+
+@pytest.fixture
+def failing() -> Iterator[None]:
+    """Adds a command that fails as it is told."""
+
+    @mmdeploy.command("fail")
+    @click.argument("how")
+    def fail(how: str) -> None:
+        raise {"ours": MsmambaError("found x, expected y: do z"), "stopped": KeyboardInterrupt()}[how]
+
+    yield
+    del mmdeploy.commands["fail"]
+
+
+@pytest.mark.usefixtures("failing")
+def test_an_error_is_one_line_on_standard_error() -> None:
+    result = CliRunner().invoke(mmdeploy, ["fail", "ours"])
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "error: found x, expected y: do z\n")
+
+
+@pytest.mark.usefixtures("failing")
+def test_debug_lets_the_error_through() -> None:
+    result = CliRunner().invoke(mmdeploy, ["--debug", "fail", "ours"])
+    assert isinstance(result.exception, MsmambaError)
+
+
+@pytest.mark.usefixtures("failing")
+def test_an_interrupt_exits_as_shells_expect() -> None:
+    result = CliRunner().invoke(mmdeploy, ["fail", "stopped"])
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+
+
+def test_wrong_usage_exits_2() -> None:
+    assert CliRunner().invoke(mmdeploy, ["--no-such-option"]).exit_code == 2
+    assert CliRunner().invoke(mmdeploy, ["no-such-command"]).exit_code == 2
+
+
+def test_the_module_is_the_command() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "msmamba", "--version"], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == f"mmdeploy, version {msmamba.__version__}\n"
+
+
+def test_the_public_surface_is_this() -> None:
+    assert set(msmamba.__all__) == {"__version__", "open"}
+    assert callable(msmamba.open)
