@@ -15,16 +15,22 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-NATIVE = Path("plugins/selective_scan/native")
+NATIVE_FOLDERS = [Path("plugins/selective_scan/native")]
 COMPILE_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-g0", "-Wno-psabi"]
 
-KERNEL_FLAGS: dict[str, list[str]] = {"kernels_baseline.cpp": []}
+# Sources are compiled with the flags of the instruction set that ends their name.
+KERNEL_FLAGS: dict[str, list[str]] = {"kernels_baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
-    KERNEL_FLAGS["kernels_avx2.cpp"] = ["-mavx2", "-mfma", "-mf16c"]
-    KERNEL_FLAGS["kernels_avx512.cpp"] = [
-        *KERNEL_FLAGS["kernels_avx2.cpp"],
+    KERNEL_FLAGS["kernels_avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    KERNEL_FLAGS["kernels_avx512"] = [
+        *KERNEL_FLAGS["kernels_avx2"],
         *("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
     ]
+
+
+def native_files(pattern: str) -> list[str]:
+    """Files of the native folders, sorted so that builds are alike."""
+    return sorted(str(path) for folder in NATIVE_FOLDERS for path in folder.glob(pattern))
 
 
 class BuildExtension(build_ext):
@@ -33,12 +39,12 @@ class BuildExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
         kernels = [
             self.compiler.compile(
-                [str(NATIVE / source)],
+                native_files(f"*{name}.cpp"),
                 output_dir=self.build_temp,
                 extra_postargs=[*COMPILE_FLAGS, *flags],
                 depends=ext.depends,
             )
-            for source, flags in KERNEL_FLAGS.items()
+            for name, flags in KERNEL_FLAGS.items()
         ]
         ext.extra_objects = [obj for objects in kernels for obj in objects]
         super().build_extension(ext)
@@ -57,8 +63,8 @@ setup(
     ext_modules=[
         Extension(
             "msmamba.plugins.selective_scan._native",
-            sources=[str(NATIVE / name) for name in ("c_api.cpp", "scan.cpp", "thread_pool.cpp")],
-            depends=sorted(str(path) for path in NATIVE.glob("*") if path.suffix in (".h", ".cpp")),
+            sources=[path for path in native_files("*.cpp") if "kernels_" not in path],
+            depends=native_files("*.h") + native_files("*.cpp"),
             extra_compile_args=COMPILE_FLAGS,
             extra_link_args=["-pthread"],
             language="c++",

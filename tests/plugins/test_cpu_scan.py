@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from msmamba.errors import BackendError
 from msmamba.plugins.selective_scan import DIRECTIONS, cpu
-from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="the reference recurrence is written in PyTorch")
 from msmamba.plugins.selective_scan import reference  # noqa: E402  after the check for torch

@@ -10,11 +10,9 @@ class Scratch {
  public:
   explicit Scratch(void* memory) : memory_(static_cast<char*>(memory)) {}
 
-  float* floats(int64_t count) {
-    char* const piece = memory_ == nullptr ? nullptr : memory_ + used_;
-    used_ += (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
-    return reinterpret_cast<float*>(piece);
-  }
+  float* floats(int64_t count) { return static_cast<float*>(piece(static_cast<size_t>(count) * sizeof(float))); }
+
+  int64_t* integers(int64_t count) { return static_cast<int64_t*>(piece(static_cast<size_t>(count) * sizeof(int64_t))); }
 
   // Bytes that `take(scratch)` would take.
   template <typename Take>
@@ -25,6 +23,12 @@ class Scratch {
   }
 
  private:
+  void* piece(size_t bytes) {
+    char* const start = memory_ == nullptr ? nullptr : memory_ + used_;
+    used_ += (bytes + 63) / 64 * 64;
+    return start;
+  }
+
   char* memory_;
   size_t used_ = 0;
 };
