@@ -59,8 +59,8 @@ def test_a_log_gets_one_plain_line_for_each_epoch(plan: Plan) -> None:
         "val: 2 images (a 1, b 1)",
         "input 32x32, channel mean 0.5000 0.2500 0.1250, std 0.1000 0.2000 0.3000",
         "1,234 parameters, at most 20 epochs of 2 steps",
-        "epoch  1/20  train loss 1.0500 acc 0.5000  val loss 0.9000 acc 0.7500 auc 0.8125 * lr 5.0e-05  2.5 s",
-        "epoch  2/20  train loss 1.0500 acc 0.5000  val loss 0.9000 acc 0.7500 auc      -   lr 5.0e-05  2.5 s",
+        "epoch  1/20  train loss 1.0500 acc 0.500  val loss 0.9000 acc 0.750 auc 0.8125 * lr 5.0e-05  2.5 s",
+        "epoch  2/20  train loss 1.0500 acc 0.500  val loss 0.9000 acc 0.750 auc      -   lr 5.0e-05  2.5 s",
     ]
 
 
@@ -78,10 +78,8 @@ def test_a_terminal_gets_bars_and_the_same_lines(plan: Plan) -> None:
         assert isinstance(listeners[0], BarProgress)
         run_through(listeners, plan)
         bars = listeners[0]._progress.tasks
-        assert [(bar.description, bar.completed, bar.total) for bar in bars] == [
-            ("epochs", 2, 20),
-            ("steps", 0, 2),
-        ]
+        assert [bar.description for bar in bars] == ["epochs", "steps"]
+        assert [(bar.completed, bar.total) for bar in bars] == [(2, 20), (0, 2)]
     assert describe_epoch(EPOCH, 20, True) in screen.getvalue()
 
 
