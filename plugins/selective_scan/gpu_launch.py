@@ -61,6 +61,7 @@ BLOCK_SHAPES: dict[int, BlockShape] = {
     100: BlockShape(channels=8, steps=8),
     110: BlockShape(channels=8, steps=8),
     120: BlockShape(channels=8, steps=8),
+    121: BlockShape(channels=8, steps=8),
 }
 
 

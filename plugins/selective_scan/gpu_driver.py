@@ -1,0 +1,148 @@
+"""The few CUDA driver calls of the scan: load the kernels' machine code, launch them on a stream.
+
+Everything goes through ``cuda-bindings``. A launch allocates no device memory and synchronises nothing,
+so it may be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import BackendError
+from .gpu_launch import KERNEL_POINTERS, POINTER_ALIGNMENT, LaunchPlan
+from .gpu_package import CompiledKernel, KernelPackage
+
+_LOADED: dict[tuple[int, str], LoadedKernels] = {}
+"""Kernels by CUDA context and machine code: an engine's layers share them, as long as the context lives."""
+
+
+def _driver() -> Any:
+    """The module ``cuda.bindings.driver``.
+
+    Raises:
+        BackendError: It is not installed.
+    """
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise BackendError(
+            f"the scan kernels are launched through cuda-bindings, which does not import ({error}): "
+            "pip install cuda-bindings, of the CUDA version that this machine's driver supports"
+        ) from error
+    return driver
+
+
+def _checked(result: tuple[Any, ...], call: str) -> Any:
+    """The value of a driver call, or its error raised.
+
+    Raises:
+        BackendError: The call failed.
+    """
+    status, *values = result
+    if status.value:
+        raise BackendError(f"CUDA driver call {call} failed: {status.name}")
+    return values[0] if values else None
+
+
+def current_device() -> tuple[int, int]:
+    """Compute capability (``10 * major + minor``) and number of multiprocessors of the current device.
+
+    Raises:
+        BackendError: There is no current CUDA context, or a driver call failed.
+    """
+    driver = _driver()
+    device = _checked(driver.cuCtxGetDevice(), "cuCtxGetDevice")
+    attribute = driver.CUdevice_attribute
+    major, minor, multiprocessors = (
+        _checked(driver.cuDeviceGetAttribute(name, device), "cuDeviceGetAttribute")
+        for name in (
+            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+        )
+    )
+    return 10 * major + minor, multiprocessors
+
+
+class LoadedKernels:
+    """The kernels of a package for the current device, loaded into the current CUDA context.
+
+    They stay loaded as long as the context lives; that is what TensorRT's execution contexts need.
+    """
+
+    def __init__(self, package: KernelPackage) -> None:
+        """Loads the kernels.
+
+        Raises:
+            BackendError: The package holds none for this device, or the driver refuses them.
+        """
+        driver = _driver()
+        self.compute_capability, self.multiprocessors = current_device()
+        self._functions: dict[str, tuple[CompiledKernel, Any]] = {}
+        for name, kernel in package.for_device(self.compute_capability).items():
+            module = _checked(driver.cuModuleLoadData(kernel.cubin), "cuModuleLoadData")
+            function = _checked(
+                driver.cuModuleGetFunction(module, kernel.name.encode()), "cuModuleGetFunction"
+            )
+            self._functions[name] = (kernel, function)
+
+    @classmethod
+    def of(cls, package: KernelPackage) -> LoadedKernels:
+        """The kernels of ``package`` in the current context, loaded at most once.
+
+        Raises:
+            BackendError: There is no context, no kernel for this device, or the driver refuses them.
+        """
+        try:
+            context = int(_checked(_driver().cuCtxGetCurrent(), "cuCtxGetCurrent"))
+        except RuntimeError as error:  # what cuda-bindings raises where libcuda is missing
+            raise BackendError(f"no NVIDIA driver on this machine: {error}") from error
+        key = (context, hashlib.sha256(package.to_bytes()).hexdigest())
+        if key not in _LOADED:
+            _LOADED[key] = cls(package)
+        return _LOADED[key]
+
+    def launch(self, plan: LaunchPlan, tensors: Mapping[str, int], workspace: int, stream: int) -> None:
+        """Enqueues the scan on ``stream``.
+
+        Args:
+            plan: The launches, planned for this device.
+            tensors: Device addresses of x, delta, A, B, C, D, delta_bias and y.
+            workspace: Device address of ``plan.workspace_bytes`` bytes.
+            stream: The CUDA stream.
+
+        Raises:
+            BackendError: An address is not aligned as the kernels assume, or a launch failed.
+        """
+        addresses = {**tensors, **plan.workspace_addresses(workspace)}
+        for name, address in addresses.items():
+            if address % POINTER_ALIGNMENT:
+                raise BackendError(
+                    f"the scan's {name} lies at {address:#x}, expected a multiple of {POINTER_ALIGNMENT}"
+                )
+        driver = _driver()
+        for launch in plan.launches:
+            kernel, function = self._functions[launch.kernel]
+            pointers = [addresses[name] for name in KERNEL_POINTERS[launch.kernel]]
+            values = kernel_arguments(kernel, pointers, launch.scalars)
+            slots = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+            block = (kernel.threads, 1, 1)
+            arguments = (kernel.shared_bytes, stream, ctypes.addressof(slots), 0)
+            _checked(
+                driver.cuLaunchKernel(function, *launch.grid, *block, *arguments),
+                f"cuLaunchKernel({launch.kernel})",
+            )
+
+
+def kernel_arguments(
+    kernel: CompiledKernel, pointers: list[int], scalars: tuple[int, ...]
+) -> list[ctypes.c_uint64 | ctypes.c_int32]:
+    """A kernel's parameters in order: pointers, 32-bit scalars, and the null pointers that Triton appends."""
+    return [
+        *(ctypes.c_uint64(pointer) for pointer in pointers),
+        *(ctypes.c_int32(scalar) for scalar in scalars),
+        *(ctypes.c_uint64(0) for _ in range(kernel.hidden_pointers)),
+    ]

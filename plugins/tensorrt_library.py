@@ -1,0 +1,81 @@
+"""The TensorRT libraries that the plugins serve, imported without their traps.
+
+``tensorrt_rtx`` 1.7.1 has one: its ONNX parser loads ``libtensorrt_rtx.so`` by name, the wheel ships only
+``libtensorrt_rtx.so.1``, and the process aborts in the middle of parsing. The parser looks beside itself, so
+a symlink there cures it; `import_tensorrt` refuses to import without it and `link_parser_library` makes it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+from ..errors import BackendError
+
+LIBRARIES = ("tensorrt", "tensorrt_rtx")
+_LINK, _LIBRARY = "libtensorrt_rtx.so", "libtensorrt_rtx.so.1"
+
+
+def _rtx_folder() -> Path | None:
+    """Where the wheel keeps its libraries, if it is installed as one."""
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def missing_parser_link() -> Path | None:
+    """The symlink that the RTX parser needs and does not have; None where all is well."""
+    folder = _rtx_folder()
+    if folder is None or not (folder / _LIBRARY).exists():
+        return None
+    searched = [folder, *(Path(entry) for entry in os.environ.get("LD_LIBRARY_PATH", "").split(":") if entry)]
+    return None if any((place / _LINK).exists() for place in searched) else folder / _LINK
+
+
+def link_parser_library() -> Path | None:
+    """Makes the symlink that the RTX parser needs.
+
+    Returns:
+        The link that was made; None where none was missing.
+
+    Raises:
+        BackendError: The folder cannot be written; the message says what to do instead.
+    """
+    link = missing_parser_link()
+    if link is None:
+        return None
+    try:
+        link.symlink_to(_LIBRARY)
+    except OSError as error:
+        raise BackendError(
+            f"cannot make {link} ({error.strerror}): in a folder of your own make a link of that name to "
+            f"{link.with_name(_LIBRARY)}, and put the folder on LD_LIBRARY_PATH before starting"
+        ) from error
+    return link
+
+
+def import_tensorrt(name: str) -> ModuleType:
+    """Imports ``tensorrt`` or ``tensorrt_rtx``.
+
+    Raises:
+        BackendError: It is not installed, does not load, or would abort the process later.
+    """
+    if name not in LIBRARIES:
+        raise BackendError(f"unknown TensorRT library {name!r}: expected {' or '.join(LIBRARIES)}")
+    link = missing_parser_link() if name == "tensorrt_rtx" else None
+    if link is not None:
+        raise BackendError(
+            f"tensorrt_rtx's ONNX parser would abort this process: {link.name} is missing from "
+            f"{link.parent}; run: ln -s {_LIBRARY} {link}"
+        )
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        remedy = (
+            "pip install tensorrt-rtx"
+            if name == "tensorrt_rtx"
+            else "install TensorRT (on a Jetson it comes with JetPack), or export there from an ONNX bundle"
+        )
+        raise BackendError(f"{name} does not import ({error}): {remedy}") from error
