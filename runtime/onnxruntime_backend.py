@@ -153,20 +153,28 @@ def _provider_in_use(session: Any, device: str) -> str:
     return provider
 
 
+def register_native_kernels(options: onnxruntime.SessionOptions) -> str | None:
+    """Registers msmamba's native kernels with the options of a session; returns None, or why it could not."""
+    obstacle = cpu.why_unavailable()
+    if obstacle is not None:
+        return obstacle
+    try:
+        options.register_custom_ops_library(str(cpu.library_path()))
+    except _errors() as error:
+        return f"the native library does not register with this ONNX Runtime: {_first_line(error)}"
+    return None
+
+
 def _why_not_native(options: Any, kernels: str, providers: list[str]) -> str | None:
-    """Registers the native kernels with ``options``; None when that worked, else the reason it did not.
+    """Registers the native kernels where they are wanted; None when that worked, else why not.
 
     Raises:
         BackendError: ``kernels`` insists on them.
     """
     if kernels == "functions":
         return "asked for"
-    obstacle = "the native kernels are for the CPU" if providers[0] == _CUDA else cpu.why_unavailable()
-    if obstacle is None:
-        try:
-            options.register_custom_ops_library(str(cpu.library_path()))
-        except _errors() as error:
-            obstacle = f"the native library does not register with this ONNX Runtime: {_first_line(error)}"
+    on_gpu = providers[0] == _CUDA
+    obstacle = "the native kernels are for the CPU" if on_gpu else register_native_kernels(options)
     if obstacle is not None and kernels == "native":
         raise BackendError(f"native kernels were asked for, but {obstacle}")
     return obstacle

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+
 from msmamba.errors import TargetError
 from msmamba.files import atomic_file, atomic_folder, sha256_of, write_atomically
 

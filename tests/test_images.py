@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+
 from msmamba.errors import ImageError, InputError
 from msmamba.images import MAX_PIXELS, Transform, load_image, read_image
-from PIL import Image
 
 
 def picture(height: int = 5, width: int = 7, channels: int = 3, dtype: Any = np.uint8) -> np.ndarray:
