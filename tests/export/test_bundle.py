@@ -1,0 +1,106 @@
+"""Bundles: what is in them, that they are whole or absent, and what is asked of the user."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from msmamba.errors import CheckpointError, ExportError, TargetError
+from msmamba.export.bundle import ExportOptions, export_bundle
+from msmamba.files import sha256_of
+from msmamba.model import MicroscopicMamba
+from msmamba.runtime import Manifest
+
+STATISTICS: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+
+@pytest.fixture
+def state_dict(network: MicroscopicMamba, tmp_path: Path) -> Path:
+    """The authors' kind of checkpoint, which says nothing of labels or preprocessing."""
+    torch.save({"model": network.state_dict()}, tmp_path / "best.pth")
+    return tmp_path / "best.pth"
+
+
+def test_a_bundle_says_what_it_is(bundles: dict[str, Path], checkpoint: Path) -> None:
+    bundle = bundles["fp16"]
+    manifest = Manifest.from_json((bundle / "manifest.json").read_bytes())
+    assert manifest.labels == ("basophil", "eosinophil", "lymphocyte")
+    assert (manifest.image_size, manifest.mean, manifest.std) == (32, (0.6, 0.5, 0.7), (0.2, 0.25, 0.15))
+    assert manifest.checkpoint_sha256 == sha256_of(checkpoint)
+    assert manifest.files == {"model.onnx": sha256_of(bundle / "model.onnx")}
+    assert manifest.precision_asked == "fp16"
+    assert manifest.precision_proven["nodes"]["float16"] > 100
+    assert manifest.architecture["dims"] == [32, 64, 128, 256]
+    metadata = {entry.key: entry.value for entry in onnx.load(bundle / "model.onnx").metadata_props}
+    assert Manifest.from_metadata(metadata).labels == manifest.labels
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(
+    bundles: dict[str, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    again = export_bundle(checkpoint, tmp_path / "again", ExportOptions(precision="fp16")).path
+    for name in ("model.onnx", "manifest.json"):
+        assert (again / name).read_bytes() == (bundles["fp16"] / name).read_bytes()
+
+
+def test_an_existing_bundle_is_replaced_only_when_forced(checkpoint: Path, tmp_path: Path) -> None:
+    export_bundle(checkpoint, tmp_path / "bundle")
+    before = sha256_of(tmp_path / "bundle" / "manifest.json")
+    with pytest.raises(TargetError, match="exists already"):
+        export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(image_size=64))
+    assert sha256_of(tmp_path / "bundle" / "manifest.json") == before
+    export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(image_size=64), force=True)
+    assert json.loads((tmp_path / "bundle" / "manifest.json").read_text())["image_size"] == 64
+
+
+def test_a_failed_export_leaves_nothing_and_loses_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(checkpoint.read_bytes()[:100])
+    export_bundle(checkpoint, tmp_path / "bundle")
+    before = sorted(tmp_path.rglob("*"))
+    for target in ("bundle", "other"):
+        with pytest.raises(CheckpointError):
+            export_bundle(tmp_path / "broken.safetensors", tmp_path / target, force=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_authors_checkpoint_needs_labels_and_statistics(state_dict: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"3 class names \(--labels\).*--mean.*--std"):
+        export_bundle(state_dict, tmp_path / "bundle")
+    options = ExportOptions(image_size=32, labels=("a", "b", "c"), **STATISTICS)
+    assert export_bundle(state_dict, tmp_path / "bundle", options).manifest.labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"labels": ("a", "b")}, "2 labels were given.*3 classes", id="labels"),
+        pytest.param({"precision": "fp8"}, "'fp8' is unknown: choose one of fp32, fp16", id="precision"),
+        pytest.param({"image_size": 100}, "multiple of 32", id="size"),
+        pytest.param({"mean": (0.5, 0.5)}, "expected three numbers", id="mean"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    checkpoint: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(**options))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_are_reported_in_order(
+    checkpoint: Path, tmp_path: Path, make_network: Callable[..., MicroscopicMamba]
+) -> None:
+    steps: list[str] = []
+    export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(precision="fp16"), report=steps.append)
+    assert steps == [
+        "reading the checkpoint",
+        "tracing PyTorch to ONNX",
+        "converting to float16",
+        "writing the bundle",
+    ]
