@@ -92,6 +92,115 @@ def infer(
 
 
 @mmdeploy.command()
+@click.argument("data")
+@click.option("-o", "--output", "run", required=True, metavar="RUN", help="The run folder to write.")
+@click.option("--size", type=click.Choice(["t", "s", "b"]), help="Tiny (the default), small or base.")
+@click.option("--epochs", type=int, help="At most. [default: 200]")
+@click.option("--batch-size", type=int, help="[default: 16]")
+@click.option("--lr", "learning_rate", type=float, help="At its highest. [default: 1e-4]")
+@click.option("--weight-decay", type=float, help="[default: 1e-4]")
+@click.option("--warm-up", "warmup_epochs", type=int, metavar="EPOCHS", help="[default: 10]")
+@click.option("--patience", type=int, metavar="EPOCHS", help="Without a lower loss. [default: 30]")
+@click.option("--image-size", type=int, help="Side of the square input, in pixels. [default: 224]")
+@click.option(
+    "--crop-scale", type=float, nargs=2, metavar="LOW HIGH", help="Area of crops. [default: 0.08 1]"
+)
+@click.option(
+    "--horizontal-flip/--no-horizontal-flip", default=None, help="Mirror half of the training images."
+)
+@click.option("--vertical-flip/--no-vertical-flip", default=None, help="Likewise, top to bottom.")
+@click.option("--seed", type=int, help="Of all that is random, a flat folder's split included. [default: 0]")
+@click.option("--group-by", metavar="PATTERN", help="Finds a patient or slide in a file name; none is split.")
+@click.option("--device", default="cpu", help="cpu, cuda or cuda:INDEX.")
+@click.option("--amp/--no-amp", default=None, help="Mixed precision. [default: on with CUDA]")
+@click.option("--threads", type=click.IntRange(1), help="Of the CPU.")
+@click.option("--workers", type=click.IntRange(0), default=0, help="Processes that decode images.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's curves too.")
+@click.option("--resume", is_flag=True, help="Continue the run in RUN; its recipe is read from there.")
+def train(
+    data: str,
+    run: str,
+    size: str | None,
+    group_by: str | None,
+    device: str,
+    amp: bool | None,
+    threads: int | None,
+    workers: int,
+    tensorboard: bool,
+    resume: bool,
+    **figures: Any,
+) -> None:
+    """Train a network from scratch on DATA.
+
+    DATA holds {train,val,test}/<class>/* or <class>/*; the latter is split 6:2:2. Without options this is
+    the paper's recipe.
+    """
+    from rich.console import Console
+
+    from .model.progress import shown_on
+    from .model.training import Hardware, train_folder
+
+    hardware = Hardware(device, device != "cpu" if amp is None else amp, threads, workers)
+    given = {name: value for name, value in figures.items() if value is not None}
+    with shown_on(Console(), tensorboard) as listeners:
+        result = train_folder(
+            data,
+            run,
+            size=size,
+            figures=given,
+            group_by=group_by,
+            hardware=hardware,
+            resume=resume,
+            listeners=listeners,
+        )
+    click.echo(result.to_text())
+
+
+@mmdeploy.command("eval")
+@click.argument("model")
+@click.argument("data")
+@click.option("--split", help="Of DATA, where it has splits. [default: test]")
+@click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table")
+@click.option("-o", "--output", metavar="DIR", help="Write metrics.json and confusion.png there.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, help="Images a batch.")
+@click.option("--size", "image_size", type=click.IntRange(32), help="Side of the square input, in pixels.")
+@click.option("--labels", metavar="NAMES|FILE", help="Class names, by commas, or a file with one a line.")
+@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Channel means, of values in [0, 1].")
+@click.option("--std", type=float, nargs=3, metavar="R G B", help="Channel standard deviations.")
+@_device_options
+def evaluate(
+    model: str,
+    data: str,
+    output_format: str,
+    output: str | None,
+    labels: str | None,
+    image_size: int | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    **options: Any,
+) -> None:
+    """Measure MODEL, a checkpoint, a bundle or an ONNX file, on the labelled images in DATA.
+
+    DATA holds {train,val,test}/<class>/* or <class>/*. Labels and preprocessing come from the model; give
+    them where it does not say.
+    """
+    from .export.evaluate import Described, evaluate_model
+
+    described = Described(_names(labels) if labels else None, mean, std, image_size)
+    with _steps() as report:
+        evaluation = evaluate_model(
+            model,
+            data,
+            described=described,
+            advance=lambda done, images: report(f"{done} of {images} images"),
+            **options,
+        )
+    if output:
+        evaluation.write(output)
+    click.echo(evaluation.to_json() if output_format == "json" else evaluation.to_text(), nl=False)
+
+
+@mmdeploy.command()
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, metavar="BUNDLE", help="The folder to write.")
 @click.option("--fp16", is_flag=True, help="Compute in float16 wherever accuracy allows.")
@@ -179,6 +288,41 @@ def doctor(context: click.Context, output_format: str) -> None:
     report = examine()
     click.echo(report.to_json() if output_format == "json" else report.to_text())
     context.exit(0 if report.can_infer else 1)
+
+
+@mmdeploy.command()
+@click.argument("artefacts", nargs=-1, required=True)
+@click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Repeatable; 1.")
+@click.option("--threads", type=click.IntRange(1), multiple=True, help="Repeatable; every usable core.")
+@click.option("--kernels", type=click.Choice(["auto", "native", "functions"]), multiple=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--rounds", type=click.IntRange(1), help="Measured rounds.")
+@click.option("--warmup", type=click.IntRange(0), help="Rounds before those, not counted.")
+@click.option("--seconds", type=float, help="Begin no further round after that time.")
+@click.option("--image", metavar="FILE", help="Image to preprocess; by default one made up of 640x480.")
+@click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table")
+@click.option("-o", "--output", metavar="FILE", help="Write all figures there as JSON.")
+@click.option("--plot", metavar="FILE", help="Write a chart there as PNG.")
+def bench(
+    artefacts: tuple[str, ...], output_format: str, output: str | None, plot: str | None, **chosen: Any
+) -> None:
+    """Measure ARTEFACTS side by side: latency, throughput, memory, and where the time goes.
+
+    Ratios are to the first. With several --batch-size, --threads or --kernels every combination is measured.
+    """
+    from .files import write_atomically
+    from .runtime.benchmark import BenchmarkOptions, benchmark
+
+    options = BenchmarkOptions(**{name: value for name, value in chosen.items() if value not in (None, ())})
+    with _steps() as report:
+        result = benchmark(artefacts, options, report=report)
+    if output is not None:
+        write_atomically(output, result.to_json().encode())
+    if plot is not None:
+        write_atomically(plot, result.to_png())
+    click.echo(result.to_json() if output_format == "json" else result.to_text(), nl=False)
+    if result.warning:
+        click.echo(f"warning: {result.warning}", err=True)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,8 @@ class ImageFolder:
     """Class names, sorted; a class's index is its place here."""
     splits: dict[str, tuple[Sample, ...]]
     """Samples by split, in the order of their paths."""
+    group_by: str | None = None
+    """The pattern by which groups were kept, or found to be, in one split each."""
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """The samples of one split.
@@ -103,7 +105,7 @@ def read_training_folder(
     else:
         data = _split_flat(root, seed, group_by)
     _check_trainable(data)
-    return data
+    return replace(data, group_by=group_by.pattern if group_by else None)
 
 
 def read_evaluation_folder(root: str | Path, split: str | None = None) -> ImageFolder:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ArtefactError
 from ..images import Transform, read_image
 from .data import Sample
 from .metrics import Metrics, metrics_of
@@ -42,14 +43,21 @@ def evaluate(
 
     Raises:
         ImageError: a file cannot be read; the message names it.
+        ArtefactError: the classifier gives NaN or infinity.
     """
     logits = []
     for batch in _batches(samples, batch_size):
         images = np.stack([transform(read_image(sample.path)) for sample in batch])  # (B, 3, S, S)
         logits.append(predict(images))
         advance(len(batch))
-    truth = np.array([sample.label for sample in samples])
-    return metrics_of(np.concatenate(logits), truth, labels)
+    scores = np.concatenate(logits)  # (N, C)
+    broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(broken):
+        raise ArtefactError(
+            f"the model's logits of {len(broken)} of {len(samples)} images are not finite, the first is "
+            f"'{samples[broken[0]].path}': verify it against its checkpoint with 'mmdeploy verify'"
+        )
+    return metrics_of(scores, np.array([sample.label for sample in samples]), labels)
 
 
 def _batches(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:

@@ -68,7 +68,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn at random for a training image: a crop resized to the input, and flips."""
+    """What is drawn at random for a training image: a crop resized to the input, and flips.
+
+    Raises:
+        ValueError: ranges that make no sense.
+    """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Share of the image's area that a crop covers, lowest and highest."""
@@ -78,6 +82,16 @@ class Augmentation:
     """Mirror half of the images left to right."""
     vertical_flip: bool = False
     """Mirror half of the images top to bottom."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high), most in (
+            ("crop_scale", self.crop_scale, 1.0),
+            ("crop_ratio", self.crop_ratio, math.inf),
+        ):
+            if not 0 < low <= high <= most:
+                raise ValueError(
+                    f"{name} is {low} to {high}, expected two numbers above 0 in order, at most {most}"
+                )
 
     def crop_box(self, width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
         """A crop as left, top, right, bottom, pixels.

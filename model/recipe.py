@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .loading import Augmentation
@@ -64,6 +64,17 @@ class Recipe:
             return self.learning_rate * epoch / self.warmup_epochs
         decayed = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
         return self.learning_rate * (1 + math.cos(math.pi * decayed)) / 2
+
+    def with_figures(self, **figures: Any) -> Recipe:
+        """This recipe with other figures, those of the augmentation included.
+
+        Raises:
+            ValueError: figures that make no sense; all of them are named.
+        """
+        names = {field.name for field in fields(Augmentation)}
+        drawn = {name: value for name, value in figures.items() if name in names}
+        own = {name: value for name, value in figures.items() if name not in names}
+        return replace(self, augmentation=replace(self.augmentation, **drawn), **own)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:

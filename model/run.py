@@ -29,6 +29,7 @@ from torch import Tensor
 from ..errors import TargetError, TrainingError
 from ..files import write_atomically
 from .metrics import Metrics
+from .network import Architecture
 from .plots import write_confusion_matrix, write_training_curve
 from .recipe import Recipe
 
@@ -65,6 +66,18 @@ class Result:
     test: Metrics | None
     """Of the best weights; None where the data has no test split."""
 
+    def to_text(self) -> str:
+        """The figures of the best weights, a line for each split."""
+        splits = {"val": self.val} if self.test is None else {"val": self.val, "test": self.test}
+        lines = [f"best epoch {self.best_epoch} of {len(self.history)}, {self.seconds:.0f} s in all"]
+        for name, metrics in splits.items():
+            auc = "-" if metrics.auc is None else f"{metrics.auc:.4f}"
+            lines.append(
+                f"{name}: accuracy {metrics.accuracy:.4f}  AUC {auc}  precision {metrics.precision:.4f}  "
+                f"recall {metrics.recall:.4f}  F1 {metrics.f1:.4f}  ({metrics.images} images)"
+            )
+        return "\n".join(lines)
+
     @property
     def seconds(self) -> float:
         """Wall time of all epochs, those before a resumption included."""
@@ -79,6 +92,16 @@ class Result:
             "val": self.val.to_dict(),
             "test": None if self.test is None else self.test.to_dict(),
         }
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run was begun with."""
+
+    recipe: Recipe
+    arch: Architecture
+    group_by: str | None
+    """Pattern of the groups in file names."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +177,8 @@ class RunFolder:
             raise TrainingError(f"{path}: cannot be read: {error}") from error
         return config
 
-    def read_recipe(self) -> Recipe | None:
-        """The recipe that the run was begun with; None where no run has begun.
+    def read_beginning(self) -> Beginning | None:
+        """What the run was begun with; None where no run has begun.
 
         Raises:
             TrainingError: it cannot be read.
@@ -164,10 +187,16 @@ class RunFolder:
         if config is None:
             return None
         try:
-            return Recipe.from_dict(config["recipe"])
+            arch: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in config["architecture"].items()
+            }
+            return Beginning(
+                Recipe.from_dict(config["recipe"]), Architecture(**arch), config["data"]["group_by"]
+            )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise TrainingError(
-                f"{self.path / CONFIG}: its recipe is not one of this version: {error!r}"
+                f"{self.path / CONFIG}: is not the config of a run of this version: {error!r}"
             ) from error
 
     def write_config(self, config: dict[str, Any]) -> None:

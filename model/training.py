@@ -12,8 +12,9 @@ import copy
 import json
 import math
 import platform
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,10 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import __version__
-from ..errors import BackendError, TrainingError
+from ..errors import BackendError, InputError, TrainingError
 from ..images import Transform
 from .checkpoint import save_checkpoint
-from .data import ImageFolder
+from .data import ImageFolder, read_training_folder
 from .loading import (
     CACHE_BYTES,
     Batches,
@@ -139,6 +140,47 @@ def train(
     return trainer.run_to_the_end()
 
 
+def train_folder(
+    folder: str | Path,
+    run: str | Path,
+    *,
+    size: str | None = None,
+    figures: Mapping[str, Any] | None = None,
+    group_by: str | None = None,
+    hardware: Hardware | None = None,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> Result:
+    """As `train`, from a folder; what is not given is the paper's, or that of the run to resume.
+
+    Args:
+        folder: of images (see `read_training_folder`); a flat one is split by the recipe's seed.
+        run: the run folder.
+        size: ``t``, ``s`` or ``b``; tiny by default.
+        figures: of the recipe and its augmentation, by field name.
+        group_by: regular expression of the groups in file names.
+        hardware: the CPU by default.
+        resume: continue the run in the folder.
+        listeners: are told of every step and epoch.
+
+    Raises:
+        InputError: figures or a pattern that make no sense.
+        DataError: a folder that cannot be trained on.
+    """
+    begun = RunFolder(run).read_beginning() if resume else None
+    arch = Architecture.of_size(size or "t") if size or begun is None else begun.arch
+    pattern = group_by or (begun.group_by if begun else None)
+    try:
+        recipe = (begun.recipe if begun else Recipe()).with_figures(**(figures or {}))
+        groups = re.compile(pattern) if pattern else None
+    except ValueError as error:
+        raise InputError(f"the recipe makes no sense: {error}") from error
+    except re.error as error:
+        raise InputError(f"the group pattern {pattern!r} is no regular expression: {error}") from error
+    data = read_training_folder(folder, seed=recipe.seed, group_by=groups)
+    return train(data, run, arch, recipe, hardware=hardware, resume=resume, listeners=listeners)
+
+
 class _Trainer:
     """A run in memory: all that an epoch needs, and all that it changes."""
 
@@ -214,7 +256,12 @@ class _Trainer:
             {
                 "recipe": asdict(self.recipe),
                 "architecture": arch.to_dict(),
-                "data": {"labels": data.labels, "counts": data.counts(), "digest": data.digest},
+                "data": {
+                    "labels": data.labels,
+                    "group_by": data.group_by,
+                    "counts": data.counts(),
+                    "digest": data.digest,
+                },
             }
         )
         if resume and (config := self.folder.read_config()) is not None:

@@ -107,7 +107,7 @@ def recognise(path: str | Path) -> Kind:
                 raise ArtefactError(f"'{path}' is empty: copy or export it again")
             if head[:4] in _ENGINE_MAGICS:
                 return Kind.ENGINE
-            if _is_checkpoint(path, head):
+            if is_checkpoint(path):
                 raise ArtefactError(
                     f"'{path}' is a checkpoint, and the runtime needs an exported artefact: "
                     f"export it with 'mmdeploy export {path} -o BUNDLE'"
@@ -118,6 +118,24 @@ def recognise(path: str | Path) -> Kind:
     except OSError as error:
         raise ArtefactError(f"'{path}' cannot be read: {error.strerror}") from error
     raise ArtefactError(f"'{path}' is neither a bundle nor an ONNX file nor a TensorRT engine")
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a file is safetensors (a length, then JSON) or PyTorch's (a zipped pickle, or a pickle).
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        head = file.read(9)
+    header_bytes = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and header_bytes <= path.stat().st_size:
+        return True
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(Path(name).name == "data.pkl" for name in archive.namelist())
+    return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
 
 
 def is_onnx(content: _Buffer, name: str) -> bool:
@@ -155,17 +173,6 @@ def _read(path: Path) -> bytes:
         raise ArtefactError(f"'{path}' is missing: copy or export it again") from error
     except OSError as error:
         raise ArtefactError(f"'{path}' cannot be read: {error.strerror}") from error
-
-
-def _is_checkpoint(path: Path, head: bytes) -> bool:
-    """Whether a file is safetensors (a length, then JSON) or PyTorch's (a zipped pickle, or a pickle)."""
-    header_bytes = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and header_bytes <= path.stat().st_size:
-        return True
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return any(Path(name).name == "data.pkl" for name in archive.namelist())
-    return head[:1] == b"\x80" and head[1] in (2, 3, 4, 5)
 
 
 def _fields(content: _Buffer) -> Iterator[tuple[int, int]]:

@@ -337,11 +337,11 @@ def test_a_broken_state_is_refused_in_one_line(content: bytes, finished: Path, t
 def test_a_broken_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(TrainingError, match=r"config\.json: cannot be read"):
-        RunFolder(tmp_path).read_recipe()
+        RunFolder(tmp_path).read_beginning()
     (tmp_path / "config.json").write_text('{"recipe": {"speed": 1}}')
-    with pytest.raises(TrainingError, match="its recipe is not one of this version"):
-        RunFolder(tmp_path).read_recipe()
-    assert RunFolder(tmp_path / "absent").read_recipe() is None
+    with pytest.raises(TrainingError, match="is not the config of a run of this version"):
+        RunFolder(tmp_path).read_beginning()
+    assert RunFolder(tmp_path / "absent").read_beginning() is None
 
 
 def test_divergence_stops_the_run_and_keeps_the_best(
