@@ -254,6 +254,25 @@ def verify(artefact: str, output_format: str, **options: Any) -> None:
         raise ParityError(f"{artefact} does not answer like its checkpoint: {parity.failure}")
 
 
+@mmdeploy.command()
+@click.argument("model", metavar="CHECKPOINT|t|s|b")
+@click.option("--image-size", type=click.IntRange(32), default=224, show_default=True)
+def info(model: str, image_size: int) -> None:
+    """Count parameters and multiply-adds, the paper's way and in full."""
+    from .model.checkpoint import load_checkpoint
+    from .model.complexity import complexity
+    from .model.network import SIZES, Architecture
+
+    arch = Architecture.of_size(model) if model in SIZES else load_checkpoint(model).network.arch
+    count = complexity(arch, image_size)
+    click.echo(f"depths {arch.depths}, dims {arch.dims}, {arch.num_classes} classes, {image_size} pixels")
+    click.echo(f"parameters      {count.parameters:>13,}  in a checkpoint (the paper's count)")
+    click.echo(f"                {count.used_parameters:>13,}  used by the forward pass")
+    click.echo(f"multiply-adds   {count.paper_macs:>13,}  the paper's count (ptflops)")
+    click.echo(f"                {count.macs:>13,}  in full, with projections and the scan")
+    click.echo(f"state updates   {count.state_updates:>13,}  of the scan")
+
+
 @contextmanager
 def _steps() -> Iterator[Callable[[str], None]]:
     """Shows what is being done on standard error: one changing line on a terminal, plain lines elsewhere."""

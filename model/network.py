@@ -34,6 +34,13 @@ from ..plugins.selective_scan.operator import selective_scan_2d
 GROUPS = 4
 """Channel groups that share one ARVSS block (the paper's parallel branches)."""
 
+SIZES = {
+    "t": {"depths": (2, 2, 4, 2), "dims": (96, 192, 384, 768)},
+    "s": {"depths": (2, 2, 8, 2), "dims": (96, 192, 384, 768)},
+    "b": {"depths": (2, 2, 12, 2), "dims": (128, 256, 512, 1024)},
+}
+"""Tiny, small and base (Table I)."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -78,14 +85,9 @@ class Architecture:
         Raises:
             ValueError: no such size.
         """
-        sizes: dict[str, dict[str, Any]] = {
-            "t": {"depths": (2, 2, 4, 2), "dims": (96, 192, 384, 768)},
-            "s": {"depths": (2, 2, 8, 2), "dims": (96, 192, 384, 768)},
-            "b": {"depths": (2, 2, 12, 2), "dims": (128, 256, 512, 1024)},
-        }
-        if size not in sizes:
-            raise ValueError(f"there is no size {size!r}: choose one of {', '.join(sizes)}")
-        fields: dict[str, Any] = {**sizes[size], **changes}
+        if size not in SIZES:
+            raise ValueError(f"there is no size {size!r}: choose one of {', '.join(SIZES)}")
+        fields: dict[str, Any] = {**SIZES[size], **changes}
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
