@@ -9,7 +9,6 @@ import math
 import os
 import platform
 import re
-import resource
 import sys
 from pathlib import Path
 
@@ -74,8 +73,15 @@ def memory_bytes() -> int | None:
     return int(found.group(1)) * 1024 if found else None
 
 
-def peak_memory_bytes() -> int:
+def peak_memory_bytes() -> int | None:
     """Most memory that this process has held so far (resident set, high-water mark)."""
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", _text(Path("/proc/self/status")), re.MULTILINE)
+    if found:  # rather than ru_maxrss, which on Linux starts at what the parent process held
+        return int(found.group(1)) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,0 +1,187 @@
+"""What a benchmark found: its figures, what they mean, and how they are shown."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import BackendError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+NOISE_BOUND = 0.10
+"""Spread of the fixed loop (90th percentile over median, less one) from which the machine counts as noisy."""
+
+DEFINITIONS = {
+    "network_ms": "one Session.run of a batch that lies ready in memory, copies to a device included",
+    "preprocessing_ms": "decoding and transforming the images of the batch, one after the other",
+    "postprocessing_ms": "softmax and predictions of the batch",
+    "median, p90, p99, min, max": "over the rounds after the warm-up, in milliseconds a batch",
+    "images_per_second": "batch size over the median of network_ms",
+    "ratio": "median over the rounds of network_ms over that of the first artefact in the same round, "
+    "batch size, threads and kernels alike",
+    "peak_memory_mb": "resident high-water mark of a process that only opens the artefact and runs three "
+    "batches, in 10^6 bytes",
+    "noise": "90th percentile over median, less one, of a fixed single-threaded loop timed in every round",
+}
+
+STEPS = {"preprocessing_ms": "#9ecae1", "network_ms": "#3182bd", "postprocessing_ms": "#e6550d"}
+"""The steps of a batch, in order, with their colours in a chart."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing measured: an artefact at a batch size, with threads and kernels."""
+
+    artefact: str
+    batch_size: int
+    threads: int
+    kernels: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Milliseconds of one step over the rounds."""
+
+    median: float
+    p90: float
+    p99: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, milliseconds: NDArray[np.float64]) -> Spread:
+        """The spread of samples."""
+        return cls(*(float(np.quantile(milliseconds, point)) for point in (0.5, 0.9, 0.99, 0, 1)))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one case; `DEFINITIONS` says how.
+
+    Attributes:
+        case: what was measured.
+        executed_by: `Session.path`.
+        image_size: side of the input, pixels.
+        file_mb: of the ONNX file, 10^6 bytes.
+        network_ms: the network alone.
+        preprocessing_ms: None for a file that does not say its mean and std.
+        postprocessing_ms: likewise.
+        images_per_second: of the network.
+        ratio: to the first artefact.
+        peak_memory_mb: None where the system does not tell.
+    """
+
+    case: Case
+    executed_by: str
+    image_size: int
+    file_mb: float
+    network_ms: Spread
+    preprocessing_ms: Spread | None
+    postprocessing_ms: Spread | None
+    images_per_second: float
+    ratio: float
+    peak_memory_mb: float | None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All that was measured, with what is needed to judge it.
+
+    Attributes:
+        results: one a case, in the order asked for.
+        rounds: rounds measured.
+        noise: spread of the fixed loop, a fraction.
+        machine: facts of the machine and of its state while measuring.
+        versions: of everything that ran.
+    """
+
+    results: tuple[Result, ...]
+    rounds: int
+    noise: float
+    machine: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def warning(self) -> str | None:
+        """One line when the machine was too noisy to tell cases apart."""
+        if self.noise <= NOISE_BOUND:
+            return None
+        return (
+            f"the machine was noisy: a fixed loop took {self.noise:.0%} longer at its 90th percentile than "
+            f"at its median (up to {NOISE_BOUND:.0%} is quiet): close other programs and measure again"
+        )
+
+    def to_json(self) -> str:
+        """Everything, as one JSON object."""
+        everything = {**asdict(self), "warning": self.warning, "definitions": DEFINITIONS}
+        return json.dumps(everything, indent=2, ensure_ascii=False) + "\n"
+
+    def to_text(self) -> str:
+        """A table for a reader, milliseconds a batch."""
+        width = max(len(result.case.artefact) for result in self.results)
+        columns = (
+            "batch  thr  median    p90    p99    min    max  img/s   pre  post    MB  ratio  executed by"
+        )
+        lines = [f"{'artefact':<{width}}  {columns}"]
+        for result in self.results:
+            case, network = result.case, result.network_ms
+            points = (network.median, network.p90, network.p99, network.min, network.max)
+            times = " ".join(f"{value:6.1f}" for value in points)
+            sides = " ".join(
+                f"{spread.median:5.1f}" if spread else "    -"
+                for spread in (result.preprocessing_ms, result.postprocessing_ms)
+            )
+            memory = f"{result.peak_memory_mb:5.0f}" if result.peak_memory_mb else "    -"
+            lines.append(
+                f"{case.artefact:<{width}}  {case.batch_size:5d}  {case.threads:3d}  {times}  "
+                f"{result.images_per_second:5.1f} {sides} {memory}  {result.ratio:5.2f}  {result.executed_by}"
+            )
+        lines.append(f"{self.rounds} rounds, milliseconds a batch; noise {self.noise:.1%}")
+        return "\n".join(lines) + "\n"
+
+    def to_png(self) -> bytes:
+        """A chart of the medians by step, with the network's 10th to 90th percentile.
+
+        Raises:
+            BackendError: matplotlib is not installed.
+        """
+        file = io.BytesIO()
+        self._figure().savefig(file, format="png", dpi=150, bbox_inches="tight")
+        return file.getvalue()
+
+    def _figure(self) -> Figure:
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise BackendError("a plot needs matplotlib: pip install matplotlib") from error
+        figure = Figure(figsize=(9, 1.2 + 0.5 * len(self.results)))
+        axes = figure.add_subplot()
+        rows = np.arange(len(self.results))
+        left = np.zeros(len(rows))
+        for name, colour in STEPS.items():
+            spreads = [getattr(result, name) for result in self.results]
+            medians = np.array([spread.median if spread else 0 for spread in spreads])
+            axes.barh(rows, medians, 0.6, left=left, color=colour, label=name.removesuffix("_ms"))
+            if name == "network_ms":
+                early = medians - [spread.min for spread in spreads]
+                late = np.array([spread.p90 for spread in spreads]) - medians
+                axes.errorbar(left + medians, rows, xerr=[early, late], fmt="none", color="black", capsize=3)
+            left += medians
+        axes.set_yticks(rows, [_caption(result.case) for result in self.results])
+        axes.invert_yaxis()
+        axes.set_xlabel("milliseconds a batch: medians; whiskers: the network's minimum and 90th percentile")
+        about = f"{self.machine['processor']}, {self.rounds} rounds, noise {self.noise:.1%}"
+        axes.set_title(about, fontsize=10)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        return figure
+
+
+def _caption(case: Case) -> str:
+    return f"{case.artefact}\nbatch {case.batch_size}, {case.threads} threads, {case.kernels} kernels"

@@ -1,0 +1,35 @@
+"""``python -m msmamba.runtime.memory_probe``: the peak memory of classification, in a process of its own.
+
+Opens the artefact that its argument, a JSON object, describes, runs a few batches and prints the peak in
+bytes. `benchmark` starts it, since a process's peak never falls again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+from . import machine
+from .session import open_session
+
+_BATCHES = 3  # the runtime allocates its buffers in the first, and settles
+
+
+def peak_bytes(artefact: str, batch_size: int, **options: Any) -> int | None:
+    """Peak memory of this process after a few batches; None where the system does not tell."""
+    with open_session(artefact, **options) as session:
+        size = session.image_size or 224
+        pixels = np.zeros((2 * size, 2 * size, 3), np.uint8)
+        for _ in range(_BATCHES):
+            if session.transform is None:
+                session.run(np.zeros((batch_size, 3, size, size), np.float32))
+            else:
+                session.run(np.stack([session.prepare(pixels)[0] for _ in range(batch_size)]))
+    return machine.peak_memory_bytes()
+
+
+if __name__ == "__main__":
+    print(json.dumps(peak_bytes(**json.loads(sys.argv[1]))))

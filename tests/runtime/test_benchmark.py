@@ -1,0 +1,199 @@
+"""A benchmark measures what it says, side by side, and records what is needed to judge it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from msmamba.cli import mmdeploy
+from msmamba.errors import ArtefactError, BackendError, ImageError, InputError
+from msmamba.runtime import Session, machine
+from msmamba.runtime import benchmark as module
+from msmamba.runtime.benchmark import BenchmarkOptions, benchmark
+from msmamba.runtime.benchmark_report import Benchmark, Spread
+
+from .conftest import classifier
+
+measure_peak_memory = module._peak_memory_mb
+QUICK = BenchmarkOptions(rounds=3, warmup=1, threads=(1,))
+
+
+@pytest.fixture(autouse=True)
+def no_memory_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves the processes that would measure the memory; one test asks for them."""
+    monkeypatch.setattr(module, "_peak_memory_mb", lambda case, device: 123.0)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """An ONNX file that does not say how its images are prepared."""
+    (tmp_path / "bare.onnx").write_bytes(classifier(size=32).SerializeToString())
+    return tmp_path / "bare.onnx"
+
+
+@pytest.fixture
+def found(bundle: Path, bare: Path) -> Benchmark:
+    return benchmark([bundle, bare], QUICK)
+
+
+def test_every_artefact_has_its_figures(found: Benchmark, bundle: Path, bare: Path) -> None:
+    one, other = found.results
+    assert (one.case.artefact, other.case.artefact) == (str(bundle), str(bare))
+    assert (one.image_size, other.image_size) == (9, 32)
+    assert found.rounds == 3
+    for result in found.results:
+        spread = result.network_ms
+        assert 0 < spread.min <= spread.median <= spread.p90 <= spread.p99 <= spread.max
+        assert result.images_per_second == pytest.approx(1000 / spread.median)
+        assert result.executed_by.startswith("onnxruntime CPU")
+    assert one.ratio == 1
+    assert one.file_mb == pytest.approx((bundle / "model.onnx").stat().st_size / 1e6)
+
+
+def test_only_what_classifies_is_split_into_steps(found: Benchmark) -> None:
+    one, other = found.results
+    assert one.preprocessing_ms is not None
+    assert one.postprocessing_ms is not None
+    assert other.preprocessing_ms is None
+    assert other.postprocessing_ms is None
+
+
+@pytest.mark.skipif(machine.peak_memory_bytes() is None, reason="this system does not tell")
+def test_the_peak_memory_is_a_processes_own(found: Benchmark) -> None:
+    held = np.ones(300_000_000, np.uint8)  # by this process: the probe must not count it
+    for result in found.results:
+        peak = measure_peak_memory(result.case, "auto")
+        assert peak is not None
+        assert 20 < peak < held.nbytes / 1e6
+    assert found.results[0].peak_memory_mb == 123
+
+
+def test_every_combination_is_measured_and_compared_with_its_like(bundle: Path, bare: Path) -> None:
+    options = dataclasses.replace(QUICK, batch_sizes=(1, 3), threads=(1, 2), kernels=("auto", "functions"))
+    found = benchmark([bundle, bare], options)
+    cases = [result.case for result in found.results]
+    assert len(set(cases)) == len(cases) == 16
+    assert {case.batch_size for case in cases} == {1, 3}
+    assert {case.threads for case in cases} == {1, 2}
+    for result in found.results:
+        if result.case.artefact == str(bundle):
+            assert result.ratio == 1
+        assert result.images_per_second == pytest.approx(
+            result.case.batch_size * 1e3 / result.network_ms.median
+        )
+
+
+def test_rounds_are_interleaved(bundle: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    once = module._Run.once
+    monkeypatch.setattr(
+        module._Run, "once", lambda self, counted: (ran.append(self.case.artefact), once(self, counted))
+    )
+    benchmark([bundle, bare], dataclasses.replace(QUICK, rounds=6))
+    rounds = [set(ran[start : start + 2]) for start in range(0, len(ran), 2)]
+    assert rounds == [{str(bundle), str(bare)}] * 7
+
+
+def test_time_ends_the_rounds_but_five_are_measured(bundle: Path) -> None:
+    found = benchmark([bundle], dataclasses.replace(QUICK, rounds=1000, seconds=0))
+    assert found.rounds == 5
+
+
+def test_the_batch_goes_through_all_steps(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[object] = []
+    shapes: list[tuple[int, ...]] = []
+    prepare, run = Session.prepare, Session.run
+    monkeypatch.setattr(
+        Session, "prepare", lambda self, image: (prepared.append(image), prepare(self, image))[1]
+    )
+    monkeypatch.setattr(
+        Session, "run", lambda self, images: (shapes.append(images.shape), run(self, images))[1]
+    )
+    benchmark([bundle], dataclasses.replace(QUICK, batch_sizes=(3,)))
+    assert len(prepared) == 4 * 3
+    assert shapes == [(3, 3, 9, 9)] * 4
+
+
+def test_spreads_are_the_quantiles() -> None:
+    spread = Spread.of(np.arange(101.0))
+    assert spread == Spread(median=50, p90=90, p99=99, min=0, max=100)
+
+
+@pytest.mark.parametrize(("last", "warned"), [(1.0, False), (5.0, True)], ids=["quiet", "noisy"])
+def test_a_noisy_machine_is_named(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, last: float, warned: bool
+) -> None:
+    times = iter([1.0] * 4 + [last] * 10)
+    monkeypatch.setattr(module, "_fixed_loop_ms", lambda: next(times))
+    found = benchmark([bundle], dataclasses.replace(QUICK, warmup=0, rounds=5))
+    assert (found.warning is not None) == warned
+    assert found.noise == pytest.approx(0.6 * (last - 1))
+
+
+def test_the_record_says_what_was_measured_on_what(found: Benchmark) -> None:
+    record = json.loads(found.to_json())
+    assert {"network_ms", "ratio", "peak_memory_mb", "noise"} <= set(record["definitions"])
+    assert {"processor", "usable_cores", "clock", "load_average_before"} <= set(record["machine"])
+    assert {"msmamba", "python", "onnxruntime", "numpy"} <= set(record["versions"])
+    assert record["results"][1]["preprocessing_ms"] is None
+    assert record["results"][0]["case"]["threads"] == 1
+
+
+def test_the_table_has_a_line_a_case(found: Benchmark) -> None:
+    header, first, second, footer = found.to_text().splitlines()
+    assert header.startswith("artefact")
+    assert first.split()[0].endswith("colours.bundle")
+    assert " - " in second
+    assert "3 rounds" in footer
+
+
+def test_the_chart_is_a_picture(found: Benchmark) -> None:
+    picture = np.asarray(Image.open(io.BytesIO(found.to_png())).convert("RGB"))
+    assert min(picture.shape[:2]) > 200
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
+
+
+def test_the_command_writes_its_files(bundle: Path, tmp_path: Path) -> None:
+    arguments = ["bench", str(bundle), "--rounds", "2", "--warmup", "0", "--threads", "1"]
+    record, plot = tmp_path / "bench.json", tmp_path / "bench.png"
+    result = CliRunner().invoke(mmdeploy, [*arguments, "-o", str(record), "--plot", str(plot)])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("artefact")
+    assert json.loads(record.read_text())["rounds"] == 2
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_measured_is_refused(bundle: Path, bare: Path, tmp_path: Path) -> None:
+    bare.write_bytes(classifier(size="side").SerializeToString())
+    for artefacts, options, error, message in [
+        ([], QUICK, InputError, "no artefact"),
+        ([tmp_path / "missing"], QUICK, ArtefactError, "does not exist"),
+        ([bare], QUICK, InputError, "leaves its image size open"),
+        ([bundle], dataclasses.replace(QUICK, image="missing.png"), ImageError, "does not exist"),
+        ([bundle], dataclasses.replace(QUICK, device="tpu"), BackendError, "unknown"),
+    ]:
+        with pytest.raises(error, match=message):
+            benchmark(artefacts, options)
+    bare.write_bytes(classifier(batch=1).SerializeToString())
+    with pytest.raises(InputError, match="at most 1, not 2"):
+        benchmark([bare], dataclasses.replace(QUICK, batch_sizes=(2,)))
+    with pytest.raises(InputError, match="no threads"):
+        BenchmarkOptions(threads=())
+    with pytest.raises(InputError, match="0 rounds"):
+        BenchmarkOptions(rounds=0)
+
+
+def test_usable_cores_heed_a_containers_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(machine, "_CGROUP_QUOTA", quota)
+    whole = machine.usable_cores()
+    for text, expected in [("max 100000", whole), ("50000 100000", 1), ("150000 100000", min(2, whole))]:
+        quota.write_text(text + "\n")
+        assert machine.usable_cores() == expected
