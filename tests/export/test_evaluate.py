@@ -96,7 +96,7 @@ def test_a_state_dict_without_labels_asks_for_them(checkpoint: Path, photos: Pat
     described = Described(labels=LABELS, mean=MEAN, std=STD, image_size=32)
     metrics = evaluate_model(weights, photos, described=described).metrics
     assert metrics == evaluate_model(checkpoint, photos).metrics
-    with pytest.raises(ArtefactError, match="2 labels were given, but .* has 3 classes"):
+    with pytest.raises(ArtefactError, match=r"2 labels were given, but .* has 3 classes"):
         evaluate_model(weights, photos, described=Described(LABELS[:2], MEAN, STD, 32))
 
 
