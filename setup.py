@@ -1,4 +1,4 @@
-"""Builds the native selective scan; everything else about the package stands in setup.cfg.
+"""Builds the native kernels; everything else about the package stands in setup.cfg.
 
 One shared library serves every machine of its platform: the kernels are compiled once per instruction
 set, each from a source of its own with its own flags, and chosen at run time. It has no Python in it
@@ -15,7 +15,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-NATIVE_FOLDERS = [Path("plugins/selective_scan/native")]
+NATIVE_FOLDERS = [Path("plugins/selective_scan/native"), Path("plugins/hybrid_block/native")]
 COMPILE_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-g0", "-Wno-psabi"]
 
 # Sources are compiled with the flags of the instruction set that ends their name.

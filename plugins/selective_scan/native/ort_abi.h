@@ -54,7 +54,10 @@ struct Api {
                         Value**);  // 91, KernelContext_GetOutput
   const void* slots_92_to_98[7];
   void (*release_tensor_info)(TensorInfo*);  // 99, ReleaseTensorTypeAndShapeInfo
-  const void* slots_100_to_267[168];
+  const void* slots_100_to_248[149];
+  Status* (*get_constant_input)(const KernelInfo*, size_t index, int* is_constant,
+                                const Value**);  // 249, KernelInfoGetConstantInput_tensor
+  const void* slots_250_to_267[18];
   Status* (*infer_input)(const ShapeInferContext*, size_t index,
                          TensorInfo**);  // 268, ShapeInferContext_GetInputTypeShape
   const void* slot_269;
@@ -72,6 +75,7 @@ static_assert(slot(offsetof(Api, get_rank)) == 61, "GetDimensionsCount");
 static_assert(slot(offsetof(Api, get_tensor_info)) == 65, "GetTensorTypeAndShape");
 static_assert(slot(offsetof(Api, get_input)) == 90, "KernelContext_GetInput");
 static_assert(slot(offsetof(Api, release_tensor_info)) == 99, "ReleaseTensorTypeAndShapeInfo");
+static_assert(slot(offsetof(Api, get_constant_input)) == 249, "KernelInfoGetConstantInput_tensor");
 static_assert(slot(offsetof(Api, infer_input)) == 268, "ShapeInferContext_GetInputTypeShape");
 static_assert(slot(offsetof(Api, infer_output)) == 270, "ShapeInferContext_SetOutputTypeShape");
 static_assert(slot(offsetof(Api, parallel_for)) == 274, "KernelContext_ParallelFor");

@@ -15,7 +15,7 @@ Status* shared_domain(const Api& api, CustomOpDomain** domain) {
   if (shared == nullptr) {
     CustomOpDomain* fresh = nullptr;
     if (Status* failed = api.create_custom_op_domain("msmamba", &fresh)) return failed;
-    for (const Operators& source : {scan_operators(api)}) {
+    for (const Operators& source : {scan_operators(api), block_operators(api)}) {
       for (size_t i = 0; i < source.count; ++i) {
         if (Status* failed = api.custom_op_domain_add(fresh, source.ops[i])) return failed;
       }

@@ -25,6 +25,10 @@ void print_dimensions(char* text, size_t size, const int64_t* dimensions, size_t
 Status* Input::read(const Api& api, const KernelContext* context, size_t index) {
   const Value* value = nullptr;
   if (Status* failed = api.get_input(context, index, &value)) return failed;
+  return read(api, value);
+}
+
+Status* Input::read(const Api& api, const Value* value) {
   if (Status* failed = api.get_tensor_data(value, &data)) return failed;
   TensorInfo* info = nullptr;
   if (Status* failed = api.get_tensor_info(value, &info)) return failed;

@@ -16,6 +16,7 @@ struct Input {
 
   // Returns null, or a failure of ONNX Runtime's own.
   Status* read(const Api& api, const KernelContext* context, size_t index);
+  Status* read(const Api& api, const Value* value);
 
   const float* floats() const { return static_cast<const float*>(data); }
 };
@@ -57,6 +58,7 @@ struct Operators {
   size_t count;
 };
 
-Operators scan_operators(const Api& api);  // ort_scan.cpp
+Operators scan_operators(const Api& api);   // ort_scan.cpp
+Operators block_operators(const Api& api);  // hybrid_block/native/ort_block.cpp
 
 }  // namespace msmamba::ort

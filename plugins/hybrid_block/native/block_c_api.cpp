@@ -1,0 +1,25 @@
+// The door for ctypes to the block's operators: plain functions over pointers, threads from the scan's pool.
+#include "../../selective_scan/native/thread_pool.h"
+#include "block.h"
+
+#define MSMAMBA_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Packs the weights of an operator (a number of msmamba::BlockOperator), contiguous and in the contract's order, for
+// the instruction set in use. `sizes` are h, G, d, D, K*R, K*N and q. Returns null when out of memory; otherwise
+// the caller destroys it.
+MSMAMBA_EXPORT void* msmamba_block_create(int32_t op, const int64_t* sizes, const float* const* weights) {
+  const msmamba::BlockSizes named = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]};
+  return msmamba::PackedOperator::create(static_cast<msmamba::BlockOperator>(op), named, weights).release();
+}
+
+// Maps in and out in the contract's order, contiguous. Returns null when done, otherwise what went wrong (a static
+// string).
+MSMAMBA_EXPORT const char* msmamba_block_run(const void* packed, int64_t batch, int64_t height, int64_t width,
+                                             const float* const* inputs, float* const* outputs) {
+  const msmamba::Parallel pool = {nullptr, msmamba::pool_width(), [](void*, int threads, void (*body)(void*), void* data) {
+                                    msmamba::run_in_pool(threads, body, data);
+                                  }};
+  return static_cast<const msmamba::PackedOperator*>(packed)->run({batch, height, width}, inputs, outputs, pool);
+}
+
+MSMAMBA_EXPORT void msmamba_block_destroy(void* packed) { delete static_cast<msmamba::PackedOperator*>(packed); }

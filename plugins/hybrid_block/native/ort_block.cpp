@@ -1,0 +1,313 @@
+// The custom operators of the hybrid block for ONNX Runtime: inputs and outputs of the contract
+// (plugins/hybrid_block/__init__.py), float32.
+//
+// Weights that the graph holds as constants, as exported models do, are packed once, when the session is
+// made; others on every call. Shapes are checked on every call, since a model file may say anything. The
+// number of groups is h / d: attributes are for the function of standard operators, and not read here.
+#include <cstdio>
+#include <new>
+
+#include "../../selective_scan/native/ort_support.h"
+#include "block.h"
+
+namespace msmamba::ort {
+namespace {
+
+// A tensor and its dimensions, one letter each: `b` batch, `g` batch * G, `H` and `W`, `K` = 4 directions and
+//   h  channels of a branch, a `C` of two branches     d  channels of a group
+//   D  inner channels, `E` twice, `X` four times them  S  step features of all directions
+//   N  states of all directions, `n` of one            q  convolved channels
+struct TensorSpec {
+  const char* name;
+  const char* letters;
+};
+
+constexpr int kMostMaps = 3;
+constexpr int kMostWeights = 9;
+constexpr int kMostOutputs = 6;
+
+// Tensors end with a null name.
+struct OperatorSpec {
+  const char* op_type;
+  TensorSpec maps[kMostMaps + 1];
+  TensorSpec weights[kMostWeights + 1];
+  TensorSpec outputs[kMostOutputs + 1];
+};
+
+// By BlockOperator.
+constexpr OperatorSpec kSpecs[kBlockOperators] = {
+    {"LocalBranch",
+     {{"x", "bHWC"}},
+     {{"scale", "h"},
+      {"shift", "h"},
+      {"depthwise_weight", "h133"},
+      {"depthwise_bias", "h"},
+      {"expand_weight", "C133"},
+      {"expand_bias", "C"},
+      {"project_weight", "hC11"},
+      {"project_bias", "h"}},
+     {{"local", "bHWh"}}},
+    {"ScanInputs",
+     {{"x", "bHWC"}},
+     {{"norm_weight", "h"},
+      {"norm_bias", "h"},
+      {"in_weight", "dE"},
+      {"conv_weight", "D133"},
+      {"conv_bias", "D"},
+      {"step_weight", "DS"},
+      {"step_expand", "SX"},
+      {"input_weight", "DN"},
+      {"output_weight", "DN"}},
+     {{"tokens", "gHWd"}, {"gate", "gHWD"}, {"features", "gHWD"}, {"delta", "gHWKD"}, {"B", "gHWKn"}, {"C", "gHWKn"}}},
+    {"ScanOutputs",
+     {{"y", "gHWD"}, {"gate", "gHWD"}, {"tokens", "gHWd"}},
+     {{"out_norm_weight", "D"},
+      {"out_norm_bias", "D"},
+      {"project_weight", "Dd"},
+      {"project_bias", "d"},
+      {"conv_weight", "q133"},
+      {"conv_bias", "q"},
+      {"residual_scale", "1"},
+      {"norm_weight", "h"},
+      {"norm_bias", "h"}},
+     {{"scanned", "bHWh"}}},
+    {"MIFA",
+     {{"local", "bHWh"}, {"scanned", "bHWh"}},
+     {{"conv_weight", "h133"}, {"conv_bias", "h"}, {"attention_weight", "C"}},
+     {{"y", "bHWC"}}},
+};
+
+constexpr size_t count(const TensorSpec* tensors) {
+  size_t n = 0;
+  while (tensors[n].name != nullptr) ++n;
+  return n;
+}
+
+// What the letters stand for.
+struct Sizes {
+  BlockSizes block{};
+  MapShape map{};
+
+  int64_t operator[](char letter) const {
+    switch (letter) {
+      case 'b': return map.batch;
+      case 'g': return map.batch * block.groups;
+      case 'H': return map.height;
+      case 'W': return map.width;
+      case 'K': return kDirections;
+      case 'h': return block.half;
+      case 'C': return 2 * block.half;
+      case 'd': return block.model;
+      case 'D': return block.inner;
+      case 'E': return 2 * block.inner;
+      case 'X': return kDirections * block.inner;
+      case 'S': return block.steps;
+      case 'N': return block.states;
+      case 'n': return block.states / kDirections;
+      case 'q': return block.convolved;
+      default: return letter - '0';
+    }
+  }
+
+  // Takes what the dimensions of a weight say directly.
+  void learn_weight(const TensorSpec& spec, const Input& weight) {
+    for (size_t i = 0; spec.letters[i] != '\0' && i < weight.rank; ++i) {
+      switch (spec.letters[i]) {
+        case 'h': block.half = weight.dimensions[i]; break;
+        case 'd': block.model = weight.dimensions[i]; break;
+        case 'D': block.inner = weight.dimensions[i]; break;
+        case 'S': block.steps = weight.dimensions[i]; break;
+        case 'N': block.states = weight.dimensions[i]; break;
+        case 'q': block.convolved = weight.dimensions[i]; break;
+        default: break;
+      }
+    }
+    block.groups = block.model > 0 ? block.half / block.model : 1;
+  }
+
+  // `spec` is of the first map.
+  void learn_map(const TensorSpec& spec, const Input& first) {
+    const int64_t images = first.dimensions[0];
+    map = {spec.letters[0] == 'g' && block.groups > 0 ? images / block.groups : images, first.dimensions[1],
+           first.dimensions[2]};
+  }
+};
+
+Status* check_tensor(const Api& api, const char* op_type, const TensorSpec& spec, const Input& found,
+                     const Sizes& sizes) {
+  int64_t dimensions[Input::kMostDimensions];
+  size_t rank = 0;
+  for (; spec.letters[rank] != '\0'; ++rank) dimensions[rank] = sizes[spec.letters[rank]];
+  return check_dimensions(api, op_type, found, {spec.name, dimensions, rank});
+}
+
+// Why weights of these sizes fit no hybrid block, or null.
+const char* unfit_sizes(BlockOperator op, const BlockSizes& sizes) {
+  if (sizes.half < 1) return "there are no channels";
+  switch (op) {
+    case BlockOperator::kLocalBranch:
+      return nullptr;
+    case BlockOperator::kScanInputs:
+    case BlockOperator::kScanOutputs:
+      if (sizes.model < 1 || sizes.inner < 1) return "a group or the scan has no channels";
+      if (sizes.half % sizes.model != 0) return "the channels do not divide into groups";
+      if (op == BlockOperator::kScanInputs) {
+        const bool whole = sizes.steps % kDirections == 0 && sizes.states % kDirections == 0;
+        return whole ? nullptr : "step features or states do not divide into 4 directions";
+      }
+      if (sizes.model % 2 != 0) return "a group has an odd number of channels, which cannot be shuffled in pairs";
+      return sizes.convolved <= sizes.model ? nullptr : "more channels are convolved than there are";
+    case BlockOperator::kMIFA:
+      return sizes.half % 4 == 0 ? nullptr : "the channels cannot be shuffled: not a multiple of 4";
+  }
+  return nullptr;
+}
+
+struct BlockOp : CustomOp {
+  BlockOperator op;
+
+  const OperatorSpec& spec() const { return kSpecs[static_cast<int>(op)]; }
+};
+
+// What one node holds between calls.
+struct Kernel {
+  const Api& api;
+  const BlockOp& op;
+  std::unique_ptr<PackedOperator> packed;  // null where weights are not constant
+};
+
+Status* refusal(const Api& api, ErrorCode code, const char* op_type, const char* reason) {
+  char message[256];
+  std::snprintf(message, sizeof message, "%s: %s", op_type, reason);
+  return api.create_status(code, message);
+}
+
+// Packs weights of any shape that the contract allows.
+Status* pack(const Api& api, const BlockOp& op, const Input* weights, std::unique_ptr<PackedOperator>* packed) {
+  const OperatorSpec& spec = op.spec();
+  const size_t weight_count = count(spec.weights);
+  Sizes sizes;
+  for (size_t i = 0; i < weight_count; ++i) sizes.learn_weight(spec.weights[i], weights[i]);
+  const float* pointers[kMostWeights];
+  for (size_t i = 0; i < weight_count; ++i) {
+    if (Status* failed = check_tensor(api, spec.op_type, spec.weights[i], weights[i], sizes)) return failed;
+    pointers[i] = weights[i].floats();
+  }
+  if (const char* reason = unfit_sizes(op.op, sizes.block)) return refusal(api, kInvalidArgument, spec.op_type, reason);
+  *packed = PackedOperator::create(op.op, sizes.block, pointers);
+  return *packed == nullptr ? refusal(api, kFail, spec.op_type, "out of memory") : nullptr;
+}
+
+Status* create_kernel(const CustomOp* self, const Api* api, const KernelInfo* info, void** kernel) {
+  const BlockOp& op = *static_cast<const BlockOp*>(self);
+  const size_t map_count = count(op.spec().maps), weight_count = count(op.spec().weights);
+  std::unique_ptr<Kernel> made(new (std::nothrow) Kernel{*api, op, nullptr});
+  if (made == nullptr) return refusal(*api, kFail, op.spec().op_type, "out of memory");
+
+  Input weights[kMostWeights];
+  bool all_constant = true;
+  for (size_t i = 0; all_constant && i < weight_count; ++i) {
+    int constant = 0;
+    const Value* value = nullptr;
+    if (Status* failed = api->get_constant_input(info, map_count + i, &constant, &value)) return failed;
+    all_constant = constant != 0;
+    if (!all_constant) break;
+    if (Status* failed = weights[i].read(*api, value)) return failed;
+  }
+  if (all_constant) {
+    if (Status* failed = pack(*api, op, weights, &made->packed)) return failed;
+  }
+  *kernel = made.release();
+  return nullptr;
+}
+
+Status* compute(void* kernel_, KernelContext* context) {
+  const Kernel& kernel = *static_cast<const Kernel*>(kernel_);
+  const Api& api = kernel.api;
+  const OperatorSpec& spec = kernel.op.spec();
+  const size_t map_count = count(spec.maps), weight_count = count(spec.weights), output_count = count(spec.outputs);
+
+  std::unique_ptr<PackedOperator> packed_now;
+  if (kernel.packed == nullptr) {
+    Input weights[kMostWeights];
+    for (size_t i = 0; i < weight_count; ++i) {
+      if (Status* failed = weights[i].read(api, context, map_count + i)) return failed;
+    }
+    if (Status* failed = pack(api, kernel.op, weights, &packed_now)) return failed;
+  }
+  const PackedOperator& packed = kernel.packed != nullptr ? *kernel.packed : *packed_now;
+
+  Input maps[kMostMaps];
+  for (size_t i = 0; i < map_count; ++i) {
+    if (Status* failed = maps[i].read(api, context, i)) return failed;
+  }
+  Sizes sizes;
+  sizes.block = packed.sizes();
+  sizes.learn_map(spec.maps[0], maps[0]);
+  const float* inputs[kMostMaps];
+  for (size_t i = 0; i < map_count; ++i) {
+    if (Status* failed = check_tensor(api, spec.op_type, spec.maps[i], maps[i], sizes)) return failed;
+    inputs[i] = maps[i].floats();
+  }
+  if (kernel.op.op == BlockOperator::kScanOutputs && sizes.map.height != sizes.map.width) {
+    return refusal(api, kInvalidArgument, spec.op_type, "the map must be square, since its height and width are swapped");
+  }
+  float* outputs[kMostOutputs];
+  for (size_t i = 0; i < output_count; ++i) {
+    int64_t dimensions[Input::kMostDimensions];
+    size_t rank = 0;
+    for (; spec.outputs[i].letters[rank] != '\0'; ++rank) dimensions[rank] = sizes[spec.outputs[i].letters[rank]];
+    Value* value = nullptr;
+    void* data = nullptr;
+    if (Status* failed = api.get_output(context, i, dimensions, rank, &value)) return failed;
+    if (Status* failed = api.get_tensor_data(value, &data)) return failed;
+    outputs[i] = static_cast<float*>(data);
+  }
+  if (sizes.map.batch == 0) return nullptr;
+  if (sizes.map.positions() == 0) return refusal(api, kInvalidArgument, spec.op_type, "the map is empty");
+
+  SessionThreads threads(api, context);
+  const char* failure = packed.run(sizes.map, inputs, outputs, threads.parallel());
+  if (threads.failure() != nullptr) return threads.failure();
+  return failure == nullptr ? nullptr : refusal(api, kFail, spec.op_type, failure);
+}
+
+BlockOp block_op(BlockOperator kind) {
+  BlockOp op = {};
+  op.op = kind;
+  op.version = kApiVersion;
+  op.get_name = [](const CustomOp* self) { return static_cast<const BlockOp*>(self)->spec().op_type; };
+  op.get_execution_provider = [](const CustomOp*) { return "CPUExecutionProvider"; };
+  op.get_input_count = [](const CustomOp* self) {
+    const OperatorSpec& spec = static_cast<const BlockOp*>(self)->spec();
+    return count(spec.maps) + count(spec.weights);
+  };
+  op.get_input_type = [](const CustomOp*, size_t) { return kFloat; };
+  op.get_output_count = [](const CustomOp* self) { return count(static_cast<const BlockOp*>(self)->spec().outputs); };
+  op.get_output_type = [](const CustomOp*, size_t) { return kFloat; };
+  op.get_input_characteristic = [](const CustomOp*, size_t) { return kRequired; };
+  op.get_output_characteristic = [](const CustomOp*, size_t) { return kRequired; };
+  op.get_input_memory_type = [](const CustomOp*, size_t) { return kMemoryDefault; };
+  op.get_variadic_input_min_arity = [](const CustomOp*) { return 0; };
+  op.get_variadic_input_homogeneity = [](const CustomOp*) { return 0; };
+  op.get_variadic_output_min_arity = [](const CustomOp*) { return 0; };
+  op.get_variadic_output_homogeneity = [](const CustomOp*) { return 0; };
+  op.create_kernel_v2 = create_kernel;
+  op.compute_v2 = compute;
+  op.destroy_kernel = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  op.get_start_version = [](const CustomOp*) { return 1; };
+  op.get_end_version = [](const CustomOp*) { return INT32_MAX; };
+  return op;
+}
+
+}  // namespace
+
+Operators block_operators(const Api&) {
+  static const BlockOp made[kBlockOperators] = {
+      block_op(BlockOperator::kLocalBranch), block_op(BlockOperator::kScanInputs),
+      block_op(BlockOperator::kScanOutputs), block_op(BlockOperator::kMIFA)};
+  static const CustomOp* const ops[kBlockOperators] = {&made[0], &made[1], &made[2], &made[3]};
+  return {ops, kBlockOperators};
+}
+
+}  // namespace msmamba::ort

@@ -1,0 +1,40 @@
+// Laying weights and buffers out in one piece of memory: rows padded to whole vectors, zeros beyond.
+#pragma once
+
+#include "../../selective_scan/native/scratch.h"
+#include "operators.h"
+#include "lanes.h"
+
+namespace {
+
+// Bytes that a layout, a struct of pointers made from sizes and scratch, takes.
+template <typename Layout>
+size_t layout_bytes(const msmamba::BlockSizes& sizes) {
+  return Scratch::measure([&](Scratch& scratch) { Layout(sizes, scratch); });
+}
+
+// The layout in memory of that many bytes.
+template <typename Layout>
+Layout layout_in(const void* memory, const msmamba::BlockSizes& sizes) {
+  Scratch scratch(const_cast<void*>(memory));
+  return Layout(sizes, scratch);
+}
+
+// A row of `count` floats, padded.
+template <int Lanes>
+MSMAMBA_INLINE float* padded_row(Scratch& scratch, int64_t count) {
+  return scratch.floats(whole_vectors<Lanes>(count));
+}
+
+// Writes `value(i)` for i < count and zeros up to whole vectors.
+template <int Lanes, typename Value>
+void fill_row(float* row, int64_t count, Value value) {
+  for (int64_t i = 0; i < whole_vectors<Lanes>(count); ++i) row[i] = i < count ? value(i) : 0.0f;
+}
+
+template <int Lanes>
+void copy_row(float* row, const float* source, int64_t count) {
+  fill_row<Lanes>(row, count, [&](int64_t i) { return source[i]; });
+}
+
+}  // namespace

@@ -1,0 +1,177 @@
+// ScanInputs: LayerNorm, groups, input projection, depthwise 3x3 with SiLU, and the projections to delta, B and C.
+//
+// h channels in G groups of d; D inner channels; P = G * D with padding; L = H * W. Within the kernel the groups of
+// a position stay side by side, so that few channels a group still fill vectors; each is written to the map
+// of its own group. First the norm and the input projection; then, tile by tile, the convolution and the
+// projections of its result.
+#pragma once
+
+#include "depthwise.h"
+#include "layer_norm.h"
+#include "matrix.h"
+#include "packing.h"
+
+namespace {
+
+template <int Lanes>
+class ScanInputs {
+ public:
+  static constexpr int64_t kTilePositions = 64;
+
+  static size_t packed_bytes(const msmamba::BlockSizes& sizes) {
+    return layout_bytes<Weights>(sizes);
+  }
+
+  static void pack(const msmamba::BlockSizes& sizes, const float* const* source, void* packed) {
+    const float *in = source[2], *conv = source[3], *conv_bias = source[4], *steps = source[5],
+                *step_expand = source[6], *inputs = source[7], *outputs = source[8];
+    const int64_t inner = sizes.inner, wide = sizes.groups * inner, padded = whole_vectors<Lanes>(wide);
+    auto weights = layout_in<Weights>(packed, sizes);
+    copy_row<Lanes>(weights.norm_weight, source[0], sizes.half);
+    copy_row<Lanes>(weights.norm_bias, source[1], sizes.half);
+    weights.flow.pack([&](int64_t k, int64_t column) { return in[k * 2 * inner + column]; });
+    weights.gate.pack([&](int64_t k, int64_t column) { return in[k * 2 * inner + inner + column]; });
+    for (int tap = 0; tap < kTaps; ++tap) {
+      fill_row<Lanes>(weights.conv + tap * padded, wide, [&](int64_t c) { return conv[c % inner * kTaps + tap]; });
+    }
+    fill_row<Lanes>(weights.conv_bias, wide, [&](int64_t c) { return conv_bias[c % inner]; });
+    weights.steps.pack([&](int64_t k, int64_t column) { return steps[k * sizes.steps + column]; });
+    weights.delta.pack([&](int64_t k, int64_t column) { return step_expand[k * kDirections * inner + column]; });
+    weights.B.pack([&](int64_t k, int64_t column) { return inputs[k * sizes.states + column]; });
+    weights.C.pack([&](int64_t k, int64_t column) { return outputs[k * sizes.states + column]; });
+  }
+
+  // The half of the input projection that the convolution reads: (batch, L, P).
+  static size_t shared_bytes(const msmamba::BlockSizes& sizes, const msmamba::MapShape& map) {
+    return static_cast<size_t>(map.batch * map.positions() * padded_width(sizes)) * sizeof(float);
+  }
+
+  static size_t scratch_bytes(const msmamba::BlockSizes& sizes, const msmamba::MapShape&) {
+    return layout_bytes<Buffers>(sizes);
+  }
+
+  static void project(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* memory) {
+    const msmamba::BlockSizes& sizes = call.sizes;
+    const int64_t half = sizes.half, model = sizes.model, inner = sizes.inner, padded = padded_width(sizes);
+    const int64_t length = call.map.positions(), count = tile.last - tile.first;
+    const auto weights = layout_in<Weights>(call.packed, sizes);
+    const auto buffers = layout_in<Buffers>(memory, sizes);
+    const float* const x = call.inputs[0] + (tile.image * length + tile.first) * 2 * half + half;
+    float* const flow = static_cast<float*>(call.shared) + (tile.image * length + tile.first) * padded;
+
+    for (int64_t i = 0; i < count; ++i) {
+      float* const normed = buffers.normed + i * half;
+      layer_norm<Lanes>(x + i * 2 * half, half, weights.norm_weight, weights.norm_bias,
+                        [&](int64_t first, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
+                          store<Lanes>(normed + first, value, used);
+                        });
+    }
+    for (int64_t group = 0; group < sizes.groups; ++group) {
+      const int64_t row = (tile.image * sizes.groups + group) * length + tile.first;
+      float* const tokens = call.outputs[0] + row * model;
+      float* const gate = call.outputs[1] + row * inner;
+      const float* const normed = buffers.normed + group * model;
+      copy_rows(tokens, model, normed, half, count);
+      weights.flow.multiply(normed, half, count,
+                            [&](int64_t i, int64_t column, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
+                              store<Lanes>(flow + i * padded + group * inner + column, value, used);
+                            });
+      weights.gate.multiply(normed, half, count, to_rows(gate, inner));
+    }
+  }
+
+  static void expand(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* memory) {
+    const msmamba::BlockSizes& sizes = call.sizes;
+    const int64_t inner = sizes.inner, wide = sizes.groups * inner, padded = padded_width(sizes);
+    const int64_t height = call.map.height, width = call.map.width, length = height * width;
+    const int64_t count = tile.last - tile.first, padded_steps = whole_vectors<Lanes>(sizes.steps);
+    const auto weights = layout_in<Weights>(call.packed, sizes);
+    const auto buffers = layout_in<Buffers>(memory, sizes);
+    const float* const flow = static_cast<const float*>(call.shared) + tile.image * length * padded;
+
+    for_each_row(tile.first, tile.last, width, [&](int64_t line, int64_t first, int64_t last) {
+      float* const target = buffers.features + (line * width - tile.first) * padded;
+      for_each_vector<Lanes>(wide, [&](int64_t c, auto used) {
+        const Lines lines[1] = {neighbouring_lines(flow + c, line, height, width * padded, padded)};
+        const Float<Lanes> bias = load<Lanes>(weights.conv_bias + c);
+        convolve_line<Lanes, 1, 1>(
+            lines, first, last, width, weights.conv + c, padded, used,
+            [&](int64_t position, const Convolved<Lanes, 1, 1>& result) MSMAMBA_INLINE_BODY {
+              store<Lanes>(target + position * padded + c, silu<Lanes>(result.sums[0][0] + bias));
+            });
+      });
+    });
+    for (int64_t group = 0; group < sizes.groups; ++group) {
+      const int64_t row = (tile.image * sizes.groups + group) * length + tile.first;
+      const float* const features = buffers.features + group * inner;
+      const int64_t delta_width = kDirections * inner;
+      copy_rows(call.outputs[2] + row * inner, inner, features, padded, count);
+      weights.steps.multiply(features, padded, count, to_rows(buffers.steps, padded_steps));
+      weights.delta.multiply(buffers.steps, padded_steps, count,
+                             to_rows(call.outputs[3] + row * delta_width, delta_width));
+      weights.B.multiply(features, padded, count, to_rows(call.outputs[4] + row * sizes.states, sizes.states));
+      weights.C.multiply(features, padded, count, to_rows(call.outputs[5] + row * sizes.states, sizes.states));
+    }
+  }
+
+ private:
+  static constexpr int64_t kDirections = 4;
+
+  static int64_t padded_width(const msmamba::BlockSizes& sizes) {
+    return whole_vectors<Lanes>(sizes.groups * sizes.inner);
+  }
+
+  // Writes a product to rows `stride` apart.
+  static auto to_rows(float* target, int64_t stride) {
+    return [=](int64_t row, int64_t column, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
+      store<Lanes>(target + row * stride + column, value, used);
+    };
+  }
+
+  // `count` rows of `width` floats, the source's `stride` apart, the target's dense.
+  static void copy_rows(float* target, int64_t width, const float* source, int64_t stride, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      for_each_vector<Lanes>(width, [&](int64_t c, auto used) MSMAMBA_INLINE_BODY {
+        store<Lanes>(target + i * width + c, load<Lanes>(source + i * stride + c, used), used);
+      });
+    }
+  }
+
+  struct Weights {
+    Weights(const msmamba::BlockSizes& sizes, Scratch& scratch)
+        : norm_weight(padded_row<Lanes>(scratch, sizes.half)),
+          norm_bias(padded_row<Lanes>(scratch, sizes.half)),
+          flow(sizes.model, sizes.inner, scratch),
+          gate(sizes.model, sizes.inner, scratch),
+          conv(scratch.floats(kTaps * padded_width(sizes))),
+          conv_bias(scratch.floats(padded_width(sizes))),
+          steps(sizes.inner, sizes.steps, scratch),
+          delta(sizes.steps, kDirections * sizes.inner, scratch),
+          B(sizes.inner, sizes.states, scratch),
+          C(sizes.inner, sizes.states, scratch) {}
+
+    float* norm_weight;   // (h)
+    float* norm_bias;     // (h)
+    Matrix<Lanes> flow;   // (d, D): to the convolution
+    Matrix<Lanes> gate;   // (d, D)
+    float* conv;          // (9, P), once for every group
+    float* conv_bias;     // (P)
+    Matrix<Lanes> steps;  // (D, K*R)
+    Matrix<Lanes> delta;  // (K*R, K*D), a block for each direction
+    Matrix<Lanes> B;      // (D, K*N)
+    Matrix<Lanes> C;      // (D, K*N)
+  };
+
+  struct Buffers {
+    Buffers(const msmamba::BlockSizes& sizes, Scratch& scratch)
+        : normed(scratch.floats(kTilePositions * sizes.half)),
+          features(scratch.floats(kTilePositions * padded_width(sizes))),
+          steps(scratch.floats(kTilePositions * whole_vectors<Lanes>(sizes.steps))) {}
+
+    float* normed;    // (kTilePositions, h)
+    float* features;  // (kTilePositions, P)
+    float* steps;     // (kTilePositions, K*R padded), one group
+  };
+};
+
+}  // namespace

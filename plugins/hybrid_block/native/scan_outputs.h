@@ -1,0 +1,184 @@
+// ScanOutputs: LayerNorm, SiLU gate, projection, partial depthwise 3x3, shuffle, H and W swapped, residual,
+// LayerNorm, shuffle.
+//
+// D inner channels; h channels in G groups of d, P = h with padding; q convolved channels of each d; L = H * W.
+// First the projection of every position into a map with the groups side by side; then one row of the
+// output at a time, whose positions are a column of that map. The shuffle within a group costs nothing: it
+// is the order of the projection's columns.
+#pragma once
+
+#include "depthwise.h"
+#include "layer_norm.h"
+#include "matrix.h"
+#include "packing.h"
+
+namespace {
+
+template <int Lanes>
+class ScanOutputs {
+ public:
+  static constexpr int64_t kTilePositions = 64;
+
+  static size_t packed_bytes(const msmamba::BlockSizes& sizes) {
+    return layout_bytes<Weights>(sizes);
+  }
+
+  static void pack(const msmamba::BlockSizes& sizes, const float* const* source, void* packed) {
+    const float *project = source[2], *project_bias = source[3], *conv = source[4], *conv_bias = source[5];
+    const int64_t half = sizes.half, model = sizes.model, padded = whole_vectors<Lanes>(half);
+    // Channel c of the shuffled group was channel `from(c)`: pairs become two halves.
+    const auto from = [&](int64_t c) { return c % (model / 2) * 2 + c / (model / 2); };
+    auto weights = layout_in<Weights>(packed, sizes);
+    copy_row<Lanes>(weights.out_norm_weight, source[0], sizes.inner);
+    copy_row<Lanes>(weights.out_norm_bias, source[1], sizes.inner);
+    weights.project.pack([&](int64_t k, int64_t c) { return project[k * model + from(c)]; });
+    fill_row<Lanes>(weights.project_bias, model, [&](int64_t c) { return project_bias[from(c)]; });
+    const auto fill = [&](float* row, auto value) {
+      fill_row<Lanes>(row, half, [&](int64_t c) {
+        const int64_t channel = from(c % model);
+        return channel < sizes.convolved ? value(channel) : 0.0f;
+      });
+    };
+    for (int tap = 0; tap < kTaps; ++tap) {
+      // The map's columns are read as lines, so the taps are transposed.
+      const int transposed = tap % 3 * 3 + tap / 3;
+      fill(weights.conv + tap * padded, [&](int64_t channel) { return conv[channel * kTaps + transposed]; });
+    }
+    fill(weights.conv_bias, [&](int64_t channel) { return conv_bias[channel]; });
+    fill(weights.convolved, [](int64_t) { return 1.0f; });
+    *weights.residual_scale = source[6][0];
+    copy_row<Lanes>(weights.norm_weight, source[7], half);
+    copy_row<Lanes>(weights.norm_bias, source[8], half);
+  }
+
+  // After the projection and its SiLU: (batch, L, P).
+  static size_t shared_bytes(const msmamba::BlockSizes& sizes, const msmamba::MapShape& map) {
+    return static_cast<size_t>(map.batch * map.positions() * whole_vectors<Lanes>(sizes.half)) * sizeof(float);
+  }
+
+  static size_t scratch_bytes(const msmamba::BlockSizes& sizes, const msmamba::MapShape& map) {
+    // Gated rows of one group in the first phase; one row of the output in the second.
+    const int64_t gated = kTilePositions * sizes.inner;
+    const int64_t line = map.width * whole_vectors<Lanes>(sizes.half);
+    return static_cast<size_t>(gated > line ? gated : line) * sizeof(float);
+  }
+
+  static void project(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* scratch) {
+    const msmamba::BlockSizes& sizes = call.sizes;
+    const int64_t inner = sizes.inner, padded = whole_vectors<Lanes>(sizes.half);
+    const int64_t length = call.map.positions(), count = tile.last - tile.first;
+    const auto weights = layout_in<Weights>(call.packed, sizes);
+    float* const gated = static_cast<float*>(scratch);
+    float* const map = static_cast<float*>(call.shared) + (tile.image * length + tile.first) * padded;
+
+    for (int64_t group = 0; group < sizes.groups; ++group) {
+      const int64_t row = (tile.image * sizes.groups + group) * length + tile.first;
+      const float* const y = call.inputs[0] + row * inner;
+      const float* const gate = call.inputs[1] + row * inner;
+      for (int64_t i = 0; i < count; ++i) {
+        layer_norm<Lanes>(y + i * inner, inner, weights.out_norm_weight, weights.out_norm_bias,
+                          [&](int64_t first, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
+                            const int64_t at = i * inner + first;
+                            store<Lanes>(gated + at, value * silu<Lanes>(load<Lanes>(gate + at, used)), used);
+                          });
+      }
+      float* const target = map + group * sizes.model;
+      weights.project.multiply(
+          gated, inner, count,
+          [&](int64_t i, int64_t column, Float<Lanes> product, auto used) MSMAMBA_INLINE_BODY {
+            const Float<Lanes> value = silu<Lanes>(product + load<Lanes>(weights.project_bias + column));
+            store<Lanes>(target + i * padded + column, value, used);
+          });
+    }
+  }
+
+  static void merge(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* scratch) {
+    const int64_t half = call.sizes.half, padded = whole_vectors<Lanes>(half);
+    const int64_t width = call.map.width, length = call.map.positions();
+    const auto weights = layout_in<Weights>(call.packed, call.sizes);
+    float* const line = static_cast<float*>(scratch);
+
+    for (int64_t row = tile.first; row < tile.last; ++row) {
+      convolve_column(call, weights, tile.image, row, line);
+      add_residual(call, *weights.residual_scale, tile.image, row, line);
+      float* const scanned = call.outputs[0] + (tile.image * length + row * width) * half;
+      for (int64_t i = 0; i < width; ++i) {
+        float* const target = scanned + i * half;
+        layer_norm<Lanes>(line + i * padded, half, weights.norm_weight, weights.norm_bias,
+                          [&](int64_t first, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
+                            store_unzipped<Lanes>(target + first / 2, target + half / 2 + first / 2, value, used);
+                          });
+      }
+    }
+  }
+
+ private:
+  struct Weights {
+    Weights(const msmamba::BlockSizes& sizes, Scratch& scratch)
+        : out_norm_weight(padded_row<Lanes>(scratch, sizes.inner)),
+          out_norm_bias(padded_row<Lanes>(scratch, sizes.inner)),
+          project(sizes.inner, sizes.model, scratch),
+          project_bias(padded_row<Lanes>(scratch, sizes.model)),
+          conv(scratch.floats(kTaps * whole_vectors<Lanes>(sizes.half))),
+          conv_bias(padded_row<Lanes>(scratch, sizes.half)),
+          convolved(padded_row<Lanes>(scratch, sizes.half)),
+          residual_scale(scratch.floats(1)),
+          norm_weight(padded_row<Lanes>(scratch, sizes.half)),
+          norm_bias(padded_row<Lanes>(scratch, sizes.half)) {}
+
+    float* out_norm_weight;  // (D)
+    float* out_norm_bias;    // (D)
+    Matrix<Lanes> project;   // (D, d), columns shuffled
+    float* project_bias;     // (d), shuffled
+    float* conv;             // (9, P), shuffled; zero for channels that are not convolved
+    float* conv_bias;        // (P), likewise
+    float* convolved;        // (P): 1 for convolved channels, 0 for the others
+    float* residual_scale;   // (1)
+    float* norm_weight;      // (h)
+    float* norm_bias;        // (h)
+  };
+
+  // Column `column` of the projected map, its convolved channels through the convolution: (H, P).
+  static void convolve_column(const msmamba::BlockCall& call, const Weights& weights, int64_t image, int64_t column,
+                              float* line) {
+    const int64_t padded = whole_vectors<Lanes>(call.sizes.half);
+    const int64_t height = call.map.height, width = call.map.width;
+    const float* const map = static_cast<const float*>(call.shared) + image * height * width * padded;
+    for_each_vector<Lanes>(call.sizes.half, [&](int64_t c, auto used) {
+      const Float<Lanes> convolved = load<Lanes>(weights.convolved + c);
+      const Lines lines[1] = {neighbouring_lines(map + c, column, width, padded, width * padded)};
+      if (sum_across<Lanes>(convolved) == 0.0f) {
+        for (int64_t i = 0; i < height; ++i) {
+          store<Lanes>(line + i * padded + c, load<Lanes>(lines[0].here.at(i), used));
+        }
+        return;
+      }
+      const Float<Lanes> bias = load<Lanes>(weights.conv_bias + c);
+      convolve_line<Lanes, 1, 1>(
+          lines, 0, height, height, weights.conv + c, padded, used,
+          [&](int64_t i, const Convolved<Lanes, 1, 1>& result) MSMAMBA_INLINE_BODY {
+            const Float<Lanes> value = silu<Lanes>(result.sums[0][0] + bias);
+            store<Lanes>(line + i * padded + c, convolved != 0.0f ? value : result.centres[0]);
+          });
+    });
+  }
+
+  // Adds the tokens of a row, times `scale`, to `line` (W, P).
+  static void add_residual(const msmamba::BlockCall& call, float scale, int64_t image, int64_t row, float* line) {
+    const int64_t model = call.sizes.model, groups = call.sizes.groups;
+    const int64_t padded = whole_vectors<Lanes>(call.sizes.half);
+    const int64_t width = call.map.width, length = call.map.positions();
+    for (int64_t group = 0; group < groups; ++group) {
+      const float* const tokens = call.inputs[2] + ((image * groups + group) * length + row * width) * model;
+      for (int64_t i = 0; i < width; ++i) {
+        float* const target = line + i * padded + group * model;
+        for_each_vector<Lanes>(model, [&](int64_t c, auto used) MSMAMBA_INLINE_BODY {
+          const Float<Lanes> residual = load<Lanes>(tokens + i * model + c, used) * scale;
+          store<Lanes>(target + c, load<Lanes>(target + c, used) + residual, used);
+        });
+      }
+    }
+  }
+};
+
+}  // namespace
