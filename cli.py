@@ -6,6 +6,7 @@ The library is imported inside the commands, so that ``--help`` and ``--version`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,6 +136,9 @@ def train(
     DATA holds {train,val,test}/<class>/* or <class>/*; the latter is split 6:2:2. Without options this is
     the paper's recipe.
     """
+    # Idle OpenMP threads spin by default: beside another busy process a step took six times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
     from rich.console import Console
 
     from .model.progress import shown_on
