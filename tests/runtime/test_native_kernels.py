@@ -1,0 +1,71 @@
+"""The real network through ONNX Runtime: native kernels and ONNX functions give the same answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from msmamba.plugins.selective_scan import cpu
+from msmamba.runtime import open_session
+from msmamba.runtime.onnxruntime_backend import register_native_kernels
+
+pytestmark = pytest.mark.skipif(
+    cpu.why_unavailable() is not None, reason=f"the native kernels cannot be used: {cpu.why_unavailable()}"
+)
+
+
+def images(count: int, size: int) -> np.ndarray:
+    return np.random.default_rng(count).standard_normal((count, 3, size, size), np.float32)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_native_kernels_answer_like_the_functions(
+    bundles: dict[str, Path], precision: str, batch: int
+) -> None:
+    with (
+        open_session(bundles[precision], kernels="native", threads=2) as native,
+        open_session(bundles[precision], kernels="functions", threads=2) as plain,
+    ):
+        assert native.path == f"onnxruntime CPU, native kernels ({cpu.kernels()})"
+        given = images(batch, native.image_size or 0)
+        found, expected = native.run(given), plain.run(given)
+    # float16 rounds where the two form their sums in another order: two units at the size of the logits.
+    bound = 1e-5 if precision == "fp32" else 2 * float(np.spacing(np.abs(expected).max().astype(np.float16)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_native_kernels_are_what_runs(bundles: dict[str, Path], precision: str, tmp_path: Path) -> None:
+    scans = {}
+    for name in ("native", "functions"):
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / name)
+        options.log_severity_level = 3
+        if name == "native":
+            assert register_native_kernels(options) is None
+        onnxruntime.InferenceSession(
+            bundles["fp32"] / "model.onnx", options, providers=["CPUExecutionProvider"]
+        )
+        graph = onnx.load(tmp_path / name).graph
+        scans[name] = sum(node.op_type == "SelectiveScan2D" for node in graph.node)
+    assert scans == {"native": 4, "functions": 0}  # one a block; functions are written out before they run
+
+
+def test_a_batch_gives_what_its_images_give_alone(bundles: dict[str, Path]) -> None:
+    with open_session(bundles["fp32"], kernels="native") as session:
+        given = images(3, session.image_size or 0)
+        alone = np.concatenate([session.run(image[None]) for image in given])
+        np.testing.assert_allclose(session.run(given), alone, rtol=0, atol=1e-5)
+
+
+def test_the_number_of_threads_changes_nothing(bundles: dict[str, Path]) -> None:
+    answers = []
+    for threads in (1, 2):
+        with open_session(bundles["fp32"], kernels="native", threads=threads) as session:
+            answers.append(session.run(images(2, session.image_size or 0)))
+    np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=1e-5)
