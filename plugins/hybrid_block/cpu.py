@@ -1,8 +1,8 @@
 """The hybrid block's operators on the CPU, compiled: weights packed once, NumPy maps in and out.
 
-The native library of `plugins.selective_scan.cpu` holds these kernels too; this module is their door for tests
-and measurements. In deployments ONNX Runtime calls them from its graph. Dims, arguments and meaning are the
-package's contract; all arrays are float32. Threads and instruction set are those chosen for the scan.
+The native library of `plugins.selective_scan.cpu` holds these kernels too; this module is their door for
+tests and measurements. In deployments ONNX Runtime calls them from its graph. Dims, arguments and meaning
+are the package's contract; all arrays are float32. Threads and instruction set are those chosen for the scan.
 """
 
 from __future__ import annotations

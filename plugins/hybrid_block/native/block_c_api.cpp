@@ -16,9 +16,10 @@ MSMAMBA_EXPORT void* msmamba_block_create(int32_t op, const int64_t* sizes, cons
 // string).
 MSMAMBA_EXPORT const char* msmamba_block_run(const void* packed, int64_t batch, int64_t height, int64_t width,
                                              const float* const* inputs, float* const* outputs) {
-  const msmamba::Parallel pool = {nullptr, msmamba::pool_width(), [](void*, int threads, void (*body)(void*), void* data) {
-                                    msmamba::run_in_pool(threads, body, data);
-                                  }};
+  const auto run = [](void*, int threads, void (*body)(void*), void* data) {
+    msmamba::run_in_pool(threads, body, data);
+  };
+  const msmamba::Parallel pool = {nullptr, msmamba::pool_width(), run};
   return static_cast<const msmamba::PackedOperator*>(packed)->run({batch, height, width}, inputs, outputs, pool);
 }
 

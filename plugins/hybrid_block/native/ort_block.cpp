@@ -250,7 +250,7 @@ Status* compute(void* kernel_, KernelContext* context) {
     inputs[i] = maps[i].floats();
   }
   if (kernel.op.op == BlockOperator::kScanOutputs && sizes.map.height != sizes.map.width) {
-    return refusal(api, kInvalidArgument, spec.op_type, "the map must be square, since its height and width are swapped");
+    return refusal(api, kInvalidArgument, spec.op_type, "the map is not square, and its height and width are swapped");
   }
   float* outputs[kMostOutputs];
   for (size_t i = 0; i < output_count; ++i) {

@@ -1,0 +1,176 @@
+"""Cases for the hybrid block's operators: random weights and maps, and models of one node.
+
+Dims as in `msmamba.plugins.hybrid_block`; N states.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from msmamba.plugins.hybrid_block import DOMAIN
+from msmamba.plugins.hybrid_block.onnx_functions import block_functions
+from msmamba.plugins.selective_scan import DIRECTIONS
+
+Arrays = dict[str, NDArray[Any]]
+OPSET = 20
+
+OUTPUTS = {
+    "LocalBranch": ["local"],
+    "ScanInputs": ["tokens", "gate", "features", "delta", "B", "C"],
+    "ScanOutputs": ["scanned"],
+    "MIFA": ["y"],
+}
+
+
+class Gelu(OpRun):
+    """The exact GELU, which onnx's reference evaluator lacks."""
+
+    op_domain = ""
+
+    def _run(self, x: NDArray[Any], approximate: str | None = None) -> tuple[NDArray[Any]]:
+        erf = np.vectorize(math.erf)(x / math.sqrt(2))
+        return ((x * (1 + erf) / 2).astype(x.dtype),)
+
+
+@dataclass(frozen=True)
+class BlockCase:
+    """Sizes of one call."""
+
+    half: int
+    batch: int = 1
+    side: int = 5
+    groups: int = 4
+    states: int = 16
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.side}x{self.side}x{self.half}-{self.groups}-groups-{self.states}-states"
+
+    @property
+    def model(self) -> int:
+        return self.half // self.groups
+
+    def weights(self, op_type: str) -> Arrays:
+        """Random weights of a trained network's size, in the contract's order."""
+        h, d, D = self.half, self.model, 2 * self.model
+        rank, q = -(-d // 16), d // 4
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {
+            "LocalBranch": {
+                "scale": (h,),
+                "shift": (h,),
+                "depthwise_weight": (h, 1, 3, 3),
+                "depthwise_bias": (h,),
+                "expand_weight": (2 * h, 1, 3, 3),
+                "expand_bias": (2 * h,),
+                "project_weight": (h, 2 * h, 1, 1),
+                "project_bias": (h,),
+            },
+            "ScanInputs": {
+                "norm_weight": (h,),
+                "norm_bias": (h,),
+                "in_weight": (d, 2 * D),
+                "conv_weight": (D, 1, 3, 3),
+                "conv_bias": (D,),
+                "step_weight": (D, DIRECTIONS * rank),
+                "step_expand": (DIRECTIONS * rank, DIRECTIONS * D),
+                "input_weight": (D, DIRECTIONS * self.states),
+                "output_weight": (D, DIRECTIONS * self.states),
+            },
+            "ScanOutputs": {
+                "out_norm_weight": (D,),
+                "out_norm_bias": (D,),
+                "project_weight": (D, d),
+                "project_bias": (d,),
+                "conv_weight": (q, 1, 3, 3),
+                "conv_bias": (q,),
+                "residual_scale": (1,),
+                "norm_weight": (h,),
+                "norm_bias": (h,),
+            },
+            "MIFA": {"conv_weight": (h, 1, 3, 3), "conv_bias": (h,), "attention_weight": (2 * h,)},
+        }
+        rng = np.random.default_rng(self.half)
+        weights = {}
+        for name, shape in shapes[op_type].items():
+            inputs = math.prod(shape[1:]) if len(shape) == 4 else shape[0] if len(shape) == 2 else 1
+            weights[name] = (rng.standard_normal(shape) / math.sqrt(inputs)).astype(np.float32)
+        if op_type == "ScanInputs":
+            blocks = np.kron(np.eye(DIRECTIONS), np.ones((rank, D)))
+            weights["step_expand"] = (weights["step_expand"] * blocks).astype(np.float32)
+        return weights
+
+    def maps(self, op_type: str) -> Arrays:
+        """Random maps, in the contract's order."""
+        image = (self.batch, self.side, self.side)
+        grouped = (self.batch * self.groups, self.side, self.side)
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {
+            "LocalBranch": {"x": (*image, 2 * self.half)},
+            "ScanInputs": {"x": (*image, 2 * self.half)},
+            "ScanOutputs": {
+                "y": (*grouped, 2 * self.model),
+                "gate": (*grouped, 2 * self.model),
+                "tokens": (*grouped, self.model),
+            },
+            "MIFA": {"local": (*image, self.half), "scanned": (*image, self.half)},
+        }
+        rng = np.random.default_rng(self.side)
+        return {
+            name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes[op_type].items()
+        }
+
+
+def block_model(
+    op_type: str,
+    case: BlockCase,
+    *,
+    dtype: Any = np.float32,
+    function: bool = True,
+    constant_weights: bool = True,
+) -> onnx.ModelProto:
+    """One node of the operator, its weights constants or, after the maps, inputs of the graph."""
+    weights = {name: weight.astype(dtype) for name, weight in case.weights(op_type).items()}
+    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+    def info(name: str, rank: int | None) -> onnx.ValueInfoProto:
+        return onnx.helper.make_tensor_value_info(name, element, None if rank is None else [None] * rank)
+
+    inputs = [info(name, array.ndim) for name, array in case.maps(op_type).items()]
+    if not constant_weights:
+        inputs += [info(name, weight.ndim) for name, weight in weights.items()]
+    channels = weights["scale" if op_type == "LocalBranch" else "conv_bias"].shape[0]
+    attributes = {"channels": channels} | ({"groups": case.groups} if op_type.startswith("Scan") else {})
+    node = onnx.helper.make_node(
+        op_type, [*case.maps(op_type), *weights], OUTPUTS[op_type], domain=DOMAIN, **attributes
+    )
+    graph = onnx.helper.make_graph(
+        [node],
+        op_type,
+        inputs,
+        [info(name, None) for name in OUTPUTS[op_type]],
+        [onnx.numpy_helper.from_array(weight, name) for name, weight in weights.items()]
+        if constant_weights
+        else [],
+    )
+    return onnx.helper.make_model(
+        graph,
+        opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, 1)],
+        functions=[entry for entry in block_functions(OPSET) if entry.name == op_type] if function else [],
+        ir_version=10,
+    )
+
+
+def exact_outputs(op_type: str, case: BlockCase) -> list[NDArray[np.float64]]:
+    """The function of standard operators, evaluated in float64 by onnx's reference."""
+    model = onnx.inliner.inline_local_functions(block_model(op_type, case, dtype=np.float64))
+    evaluator = ReferenceEvaluator(model, new_ops=[Gelu])
+    maps = {name: array.astype(np.float64) for name, array in case.maps(op_type).items()}
+    outputs: list[NDArray[np.float64]] = list(evaluator.run(None, maps))
+    return outputs

@@ -1,0 +1,186 @@
+"""The hybrid block's native operators against their definition in standard operators, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from msmamba.errors import BackendError
+from msmamba.plugins.hybrid_block import OPERATORS
+from msmamba.plugins.hybrid_block import cpu as block
+from msmamba.plugins.selective_scan import cpu as scan
+
+pytest.importorskip("onnx", reason="the operators are defined as ONNX functions")
+onnxruntime = pytest.importorskip("onnxruntime", reason="gives the error of a float32 reference")
+from block_cases import BlockCase, block_model, exact_outputs  # noqa: E402  after the check for onnx
+
+pytestmark = pytest.mark.skipif(
+    scan.library_path() is None, reason="the native library is not built: install with a C++ compiler"
+)
+
+CASES = [
+    BlockCase(16, side=1),
+    BlockCase(16, side=2, groups=1, states=3),
+    BlockCase(24, batch=3, side=2),
+    BlockCase(40, side=5),
+    BlockCase(48, batch=2, side=9),
+    BlockCase(8, batch=3, side=12, groups=2, states=1),
+    BlockCase(96, side=7, groups=2),
+    BlockCase(272, side=3),
+]
+
+each_operator = pytest.mark.parametrize("op_type", OPERATORS)
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _restore_settings() -> Iterator[None]:
+    kernels, threads = scan.kernels(), scan.threads()
+    yield
+    scan.select_kernels(kernels)
+    scan.set_threads(threads)
+
+
+@cache
+def exact(op_type: str, case: BlockCase) -> list[NDArray[np.float64]]:
+    return exact_outputs(op_type, case)
+
+
+@cache
+def by_float32_function(op_type: str, case: BlockCase) -> list[NDArray[np.float32]]:
+    """The function of standard operators in plain ONNX Runtime."""
+    model = block_model(op_type, case).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    outputs: list[NDArray[np.float32]] = session.run(None, case.maps(op_type))
+    return outputs
+
+
+def at_odd_address(shape: tuple[int, ...], fill: Any) -> NDArray[np.float32]:
+    """An array that is aligned to a float and no more."""
+    array = np.empty(int(np.prod(shape)) + 1, np.float32)[1:].reshape(shape)
+    array[...] = fill
+    return array
+
+
+def run(op_type: str, case: BlockCase) -> list[NDArray[np.float32]]:
+    """The native operator over awkwardly placed maps, its outputs filled with NaN before."""
+    maps = [at_odd_address(array.shape, array) for array in case.maps(op_type).values()]
+    with block.BlockOperator(op_type, case.weights(op_type)) as operator:
+        shapes = operator.output_shapes(case.batch, case.side, case.side)
+        outputs = [at_odd_address(shape, np.nan) for shape in shapes]
+        operator.run(case.batch, maps, outputs)
+    return outputs
+
+
+def select_kernels(name: str) -> None:
+    try:
+        scan.select_kernels(name)
+    except ValueError as reason:
+        pytest.skip(str(reason))
+
+
+@each_case
+@each_operator
+@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+def test_agrees_with_the_definition(op_type: str, case: BlockCase, kernels: str) -> None:
+    select_kernels(kernels)
+    references = zip(exact(op_type, case), by_float32_function(op_type, case), strict=True)
+    for found, (expected, reference) in zip(run(op_type, case), references, strict=True):
+        assert found.shape == expected.shape
+        # Twice the reference's own error; where luck made that small, a few roundings.
+        rounding = np.finfo(np.float32).eps * np.abs(expected).max()
+        tolerance = max(2 * np.abs(reference - expected).max(), 4 * rounding)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+@each_case
+@each_operator
+def test_threads_do_not_change_a_bit(op_type: str, case: BlockCase) -> None:
+    scan.set_threads(1)
+    alone = run(op_type, case)
+    for threads in (2, 3):
+        scan.set_threads(threads)
+        for found, expected in zip(run(op_type, case), alone, strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_the_norm_s_shift_stays_inside_the_map() -> None:
+    """LocalBranch pads with zeros after its batch norm, so a border sees less of the shift."""
+    case = BlockCase(16, side=3)
+    weights = case.weights("LocalBranch") | {"shift": np.full(16, 10, np.float32)}
+    weights["depthwise_weight"] = np.abs(weights["depthwise_weight"])
+    weights["expand_weight"] = np.abs(weights["expand_weight"])
+    weights["project_weight"] = np.abs(weights["project_weight"])
+    with block.BlockOperator("LocalBranch", weights) as operator:
+        (local,) = operator(1, np.zeros((1, 3, 3, 32), np.float32))
+    centre, edge, corner = local[0, 1, 1], local[0, 0, 1], local[0, 0, 0]
+    assert (centre > edge).all()
+    assert (edge > corner).all()
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan], ids=str)
+def test_values_that_are_not_finite_stay_where_they_are(value: float) -> None:
+    """A position outside its neighbourhood cannot be reached by one that is not finite."""
+    case = BlockCase(16, side=9)
+    maps = case.maps("LocalBranch")
+    maps["x"][0, 0, 0, :] = value
+    with block.BlockOperator("LocalBranch", case.weights("LocalBranch")) as operator:
+        (local,) = operator(1, maps["x"])
+    assert np.isfinite(local[0, 3:, :]).all()
+    assert np.isfinite(local[0, :, 3:]).all()
+
+
+def test_weights_are_copied() -> None:
+    case = BlockCase(16)
+    weights = case.weights("MIFA")
+    maps = list(case.maps("MIFA").values())
+    with block.BlockOperator("MIFA", weights) as operator:
+        (before,) = operator(1, *maps)
+        for weight in weights.values():
+            weight[...] = np.nan
+        (after,) = operator(1, *maps)
+    np.testing.assert_array_equal(after, before)
+
+
+def test_a_map_of_another_shape_is_refused() -> None:
+    case = BlockCase(16)
+    with (
+        block.BlockOperator("MIFA", case.weights("MIFA")) as operator,
+        pytest.raises(ValueError, match=r"MIFA: found float32 \(1, 5, 5, 17\), expected .* \(1, 5, 5, 16\)"),
+    ):
+        operator(1, np.zeros((1, 5, 5, 16), np.float32), np.zeros((1, 5, 5, 17), np.float32))
+
+
+def test_a_missing_weight_is_named() -> None:
+    weights = BlockCase(16).weights("MIFA")
+    del weights["conv_bias"]
+    with pytest.raises(ValueError, match="MIFA is missing weights: conv_bias"):
+        block.BlockOperator("MIFA", weights)
+
+
+def test_an_unknown_operator_is_refused() -> None:
+    with pytest.raises(ValueError, match="'Softmax' is no operator of the block"):
+        block.BlockOperator("Softmax", {})
+
+
+def test_a_closed_operator_is_refused() -> None:
+    case = BlockCase(16)
+    operator = block.BlockOperator("MIFA", case.weights("MIFA"))
+    operator.close()
+    with pytest.raises(ValueError, match="closed"):
+        operator(1, *case.maps("MIFA").values())
+
+
+def test_a_missing_library_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block, "why_unavailable", lambda: "it was not built")
+    block._library.cache_clear()
+    try:
+        with pytest.raises(BackendError, match="it was not built"):
+            block.BlockOperator("MIFA", BlockCase(16).weights("MIFA"))
+    finally:
+        block._library.cache_clear()

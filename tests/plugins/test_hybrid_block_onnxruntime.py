@@ -1,0 +1,132 @@
+"""The hybrid block's operators as ONNX Runtime's own kernels: their bits, their threads, their errors."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from msmamba.plugins.hybrid_block import OPERATORS
+from msmamba.plugins.hybrid_block import cpu as block
+from msmamba.plugins.selective_scan import cpu as scan
+
+onnx = pytest.importorskip("onnx", reason="the models under test are made with onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the door under test is ONNX Runtime's")
+from block_cases import BlockCase, block_model  # noqa: E402  after the check for onnx
+
+pytestmark = pytest.mark.skipif(
+    scan.library_path() is None, reason="the native library is not built: install with a C++ compiler"
+)
+
+CASE = BlockCase(24, batch=3, side=6)
+each_operator = pytest.mark.parametrize("op_type", OPERATORS)
+
+
+def native_session(model: Any, threads: int = 2) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.register_custom_ops_library(str(scan.library_path()))
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def by_library(op_type: str, case: BlockCase = CASE) -> Any:
+    with block.BlockOperator(op_type, case.weights(op_type)) as operator:
+        return operator(case.batch, *case.maps(op_type).values())
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@each_operator
+@pytest.mark.parametrize("threads", [1, 2, 5], ids="{}-threads".format)
+def test_the_session_gives_the_bits_of_the_library(op_type: str, threads: int) -> None:
+    session = native_session(block_model(op_type, CASE, function=False), threads)
+    assert_same(session.run(None, CASE.maps(op_type)), by_library(op_type))
+
+
+@each_operator
+def test_the_kernel_takes_precedence_over_the_model_s_function(op_type: str) -> None:
+    model = block_model(op_type, CASE)
+    plain = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    by_function = plain.run(None, CASE.maps(op_type))
+    expected = by_library(op_type)
+    # Otherwise the last line would prove nothing.
+    assert any(not np.array_equal(one, other) for one, other in zip(by_function, expected, strict=True))
+    assert_same(native_session(model).run(None, CASE.maps(op_type)), expected)
+
+
+@each_operator
+def test_weights_may_be_inputs_of_the_graph(op_type: str) -> None:
+    session = native_session(block_model(op_type, CASE, function=False, constant_weights=False))
+    feeds = CASE.maps(op_type) | CASE.weights(op_type)
+    assert_same(session.run(None, feeds), by_library(op_type))
+
+
+@each_operator
+def test_an_empty_batch_gives_empty_maps(op_type: str) -> None:
+    empty = {name: array[:0] for name, array in CASE.maps(op_type).items()}
+    outputs = native_session(block_model(op_type, CASE, function=False)).run(None, empty)
+    assert [output.shape[0] for output in outputs] == [0] * len(outputs)
+
+
+@each_operator
+def test_one_session_serves_several_threads_at_once(op_type: str) -> None:
+    case = BlockCase(48, side=28)
+    session = native_session(block_model(op_type, case, function=False))
+    expected, maps = by_library(op_type, case), case.maps(op_type)
+    with ThreadPoolExecutor(4) as threads:
+        for outputs in threads.map(lambda _: session.run(None, maps), range(16)):
+            assert_same(outputs, expected)
+
+
+@each_operator
+def test_a_map_of_another_width_is_refused(op_type: str) -> None:
+    maps = CASE.maps(op_type)
+    name, array = next(iter(maps.items()))
+    width = array.shape[-1]
+    maps[name] = np.zeros((*array.shape[:3], width + 1), np.float32)
+    session = native_session(block_model(op_type, CASE, function=False))
+    with pytest.raises(Exception, match=rf"{op_type}: {name} is .* {width + 1}\), expected .* {width}\)"):
+        session.run(None, maps)
+
+
+@each_operator
+def test_weights_that_do_not_fit_together_are_refused_when_the_session_is_made(op_type: str) -> None:
+    model = block_model(op_type, CASE, function=False)
+    weight = model.graph.initializer[-1]
+    longer = np.zeros([side + 1 for side in weight.dims], np.float32)
+    weight.CopyFrom(onnx.numpy_helper.from_array(longer, weight.name))
+    with pytest.raises(Exception, match=rf"{op_type}: \w+ is \(.*\), expected \("):
+        native_session(model)
+
+
+def test_channels_that_cannot_be_shuffled_are_refused() -> None:
+    with pytest.raises(Exception, match=r"MIFA: .* not a multiple of 4"):
+        native_session(block_model("MIFA", BlockCase(18), function=False))
+
+
+def test_a_map_that_is_not_square_is_refused_where_height_and_width_are_swapped() -> None:
+    maps = {name: array[:, 1:] for name, array in CASE.maps("ScanOutputs").items()}
+    session = native_session(block_model("ScanOutputs", CASE, function=False))
+    with pytest.raises(Exception, match="ScanOutputs: the map is not square"):
+        session.run(None, maps)
+
+
+def test_groups_that_do_not_fill_an_image_are_refused() -> None:
+    maps = {name: array[1:] for name, array in CASE.maps("ScanOutputs").items()}
+    session = native_session(block_model("ScanOutputs", CASE, function=False))
+    with pytest.raises(Exception, match=r"ScanOutputs: y is \(11, 6, 6, 12\), expected \(8, 6, 6, 12\)"):
+        session.run(None, maps)
+
+
+def test_a_map_without_positions_is_refused() -> None:
+    maps = {name: array[:, :0] for name, array in CASE.maps("MIFA").items()}
+    session = native_session(block_model("MIFA", CASE, function=False))
+    with pytest.raises(Exception, match="MIFA: the map is empty"):
+        session.run(None, maps)
