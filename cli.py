@@ -7,6 +7,7 @@ The library is imported inside the commands, so that ``--help`` and ``--version`
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -350,4 +351,6 @@ def bench(
 
 def main() -> None:
     """Runs the command and ends the process; what `mmdeploy` and ``python -m msmamba`` call."""
+    # Pillow warns of oddities in files that it reads all the same, and raises for the others.
+    warnings.filterwarnings("ignore", module="PIL")
     mmdeploy(prog_name="mmdeploy")

@@ -109,10 +109,10 @@ def infer(
     writer = _writer(output_format, images, labels, min(top, len(labels)))
     failures = 0
     with _opened(output) as file, _shown(file, len(images)) as show:
-        show(writer.header(), False)
+        show(writer.header(), images=0)
         for source, result in results:
             row = _row(str(source), result, labels, top)
-            show(writer.row(row), bool(row.error))
+            show(writer.row(row), failed=bool(row.error))
             failures += bool(row.error)
     if failures:
         raise ImageError(f"{failures} of {len(images)} images could not be classified: their rows say why")
@@ -227,7 +227,7 @@ def _opened(output: str | os.PathLike[str] | None) -> Iterator[TextIO]:
 
 
 class _Show(Protocol):
-    def __call__(self, text: str, failed: bool) -> None: ...
+    def __call__(self, text: str, *, images: int = 1, failed: bool = False) -> None: ...
 
 
 @contextlib.contextmanager
@@ -236,7 +236,7 @@ def _shown(file: TextIO, total: int) -> Iterator[_Show]:
     watched = _terminal(file) or _terminal(sys.stderr)
     if watched is None or total == 1:
 
-        def plain(text: str, failed: bool) -> None:
+        def plain(text: str, *, images: int = 1, failed: bool = False) -> None:
             file.write(text)
             file.flush()
 
@@ -248,14 +248,15 @@ def _shown(file: TextIO, total: int) -> Iterator[_Show]:
     with Progress(
         BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=watched, transient=True
     ) as bar:
-        task = bar.add_task("", total=total, completed=-1)  # the header is no image
+        task = bar.add_task("", total=total)
 
-        def above_the_bar(text: str, failed: bool) -> None:
+        def above_the_bar(text: str, *, images: int = 1, failed: bool = False) -> None:
             if watched.file is file:
                 watched.out(text, end="", highlight=False, style="red" if failed else None)
             else:
                 file.write(text)
-            bar.advance(task)
+                file.flush()
+            bar.advance(task, images)
 
         yield above_the_bar
 
