@@ -192,14 +192,8 @@ def evaluate(
     from .export.evaluate import Described, evaluate_model
 
     described = Described(_names(labels) if labels else None, mean, std, image_size)
-    with _steps() as report:
-        evaluation = evaluate_model(
-            model,
-            data,
-            described=described,
-            advance=lambda done, images: report(f"{done} of {images} images"),
-            **options,
-        )
+    with _bar() as advance:
+        evaluation = evaluate_model(model, data, described=described, advance=advance, **options)
     if output:
         evaluation.write(output)
     click.echo(evaluation.to_json() if output_format == "json" else evaluation.to_text(), nl=False)
@@ -289,6 +283,18 @@ def _steps() -> Iterator[Callable[[str], None]]:
         return
     with console.status("starting") as status:
         yield status.update
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """Shows how many images of all are done, on standard error and only where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("images", total=None)
+        yield lambda done, images: progress.update(task, completed=done, total=images)
 
 
 def _names(text: str) -> list[str]:
