@@ -172,7 +172,9 @@ class Benchmark:
             if name == "network_ms":
                 early = medians - [spread.min for spread in spreads]
                 late = np.array([spread.p90 for spread in spreads]) - medians
-                axes.errorbar(left + medians, rows, xerr=[early, late], fmt="none", color="black", capsize=3)
+                axes.errorbar(
+                    left + medians, rows, xerr=np.array([early, late]), fmt="none", color="black", capsize=3
+                )
             left += medians
         axes.set_yticks(rows, [_caption(result.case) for result in self.results])
         axes.invert_yaxis()
