@@ -157,15 +157,6 @@ def is_onnx(content: _Buffer, name: str) -> bool:
     return _GRAPH_FIELD in numbers
 
 
-def read_model(path: str | Path) -> bytes:
-    """The content of a bare ONNX file.
-
-    Raises:
-        ArtefactError: it cannot be read.
-    """
-    return _read(Path(path))
-
-
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

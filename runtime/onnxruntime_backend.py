@@ -47,7 +47,7 @@ class OnnxRuntimeBackend:
 
     def __init__(
         self,
-        model: bytes,
+        model: bytes | str,
         name: str,
         *,
         device: str = "auto",
@@ -57,8 +57,8 @@ class OnnxRuntimeBackend:
         """Loads a model.
 
         Args:
-            model: the file's content.
-            name: of the file, for messages.
+            model: the file's content, or its path (which weights kept in files beside it need).
+            name: of the artefact, for messages.
             device: ``auto`` (CUDA where it works, else the CPU), ``cpu`` or ``cuda``.
             threads: of the CPU; None takes every core that this process may use.
             kernels: ``auto`` (native where they are built, on the CPU), ``native`` or ``functions``.

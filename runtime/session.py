@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import ArtefactError, BackendError, ImageError, InputError
 from ..images import MAX_PIXELS, ImageSource, Transform, load_image
-from .artefact import MODEL_NAME, Kind, open_bundle, read_model, recognise
+from .artefact import MODEL_NAME, Kind, open_bundle, recognise
 from .manifest import METADATA_KEY, Manifest
 from .onnxruntime_backend import OnnxRuntimeBackend
 
@@ -316,6 +316,7 @@ def open_session(
     """
     name = os.fspath(path)
     manifest: Manifest | None = None
+    model: bytes | str = name
     kind = recognise(name)
     if kind is Kind.ENGINE:
         raise BackendError(
@@ -325,8 +326,6 @@ def open_session(
     if kind is Kind.BUNDLE:
         bundle = open_bundle(name)
         manifest, model = bundle.manifest, bundle.read(MODEL_NAME)
-    else:
-        model = read_model(name)
     backend = OnnxRuntimeBackend(model, name, device=device, threads=threads, kernels=kernels)
     if manifest is None and METADATA_KEY in backend.metadata:
         manifest = Manifest.from_metadata(backend.metadata, f"'{name}'")

@@ -314,3 +314,39 @@ def test_metadata_wins_nothing_over_a_bundles_manifest(make_bundle: Callable[...
     assert not model.metadata_props
     with open_session(folder) as session:
         assert session.labels == ("x", "y", "z")
+
+
+def test_the_runtime_sees_what_training_evaluates_on(session: Session, tmp_path: Path) -> None:
+    from msmamba.model.data import Sample
+    from msmamba.model.loading import EvaluationImages, Images
+
+    values = np.random.default_rng(0)
+    files = {
+        "grey-16.tif": Image.fromarray(values.integers(0, 65536, (40, 21), np.uint16)),
+        "rgba.png": Image.fromarray(values.integers(0, 256, (7, 13, 4), np.uint8)),
+        "photo.jpg": Image.fromarray(values.integers(0, 256, (64, 48, 3), np.uint8)),
+        "palette.png": Image.fromarray(values.integers(0, 256, (9, 9, 3), np.uint8)).quantize(7),
+    }
+    for name, image in files.items():
+        image.save(tmp_path / name)
+    samples = [Sample(tmp_path / name, 0) for name in files]
+    evaluated = EvaluationImages(Images(samples), manifest().transform)
+    for number, sample in enumerate(samples):
+        image, _ = evaluated[number]
+        np.testing.assert_array_equal(session.prepare(sample.path)[0], image)
+
+
+def test_weights_in_a_file_beside_the_model_are_found(tmp_path: Path) -> None:
+    onnx.save_model(
+        classifier(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0
+    )
+    assert (tmp_path / "m.data").exists()
+    with open_session(tmp_path / "m.onnx") as session:
+        images = batch(2)
+        np.testing.assert_allclose(session.run(images), images.mean(axis=(2, 3))[:, ::-1], atol=1e-6)
+
+
+def test_the_public_surface_is_this() -> None:
+    import msmamba.runtime
+
+    assert set(msmamba.runtime.__all__) == {"Manifest", "Prediction", "Session", "open_session"}
