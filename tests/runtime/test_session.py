@@ -338,7 +338,7 @@ def test_the_runtime_sees_what_training_evaluates_on(session: Session, tmp_path:
 
 def test_weights_in_a_file_beside_the_model_are_found(tmp_path: Path) -> None:
     onnx.save_model(
-        classifier(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=20
+        classifier(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=60
     )
     assert (tmp_path / "m.data").exists()
     with open_session(tmp_path / "m.onnx") as session:
