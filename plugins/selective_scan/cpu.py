@@ -15,6 +15,7 @@ The library is optional: it is missing where the package was installed without a
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -32,11 +33,13 @@ _STEM = "_native"
 
 __all__ = [
     "ScanShape",
+    "backward_pointers",
     "forward_pointers",
     "kernels",
     "library_path",
     "select_kernels",
     "selective_scan_2d",
+    "selective_scan_2d_backward",
     "set_threads",
     "threads",
     "why_unavailable",
@@ -186,6 +189,77 @@ def forward_pointers(
         raise BackendError(f"the native scan failed: {failure.decode()}")
 
 
+def selective_scan_2d_backward(
+    dy: NDArray[np.float32],
+    x: NDArray[np.float32],
+    delta: NDArray[np.float32],
+    A: NDArray[np.float32],
+    B: NDArray[np.float32],
+    C: NDArray[np.float32],
+    D: NDArray[np.float32],
+    delta_bias: NDArray[np.float32],
+) -> dict[str, NDArray[np.float32]]:
+    """The gradients of all inputs, in float32. Arrays that are not contiguous are copied first.
+
+    States are computed again in tiles rather than stored: beside the gradients the scan holds about
+    ``H * W * D * N / 32`` floats a thread.
+
+    Args:
+        dy: (batch, H, W, D), gradient of the result.
+        x: (batch, H, W, D).
+        delta: (batch, H, W, K, D), raw.
+        A: (K, D, N).
+        B: (batch, H, W, K, N).
+        C: (batch, H, W, K, N).
+        D: (K, D).
+        delta_bias: (K, D).
+
+    Returns:
+        For each input's name its gradient, in its shape.
+
+    Raises:
+        ValueError: the arguments break the contract or are not all float32.
+        BackendError: the native library is missing, or out of memory.
+    """
+    inputs = {"x": x, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias}
+    shape = _checked_shape(inputs)
+    if x.dtype != np.float32 or dy.dtype != np.float32 or dy.shape != x.shape:
+        raise ValueError(
+            f"selective_scan_2d_backward: dy is {dy.dtype.name} {dy.shape} and x {x.dtype.name} {x.shape}, "
+            "expected float32 and equal shapes"
+        )
+    held = [np.ascontiguousarray(array) for array in (dy, *inputs.values())]
+    gradients = {name: np.empty(array.shape, np.float32) for name, array in inputs.items()}
+    backward_pointers(
+        shape,
+        dy=held[0].ctypes.data,
+        inputs=[array.ctypes.data for array in held[1:]],
+        gradients=[array.ctypes.data for array in gradients.values()],
+    )
+    return gradients
+
+
+def backward_pointers(shape: ScanShape, *, dy: int, inputs: Sequence[int], gradients: Sequence[int]) -> None:
+    """The gradients over memory of the caller, float32, contiguous; writes all of ``gradients``.
+
+    Nothing is checked: the caller vouches for shapes, types and lifetimes.
+
+    Args:
+        shape: the sizes, none of them zero.
+        dy: address of (batch, H, W, D).
+        inputs: addresses of ``x``, ``delta``, ``A``, ``B``, ``C``, ``D`` and ``delta_bias``.
+        gradients: addresses of their gradients, in the same order.
+
+    Raises:
+        BackendError: the native library is missing, or out of memory.
+    """
+    failure: bytes | None = _library().msmamba_scan_backward(
+        *(shape.batch, shape.height, shape.width, shape.channels, shape.states), dy, *inputs, *gradients
+    )
+    if failure is not None:
+        raise BackendError(f"the native scan failed: {failure.decode()}")
+
+
 def _checked_shape(inputs: dict[str, NDArray[Any]]) -> ScanShape:
     """The sizes of the scan, once all arrays fit together."""
     x, A = inputs["x"], inputs["A"]
@@ -242,6 +316,8 @@ def _library() -> ctypes.CDLL:
         ) from error
     library.msmamba_scan_forward.argtypes = [ctypes.c_int32, *[ctypes.c_int64] * 5, *[ctypes.c_void_p] * 8]
     library.msmamba_scan_forward.restype = ctypes.c_char_p
+    library.msmamba_scan_backward.argtypes = [*[ctypes.c_int64] * 5, *[ctypes.c_void_p] * 15]
+    library.msmamba_scan_backward.restype = ctypes.c_char_p
     library.msmamba_scan_kernels.restype = ctypes.c_char_p
     library.msmamba_scan_select_kernels.argtypes = [ctypes.c_char_p]
     library.msmamba_scan_threads.restype = ctypes.c_int32

@@ -6,9 +6,10 @@
 
 namespace {
 
-const msmamba::Parallel kPool = {nullptr, 0, [](void*, int width, void (*body)(void*), void* data) {
-                                   msmamba::run_in_pool(width, body, data);
-                                 }};
+msmamba::Parallel pool() {
+  return {nullptr, msmamba::pool_width(),
+          [](void*, int width, void (*body)(void*), void* data) { msmamba::run_in_pool(width, body, data); }};
+}
 
 }  // namespace
 
@@ -21,9 +22,18 @@ MSMAMBA_EXPORT const char* msmamba_scan_forward(int32_t type, int64_t batch, int
   if (type < 0 || type > 2) return "unknown element type";
   const msmamba::ScanShape shape = {batch, height, width, channels, states};
   const msmamba::ScanInputs inputs = {static_cast<msmamba::ElementType>(type), x, delta, A, B, C, D, delta_bias};
-  msmamba::Parallel pool = kPool;
-  pool.width = msmamba::pool_width();
-  return msmamba::forward_scan(shape, inputs, y, pool);
+  return msmamba::forward_scan(shape, inputs, y, pool());
+}
+
+// Gradients of all inputs from `dy`, in the shapes of the inputs; everything float32.
+MSMAMBA_EXPORT const char* msmamba_scan_backward(int64_t batch, int64_t height, int64_t width, int64_t channels,
+                                                 int64_t states, const float* dy, const float* x,
+                                                 const float* delta, const float* A, const float* B, const float* C,
+                                                 const float* D, const float* delta_bias, float* dx, float* ddelta,
+                                                 float* dA, float* dB, float* dC, float* dD, float* ddelta_bias) {
+  const msmamba::ScanShape shape = {batch, height, width, channels, states};
+  const msmamba::ScanInputs inputs = {msmamba::ElementType::kFloat32, x, delta, A, B, C, D, delta_bias};
+  return msmamba::backward_scan(shape, inputs, dy, {dx, ddelta, dA, dB, dC, dD, ddelta_bias}, pool());
 }
 
 // The instruction set in use: "avx512", "avx2" or "baseline".

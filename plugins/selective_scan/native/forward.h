@@ -8,8 +8,8 @@
 // read once for all of them, and x and delta while their cache lines are at hand.
 #pragma once
 
-#include "element.h"
-#include "recurrence.h"
+#include "channel_vectors.h"
+#include "problem.h"
 #include "scratch.h"
 
 namespace {
@@ -19,22 +19,6 @@ using msmamba::kDirections;
 using msmamba::kMostVectors;
 using msmamba::ScanInputs;
 using msmamba::ScanShape;
-
-// Copies `count` elements as float32; writes up to Lanes - 1 floats beyond them.
-template <int Lanes, typename Element>
-MSMAMBA_INLINE void copy_widened(float* target, const Element* source, int64_t count) {
-  int64_t i = 0;
-  for (; i + Lanes <= count; i += Lanes) store<Lanes>(target + i, widened<Lanes>(source + i));
-  if (i < count) store<Lanes>(target + i, load_lanes<Lanes>(source + i, static_cast<int>(count - i)));
-}
-
-template <typename Element>
-MSMAMBA_INLINE void prefetch_span(const Element* first, int64_t count) {
-  const char* bytes = reinterpret_cast<const char*>(first);
-  const int64_t last = count * static_cast<int64_t>(sizeof(Element)) - 1;
-  for (int64_t offset = 0; offset < last; offset += 64) __builtin_prefetch(bytes + offset);
-  __builtin_prefetch(bytes + last);
-}
 
 // `Wide` lanes for full vectors of channels, `Narrow` for a last vector of few.
 template <int Wide, int Narrow, typename Element>
@@ -51,7 +35,7 @@ class ForwardScan {
 
   void run(const ForwardTask& task) {
     task_ = task;
-    padded_ = (task.channels + Narrow - 1) / Narrow * Narrow;
+    vectors_ = ChannelVectors<Wide, Narrow>(task.channels);
     prepare();
     for (int64_t sequence = task.first_sequence; sequence < task.last_sequence; ++sequence) {
       // Columns first, so that the direction that writes `y` goes through it row by row.
@@ -71,95 +55,67 @@ class ForwardScan {
     Buffers(const ScanShape& shape, Scratch& scratch) {
       const int64_t padded = kMostVectors * Wide, states = shape.states;
       sum = scratch.floats(shape.height * shape.width * padded);
-      rates = scratch.floats(kDirections * states * padded);
+      A = scratch.floats(kDirections * states * padded);
       state = scratch.floats(states * padded);
       bias = scratch.floats(kDirections * padded);
       skip = scratch.floats(padded);
       B = scratch.floats(kTileSteps * states + Wide);
       C = scratch.floats(kTileSteps * states + Wide);
-      step = scratch.floats(kTileSteps * Wide);
+      pace = scratch.floats(kTileSteps * Wide);
       drive = scratch.floats(kTileSteps * Wide);
       output = scratch.floats(kTileSteps * Wide);
     }
 
     float* sum;     // (L, P): the output of the directions so far
-    float* rates;   // (K, vectors, N, lanes): A * log2(e)
+    float* A;       // (K, vectors, N, lanes)
     float* state;   // (vectors, N, lanes)
     float* bias;    // (K, P)
     float* skip;    // (P): the four directions' skip weights, summed
     float* B;       // (kTileSteps, N), as the rest: one tile
     float* C;       // (kTileSteps, N)
-    float* step;    // (kTileSteps, lanes)
+    float* pace;    // (kTileSteps, lanes)
     float* drive;   // (kTileSteps, lanes)
     float* output;  // (kTileSteps, lanes)
   };
 
-  // Calls `body(first, width)` for each vector of channels, `first` counted from the task's own first.
-  template <typename Body>
-  MSMAMBA_INLINE void for_each_vector(Body body) {
-    int first = 0;
-    for (; padded_ - first > Narrow; first += Wide) body(first, Width<Wide>{});
-    if (first < padded_) body(first, Width<Narrow>{});
-  }
-
-  template <int Lanes>
-  struct Width {
-    static constexpr int kLanes = Lanes;
-  };
-
-  // How many of a vector's lanes hold channels.
-  MSMAMBA_INLINE int used(int first, int lanes) const {
-    return task_.channels - first < lanes ? task_.channels - first : lanes;
-  }
-
   void prepare() {
-    const int64_t channels = shape_.channels, states = shape_.states;
-    for_each_vector([&](int first, auto width) {
+    const int64_t channels = shape_.channels, states = shape_.states, padded = vectors_.padded();
+    vectors_.for_each([&](int first, auto width) {
       constexpr int kLanes = decltype(width)::kLanes;
-      const int lanes_used = used(first, kLanes);
+      const int lanes_used = vectors_.used(first, kLanes);
       Float<kLanes> skip{};
       for (int k = 0; k < kDirections; ++k) {
         const int64_t from = k * channels + task_.first_channel + first;
         skip += load_lanes<kLanes>(inputs_.D + from, lanes_used);
-        store<kLanes>(buffers_.bias + k * padded_ + first, load_lanes<kLanes>(inputs_.delta_bias + from, lanes_used));
-        pack_rates<kLanes>(buffers_.rates + (k * padded_ + first) * states, inputs_.A + from * states, lanes_used);
+        store<kLanes>(buffers_.bias + k * padded + first, load_lanes<kLanes>(inputs_.delta_bias + from, lanes_used));
+        pack_A<kLanes>(buffers_.A + (k * padded + first) * states, inputs_.A + from * states, states, lanes_used);
       }
       store<kLanes>(buffers_.skip + first, skip);
     });
   }
 
-  template <int Lanes>
-  void pack_rates(float* rates, const float* A, int lanes_used) const {
-    const int64_t states = shape_.states;
-    for (int64_t n = 0; n < states; ++n) {
-      for (int lane = 0; lane < Lanes; ++lane) {
-        rates[n * Lanes + lane] = lane < lanes_used ? A[lane * states + n] : 0.0f;
-      }
-      store<Lanes>(rates + n * Lanes, decay_rate<Lanes>(load<Lanes>(rates + n * Lanes)));
-    }
-  }
-
   template <Turn turn>
   void scan(int64_t sequence, int direction) {
     const int states = static_cast<int>(shape_.states);
-    for (int64_t i = 0; i < padded_ * shape_.states; ++i) buffers_.state[i] = 0.0f;
+    const int64_t padded = vectors_.padded();
+    for (int64_t i = 0; i < padded * states; ++i) buffers_.state[i] = 0.0f;
     DirectionCursor cursor(direction, shape_.height, shape_.width);
     int64_t positions[kTileSteps], next_positions[kTileSteps];
-    int steps = cursor.next_positions(positions);
+    int steps = cursor.next_positions(positions, kTileSteps);
     while (steps > 0) {
       fill_projections(sequence, direction, positions, steps);
       // Columns defeat the machine's own prefetching, and the first stage's operands exceed its second-level
       // cache: the operands of the next tile are called for during the recurrence over this one.
-      const int next_steps = cursor.next_positions(next_positions);
-      for_each_vector([&](int first, auto width) {
+      const int next_steps = cursor.next_positions(next_positions, kTileSteps);
+      vectors_.for_each([&](int first, auto width) {
         constexpr int kLanes = decltype(width)::kLanes;
         fill_vector<kLanes>(sequence, direction, first, positions, steps);
-        const Tile tile = {steps, states, buffers_.step, buffers_.drive, buffers_.B, buffers_.C, buffers_.output};
+        const Tile tile = {steps, states, buffers_.pace, buffers_.drive, buffers_.B, buffers_.C, buffers_.output};
         const auto call_for_next = [&](int t) MSMAMBA_INLINE_LAMBDA {
           if (t < next_steps) prefetch<kLanes>(sequence, direction, first, next_positions[t]);
         };
-        advance_tile<kLanes>(tile, buffers_.rates + (direction * padded_ + first) * shape_.states,
-                             buffers_.state + first * shape_.states, call_for_next);
+        advance_tile<kLanes>(tile, buffers_.A + (direction * padded + first) * states,
+                             buffers_.state + first * states, call_for_next);
         drain_vector<turn, kLanes>(sequence, first, positions, steps);
       });
       for (int t = 0; t < next_steps; ++t) positions[t] = next_positions[t];
@@ -189,8 +145,8 @@ class ForwardScan {
   template <int Lanes>
   MSMAMBA_INLINE void prefetch(int64_t sequence, int direction, int first, int64_t position) const {
     const int64_t row = direction_row(sequence, position, direction);
-    prefetch_span(x_at(map_row(sequence, position)) + first, used(first, Lanes));
-    prefetch_span(delta_at(row) + first, used(first, Lanes));
+    prefetch_span(x_at(map_row(sequence, position)) + first, vectors_.used(first, Lanes));
+    prefetch_span(delta_at(row) + first, vectors_.used(first, Lanes));
     if (first > 0) return;
     prefetch_span(B_at(row), shape_.states);
     prefetch_span(C_at(row), shape_.states);
@@ -207,23 +163,23 @@ class ForwardScan {
 
   template <int Lanes>
   void fill_vector(int64_t sequence, int direction, int first, const int64_t* positions, int steps) {
-    const int lanes_used = used(first, Lanes);
-    const Float<Lanes> bias = load<Lanes>(buffers_.bias + direction * padded_ + first);
+    const int lanes_used = vectors_.used(first, Lanes);
+    const Float<Lanes> bias = load<Lanes>(buffers_.bias + direction * vectors_.padded() + first);
     for (int t = 0; t < steps; ++t) {
       const Element* delta = delta_at(direction_row(sequence, positions[t], direction)) + first;
       const Element* x = x_at(map_row(sequence, positions[t])) + first;
       const Float<Lanes> step = softplus<Lanes>(load_lanes<Lanes>(delta, lanes_used) + bias);
-      store<Lanes>(buffers_.step + t * Lanes, at_most<Lanes>(step, kLargestFactor));
+      store<Lanes>(buffers_.pace + t * Lanes, pace_of<Lanes>(step));
       store<Lanes>(buffers_.drive + t * Lanes, step * load_lanes<Lanes>(x, lanes_used));
     }
   }
 
   template <Turn turn, int Lanes>
   void drain_vector(int64_t sequence, int first, const int64_t* positions, int steps) {
-    const int lanes_used = used(first, Lanes);
+    const int lanes_used = vectors_.used(first, Lanes);
     const Float<Lanes> skip = load<Lanes>(buffers_.skip + first);
     for (int t = 0; t < steps; ++t) {
-      float* sum = buffers_.sum + positions[t] * padded_ + first;
+      float* sum = buffers_.sum + positions[t] * vectors_.padded() + first;
       Float<Lanes> value = load<Lanes>(buffers_.output + t * Lanes);
       if constexpr (turn != First) value += load<Lanes>(sum);
       if constexpr (turn != Last) {
@@ -242,7 +198,7 @@ class ForwardScan {
   const int64_t length_;
   Buffers buffers_;
   ForwardTask task_{};
-  int padded_ = 0;
+  ChannelVectors<Wide, Narrow> vectors_;
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 // lanes of its widest vector) defined; setup.py gives each its compiler flags.
 #pragma once
 
+#include "backward.h"
 #include "forward.h"
 
 namespace {
@@ -25,6 +26,13 @@ void forward(const ScanShape& shape, const ScanInputs& inputs, void* y, const Fo
   }
 }
 
+using Backward = BackwardScan<MSMAMBA_LANES, kNarrowLanes>;
+
+void backward(const ScanShape& shape, const ScanInputs& inputs, const float* dy, const ScanGradients& gradients,
+              int64_t sequence, void* scratch) {
+  Backward(shape, inputs, dy, gradients, scratch).run(sequence);
+}
+
 }  // namespace
 
 namespace msmamba {
@@ -35,6 +43,8 @@ const Kernels MSMAMBA_KERNELS = {
     MSMAMBA_LANES,
     Forward<float>::scratch_bytes,
     forward,
+    Backward::scratch_bytes,
+    backward,
 };
 
 }  // namespace msmamba

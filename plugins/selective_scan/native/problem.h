@@ -32,6 +32,17 @@ struct ScanInputs {
   const float* delta_bias;   // (K, D)
 };
 
+// Gradients of the inputs, float32, in their shapes.
+struct ScanGradients {
+  float* x;
+  float* delta;
+  float* A;
+  float* B;
+  float* C;
+  float* D;
+  float* delta_bias;
+};
+
 // Vectors of channels that one task may hold.
 constexpr int kMostVectors = 4;
 
@@ -50,6 +61,11 @@ struct Kernels {
   // Bytes of scratch, aligned to 64, that `forward` needs.
   size_t (*forward_scratch)(const ScanShape&);
   void (*forward)(const ScanShape&, const ScanInputs&, void* y, const ForwardTask&, void* scratch);
+  // Likewise for the gradients of one sequence; inputs and `dy` are float32, the gradients of `A`, `D` and
+  // `delta_bias` have one row for each sequence: (batch, ...).
+  size_t (*backward_scratch)(const ScanShape&);
+  void (*backward)(const ScanShape&, const ScanInputs&, const float* dy, const ScanGradients&, int64_t sequence,
+                   void* scratch);
 };
 
 }  // namespace msmamba

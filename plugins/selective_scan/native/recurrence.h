@@ -16,16 +16,17 @@ namespace {
 
 constexpr int kTileSteps = 32;
 
-// Step sizes and decay rates beyond this are held to it where they meet in the decay, so that their product
-// stays finite; the decay is zero long before.
+// A and step sizes beyond this are held to it where they meet in the decay, so that their product stays finite; the
+// decay is zero long before.
 constexpr float kLargestFactor = 1e19f;
 
-// One tile of one vector of channels. `step` is delta' of the contract, at most kLargestFactor; `drive` is
+// One tile of one vector of channels. `pace` is delta' * log2(e), at most kLargestFactor: the decay is then
+// exp2(pace * A). (Scaling A instead would round it once for all steps, an error that the steps add up.) `drive` is
 // delta' * x.
 struct Tile {
   int steps;
   int states;
-  const float* step;   // (steps, Lanes)
+  const float* pace;   // (steps, Lanes)
   const float* drive;  // (steps, Lanes)
   const float* B;      // (steps, states)
   const float* C;      // (steps, states)
@@ -51,9 +52,9 @@ class DirectionCursor {
     left_ = height * width;
   }
 
-  // The positions of the next tile; returns their number, 0 at the end.
-  MSMAMBA_INLINE int next_positions(int64_t* positions) {
-    const int steps = left_ < kTileSteps ? static_cast<int>(left_) : kTileSteps;
+  // Up to `most` positions; returns their number, 0 at the end.
+  MSMAMBA_INLINE int next_positions(int64_t* positions, int most) {
+    const int steps = left_ < most ? static_cast<int>(left_) : most;
     for (int t = 0; t < steps; ++t) {
       positions[t] = next_;
       if (--left_in_run_ == 0) {
@@ -76,29 +77,28 @@ class DirectionCursor {
   int64_t left_;
 };
 
-// What the recurrence multiplies a step size with to get the decay's binary logarithm.
 template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> decay_rate(Float<Lanes> A) {
-  return at_most<Lanes>(at_least<Lanes>(A * kLog2E, -kLargestFactor), kLargestFactor);
+MSMAMBA_INLINE Float<Lanes> pace_of(Float<Lanes> step) {
+  return at_most<Lanes>(step * kLog2E, kLargestFactor);
 }
 
 // One step of one state; returns its part of the output.
 template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> advance_state(Float<Lanes>& h, Float<Lanes> step, Float<Lanes> drive, const float* rate,
+MSMAMBA_INLINE Float<Lanes> advance_state(Float<Lanes>& h, Float<Lanes> pace, Float<Lanes> drive, const float* A,
                                           float b, float c) {
-  h = exp2<Lanes>(step * load<Lanes>(rate)) * h + drive * b;
+  h = exp2<Lanes>(pace * load<Lanes>(A)) * h + drive * b;
   return h * c;
 }
 
 // `States` is known to the compiler: the states stay in registers throughout the tile.
 template <int Lanes, int States, typename Meanwhile>
-MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* rates, float* state,
+MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* A, float* state,
                                               Meanwhile meanwhile) {
   Float<Lanes> h[States];
 #pragma GCC unroll 16
   for (int n = 0; n < States; ++n) h[n] = load<Lanes>(state + n * Lanes);
   for (int t = 0; t < tile.steps; ++t) {
-    const Float<Lanes> step = load<Lanes>(tile.step + t * Lanes);
+    const Float<Lanes> pace = load<Lanes>(tile.pace + t * Lanes);
     const Float<Lanes> drive = load<Lanes>(tile.drive + t * Lanes);
     const float* const B = tile.B + t * States;
     const float* const C = tile.C + t * States;
@@ -106,8 +106,8 @@ MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* rat
     Float<Lanes> even{}, odd{};  // two sums: half the latency
 #pragma GCC unroll 8
     for (int n = 0; n < States; n += 2) {
-      even += advance_state<Lanes>(h[n], step, drive, rates + n * Lanes, B[n], C[n]);
-      odd += advance_state<Lanes>(h[n + 1], step, drive, rates + (n + 1) * Lanes, B[n + 1], C[n + 1]);
+      even += advance_state<Lanes>(h[n], pace, drive, A + n * Lanes, B[n], C[n]);
+      odd += advance_state<Lanes>(h[n + 1], pace, drive, A + (n + 1) * Lanes, B[n + 1], C[n + 1]);
     }
     store<Lanes>(tile.output + t * Lanes, even + odd);
   }
@@ -116,31 +116,31 @@ MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* rat
 }
 
 template <int Lanes, typename Meanwhile>
-MSMAMBA_INLINE void advance_tile_in_memory(const Tile& tile, const float* rates, float* state, Meanwhile meanwhile) {
+MSMAMBA_INLINE void advance_tile_in_memory(const Tile& tile, const float* A, float* state, Meanwhile meanwhile) {
   for (int t = 0; t < tile.steps; ++t) {
     meanwhile(t);
-    const Float<Lanes> step = load<Lanes>(tile.step + t * Lanes);
+    const Float<Lanes> pace = load<Lanes>(tile.pace + t * Lanes);
     const Float<Lanes> drive = load<Lanes>(tile.drive + t * Lanes);
     Float<Lanes> sum{};
     for (int n = 0; n < tile.states; ++n) {
       const int at = t * tile.states + n;
       Float<Lanes> h = load<Lanes>(state + n * Lanes);
-      sum += advance_state<Lanes>(h, step, drive, rates + n * Lanes, tile.B[at], tile.C[at]);
+      sum += advance_state<Lanes>(h, pace, drive, A + n * Lanes, tile.B[at], tile.C[at]);
       store<Lanes>(state + n * Lanes, h);
     }
     store<Lanes>(tile.output + t * Lanes, sum);
   }
 }
 
-// Advances `state` (states, Lanes) over the tile and writes its output. `rates` (states, Lanes) come from decay_rate.
+// Advances `state` (states, Lanes) over the tile and writes its output. `A` (states, Lanes) comes from pack_A.
 // `meanwhile(t)` runs with every step: address arithmetic and prefetching cost nothing beside the
 // recurrence, which leaves half of the machine's issue slots free.
 template <int Lanes, typename Meanwhile>
-__attribute__((noinline)) void advance_tile(const Tile& tile, const float* rates, float* state, Meanwhile meanwhile) {
+__attribute__((noinline)) void advance_tile(const Tile& tile, const float* A, float* state, Meanwhile meanwhile) {
   if (tile.states == 16) {
-    advance_tile_in_registers<Lanes, 16>(tile, rates, state, meanwhile);
+    advance_tile_in_registers<Lanes, 16>(tile, A, state, meanwhile);
   } else {
-    advance_tile_in_memory<Lanes>(tile, rates, state, meanwhile);
+    advance_tile_in_memory<Lanes>(tile, A, state, meanwhile);
   }
 }
 

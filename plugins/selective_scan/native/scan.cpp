@@ -16,6 +16,7 @@ extern const Kernels kAvx512Kernels;
 namespace {
 
 constexpr int kMaxSets = 3;
+constexpr const char* kOutOfMemory = "out of memory";
 
 // Fills `sets` with the kernels this machine can run, best first, and returns their number.
 int runnable_kernels(const Kernels* sets[kMaxSets]) {
@@ -105,6 +106,55 @@ struct ForwardJob {
   }
 };
 
+// The gradients of every sequence, each by one thread.
+struct BackwardJob {
+  const Kernels& kernels;
+  const ScanShape& shape;
+  const ScanInputs& inputs;
+  const float* dy;
+  const ScanGradients& gradients;  // of A, D and delta_bias: (batch, ...)
+  std::atomic<int64_t> next{0};
+
+  void work() {
+    const AlignedBuffer scratch(kernels.backward_scratch(shape));
+    if (scratch.get() == nullptr) return;
+    for (int64_t sequence; (sequence = next.fetch_add(1, std::memory_order_relaxed)) < shape.batch;) {
+      kernels.backward(shape, inputs, dy, gradients, sequence, scratch.get());
+    }
+  }
+};
+
+// Sums of `rows` rows, in their order whatever the number of threads.
+struct ColumnSums {
+  static constexpr int64_t kColumnsAtOnce = 1024;
+
+  const float* source;  // (rows, columns)
+  int64_t rows;
+  int64_t columns;
+  float* target;  // (columns)
+  std::atomic<int64_t> next{0};
+
+  void work() {
+    double sums[kColumnsAtOnce];
+    for (int64_t first; (first = next.fetch_add(kColumnsAtOnce, std::memory_order_relaxed)) < columns;) {
+      const int64_t count = smaller(kColumnsAtOnce, columns - first);
+      for (int64_t i = 0; i < count; ++i) sums[i] = 0;
+      for (int64_t row = 0; row < rows; ++row) {
+        const float* const values = source + row * columns + first;
+        for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(values[i]);
+      }
+      for (int64_t i = 0; i < count; ++i) target[first + i] = static_cast<float>(sums[i]);
+    }
+  }
+};
+
+// Lets up to `width` threads work on a job.
+template <typename Job>
+void share_out(Job& job, int64_t width, const Parallel& parallel) {
+  const int threads = static_cast<int>(smaller(width, parallel.width));
+  parallel.run(parallel.owner, threads, [](void* shared) { static_cast<Job*>(shared)->work(); }, &job);
+}
+
 }  // namespace
 
 const Kernels& active_kernels() { return *chosen_kernels().load(std::memory_order_relaxed); }
@@ -123,11 +173,32 @@ bool select_kernels(const char* name) {
 
 const char* forward_scan(const ScanShape& shape, const ScanInputs& inputs, void* y, const Parallel& parallel) {
   ForwardJob job(shape, inputs, y, parallel.width);
-  const int64_t width = job.tasks < parallel.width ? job.tasks : parallel.width;
-  parallel.run(
-      parallel.owner, static_cast<int>(width), [](void* data) { static_cast<ForwardJob*>(data)->work(); }, &job);
+  share_out(job, job.tasks, parallel);
   // A thread that got no memory left its tasks to the others; what counts is whether all were taken.
-  if (job.next.load(std::memory_order_relaxed) < job.tasks) return "out of memory";
+  return job.next.load(std::memory_order_relaxed) < job.tasks ? kOutOfMemory : nullptr;
+}
+
+const char* backward_scan(const ScanShape& shape, const ScanInputs& inputs, const float* dy,
+                          const ScanGradients& gradients, const Parallel& parallel) {
+  const int64_t per_channel = kDirections * shape.channels, per_state = per_channel * shape.states;
+  const AlignedBuffer partial(static_cast<size_t>(shape.batch * (per_state + 2 * per_channel)) * sizeof(float));
+  if (partial.get() == nullptr) return kOutOfMemory;
+  ScanGradients by_sequence = gradients;
+  by_sequence.A = static_cast<float*>(partial.get());
+  by_sequence.D = by_sequence.A + shape.batch * per_state;
+  by_sequence.delta_bias = by_sequence.D + shape.batch * per_channel;
+
+  BackwardJob job{active_kernels(), shape, inputs, dy, by_sequence};
+  share_out(job, shape.batch, parallel);
+  if (job.next.load(std::memory_order_relaxed) < shape.batch) return kOutOfMemory;
+
+  const auto add_up = [&](const float* source, int64_t columns, float* target) {
+    ColumnSums sums{source, shape.batch, columns, target};
+    share_out(sums, divided_up(columns, ColumnSums::kColumnsAtOnce), parallel);
+  };
+  add_up(by_sequence.A, per_state, gradients.A);
+  add_up(by_sequence.D, per_channel, gradients.D);
+  add_up(by_sequence.delta_bias, per_channel, gradients.delta_bias);
   return nullptr;
 }
 

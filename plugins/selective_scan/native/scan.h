@@ -21,4 +21,8 @@ bool select_kernels(const char* name);
 // y (batch, H, W, D) of `inputs.type`. Returns null, or what went wrong.
 const char* forward_scan(const ScanShape& shape, const ScanInputs& inputs, void* y, const Parallel& parallel);
 
+// The gradients of all inputs, float32 throughout, from `dy` (batch, H, W, D). Returns null, or what went wrong.
+const char* backward_scan(const ScanShape& shape, const ScanInputs& inputs, const float* dy,
+                          const ScanGradients& gradients, const Parallel& parallel);
+
 }  // namespace msmamba
