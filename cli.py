@@ -27,7 +27,9 @@ class _Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except MsmambaError as error:
+        except BrokenPipeError:
+            raise  # whoever read the output has seen enough; click ends quietly
+        except (MsmambaError, OSError) as error:  # OSError: standard output on a full disk, say
             if context.params["debug"]:
                 raise
             click.echo(f"error: {error}", err=True)

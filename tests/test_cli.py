@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -22,7 +25,11 @@ def failing() -> Iterator[None]:
     @mmdeploy.command("fail")
     @click.argument("how")
     def fail(how: str) -> None:
-        raise {"ours": MsmambaError("found x, expected y: do z"), "stopped": KeyboardInterrupt()}[how]
+        raise {
+            "ours": MsmambaError("found x, expected y: do z"),
+            "system": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            "stopped": KeyboardInterrupt(),
+        }[how]
 
     yield
     del mmdeploy.commands["fail"]
@@ -32,6 +39,21 @@ def failing() -> Iterator[None]:
 def test_an_error_is_one_line_on_standard_error() -> None:
     result = CliRunner().invoke(mmdeploy, ["fail", "ours"])
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", "error: found x, expected y: do z\n")
+
+
+@pytest.mark.usefixtures("failing")
+def test_an_error_of_the_system_is_one_line_too() -> None:
+    result = CliRunner().invoke(mmdeploy, ["fail", "system"])
+    assert (result.exit_code, result.stderr) == (1, "error: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
+def test_a_full_standard_output_is_one_line_too() -> None:
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "msmamba", "doctor"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (run.returncode, run.stderr) == (1, "error: [Errno 28] No space left on device\n")
 
 
 @pytest.mark.usefixtures("failing")
