@@ -309,7 +309,7 @@ def _is_uninverted_white_zero(image: Image.Image) -> bool:
 
 def _high_bytes(values: NDArray[Any], notes: list[str]) -> NDArray[np.uint8]:
     largest = int(values.max())
-    if 255 < largest < 1 << 14:
+    if 0 < largest < 1 << 14:
         notes.append(
             f"16 bit, but the largest value is {largest} ({largest.bit_length()} bits used): "
             "read as dark; scale it to the full range if the model was trained on such images"

@@ -170,9 +170,10 @@ def test_only_the_first_page_is_read_and_the_notes_say_so() -> None:
     [
         (encoded(RGBA, "PNG"), "transparent parts shown on white"),
         (tiff(GREY16 // 16), "12 bits used"),
+        (tiff(GREY16 // 256), "8 bits used"),
         (encoded(Image.fromarray(RGB).convert("CMYK"), "TIFF"), "CMYK"),
     ],
-    ids=["alpha", "12-in-16-bits", "cmyk"],
+    ids=["alpha", "12-in-16-bits", "8-in-16-bits", "cmyk"],
 )
 def test_notes_say_what_was_decided(source: bytes, note: str) -> None:
     assert any(note in line for line in load_image(source).notes)
