@@ -172,5 +172,4 @@ def exact_outputs(op_type: str, case: BlockCase) -> list[NDArray[np.float64]]:
     model = onnx.inliner.inline_local_functions(block_model(op_type, case, dtype=np.float64))
     evaluator = ReferenceEvaluator(model, new_ops=[Gelu])
     maps = {name: array.astype(np.float64) for name, array in case.maps(op_type).items()}
-    outputs: list[NDArray[np.float64]] = list(evaluator.run(None, maps))
-    return outputs
+    return [np.asarray(output) for output in evaluator.run(None, maps)]

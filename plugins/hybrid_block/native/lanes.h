@@ -157,9 +157,21 @@ MSMAMBA_INLINE Float<Lanes> relu(Float<Lanes> v) {
   return at_least<Lanes>(v, 0.0f);
 }
 
+// 1 + exp(-v), from 1 to about 1e38: the divisor of sigmoid and SiLU. The exponent is one product, so that a
+// negative v costs the exponential |v| / 2 ulp: where |v| is large, what is divided by it is next to nothing.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> logistic_divisor(Float<Lanes> v) {
+  return exp2<Lanes>(at_most<Lanes>(at_least<Lanes>(v * -kLog2E, -126.0f), 126.0f)) + 1.0f;
+}
+
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> logistic(Float<Lanes> v) {
+  return 1.0f / logistic_divisor<Lanes>(v);
+}
+
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> silu(Float<Lanes> v) {
-  return v * sigmoid<Lanes>(v);
+  return v / logistic_divisor<Lanes>(v);
 }
 
 // v / 2 * (1 + erf(v / sqrt(2))). The error function is v * P(v^2) / Q(v^2), fitted up to 5.3, where it is 1

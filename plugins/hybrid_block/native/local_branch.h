@@ -103,12 +103,10 @@ class LocalBranch {
             });
       }
     });
-    weights.project.multiply(
-        expanded, 2 * padded, tile.last - tile.first,
-        [&](int64_t row, int64_t column, Float<Lanes> product, auto used) MSMAMBA_INLINE_BODY {
-          const Float<Lanes> value = relu<Lanes>(product + load<Lanes>(weights.project_bias + column));
-          store<Lanes>(local + row * half + column, value, used);
-        });
+    weights.project.multiply({expanded, 2 * padded}, tile.last - tile.first, {local, half},
+                             [&](int64_t column, Float<Lanes> product) MSMAMBA_INLINE_BODY {
+                               return relu<Lanes>(product + load<Lanes>(weights.project_bias + column));
+                             });
   }
 
  private:

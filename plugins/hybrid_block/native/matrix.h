@@ -13,6 +13,9 @@ namespace {
 
 constexpr int kPanelVectors = 3;
 
+// Floats of a matrix that leaves room in a second-level cache of 512 KiB.
+constexpr int64_t kSmallMatrix = 64 * 1024;
+
 // Rows that share each vector of weights. Rows times vectors are the sums held in registers: 24 of 32, or
 // 12 of 16.
 template <int Lanes>
@@ -23,6 +26,16 @@ constexpr int rows_at_once() {
   return 4;
 #endif
 }
+
+// Rows in memory, `stride` floats apart.
+struct RowsOf {
+  const float* start;
+  int64_t stride;
+};
+struct RowsTo {
+  float* start;
+  int64_t stride;
+};
 
 template <int Lanes>
 class Matrix {
@@ -38,8 +51,9 @@ class Matrix {
   // `weight(k, column)` for every row k of the matrix and every column.
   template <typename Weight>
   void pack(Weight weight) {
+    const Shares panels(vectors_, panels_);
     for (int64_t panel = 0; panel < panels_; ++panel) {
-      const int64_t first = first_vector(panel) * Lanes, width = first_vector(panel + 1) * Lanes - first;
+      const int64_t first = panels.first(panel) * Lanes, width = panels.size(panel) * Lanes;
       float* const target = weights_ + first * depth_;
       int64_t begin = depth_, end = 0;
       for (int64_t k = 0; k < depth_; ++k) {
@@ -57,72 +71,100 @@ class Matrix {
     }
   }
 
-  // Passes every vector of `a` (rows, depth), its rows `stride` apart, times the matrix to
-  // `emit(row, column, product, used)`.
-  template <typename Emit>
-  MSMAMBA_INLINE void multiply(const float* a, int64_t stride, int64_t rows, Emit emit) const {
+  // target = finish(column, a * matrix), vector by vector, for `count` rows of `a` (count, depth).
+  template <typename Finish>
+  MSMAMBA_INLINE void multiply(RowsOf a, int64_t count, RowsTo target, Finish finish) const {
+    // Strips of even height: a short last one would wait for its own sums.
     constexpr int kRows = rows_at_once<Lanes>();
-    const int64_t strips = (rows + kRows - 1) / kRows;
-    for (int64_t panel = 0; panel < panels_; ++panel) {
-      const int64_t first = first_vector(panel), vectors = first_vector(panel + 1) - first;
-      for (int64_t strip = 0; strip < strips; ++strip) {
-        // Strips of even height: a short last one would wait for its own sums.
-        const int64_t row = rows * strip / strips;
-        const int64_t height = rows * (strip + 1) / strips - row;
-        const Strip part = {a + row * stride, stride, row, height, panel, first};
-        if (vectors == 3) {
-          multiply_strip<kRows, 3>(part, emit);
-        } else if (vectors == 2) {
-          multiply_strip<kRows, 2>(part, emit);
-        } else {
-          multiply_strip<kRows, 1>(part, emit);
+    const Shares strips(count, (count + kRows - 1) / kRows), panels(vectors_, panels_);
+    // A small matrix stays near while whole rows of the product are written one after the other, as the
+    // machine's prefetching likes them; of a large one each panel is fetched once for all rows.
+    const bool by_rows = depth_ * vectors_ * Lanes <= kSmallMatrix;
+    const int64_t outer = by_rows ? strips.parts : panels.parts, inner = by_rows ? panels.parts : strips.parts;
+    for (int64_t i = 0; i < outer; ++i) {
+      for (int64_t j = 0; j < inner; ++j) {
+        const int64_t strip = by_rows ? i : j, panel = by_rows ? j : i;
+        const int64_t row = strips.first(strip), vector = panels.first(panel);
+        const Block block = {{a.start + row * a.stride, a.stride},
+                             {target.start + row * target.stride + vector * Lanes, target.stride},
+                             strips.size(strip),
+                             vector,
+                             spans_ + 2 * panel};
+        switch (panels.size(panel)) {
+          case 3: multiply_block<kRows, 3>(block, finish); break;
+          case 2: multiply_block<kRows, 2>(block, finish); break;
+          default: multiply_block<kRows, 1>(block, finish); break;
         }
       }
     }
   }
 
+  // The product as it is.
+  MSMAMBA_INLINE void multiply(RowsOf a, int64_t count, RowsTo target) const {
+    multiply(a, count, target, [](int64_t, Float<Lanes> value) MSMAMBA_INLINE_BODY { return value; });
+  }
+
  private:
-  struct Strip {
-    const float* a;
-    int64_t stride;
-    int64_t row;
-    int64_t height;
-    int64_t panel;
-    int64_t vector;  // the panel's first
+  // `total` things in `parts` parts whose sizes differ by one at most, the larger ones first.
+  struct Shares {
+    Shares(int64_t total, int64_t parts_) : parts(parts_), least(total / parts_), larger(total % parts_) {}
+
+    int64_t size(int64_t part) const { return least + (part < larger ? 1 : 0); }
+    int64_t first(int64_t part) const { return part * least + (part < larger ? part : larger); }
+
+    int64_t parts;
+    int64_t least;
+    int64_t larger;
   };
 
-  int64_t first_vector(int64_t panel) const { return vectors_ * panel / panels_; }
+  // One strip of rows times one panel.
+  struct Block {
+    RowsOf a;
+    RowsTo target;
+    int64_t height;
+    int64_t vector;       // the panel's first
+    const int64_t* span;  // the panel's rows that are not zero
+  };
 
-  // `Rows` is the strip's height or, to find it, more.
-  template <int Rows, int Vectors, typename Emit>
-  MSMAMBA_INLINE void multiply_strip(const Strip& strip, Emit emit) const {
+  // `Rows` is the block's height or, to find it, more.
+  template <int Rows, int Vectors, typename Finish>
+  MSMAMBA_INLINE void multiply_block(const Block& block, Finish finish) const {
     if constexpr (Rows > 1) {
-      if (strip.height < Rows) return multiply_strip<Rows - 1, Vectors>(strip, emit);
+      if (block.height < Rows) return multiply_block<Rows - 1, Vectors>(block, finish);
+    }
+    // The target is mostly memory not seen before: it arrives while the sums are made.
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 3
+      for (int v = 0; v < Vectors; ++v) {
+        __builtin_prefetch(block.target.start + r * block.target.stride + v * Lanes, 1);
+      }
     }
     Float<Lanes> sums[Rows][Vectors];
-    sum_products(strip, sums);
+    sum_products(block, sums);
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) {
-      const int64_t column = (strip.vector + v) * Lanes;
+      const int64_t column = (block.vector + v) * Lanes;
+      float* const target = block.target.start + v * Lanes;
       if (column + Lanes <= columns_) {
 #pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) emit(strip.row + r, column, sums[r][v], AllLanes<Lanes>{});
+        for (int r = 0; r < Rows; ++r) store<Lanes>(target + r * block.target.stride, finish(column, sums[r][v]));
       } else {
         const SomeLanes<Lanes> used = {static_cast<int>(columns_ - column)};
 #pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) emit(strip.row + r, column, sums[r][v], used);
+        for (int r = 0; r < Rows; ++r) store<Lanes>(target + r * block.target.stride, finish(column, sums[r][v]), used);
       }
     }
   }
 
   template <int Rows, int Vectors>
-  MSMAMBA_INLINE void sum_products(const Strip& strip, Float<Lanes> (&sums)[Rows][Vectors]) const {
-    const int64_t begin = spans_[2 * strip.panel], end = spans_[2 * strip.panel + 1];
-    const float* weights = weights_ + (strip.vector * depth_ + begin * Vectors) * Lanes;
+  MSMAMBA_INLINE void sum_products(const Block& block, Float<Lanes> (&sums)[Rows][Vectors]) const {
+    const int64_t begin = block.span[0], end = block.span[1];
+    const float* weights = weights_ + (block.vector * depth_ + begin * Vectors) * Lanes;
     const float* a[Rows];
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      a[r] = strip.a + r * strip.stride;
+      a[r] = block.a.start + r * block.a.stride;
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) sums[r][v] = Float<Lanes>{};
     }
@@ -143,8 +185,8 @@ class Matrix {
   int64_t columns_;
   int64_t vectors_;
   int64_t panels_;
-  float* weights_;   // panel after panel (depth, vectors, lanes)
-  int64_t* spans_;   // (panels, 2): the rows that are not zero
+  float* weights_;  // panel after panel (depth, vectors, lanes)
+  int64_t* spans_;  // (panels, 2)
 };
 
 }  // namespace

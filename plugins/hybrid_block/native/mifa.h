@@ -55,8 +55,8 @@ class MIFA {
         convolve_line<Lanes, 2, 1>(
             lines, 0, width, width, weights.conv + c, padded, used,
             [&](int64_t position, const Convolved<Lanes, 2, 1>& result) MSMAMBA_INLINE_BODY {
-              const Float<Lanes> local_weight = sigmoid<Lanes>(relu<Lanes>(result.sums[0][0] + bias));
-              const Float<Lanes> scanned_weight = sigmoid<Lanes>(gelu<Lanes>(result.sums[1][0] + bias));
+              const Float<Lanes> local_weight = logistic<Lanes>(relu<Lanes>(result.sums[0][0] + bias));
+              const Float<Lanes> scanned_weight = logistic<Lanes>(gelu<Lanes>(result.sums[1][0] + bias));
               const Float<Lanes> weighted_scanned = local_weight * result.centres[1];
               const Float<Lanes> weighted_local = scanned_weight * result.centres[0];
               scanned_sum += weighted_scanned;
@@ -77,7 +77,7 @@ class MIFA {
     for_each_vector<Lanes>(channels, [&](int64_t c, auto used) MSMAMBA_INLINE_BODY {
       Float<Lanes> sum{};
       for (int64_t row = 0; row < height; ++row) sum += load<Lanes>(sums + row * channels + c, used);
-      store<Lanes>(attention + c, sigmoid<Lanes>(sum * scale * load<Lanes>(weights.attention + c)));
+      store<Lanes>(attention + c, logistic<Lanes>(sum * scale * load<Lanes>(weights.attention + c)));
     });
     float* const y = call.outputs[0] + (tile.image * height + tile.first) * width * channels;
     for (int64_t position = 0; position < (tile.last - tile.first) * width; ++position) {

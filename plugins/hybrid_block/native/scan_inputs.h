@@ -72,11 +72,8 @@ class ScanInputs {
       float* const gate = call.outputs[1] + row * inner;
       const float* const normed = buffers.normed + group * model;
       copy_rows(tokens, model, normed, half, count);
-      weights.flow.multiply(normed, half, count,
-                            [&](int64_t i, int64_t column, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
-                              store<Lanes>(flow + i * padded + group * inner + column, value, used);
-                            });
-      weights.gate.multiply(normed, half, count, to_rows(gate, inner));
+      weights.flow.multiply({normed, half}, count, {flow + group * inner, padded});
+      weights.gate.multiply({normed, half}, count, {gate, inner});
     }
   }
 
@@ -106,11 +103,11 @@ class ScanInputs {
       const float* const features = buffers.features + group * inner;
       const int64_t delta_width = kDirections * inner;
       copy_rows(call.outputs[2] + row * inner, inner, features, padded, count);
-      weights.steps.multiply(features, padded, count, to_rows(buffers.steps, padded_steps));
-      weights.delta.multiply(buffers.steps, padded_steps, count,
-                             to_rows(call.outputs[3] + row * delta_width, delta_width));
-      weights.B.multiply(features, padded, count, to_rows(call.outputs[4] + row * sizes.states, sizes.states));
-      weights.C.multiply(features, padded, count, to_rows(call.outputs[5] + row * sizes.states, sizes.states));
+      const RowsOf rows = {features, padded};
+      weights.steps.multiply(rows, count, {buffers.steps, padded_steps});
+      weights.delta.multiply({buffers.steps, padded_steps}, count, {call.outputs[3] + row * delta_width, delta_width});
+      weights.B.multiply(rows, count, {call.outputs[4] + row * sizes.states, sizes.states});
+      weights.C.multiply(rows, count, {call.outputs[5] + row * sizes.states, sizes.states});
     }
   }
 
@@ -119,13 +116,6 @@ class ScanInputs {
 
   static int64_t padded_width(const msmamba::BlockSizes& sizes) {
     return whole_vectors<Lanes>(sizes.groups * sizes.inner);
-  }
-
-  // Writes a product to rows `stride` apart.
-  static auto to_rows(float* target, int64_t stride) {
-    return [=](int64_t row, int64_t column, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
-      store<Lanes>(target + row * stride + column, value, used);
-    };
   }
 
   // `count` rows of `width` floats, the source's `stride` apart, the target's dense.

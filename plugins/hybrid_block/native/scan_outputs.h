@@ -82,13 +82,10 @@ class ScanOutputs {
                             store<Lanes>(gated + at, value * silu<Lanes>(load<Lanes>(gate + at, used)), used);
                           });
       }
-      float* const target = map + group * sizes.model;
-      weights.project.multiply(
-          gated, inner, count,
-          [&](int64_t i, int64_t column, Float<Lanes> product, auto used) MSMAMBA_INLINE_BODY {
-            const Float<Lanes> value = silu<Lanes>(product + load<Lanes>(weights.project_bias + column));
-            store<Lanes>(target + i * padded + column, value, used);
-          });
+      weights.project.multiply({gated, inner}, count, {map + group * sizes.model, padded},
+                               [&](int64_t column, Float<Lanes> product) MSMAMBA_INLINE_BODY {
+                                 return silu<Lanes>(product + load<Lanes>(weights.project_bias + column));
+                               });
     }
   }
 
