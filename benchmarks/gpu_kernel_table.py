@@ -1,0 +1,245 @@
+"""What the scan's GPU kernels cost: the cost model, and what the compiled code says about it. Needs no GPU.
+
+    python benchmarks/gpu_kernel_table.py [--sm 87,89] [--size t] [--batch 1]
+
+Prints three Markdown tables: the machine code (registers, shared memory, spills, instructions in the
+inner loop), the work of each stage with its floor on two GPUs, and the compiled instructions against that
+floor. Nothing here was timed on a device: floors are arithmetic on data-sheet figures. Dims: G images that
+the network's four channel groups make of one, L positions, D channels, N = 16 states, K = 4 directions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+
+from msmamba.plugins.selective_scan import DIRECTIONS
+from msmamba.plugins.selective_scan.gpu_launch import (
+    BLOCK_SHAPES,
+    WARP,
+    ScanShape,
+    block_shape,
+    chosen_chunks,
+    launch_plan,
+)
+from msmamba.plugins.selective_scan.triton_scan import KERNELS, compile_kernel
+
+STATES = 16
+GROUPS = 4
+SIZES = {"t": 96, "s": 96, "b": 128}  # channels of the first stage's hybrid block
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+FLOAT32_PIPE = {"FADD", "FMUL", "FFMA", "FFMA2", "FADD2", "FMUL2", "HADD2", "HFMA2"}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU by its data sheet."""
+
+    name: str
+    compute_capability: int
+    multiprocessors: int
+    clock_ghz: float  # boost
+    bandwidth_gb_s: float
+    special_per_clock: int = 16  # results of the special-function units, per multiprocessor
+    float32_per_clock: int = 128
+    issues_per_clock: int = 4  # warp instructions
+
+
+ORIN_NANO = Gpu("Jetson Orin Nano 8 GB (Super mode)", 87, 8, 1.02, 102.0)
+RTX_4090 = Gpu("GeForce RTX 4090", 89, 128, 2.52, 1008.0)
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """One compiled kernel."""
+
+    registers: int
+    shared_bytes: int
+    spill_bytes: int  # local memory and stack
+    size_bytes: int
+    loop: Counter[str]  # instructions of the innermost, hottest loop by name
+
+    @property
+    def special(self) -> int:
+        """Special-function instructions of one turn of the loop."""
+        return self.loop["MUFU"]
+
+    @property
+    def float32(self) -> int:
+        """Floating-point instructions of one turn of the loop."""
+        return sum(count for name, count in self.loop.items() if name in FLOAT32_PIPE)
+
+
+def machine_code(kernel: str, element_type: str, compute_capability: int) -> MachineCode:
+    """Compiles a kernel and reads its machine code."""
+    compiled = compile_kernel(kernel, element_type, STATES, compute_capability)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _output("cuobjdump", "-res-usage", file.name)
+        assembly = _output("nvdisasm", "-c", file.name)
+    used = {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return MachineCode(
+        registers=used["REG"],
+        shared_bytes=compiled.metadata.shared,
+        spill_bytes=used["STACK"] + used["LOCAL"],
+        size_bytes=len(compiled.asm["cubin"]),
+        loop=_longest_loop(assembly),
+    )
+
+
+def _output(tool: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / tool, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _longest_loop(assembly: str) -> Counter[str]:
+    """Instruction names between a label and the farthest branch back to it."""
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    for line in assembly.splitlines():
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            labels[label[1]] = len(instructions)
+        if instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]*);", line):
+            instructions.append(instruction[1])
+    longest = range(0)
+    for position, instruction in enumerate(instructions):
+        branch = re.match(r"BRA\b.*`\((\.L_\w+)\)", instruction)
+        if branch and labels[branch[1]] < position:
+            longest = max(longest, range(labels[branch[1]], position + 1), key=len)
+    return Counter(re.split(r"[\s.]", instructions[i])[0] for i in longest)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One scan of the network."""
+
+    number: int
+    shape: ScanShape
+
+    @property
+    def steps(self) -> int:
+        """Channel steps: one channel, one position, one direction."""
+        return self.shape.batch * DIRECTIONS * self.shape.length * self.shape.channels
+
+    @property
+    def updates(self) -> int:
+        """State updates: h = a h + b."""
+        return self.steps * self.shape.states
+
+    @property
+    def special(self) -> int:
+        """Special-function operations: one exponential an update; one and a reciprocal per softplus."""
+        return self.updates + 2 * self.steps
+
+    @property
+    def float32(self) -> int:
+        """Multiply-adds: four an update (exponent, input, state, output); ten per softplus and skip term."""
+        return 4 * self.updates + 10 * self.steps
+
+    def moved_bytes(self, element_bytes: int) -> int:
+        """Each input read once, the output written once, the directions' outputs written and read once."""
+        shape = self.shape
+        positions = shape.batch * shape.length
+        tensors = positions * (2 * shape.channels + DIRECTIONS * (shape.channels + 2 * shape.states))
+        weights = DIRECTIONS * shape.channels * (shape.states + 2) * 4
+        between = 2 * positions * DIRECTIONS * shape.channels * 4
+        return tensors * element_bytes + weights + between
+
+    def floor_us(self, gpu: Gpu, element_bytes: int) -> dict[str, float]:
+        """Time that each resource needs at least, microseconds."""
+        clocks_per_us = gpu.clock_ghz * 1e3 * gpu.multiprocessors
+        return {
+            "memory": self.moved_bytes(element_bytes) / gpu.bandwidth_gb_s / 1e3,
+            "special": self.special / gpu.special_per_clock / clocks_per_us,
+            "float32": self.float32 / gpu.float32_per_clock / clocks_per_us,
+        }
+
+
+def stages(size: str, batch: int, image: int = 224) -> list[Stage]:
+    """The scans of the network's four stages."""
+    first = SIZES[size] // 2 // GROUPS * 2
+    return [
+        Stage(i + 1, ScanShape(batch * GROUPS, image >> 2 + i, image >> 2 + i, first << i, STATES))
+        for i in range(4)
+    ]
+
+
+def issue_us(stage: Stage, gpu: Gpu, element_type: str) -> tuple[int, float]:
+    """Chunks chosen for a GPU, and the time its schedulers need to issue the loops' instructions.
+
+    No stalls are counted, and no imbalance but the last: a scheduler cannot issue less than a whole warp.
+    """
+    block = block_shape(gpu.compute_capability)
+    chunks = chosen_chunks(stage.shape, block, gpu.multiprocessors)
+    plan = launch_plan(stage.shape, block, chunks)
+    lines = plan.launches[0].scalars[3] if plan.chunks > 1 else stage.shape.height
+    tiles = lines * -(-stage.shape.width // block.steps)
+    schedulers = gpu.multiprocessors * gpu.issues_per_clock
+    clocks = 0
+    for launch in plan.launches:
+        if launch.kernel == "sum_directions":
+            continue
+        warps = launch.grid[0] * launch.grid[1] * launch.grid[2]
+        loop = machine_code(launch.kernel, element_type, gpu.compute_capability).loop
+        clocks += -(-warps // schedulers) * tiles * loop.total()
+    return plan.chunks, clocks / gpu.clock_ghz / 1e3
+
+
+def print_machine_code(compute_capabilities: list[int]) -> None:
+    print(
+        "| SM | type | kernel | registers | shared, B | spills, B | cubin, B | loop | MUFU | FP32 | per update |"
+    )
+    print("|---" * 11 + "|")
+    for sm in compute_capabilities:
+        block = block_shape(sm)
+        updates = STATES * block.channels * block.steps // WARP
+        for element_type in ("float16", "float32"):
+            for kernel in KERNELS:
+                code = machine_code(kernel, element_type, sm)
+                row = [sm / 10, element_type, kernel, code.registers, code.shared_bytes, code.spill_bytes]
+                loop = [code.loop.total(), code.special, code.float32, f"{code.loop.total() / updates:.1f}"]
+                looped = loop if code.special else ["–"] * 4
+                print("|", " | ".join(str(cell) for cell in (*row, code.size_bytes, *looped)), "|")
+
+
+def print_cost_model(size: str, batch: int, element_type: str) -> None:
+    bytes_each = 2 if element_type == "float16" else 4
+    print("| stage | G x L x D | MB moved | SFU, M | FP32, M | GPU | memory | SFU | FP32 | chunks | issue |")
+    print("|---" * 11 + "|")
+    for stage in stages(size, batch):
+        shape = stage.shape
+        work = [
+            f"{shape.batch} x {shape.length} x {shape.channels}",
+            f"{stage.moved_bytes(bytes_each) / 1e6:.2f}",
+            f"{stage.special / 1e6:.1f}",
+            f"{stage.float32 / 1e6:.1f}",
+        ]
+        for gpu in (ORIN_NANO, RTX_4090):
+            floor = stage.floor_us(gpu, bytes_each)
+            chunks, issue = issue_us(stage, gpu, element_type)
+            times = [f"**{t:.1f}**" if t == max(floor.values()) else f"{t:.1f}" for t in floor.values()]
+            cells = (stage.number, *work, gpu.name, *times, chunks, f"{issue:.1f}")
+            print("|", " | ".join(str(cell) for cell in cells), "|")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sm", default=",".join(str(sm) for sm in BLOCK_SHAPES), help="e.g. 87,89")
+    parser.add_argument("--size", default="t", choices=SIZES)
+    parser.add_argument("--batch", default=1, type=int)
+    arguments = parser.parse_args()
+    print_machine_code([int(sm) for sm in arguments.sm.split(",")])
+    for element_type in ("float16", "float32"):
+        print(f"\n{arguments.size}, batch {arguments.batch}, {element_type}; times in microseconds:\n")
+        print_cost_model(arguments.size, arguments.batch, element_type)
+
+
+if __name__ == "__main__":
+    main()
