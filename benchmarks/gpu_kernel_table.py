@@ -193,9 +193,8 @@ def issue_us(stage: Stage, gpu: Gpu, element_type: str) -> tuple[int, float]:
 
 
 def print_machine_code(compute_capabilities: list[int]) -> None:
-    print(
-        "| SM | type | kernel | registers | shared, B | spills, B | cubin, B | loop | MUFU | FP32 | per update |"
-    )
+    columns = ["SM", "type", "kernel", "registers", "shared, B", "spills, B", "cubin, B"]
+    print("|", " | ".join([*columns, "loop", "MUFU", "FP32", "per update"]), "|")
     print("|---" * 11 + "|")
     for sm in compute_capabilities:
         block = block_shape(sm)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from msmamba.plugins.selective_scan import DIRECTIONS, reference
 from numpy.typing import NDArray
+
+from msmamba.plugins.selective_scan import DIRECTIONS, reference
 
 STATES = 16
 ARGUMENTS = ("x", "delta", "A", "B", "C", "D", "delta_bias")

@@ -82,7 +82,10 @@ def compile_kernel(name: str, element_type: str, states: int, compute_capability
     warps = SUM_WARPS if name == "sum_directions" else 1
     # Fused multiply-add is asked for explicitly: Triton's default changes in 3.10.
     options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
-    return triton.compile(source, target=GPUTarget("cuda", compute_capability, WARP), options=options)
+    with triton.knobs.compilation.scope():
+        # Line information would double the machine code and put this machine's paths into engines.
+        triton.knobs.compilation.disable_line_info = True
+        return triton.compile(source, target=GPUTarget("cuda", compute_capability, WARP), options=options)
 
 
 def compile_package(element_type: str, states: int, compute_capabilities: tuple[int, ...]) -> KernelPackage:

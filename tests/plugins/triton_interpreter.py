@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from msmamba.plugins.selective_scan import triton_scan
 from msmamba.plugins.selective_scan.gpu_launch import BlockShape
 

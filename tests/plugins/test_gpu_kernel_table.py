@@ -1,0 +1,61 @@
+"""The compiled kernels' resources, read from their machine code for every GPU they are compiled for."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from msmamba.plugins.selective_scan.gpu_launch import BLOCK_SHAPES, MAX_CHUNKS, ScanShape
+
+
+@pytest.fixture(scope="module")
+def table() -> ModuleType:
+    """The benchmark script as a module."""
+    path = Path(__file__).parents[2] / "benchmarks" / "gpu_kernel_table.py"
+    spec = importlib.util.spec_from_file_location("gpu_kernel_table", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look for their module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("element_type", ["float16", "float32"])
+@pytest.mark.parametrize("compute_capability", BLOCK_SHAPES)
+def test_no_kernel_spills(table: ModuleType, compute_capability: int, element_type: str) -> None:
+    for kernel in ("chunk_state", "scan", "sum_directions"):
+        code = table.machine_code(kernel, element_type, compute_capability)
+        assert code.spill_bytes == 0, kernel
+        assert code.registers <= 128, kernel  # sixteen warps fit a multiprocessor
+        assert code.shared_bytes <= 2048, kernel
+
+
+def test_the_loop_needs_the_exponentials_of_the_cost_model_and_no_more(table: ModuleType) -> None:
+    """32 updates a lane and tile, and two softplus of two operations each."""
+    assert table.machine_code("scan", "float16", 87).special == 32 + 4
+
+
+def test_the_cost_model_counts_what_the_definition_says(table: ModuleType) -> None:
+    stage = table.Stage(1, ScanShape(batch=4, height=56, width=56, channels=24, states=16))
+    assert stage.updates == 4 * 4 * 3136 * 24 * 16
+    maps = 4 * 3136 * (24 + 24 + 4 * (24 + 16 + 16)) * 2  # x, y; delta, B, C of each direction
+    between = 2 * 4 * 4 * 3136 * 24 * 4
+    assert stage.moved_bytes(2) == maps + between + 4 * 24 * 18 * 4
+
+
+def test_stages_are_those_of_the_network(table: ModuleType) -> None:
+    shapes = [(s.shape.height, s.shape.channels) for s in table.stages("t", batch=1)]
+    assert shapes == [(56, 24), (28, 48), (14, 96), (7, 192)]
+
+
+@pytest.mark.parametrize("gpu", ["ORIN_NANO", "RTX_4090"])
+def test_lines_are_split_only_where_a_gpu_is_left_idle(table: ModuleType, gpu: str) -> None:
+    chunks = [table.issue_us(stage, getattr(table, gpu), "float16")[0] for stage in table.stages("t", 1)]
+    assert max(chunks) <= MAX_CHUNKS
+    assert chunks[2:] == [1, 1]
+    assert (chunks[0] > 1) == (gpu == "RTX_4090")
