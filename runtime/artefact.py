@@ -133,8 +133,11 @@ def is_checkpoint(path: str | Path) -> bool:
     if head[8:9] == b"{" and header_bytes <= path.stat().st_size:
         return True
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return any(Path(name).name == "data.pkl" for name in archive.namelist())
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return any(Path(name).name == "data.pkl" for name in archive.namelist())
+        except (zipfile.BadZipFile, NotImplementedError):  # corrupt, or of a kind that zipfile does not know
+            return False
     return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from msmamba.errors import ArtefactError
 from msmamba.runtime.artefact import Kind, open_bundle, recognise
+
+from .conftest import classifier
 
 
 def test_every_artefact_is_recognised(bundle: Path, onnx_file: Path, tmp_path: Path) -> None:
@@ -107,3 +112,24 @@ def test_a_broken_manifest_is_named_by_its_path(bundle: Path) -> None:
     (bundle / "manifest.json").write_text("{")
     with pytest.raises(ArtefactError, match=r"colours\.bundle/manifest\.json' is not JSON"):
         open_bundle(bundle)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    content=st.sampled_from([b"", *CHECKPOINTS.values(), *OTHERS.values(), classifier().SerializeToString()]),
+    data=st.data(),
+)
+def test_whatever_the_bytes_a_kind_or_one_line_comes_out(content: bytes, data: st.DataObject) -> None:
+    mutated = bytearray(content or data.draw(st.binary(max_size=60)))
+    for _ in range(data.draw(st.integers(0, 3)) if mutated else 0):
+        mutated[data.draw(st.integers(0, len(mutated) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(mutated)
+        file.flush()
+        try:
+            assert recognise(file.name) in Kind
+        except ArtefactError as error:
+            message = str(error)
+        else:
+            return
+    assert len(message.splitlines()) == 1
