@@ -201,9 +201,10 @@ def _checkpoint_classifier(
     import torch
 
     from ..model.checkpoint import load_checkpoint
+    from ..model.threads import set_threads
 
     if threads is not None:
-        torch.set_num_threads(threads)
+        set_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

@@ -43,6 +43,7 @@ from .metrics import Metrics, metrics_of
 from .network import Architecture, MicroscopicMamba
 from .recipe import Recipe
 from .run import Epoch, Result, RunFolder, State, best_of, is_over
+from .threads import set_threads
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Hardware:
     amp: bool = False
     """Automatic mixed precision: float16 with loss scaling, CUDA only."""
     threads: int | None = None
-    """CPU threads of PyTorch; None leaves them as they are."""
+    """Of the CPU; None leaves them as they are."""
     workers: int = 0
     """Processes that decode and augment images; 0 does it in this one."""
     cache_bytes: int = CACHE_BYTES
@@ -134,7 +135,7 @@ def train(
     """
     hardware = hardware or Hardware()
     if hardware.threads is not None:
-        torch.set_num_threads(hardware.threads)
+        set_threads(hardware.threads)
     arch = replace(arch, num_classes=len(data.labels))
     trainer = _Trainer(data, RunFolder(run), arch, recipe or Recipe(), hardware, resume, listeners)
     return trainer.run_to_the_end()

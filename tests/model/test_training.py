@@ -25,7 +25,9 @@ from msmamba.model.loading import Augmentation
 from msmamba.model.network import Architecture, MicroscopicMamba
 from msmamba.model.recipe import Recipe
 from msmamba.model.run import Epoch, RunFolder, best_of, is_over
+from msmamba.model.threads import set_threads
 from msmamba.model.training import Hardware, train
+from msmamba.plugins.selective_scan import cpu
 
 QUICK = Recipe(
     epochs=3,
@@ -405,6 +407,18 @@ def test_the_scans_own_parameters_take_no_weight_decay(small: Architecture) -> N
     own = [tensor for name, tensor in network.named_parameters() if name.endswith(("A_logs", "Ds"))]
     assert {id(tensor) for tensor in spared["params"]} == {id(tensor) for tensor in own}
     assert len(decayed["params"]) + len(own) == len(list(network.parameters()))
+
+
+def test_threads_limit_pytorch_and_the_compiled_scan() -> None:
+    before = torch.get_num_threads(), cpu.threads()
+    try:
+        set_threads(1)
+        assert (torch.get_num_threads(), cpu.threads()) == (1, 1)
+        with pytest.raises(ValueError, match="number of threads is 0"):
+            set_threads(0)
+    finally:
+        torch.set_num_threads(before[0])
+        cpu.set_threads(before[1])
 
 
 def test_hardware_that_is_not_there_is_refused() -> None:
