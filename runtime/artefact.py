@@ -136,7 +136,7 @@ def is_checkpoint(path: str | Path) -> bool:
         try:
             with zipfile.ZipFile(path) as archive:
                 return any(Path(name).name == "data.pkl" for name in archive.namelist())
-        except (zipfile.BadZipFile, NotImplementedError):  # corrupt, or of a kind that zipfile does not know
+        except (zipfile.BadZipFile, NotImplementedError, ValueError):  # corrupt, or unknown to zipfile
             return False
     return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
 

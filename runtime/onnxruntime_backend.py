@@ -78,14 +78,18 @@ class OnnxRuntimeBackend:
         options.add_session_config_entry(*_IDLE_THREADS_SLEEP)
         obstacle = _why_not_native(options, kernels, providers)
         try:
-            session = runtime.InferenceSession(model, options, providers=providers)
+            # No fallback: ONNX Runtime would print a banner and try the same again.
+            session = runtime.InferenceSession(model, options, providers=providers, enable_fallback=False)
+            self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+            interface = _interface(session, name)
+        except UnicodeDecodeError as error:
+            raise ArtefactError(f"'{name}' holds names that are not text: copy or export it again") from error
         except _errors() as error:
             raise ArtefactError(f"ONNX Runtime cannot load '{name}': {_first_line(error)}") from error
         self.provider = _provider_in_use(session, device)
         self.path = _path(self.provider, obstacle)
         self._session: onnxruntime.InferenceSession | None = session
-        self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
-        self._input, self._output, self.max_batch, self.image_size, self.classes = _interface(session, name)
+        self._input, self._output, self.max_batch, self.image_size, self.classes = interface
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """(B, 3, S, S) float32 to (B, classes) float32; any number of threads may call it at once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import msmamba
@@ -350,3 +353,21 @@ def test_the_public_surface_is_this() -> None:
     import msmamba.runtime
 
     assert set(msmamba.runtime.__all__) == {"Manifest", "Prediction", "Session", "open_session"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_opens_or_gives_one_line(data: st.DataObject) -> None:
+    content = bytearray(classifier(metadata=manifest().to_metadata()).SerializeToString())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        try:
+            open_session(file.name, threads=1).close()
+        except ArtefactError as error:
+            message = str(error)
+        else:
+            return
+    assert len(message.splitlines()) == 1
