@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,19 @@ from msmamba.export.bundle import ExportOptions, export_bundle
 from msmamba.export.evaluate import Described, evaluate_model
 from msmamba.model.checkpoint import save_checkpoint
 from msmamba.model.network import Architecture, MicroscopicMamba
+from msmamba.plugins.selective_scan import cpu
 
 LABELS = ("blue", "green", "red")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads_as_before() -> Iterator[None]:
+    """Runs here limit the threads of the whole process; what follows gets them back."""
+    before = torch.get_num_threads(), cpu.threads()
+    yield
+    torch.set_num_threads(before[0])
+    cpu.set_threads(before[1])
 
 
 @pytest.fixture(scope="module")

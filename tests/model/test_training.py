@@ -7,6 +7,7 @@ import math
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ QUICK = Recipe(
     augmentation=Augmentation(crop_scale=(0.6, 1.0), horizontal_flip=True),
 )
 ONE_THREAD = Hardware(threads=1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads_as_before() -> Iterator[None]:
+    """Runs here limit the threads of the whole process; what follows gets them back."""
+    before = torch.get_num_threads(), cpu.threads()
+    yield
+    torch.set_num_threads(before[0])
+    cpu.set_threads(before[1])
 
 
 def epoch(number: int, *, loss: float = 1.0, accuracy: float = 0.5) -> Epoch:
@@ -410,15 +420,11 @@ def test_the_scans_own_parameters_take_no_weight_decay(small: Architecture) -> N
 
 
 def test_threads_limit_pytorch_and_the_compiled_scan() -> None:
-    before = torch.get_num_threads(), cpu.threads()
-    try:
-        set_threads(1)
-        assert (torch.get_num_threads(), cpu.threads()) == (1, 1)
-        with pytest.raises(ValueError, match="number of threads is 0"):
-            set_threads(0)
-    finally:
-        torch.set_num_threads(before[0])
-        cpu.set_threads(before[1])
+    for count in (2, 1):
+        set_threads(count)
+        assert (torch.get_num_threads(), cpu.threads()) == (count, count)
+    with pytest.raises(ValueError, match="number of threads is 0"):
+        set_threads(0)
 
 
 def test_hardware_that_is_not_there_is_refused() -> None:
