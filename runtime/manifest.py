@@ -8,7 +8,6 @@ twice with the same versions gives the same bytes.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
@@ -25,6 +24,8 @@ METADATA_KEY = "msmamba.manifest"
 
 RESIZE_RULE = "bilinear-antialias-square"
 """The one resize rule there is: `msmamba.images.Transform`."""
+
+_LARGE = 1e6
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -94,7 +95,7 @@ class Manifest:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:  # also text that is not UTF-8
+        except (ValueError, RecursionError) as error:  # also text that is not UTF-8, or nested for malice
             raise ArtefactError(f"{source} is not JSON: {error}: export the bundle again") from error
         if not isinstance(data, dict):
             raise ArtefactError(f"{source} holds no JSON object: export the bundle again")
@@ -150,7 +151,8 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite number of a sensible size (means and deviations are below 1)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGE
 
 
 def _are_labels(value: Any) -> bool:
