@@ -25,9 +25,9 @@ METADATA_KEY = "msmamba.manifest"
 RESIZE_RULE = "bilinear-antialias-square"
 """The one resize rule there is: `msmamba.images.Transform`."""
 
-_LARGE = 1e6
-
 PRECISIONS = ("fp32", "fp16", "int8")
+
+_LARGE = 1e6
 
 
 @dataclass(frozen=True)

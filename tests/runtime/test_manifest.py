@@ -84,6 +84,8 @@ def test_a_newer_format_says_upgrade_and_nothing_else() -> None:
         ("mean", [0.5, 0.5]),
         ("std", [0.1, 0, 0.1]),
         ("mean", ["0.5"] * 3),
+        ("mean", [10**400, 0.5, 0.5]),
+        ("std", [float("inf"), 0.5, 0.5]),
         ("resize", "bicubic"),
         ("precision_asked", "fp8"),
         ("architecture", []),
@@ -111,9 +113,17 @@ def test_all_mismatches_are_named_at_once() -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "3", b"\xff\xfe"], ids=["empty", "cut", "list", "number", "bytes"]
-)
+NO_OBJECT = {
+    "empty": "",
+    "cut": "{",
+    "list": "[]",
+    "number": "3",
+    "bytes": b"\xff\xfe",
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("text", NO_OBJECT.values(), ids=NO_OBJECT.keys())
 def test_what_is_no_json_object_is_refused(text: str | bytes) -> None:
     with pytest.raises(ArtefactError, match="manifest"):
         Manifest.from_json(text)
