@@ -1,0 +1,83 @@
+"""What is installed: the wheel's files, and that the core alone classifies images."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(command: Sequence[str | Path], **options: object) -> str:
+    """Output of a command that must succeed."""
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False, **options
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return str(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of the tracked files so that nothing else can get into it."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    tracked = run(["git", "ls-files", "-z"], cwd=ROOT).split("\0")
+    for name in filter(None, tracked):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    run([sys.executable, "-m", "build", "--wheel", "--outdir", out, source])
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = [PurePosixPath(name) for name in zipfile.ZipFile(wheel).namelist()]
+    inside = {name.parts[1] for name in names if name.parts[0] == "msmamba"}
+    assert inside >= {
+        "__init__.py",
+        "cli.py",
+        "errors.py",
+        "py.typed",
+        "model",
+        "export",
+        "plugins",
+        "runtime",
+    }
+    assert not inside & {"setup.py", "conftest.py", "tests", "benchmarks", "demo", "docs"}
+    assert {name.parts[0] for name in names} <= {"msmamba", f"{wheel.name.split('-')[0]}-0.1.0.dist-info"}
+    assert any(name.name.startswith("_native") for name in names)
+    assert not any(name.suffix in (".cpp", ".h", ".o") for name in names)
+
+
+def test_the_core_alone_classifies_images(wheel: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    install = [
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--constraint",
+        ROOT / "constraints.txt",
+    ]
+    run([python, "-m", *install, wheel])
+    Image.fromarray(np.full((40, 60, 3), 128, np.uint8)).save(tmp_path / "grey.png")
+    output = run(
+        [python, "-m", "msmamba", "infer", bundles["fp32"], tmp_path / "grey.png", "--format", "csv"],
+        cwd=tmp_path,
+    )
+    assert output.splitlines()[1].startswith(str(tmp_path / "grey.png"))
+    installed = {line.split("==")[0].lower() for line in run([python, "-m", "pip", "freeze"]).splitlines()}
+    assert not installed & {"torch", "onnx", "scikit-learn", "matplotlib"}
+    report = run([python, "-m", "msmamba", "doctor"], cwd=tmp_path)
+    assert "torch" in report
