@@ -63,7 +63,7 @@ def mmdeploy(debug: bool) -> None:
 @click.option("--format", "output_format", type=click.Choice(["table", "json", "csv"]), default="table")
 @click.option("-o", "--output", metavar="FILE", help="Write there, whole or not at all.")
 @click.option("--top", type=click.IntRange(1), default=1, help="Classes to name for each image.")
-@click.option("--batch-size", type=click.IntRange(1), help="Images that go through the network at once.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images that go through the network at once; 1.")
 @_device_options
 def infer(
     artefact: str,

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +93,13 @@ def benchmark(
     options = options or BenchmarkOptions()
     if not artefacts:
         raise InputError("no artefact to measure: give at least one")
-    names = list(dict.fromkeys(map(str, artefacts)))
-    cases = [
-        Case(name, batch_size, threads or machine.usable_cores(), kernels)
-        for name in names
-        for kernels in options.kernels
-        for threads in options.threads
-        for batch_size in options.batch_sizes
-    ]
+    wanted = product(map(str, artefacts), options.kernels, options.threads, options.batch_sizes)
+    cases = list(
+        dict.fromkeys(
+            Case(name, batch_size, threads or machine.usable_cores(), kernels)
+            for name, kernels, threads, batch_size in wanted
+        )
+    )
     state = _state()
     encoded = _made_up_image() if options.image is None else _image_file(options.image)
     with ExitStack() as stack:

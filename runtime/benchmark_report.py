@@ -126,9 +126,7 @@ class Benchmark:
     def to_text(self) -> str:
         """A table for a reader, milliseconds a batch."""
         width = max(len(result.case.artefact) for result in self.results)
-        columns = (
-            "batch  thr  median    p90    p99    min    max  img/s   pre  post    MB  ratio  executed by"
-        )
+        columns = "size batch thr  median    p90    p99    min    max  img/s   pre  post    MB ratio  run by"
         lines = [f"{'artefact':<{width}}  {columns}"]
         for result in self.results:
             case, network = result.case, result.network_ms
@@ -139,15 +137,16 @@ class Benchmark:
                 for spread in (result.preprocessing_ms, result.postprocessing_ms)
             )
             memory = f"{result.peak_memory_mb:5.0f}" if result.peak_memory_mb else "    -"
+            setting = f"{result.image_size:4d} {case.batch_size:5d} {case.threads:3d}"
             lines.append(
-                f"{case.artefact:<{width}}  {case.batch_size:5d}  {case.threads:3d}  {times}  "
-                f"{result.images_per_second:5.1f} {sides} {memory}  {result.ratio:5.2f}  {result.executed_by}"
+                f"{case.artefact:<{width}}  {setting}  {times} "
+                f"{result.images_per_second:6.1f} {sides} {memory} {result.ratio:5.2f}  {result.executed_by}"
             )
         lines.append(f"{self.rounds} rounds, milliseconds a batch; noise {self.noise:.1%}")
         return "\n".join(lines) + "\n"
 
     def to_png(self) -> bytes:
-        """A chart of the medians by step, with the network's 10th to 90th percentile.
+        """A chart of the medians by step, with the network's minimum and 90th percentile.
 
         Raises:
             BackendError: matplotlib is not installed.

@@ -77,7 +77,7 @@ def test_the_peak_memory_is_a_processes_own(found: Benchmark) -> None:
 
 def test_every_combination_is_measured_and_compared_with_its_like(bundle: Path, bare: Path) -> None:
     options = dataclasses.replace(QUICK, batch_sizes=(1, 3), threads=(1, 2), kernels=("auto", "functions"))
-    found = benchmark([bundle, bare], options)
+    found = benchmark([bundle, bare, bundle], options)
     cases = [result.case for result in found.results]
     assert len(set(cases)) == len(cases) == 16
     assert {case.batch_size for case in cases} == {1, 3}
