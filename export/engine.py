@@ -1,0 +1,302 @@
+"""ONNX to a TensorRT engine, with the selective scan as a plugin, and the proof of its precision.
+
+``tensorrt_rtx`` builds without a GPU, for every compute capability it is told. ``tensorrt`` builds on the
+machine that the engine is for, and for that machine only. Either way the network is strongly typed: it has
+the types that the file states, `precision` put them there, and here they are read off the parsed network,
+layer by layer, before anything is built.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx.inliner
+from onnx import ModelProto, TensorProto
+
+from ..errors import ExportError
+from ..plugins.selective_scan import tensorrt_plugin
+from ..plugins.selective_scan.onnx_function import DOMAIN, OP_TYPE
+from ..plugins.tensorrt_library import import_tensorrt
+from .onnx_model import INPUT
+from .precision import KEPT_IN_FLOAT32
+
+Progress = Callable[[str, float], None]
+"""Called with the phase (``parse``, or TensorRT's own name) and how much of it is done, 0 to 1."""
+
+PROVEN_OPERATORS = ("Conv", "MatMul", "Gemm", "LayerNormalization", OP_TYPE)
+"""ONNX operators whose layers TensorRT names after their nodes; they are all the arithmetic that counts."""
+
+_TYPE_NAMES = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF"}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine is built for."""
+
+    compute_capabilities: tuple[int, ...]
+    """``10 * major + minor``; for ``tensorrt`` the one of this machine's GPU."""
+    library: str = "tensorrt_rtx"
+    batches: tuple[int, int, int] = (1, 1, 16)
+    """Least, most usual and largest batch."""
+    plugin: bool = True
+    """False: the scan as standard operators, slow to build and slow to run."""
+    version_compatible: bool = False
+    """Lets newer versions of the library run the engine, where the library offers it."""
+
+
+@dataclass(frozen=True)
+class PluginTypes:
+    """The types of one scan layer, by TensorRT's names."""
+
+    layer: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EngineProof:
+    """What the types in the parsed network say."""
+
+    layers: Mapping[str, int]
+    """Layers by the type of their first output, such as ``{"HALF": 980, "FLOAT": 48, "INT64": 240}``."""
+    float32_layers: tuple[str, ...]
+    """Names of the layers that compute in float32: in a float16 engine those that were meant to."""
+    plugins: tuple[PluginTypes, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "layers": dict(self.layers),
+            "float32_layers": list(self.float32_layers),
+            "plugins": [
+                {"layer": found.layer, "inputs": list(found.inputs), "outputs": list(found.outputs)}
+                for found in self.plugins
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A serialised engine and how it came about."""
+
+    plan: bytes
+    options: EngineOptions
+    library_version: str
+    proof: EngineProof
+    log: str
+    """What TensorRT said, a message a line."""
+    build_s: float
+    """Parsing and building, kernels compiled included."""
+
+
+def engine_from_onnx(model: ModelProto, options: EngineOptions, progress: Progress | None = None) -> Engine:
+    """Builds an engine.
+
+    Args:
+        model: flat, with inferred types, as `onnx_model.flat_model` and `precision.fp16_from_fp32` return
+            it; it is left as it is.
+        options: what to build for.
+        progress: told what is going on.
+
+    Raises:
+        ExportError: the library cannot build for a GPU asked for, does not understand the model, gives a
+            layer another type than the file, or fails to build; the message has its reason.
+        BackendError: the library is missing or would abort the process, or Triton is missing.
+    """
+    started = time.perf_counter()
+    report = progress or (lambda phase, done: None)
+    trt = import_tensorrt(options.library)
+    _check_options(trt, options)
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(_strongly_typed(trt))
+    parser = trt.OnnxParser(network, logger)
+
+    report("parse", 0.0)
+    tensorrt_plugin.take_refusals()
+    if options.plugin:
+        tensorrt_plugin.register(trt, options.compute_capabilities)
+    if not parser.parse(_prepared(model, options.plugin).SerializeToString()):
+        problems = tensorrt_plugin.take_refusals() or [
+            parser.get_error(i).desc() for i in range(parser.num_errors)
+        ]
+        raise ExportError(f"{options.library} {trt.__version__} refused the model: {_one_line(problems)}")
+    proof = _proof(trt, network)
+    _check_types(model, network, options.plugin)
+    report("parse", 1.0)
+
+    config = builder.create_builder_config()
+    _configure(trt, builder, network, config, options, report)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        problems = tensorrt_plugin.take_refusals() or logger.errors[-3:]
+        raise ExportError(f"{options.library} {trt.__version__} built no engine: {_one_line(problems)}")
+    return Engine(
+        plan=bytes(plan),
+        options=options,
+        library_version=trt.__version__,
+        proof=proof,
+        log="\n".join(logger.lines),
+        build_s=time.perf_counter() - started,
+    )
+
+
+def _check_options(trt: Any, options: EngineOptions) -> None:
+    """Refuses what cannot be built, before the work starts; collects every mismatch."""
+    wrong = []
+    least, usual, largest = options.batches
+    if not 1 <= least <= usual <= largest:
+        wrong.append(f"batches {options.batches}, expected 1 <= least <= usual <= largest")
+    if not options.compute_capabilities:
+        wrong.append("no compute capability to build for: give one with --sm, such as --sm 8.9")
+    if options.library == "tensorrt" and len(options.compute_capabilities) > 1:
+        wrong.append("tensorrt builds for the GPU of this machine only: give one compute capability")
+    if options.library == "tensorrt_rtx":
+        known = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+        unknown = [sm for sm in options.compute_capabilities if str(sm) not in known]
+        if unknown:
+            wrong.append(
+                f"compute capability {_dotted(unknown)} is not among those that TensorRT-RTX "
+                f"{trt.__version__} builds for: {_dotted(sorted(int(sm) for sm in known))}"
+            )
+    if wrong:
+        raise ExportError("; ".join(wrong))
+
+
+def _dotted(compute_capabilities: Iterable[int]) -> str:
+    return ", ".join(f"{sm / 10:.1f}" for sm in compute_capabilities)
+
+
+def _one_line(problems: Iterable[str]) -> str:
+    return "; ".join(" ".join(problem.split()) for problem in problems) or "no reason given"
+
+
+def _strongly_typed(trt: Any) -> int:
+    """The creation flags of a strongly typed network; TensorRT 11 knows no other and may drop the flag."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _prepared(model: ModelProto, plugin: bool) -> ModelProto:
+    """The model with the scan either a bare node, which older parsers need, or standard operators."""
+    if not plugin:
+        inlined: ModelProto = onnx.inliner.inline_selected_functions(model, [(DOMAIN, OP_TYPE)])
+        return inlined
+    bare = ModelProto()
+    bare.CopyFrom(model)
+    del bare.functions[:]
+    return bare
+
+
+def _layers(network: Any) -> list[Any]:
+    return [network.get_layer(i) for i in range(network.num_layers)]
+
+
+def _proof(trt: Any, network: Any) -> EngineProof:
+    """The types of every layer and of every plugin's inputs and outputs."""
+    counts: Counter[str] = Counter()
+    float32_layers, plugins = [], []
+    for layer in _layers(network):
+        kind = layer.get_output(0).dtype.name
+        counts[kind] += 1
+        if kind == "FLOAT" and layer.type not in (trt.LayerType.CONSTANT, trt.LayerType.CAST):
+            float32_layers.append(layer.name)
+        if layer.type == trt.LayerType.PLUGIN_V3:
+            inputs = tuple(layer.get_input(i).dtype.name for i in range(layer.num_inputs))
+            outputs = tuple(layer.get_output(i).dtype.name for i in range(layer.num_outputs))
+            plugins.append(PluginTypes(layer.name, inputs, outputs))
+    return EngineProof(dict(counts), tuple(float32_layers), tuple(plugins))
+
+
+def _check_types(model: ModelProto, network: Any, plugin: bool) -> None:
+    """Compares the arithmetic layers' types with the file's, and a float16 file's with what was asked.
+
+    Raises:
+        ExportError: a layer is missing or of another type; all are named.
+    """
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    types |= {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
+    nodes = [
+        node
+        for node in model.graph.node
+        if node.op_type in PROVEN_OPERATORS and (plugin or node.op_type != OP_TYPE)
+    ]
+    wanted = {node.name: _TYPE_NAMES.get(types.get(node.output[0], 0), "a known type") for node in nodes}
+    found = {layer.name: layer.get_output(0).dtype.name for layer in _layers(network)}
+    wrong = [
+        f"{name} is {found.get(name, 'missing')}, expected {kind}"
+        for name, kind in wanted.items()
+        if found.get(name) != kind
+    ]
+    if "HALF" in wanted.values():
+        wrong += [
+            f"{node.name} stayed in float32"
+            for node in nodes
+            if wanted[node.name] == "FLOAT" and node.op_type not in KEPT_IN_FLOAT32
+        ]
+    if wrong:
+        raise ExportError(f"the parsed network is not in the precision asked for: {'; '.join(wrong)}")
+
+
+def _configure(
+    trt: Any, builder: Any, network: Any, config: Any, options: EngineOptions, report: Progress
+) -> None:
+    """Targets, batches and reporting."""
+    if options.library == "tensorrt_rtx":
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for i, sm in enumerate(options.compute_capabilities):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), i)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    (image,) = (network.get_input(i) for i in range(network.num_inputs))
+    if image.name != INPUT:
+        raise ExportError(f"the model's input is {image.name!r}, expected {INPUT!r}: export it with mmdeploy")
+    dims = tuple(image.shape)[1:]
+    profile = builder.create_optimization_profile()
+    profile.set_shape(INPUT, *((batch, *dims) for batch in options.batches))
+    config.add_optimization_profile(profile)
+    config.progress_monitor = _monitor(trt, report)
+
+
+def _logger(trt: Any) -> Any:
+    """A logger that keeps what it is told; TensorRT's base class exists only once it is imported."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]  # TensorRT's classes carry no types
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.INFO:
+                self.lines.append(f"{severity.name}: {message}")
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(message)
+
+    return Logger()
+
+
+def _monitor(trt: Any, report: Progress) -> Any:
+    """TensorRT's progress as calls of ``report``."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # as above
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self.steps[phase] = steps
+            report(phase, 0.0)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            report(phase, (step + 1) / max(1, self.steps[phase]))
+            return True
+
+        def phase_finish(self, phase: str) -> None:
+            report(phase, 1.0)
+
+    return Monitor()
