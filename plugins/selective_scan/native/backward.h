@@ -400,8 +400,8 @@ class BackwardScan {
     for (int t = 0; t < steps_of(tile); ++t) {
       const int64_t to = direction_row(position_at(tile, t)) * states, from = t * states;
       for (int64_t n = 0; n < states; ++n) {
-        gradients_.B[to + n] = buffers_.dB[from + n];
-        gradients_.C[to + n] = buffers_.dC[from + n];
+        put_element(gradients_.B + to + n, buffers_.dB[from + n]);
+        put_element(gradients_.C + to + n, buffers_.dC[from + n]);
       }
     }
   }
@@ -415,7 +415,8 @@ class BackwardScan {
     store_lanes<Lanes>(gradients_.delta_bias + to, load<Lanes>(buffers_.dbias + first), lanes_used);
     for (int lane = 0; lane < lanes_used; ++lane) {
       for (int64_t n = 0; n < states; ++n) {
-        gradients_.A[(to + lane) * states + n] = buffers_.dA[first * states + n * Lanes + lane] * kLn2;
+        const float dA = buffers_.dA[first * states + n * Lanes + lane] * kLn2;
+        put_element(gradients_.A + (to + lane) * states + n, dA);
       }
     }
   }

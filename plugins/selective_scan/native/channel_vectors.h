@@ -41,7 +41,7 @@ template <int Lanes>
 void pack_A(float* packed, const float* A, int64_t states, int lanes_used) {
   for (int64_t n = 0; n < states; ++n) {
     for (int lane = 0; lane < Lanes; ++lane) {
-      packed[n * Lanes + lane] = lane < lanes_used ? A[lane * states + n] : 0.0f;
+      packed[n * Lanes + lane] = lane < lanes_used ? element_at(A + lane * states + n) : 0.0f;
     }
     const Float<Lanes> values = load<Lanes>(packed + n * Lanes);
     store<Lanes>(packed + n * Lanes, at_most<Lanes>(at_least<Lanes>(values, -kLargestFactor), kLargestFactor));

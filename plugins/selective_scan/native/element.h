@@ -108,13 +108,27 @@ MSMAMBA_INLINE void narrowed(Half* target, Float<Lanes> value) {
   store_low_bits<Lanes>(target, (Wide)result | sign);
 }
 
+// Memory of the callers may begin at any address: single elements go through these, never through `*pointer`.
+
+template <typename Element>
+MSMAMBA_INLINE Element element_at(const Element* source) {
+  Element value;
+  __builtin_memcpy(&value, source, sizeof value);
+  return value;
+}
+
+template <typename Element>
+MSMAMBA_INLINE void put_element(Element* target, Element value) {
+  __builtin_memcpy(target, &value, sizeof value);
+}
+
 // The first `count` lanes of a vector; the others read as zero and are not written.
 
 template <int Lanes, typename Element>
 MSMAMBA_INLINE Float<Lanes> load_lanes(const Element* source, int count) {
   if (count == Lanes) return widened<Lanes>(source);
   Element lanes[Lanes] = {};
-  for (int i = 0; i < count; ++i) lanes[i] = source[i];
+  for (int i = 0; i < count; ++i) lanes[i] = element_at(source + i);
   return widened<Lanes>(lanes);
 }
 
@@ -123,7 +137,7 @@ MSMAMBA_INLINE void store_lanes(Element* target, Float<Lanes> value, int count) 
   if (count == Lanes) return narrowed<Lanes>(target, value);
   Element lanes[Lanes];
   narrowed<Lanes>(lanes, value);
-  for (int i = 0; i < count; ++i) target[i] = lanes[i];
+  for (int i = 0; i < count; ++i) put_element(target + i, lanes[i]);
 }
 
 }  // namespace

@@ -143,7 +143,10 @@ struct ColumnSums {
         const float* const values = source + row * columns + first;
         for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(values[i]);
       }
-      for (int64_t i = 0; i < count; ++i) target[first + i] = static_cast<float>(sums[i]);
+      for (int64_t i = 0; i < count; ++i) {
+        const float sum = static_cast<float>(sums[i]);
+        std::memcpy(target + first + i, &sum, sizeof sum);  // the caller's memory, at any address
+      }
     }
   }
 };
