@@ -99,16 +99,6 @@ struct PhaseJob {
 
 }  // namespace
 
-const BlockSignature& block_signature(BlockOperator op) {
-  static constexpr BlockSignature signatures[kBlockOperators] = {
-      {"LocalBranch", 1, 8, 1},
-      {"ScanInputs", 1, 9, 6},
-      {"ScanOutputs", 3, 9, 1},
-      {"MIFA", 2, 3, 1},
-  };
-  return signatures[static_cast<int>(op)];
-}
-
 PackedOperator::PackedOperator(const OperatorKernels& kernels, const BlockSizes& sizes, void* packed)
     : kernels_(kernels), sizes_(sizes), packed_(packed) {}
 

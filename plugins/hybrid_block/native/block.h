@@ -8,15 +8,6 @@
 
 namespace msmamba {
 
-// How many of an operator's inputs are maps, and how many weights follow them; how many maps come out.
-struct BlockSignature {
-  const char* name;
-  int maps;
-  int weights;
-  int outputs;
-};
-const BlockSignature& block_signature(BlockOperator op);
-
 class PackedOperator {
  public:
   // Copies what it needs of the weights. Returns null when out of memory.

@@ -1,0 +1,85 @@
+// Runs every operator of the hybrid block over maps and weights that stand alone in memory, for the sanitizers to
+// watch: a read or write outside them stops the program. Arguments: the instruction sets to run.
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <thread>
+#include <vector>
+
+#include "block.h"
+
+namespace {
+
+msmamba::Kernels chosen = {};
+
+// Each buffer is an allocation of its own, exactly as long as the array.
+using Array = std::vector<float>;
+
+Array filled(int64_t count) {
+  Array array(static_cast<size_t>(count));
+  for (size_t i = 0; i < array.size(); ++i) array[i] = std::sin(static_cast<float>(i + 1));
+  return array;
+}
+
+struct Pointers {
+  std::vector<Array> arrays;
+  std::vector<float*> pointers;
+
+  explicit Pointers(const std::vector<int64_t>& counts) {
+    for (int64_t count : counts) arrays.push_back(filled(count));
+    for (Array& array : arrays) pointers.push_back(array.data());
+  }
+};
+
+void run_on_threads(void*, int width, void (*body)(void*), void* data) {
+  std::vector<std::thread> threads;
+  for (int i = 1; i < width; ++i) threads.emplace_back(body, data);
+  body(data);
+  for (std::thread& thread : threads) thread.join();
+}
+
+void run_all(int64_t half, int64_t groups, int64_t rank, int64_t states, const msmamba::MapShape& map) {
+  using msmamba::BlockOperator;
+  const int64_t h = half, d = half / groups, D = 2 * d, S = 4 * rank, N = 4 * states, q = d / 4, L = map.positions();
+  const int64_t images = map.batch * L, grouped = images * groups;
+  const msmamba::BlockSizes sizes = {h, groups, d, D, S, N, q};
+  const struct {
+    BlockOperator op;
+    std::vector<int64_t> maps, weights, outputs;
+  } cases[] = {
+      {BlockOperator::kLocalBranch, {images * 2 * h}, {h, h, 9 * h, h, 18 * h, 2 * h, 2 * h * h, h}, {images * h}},
+      {BlockOperator::kScanInputs,
+       {images * 2 * h},
+       {h, h, d * 2 * D, 9 * D, D, D * S, S * 4 * D, D * N, D * N},
+       {grouped * d, grouped * D, grouped * D, grouped * 4 * D, grouped * N, grouped * N}},
+      {BlockOperator::kScanOutputs,
+       {grouped * D, grouped * D, grouped * d},
+       {D, D, D * d, d, 9 * q, q, 1, h, h},
+       {images * h}},
+      {BlockOperator::kMIFA, {images * h, images * h}, {9 * h, h, 2 * h}, {images * 2 * h}},
+  };
+  for (const auto& c : cases) {
+    if (c.op == BlockOperator::kScanOutputs && map.height != map.width) continue;
+    const auto packed = msmamba::PackedOperator::create(c.op, sizes, Pointers(c.weights).pointers.data());
+    Pointers maps(c.maps), outputs(c.outputs);
+    const char* failure =
+        packed->run(map, maps.pointers.data(), outputs.pointers.data(), {nullptr, 3, run_on_threads});
+    if (failure != nullptr) std::printf("%s\n", failure);
+  }
+}
+
+}  // namespace
+
+const msmamba::Kernels& msmamba::active_kernels() { return chosen; }
+
+int main(int count, char** names) {
+  for (int i = 1; i < count; ++i) {
+    chosen.name = names[i];
+    run_all(8, 2, 1, 1, {1, 1, 1});
+    run_all(16, 4, 1, 16, {2, 3, 3});
+    run_all(24, 2, 2, 3, {3, 1, 7});
+    run_all(40, 1, 3, 5, {1, 9, 9});
+    run_all(96, 2, 3, 16, {1, 12, 12});
+  }
+  std::printf("done\n");
+}
