@@ -193,7 +193,9 @@ def _prepared(model: ModelProto, plugin: bool) -> ModelProto:
 
 
 def _layers(network: Any) -> list[Any]:
-    return [network.get_layer(i) for i in range(network.num_layers)]
+    """The layers that make a tensor; the limits of loops make none."""
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    return [layer for layer in layers if layer.num_outputs and layer.get_output(0) is not None]
 
 
 def _proof(trt: Any, network: Any) -> EngineProof:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import numpy as np
 import onnx
@@ -11,12 +10,12 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from msmamba.errors import BackendError, ExportError
-from msmamba.export import engine as engine_module
 from msmamba.export.engine import EngineOptions, engine_from_onnx
 from msmamba.export.onnx_model import flat_model, onnx_from_network
 from msmamba.export.precision import fp16_from_fp32
 from msmamba.model.network import MicroscopicMamba
 from msmamba.plugins.selective_scan.gpu_package import MAGIC, KernelPackage
+from msmamba.plugins.selective_scan.onnx_function import scan_function
 from msmamba.plugins.tensorrt_library import link_parser_library
 
 
@@ -155,9 +154,10 @@ def test_without_tensorrt_the_error_says_where_to_export(monkeypatch: pytest.Mon
         engine_from_onnx(onnx.ModelProto(), options)
 
 
-def test_without_the_plugin_the_scan_becomes_standard_operators(
-    fp32: ModelProto,
-) -> None:
-    prepared: Any = engine_module._prepared(fp32, plugin=False)
-    assert "SelectiveScan2D" not in {node.op_type for node in prepared.graph.node}
-    assert sum(node.op_type == "Scan" for node in prepared.graph.node) == 10
+def test_without_the_plugin_the_scan_is_built_from_standard_operators() -> None:
+    model = _one_scan()
+    model.functions.append(scan_function(20))
+    options = EngineOptions(compute_capabilities=(89,), plugin=False)
+    engine = engine_from_onnx(model, options)
+    assert engine.proof.plugins == ()
+    assert MAGIC not in engine.plan
