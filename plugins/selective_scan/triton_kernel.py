@@ -1,9 +1,8 @@
 """The kernels of the 2D selective scan for NVIDIA GPUs, in Triton: all directions at once.
 
 How the work is cut into programs, chunks and launches is told in `gpu_launch`; `triton_scan` compiles and
-launches what stands here. Dims as in the package: batch, H W map,
-L = H*W, D channels, N states, K = 4 directions; in the kernels ``BLOCK`` channels of one program,
-``STEPS`` positions of one tile.
+launches what stands here. Dims as in the package: batch, H W map, D channels, N states, K = 4 directions;
+in the kernels ``STATES`` is N, ``BLOCK`` the channels of one program, ``STEPS`` the positions of one tile.
 
 The state of a program, (N, BLOCK) float32, never leaves its registers. A tile of step sizes, inputs, B and
 C is loaded while the tile before it is computed; softplus runs once per element on the tile as it was
@@ -107,6 +106,17 @@ def _load(ptr, position, distance, lane, mask):
 
 
 @triton.jit
+def _load_inputs(
+    x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES: tl.constexpr
+):
+    """A tile of x and raw step sizes (BLOCK, STEPS) and of B (STATES, STEPS); zero where there is none."""
+    x = _load(x_ptr, position, channels, channel, present)
+    raw = _load(delta_ptr, position, DIRECTIONS * channels, channel, present)
+    b = _load(b_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+    return x, raw, b
+
+
+@triton.jit
 def _step_sizes(raw, bias, inside):
     """delta' of a tile (BLOCK, STEPS); zero outside, where it leaves the state alone."""
     return tl.where(inside[None, :], _softplus(raw.to(tl.float32) + bias[:, None]), 0.0)
@@ -140,9 +150,9 @@ def chunk_state(
     first = 0
     position, inside = _tile_positions(direction, line, first, height, width, STEPS)
     present = real[:, None] & inside[None, :]
-    x = _load(x_ptr, position, channels, channel, present)
-    raw = _load(delta_ptr, position, DIRECTIONS * channels, channel, present)
-    b = _load(b_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+    x, raw, b = _load_inputs(
+        x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
+    )
 
     h = tl.zeros([STATES, BLOCK], dtype=tl.float32)
     decay = tl.zeros([BLOCK, STEPS], dtype=tl.float32)
@@ -156,15 +166,15 @@ def chunk_state(
         line, first = _next_tile(line, first, length, STEPS)
         position, inside = _tile_positions(direction, line, first, height, width, STEPS)
         present = real[:, None] & inside[None, :]
-        x = _load(x_ptr, position, channels, channel, present)
-        raw = _load(delta_ptr, position, DIRECTIONS * channels, channel, present)
-        b = _load(b_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+        x, raw, b = _load_inputs(
+            x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
+        )
 
         for i in tl.static_range(STEPS):
             h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i].to(tl.float32)[:, None]
 
     slot = (plane.to(tl.int64) * (tl.num_programs(0) + 1) + chunk) * channels
-    tl.store(state_ptr + slot * STATES + channel[None, :] * STATES + state[:, None], h, mask=real[None, :])
+    tl.store(state_ptr + (slot + channel)[None, :] * STATES + state[:, None], h, mask=real[None, :])
     tl.store(decay_ptr + slot + channel, tl.sum(decay, axis=1), mask=real)
 
 
@@ -195,11 +205,8 @@ def scan(
     h = tl.zeros([STATES, BLOCK], dtype=tl.float32)
     slot = plane.to(tl.int64) * tl.num_programs(0) * channels
     for _ in range(chunk):
-        before = tl.load(
-            state_ptr + slot * STATES + channel[None, :] * STATES + state[:, None],
-            mask=real[None, :],
-            other=0.0,
-        )
+        source = state_ptr + (slot + channel)[None, :] * STATES + state[:, None]
+        before = tl.load(source, mask=real[None, :], other=0.0)
         decay = tl.load(decay_ptr + slot + channel, mask=real, other=0.0)
         h = tl.exp2(decay[None, :] * rate) * h + before
         slot += channels
@@ -211,9 +218,9 @@ def scan(
     first = 0
     position, inside = _tile_positions(direction, line, first, height, width, STEPS)
     present = real[:, None] & inside[None, :]
-    x = _load(x_ptr, position, channels, channel, present)
-    raw = _load(delta_ptr, position, DIRECTIONS * channels, channel, present)
-    b = _load(b_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+    x, raw, b = _load_inputs(
+        x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
+    )
     c = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
 
     for _ in range(tiles):
@@ -230,9 +237,9 @@ def scan(
         line, first = _next_tile(line, first, length, STEPS)
         position, inside = _tile_positions(direction, line, first, height, width, STEPS)
         present = real[:, None] & inside[None, :]
-        x = _load(x_ptr, position, channels, channel, present)
-        raw = _load(delta_ptr, position, DIRECTIONS * channels, channel, present)
-        b = _load(b_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+        x, raw, b = _load_inputs(
+            x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
+        )
         c = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
 
         outputs = ()

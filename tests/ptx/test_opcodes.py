@@ -309,16 +309,15 @@ def test_shfl_exchanges_lanes(ptx_cache: Path, distance: int) -> None:
     np.testing.assert_array_equal(_run(body, INTEGERS, ptx_cache)[:32], INTEGERS[LANES ^ distance])
 
 
-@pytest.mark.parametrize("barrier", ["bar.sync 0;", "bar.warp.sync -1;"])
 @pytest.mark.parametrize(
-    ("form", "registers", "lane_bytes"),
+    ("form", "registers", "lane_bytes", "barrier"),
     [
-        ("b32", "%r1", 4),
-        ("v2.b32", "{%r1, %r2}", 8),
-        ("v4.b32", "{%r1, %r2, %r3, %r4}", 16),
-        ("b64", "%rd1", 8),
-        ("v2.b64", "{%rd1, %rd2}", 16),
-        ("v4.b16", "{%rs1, %rs2, %rs3, %rs4}", 8),
+        ("b32", "%r1", 4, "bar.sync 0;"),
+        ("v2.b32", "{%r1, %r2}", 8, "bar.warp.sync -1;"),
+        ("v4.b32", "{%r1, %r2, %r3, %r4}", 16, "bar.warp.sync -1;"),
+        ("b64", "%rd1", 8, "bar.sync 0;"),
+        ("v2.b64", "{%rd1, %rd2}", 16, "bar.warp.sync -1;"),
+        ("v4.b16", "{%rs1, %rs2, %rs3, %rs4}", 8, "bar.warp.sync -1;"),
     ],
 )
 def test_shared_memory_carries_values_across_a_barrier(
