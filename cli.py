@@ -210,17 +210,29 @@ def evaluate(
 @click.option("--labels", metavar="NAMES|FILE", help="Class names, by commas, or a file with one a line.")
 @click.option("--mean", type=float, nargs=3, metavar="R G B", help="Channel means, of values in [0, 1].")
 @click.option("--std", type=float, nargs=3, metavar="R G B", help="Channel standard deviations.")
+@click.option("--target", type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx"]), default="onnx")
+@click.option("--sm", metavar="8.6,8.9", default="", help="Compute capabilities that an engine is for.")
+@click.option(
+    "--batches", type=int, nargs=3, metavar="LEAST USUAL MOST", help="Of an engine. [default: 1 1 16]"
+)
+@click.option("--plugin/--no-plugin", default=True, help="The scan as a plugin in engines, or as a loop.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-def export(checkpoint: str, output: str, fp16: bool, labels: str | None, force: bool, **chosen: Any) -> None:
+def export(
+    checkpoint: str, output: str, fp16: bool, labels: str | None, sm: str, force: bool, **chosen: Any
+) -> None:
     """Export CHECKPOINT (safetensors, or the authors' .pth) as a bundle.
 
-    Labels, channel statistics and image size come from the checkpoint; give them where it does not say.
+    Labels, channel statistics and image size come from the checkpoint; give them where it does not say. An
+    engine for another --target is built beside the ONNX file; no GPU is needed for tensorrt-rtx.
     """
     from .export.bundle import ExportOptions, export_bundle
 
     given = {name: value for name, value in chosen.items() if value is not None}
     options = ExportOptions(
-        precision="fp16" if fp16 else "fp32", labels=_names(labels) if labels else None, **given
+        precision="fp16" if fp16 else "fp32",
+        labels=_names(labels) if labels else None,
+        compute_capabilities=[text.strip() for text in sm.split(",") if text.strip()],
+        **given,
     )
     with _steps() as report:
         result = export_bundle(checkpoint, output, options, force=force, report=report)
@@ -228,6 +240,12 @@ def export(checkpoint: str, output: str, fp16: bool, labels: str | None, force: 
     click.echo(
         f"{result.path}: {result.bytes / 1e6:.1f} MB, {result.nodes} nodes ({nodes}), {result.scans} scans"
     )
+    if result.engine is not None:
+        layers = ", ".join(f"{count} {kind}" for kind, count in result.engine.proof.layers.items())
+        click.echo(
+            f"  engine for {sm}: {len(result.engine.plan) / 1e6:.1f} MB in {result.engine.build_s:.1f} s, "
+            f"{len(result.engine.proof.plugins)} plugin layers, layers by type: {layers}"
+        )
     for reason in sorted(set(result.proof.float32_nodes.values())):
         count = sum(reason == other for other in result.proof.float32_nodes.values())
         click.echo(f"  {count} nodes: {reason}")
@@ -281,7 +299,15 @@ def _steps() -> Iterator[Callable[[str], None]]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda step: click.echo(step, err=True)
+        last = ""
+
+        def say(step: str) -> None:
+            nonlocal last
+            if step != last:
+                click.echo(step, err=True)
+            last = step
+
+        yield say
         return
     with console.status("starting") as status:
         yield status.update

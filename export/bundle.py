@@ -1,7 +1,8 @@
 """From a checkpoint to a bundle: the folder that a machine beside a microscope is given.
 
 A bundle is written under a temporary name and renamed, so it is whole or absent. It holds ``manifest.json``
-and ``model.onnx``; `verify` adds ``parity.json``.
+and ``model.onnx``; an engine comes as ``model.engine`` with TensorRT's ``build.log``; `verify` adds
+``parity.json``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from ..errors import ExportError
 from ..files import atomic_folder, sha256_of
 from ..model.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from ..runtime.manifest import Manifest
+from .engine import Engine, EngineOptions, engine_from_onnx
 from .onnx_model import DEFAULT_OPSET, flat_model, onnx_from_network
 from .precision import PrecisionProof, fp16_from_fp32, precision_proof
 
 MODEL_FILE, MANIFEST_FILE, PARITY_FILE = "model.onnx", "manifest.json", "parity.json"
+ENGINE_FILE, LOG_FILE = "model.engine", "build.log"
 PRECISIONS = ("fp32", "fp16")
+TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
 
 _VERSIONS_NOTED = ("torch", "onnx", "onnxscript", "numpy")
 
@@ -40,6 +44,14 @@ class ExportOptions:
     labels: Sequence[str] | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    target: str = "onnx"
+    """What to build beside ``model.onnx``."""
+    compute_capabilities: Sequence[str] = ()
+    """GPUs that an engine is for, such as ``8.9``."""
+    batches: tuple[int, int, int] = (1, 1, 16)
+    """Least, most usual and largest batch of an engine."""
+    plugin: bool = True
+    """False: the scan as standard operators inside the engine, slow to build and to run."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,8 @@ class Export:
     scans: int
     bytes: int
     """Of ``model.onnx``."""
+    engine: Engine | None = None
+    """None for the target ``onnx``."""
 
 
 def export_bundle(
@@ -88,12 +102,23 @@ def export_bundle(
             report("converting to float16")
             model = fp16_from_fp32(flat_model(model))
         proof = _proven(model, options.precision)
+        engine = _engine(model, options, report)
         report("writing the bundle")
-        manifest = replace(manifest, precision_proven=proof.to_dict())
+        types = proof.to_dict() if engine is None else {**proof.to_dict(), "engine": engine.proof.to_dict()}
+        manifest = replace(manifest, precision_proven=types)
         for key, value in manifest.to_metadata().items():
             model.metadata_props.add(key=key, value=value)
         (folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
-        manifest = replace(manifest, files={MODEL_FILE: sha256_of(folder / MODEL_FILE)})
+        if engine is not None:
+            (folder / ENGINE_FILE).write_bytes(engine.plan)
+            (folder / LOG_FILE).write_text(engine.log + "\n", encoding="utf-8")
+            manifest = replace(
+                manifest,
+                compute_capabilities=tuple(options.compute_capabilities),
+                versions={**manifest.versions, options.target: engine.library_version},
+            )
+        files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+        manifest = replace(manifest, files=files)
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return Export(
         path=Path(output),
@@ -102,7 +127,33 @@ def export_bundle(
         nodes=len(model.graph.node),
         scans=sum(node.op_type == "SelectiveScan2D" for node in model.graph.node),
         bytes=(Path(output) / MODEL_FILE).stat().st_size,
+        engine=engine,
     )
+
+
+def _engine(model: ModelProto, options: ExportOptions, report: Callable[[str], None]) -> Engine | None:
+    """The engine asked for, from the model in its final precision."""
+    if options.target == "onnx":
+        return None
+    flat = model if options.precision == "fp16" else flat_model(model)
+    return engine_from_onnx(
+        flat,
+        EngineOptions(
+            compute_capabilities=tuple(_compute_capability(text) for text in options.compute_capabilities),
+            library=options.target.replace("-", "_"),
+            batches=options.batches,
+            plugin=options.plugin,
+        ),
+        lambda phase, done: report(f"building the engine: {phase}"),
+    )
+
+
+def _compute_capability(text: str) -> int:
+    """``8.9`` as 89."""
+    major, _, minor = text.partition(".")
+    if not (major.isdecimal() and minor.isdecimal() and len(minor) == 1):
+        raise ExportError(f"compute capability {text!r} is not of the form 8.9")
+    return 10 * int(major) + int(minor)
 
 
 def _proven(model: ModelProto, precision: str) -> PrecisionProof:
@@ -114,10 +165,12 @@ def _proven(model: ModelProto, precision: str) -> PrecisionProof:
 
 
 def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manifest:
-    if options.precision not in PRECISIONS:
-        raise ExportError(
-            f"precision {options.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}"
-        )
+    for name, value, known in (
+        ("precision", options.precision, PRECISIONS),
+        ("target", options.target, TARGETS),
+    ):
+        if value not in known:
+            raise ExportError(f"{name} {value!r} is unknown: choose one of {', '.join(known)}")
     classes = loaded.network.arch.num_classes
     labels = tuple(options.labels) if options.labels is not None else loaded.labels
     said = loaded.preprocessing

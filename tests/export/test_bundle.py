@@ -15,6 +15,7 @@ from msmamba.errors import CheckpointError, ExportError, TargetError
 from msmamba.export.bundle import ExportOptions, export_bundle
 from msmamba.files import sha256_of
 from msmamba.model import MicroscopicMamba
+from msmamba.plugins.tensorrt_library import link_parser_library
 from msmamba.runtime import Manifest
 
 STATISTICS: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -90,6 +91,37 @@ def test_options_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ExportError, match=message):
         export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(**options))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_stands_beside_the_onnx_file(checkpoint: Path, tmp_path: Path) -> None:
+    link_parser_library()
+    options = ExportOptions(precision="fp16", target="tensorrt-rtx", compute_capabilities=("8.6", "12.0"))
+    export = export_bundle(checkpoint, tmp_path / "bundle", options)
+    assert export.engine is not None
+    assert len(export.engine.proof.plugins) == 4
+    manifest = Manifest.from_json((tmp_path / "bundle" / "manifest.json").read_bytes())
+    assert manifest.compute_capabilities == ("8.6", "12.0")
+    assert set(manifest.files) == {"model.onnx", "model.engine", "build.log"}
+    assert manifest.precision_proven["engine"]["layers"]["HALF"] > 100
+    assert (tmp_path / "bundle" / "model.engine").read_bytes() == export.engine.plan
+
+
+@pytest.mark.parametrize(
+    ("sm", "message"),
+    [
+        pytest.param((), "give one with --sm", id="none"),
+        pytest.param(("8.55",), "'8.55' is not of the form 8.9", id="not-a-version"),
+        pytest.param(("3.5",), "3.5", id="too-old"),
+    ],
+)
+def test_gpus_that_no_engine_can_be_built_for_are_refused(
+    checkpoint: Path, tmp_path: Path, sm: tuple[str, ...], message: str
+) -> None:
+    link_parser_library()
+    options = ExportOptions(image_size=32, target="tensorrt-rtx", compute_capabilities=sm)
+    with pytest.raises(ExportError, match=message):
+        export_bundle(checkpoint, tmp_path / "bundle", options)
     assert list(tmp_path.iterdir()) == []
 
 
