@@ -5,6 +5,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <new>
+#include <thread>
 
 namespace msmamba {
 
@@ -60,40 +61,77 @@ thread_local KeptMemory scratch_memory;  // of every thread that works
 
 int64_t divided_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
-// One phase of one call, its tiles shared out by a counter.
-struct PhaseJob {
-  const BlockCall& call;
-  const Phase& phase;
-  size_t scratch_bytes;
-  int64_t units;  // of an image
-  int64_t tiles;  // of an image
-  int64_t tasks;
-  std::atomic<int64_t> next{0};
+// How one phase's work is cut into tiles, shared out by a counter.
+struct PhaseTiles {
+  int64_t units = 0;  // positions or rows of an image
+  int64_t tiles = 0;  // of an image
+  int64_t count = 0;  // of all images
+  std::atomic<int64_t> taken{0};
+  std::atomic<int64_t> done{0};
 
-  PhaseJob(const BlockCall& call_, const Phase& phase_, size_t scratch_bytes_, int width)
-      : call(call_), phase(phase_), scratch_bytes(scratch_bytes_) {
+  void cut(const Phase& phase, const MapShape& map, int threads) {
     const bool by_rows = phase.unit == Phase::kRows;
-    units = by_rows ? call.map.height : call.map.positions();
-    int64_t most = by_rows ? phase.tile_positions / call.map.width : phase.tile_positions;
+    units = by_rows ? map.height : map.positions();
+    int64_t most = by_rows ? phase.tile_positions / map.width : phase.tile_positions;
     if (most < 1) most = 1;
-    // Small maps: something for every thread.
     tiles = divided_up(units, most);
-    const int64_t wanted = divided_up(width, call.map.batch);
-    if (tiles < wanted) tiles = wanted < units ? wanted : units;
-    // The same for every thread, where that is possible.
-    const int64_t even = divided_up(tiles * call.map.batch, width) * width / call.map.batch;
-    if (tiles < even && even < units) tiles = even;
-    tasks = tiles * call.map.batch;
+    // The same number for every thread, where there are so many positions or rows.
+    const int64_t even = divided_up(divided_up(tiles * map.batch, threads) * threads, map.batch);
+    if (tiles < even) tiles = even < units ? even : units;
+    count = tiles * map.batch;
   }
 
-  // One thread's share.
+  Tile tile(int64_t index) const {
+    const int64_t part = index % tiles;
+    return {index / tiles, units * part / tiles, units * (part + 1) / tiles};
+  }
+};
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Far longer than a tile takes; then whoever holds the last one has lost its core.
+constexpr int kSpins = 20000;
+
+// One call, on all threads that take part.
+struct Job {
+  const OperatorKernels& kernels;
+  const BlockCall& call;
+  size_t scratch_bytes;
+  PhaseTiles phases[kMostPhases];
+
+  Job(const OperatorKernels& kernels_, const BlockCall& call_, int threads)
+      : kernels(kernels_), call(call_), scratch_bytes(kernels.scratch_bytes(call.sizes, call.map)) {
+    for (int i = 0; i < kernels.phases; ++i) phases[i].cut(kernels.phase[i], call.map, threads);
+  }
+
+  // One thread's share of every phase. The next phase begins when the last tile of this one is done, not
+  // when all threads have come: one that never gets a core delays nothing.
   void work() {
     void* const scratch = scratch_memory.at_least(scratch_bytes);
     if (scratch == nullptr) return;
-    for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-      const int64_t image = index / tiles, part = index % tiles;
-      phase.run(call, {image, units * part / tiles, units * (part + 1) / tiles}, scratch);
+    for (int i = 0; i < kernels.phases; ++i) {
+      PhaseTiles& tiles = phases[i];
+      for (int64_t index; (index = tiles.taken.fetch_add(1, std::memory_order_relaxed)) < tiles.count;) {
+        kernels.phase[i].run(call, tiles.tile(index), scratch);
+        tiles.done.fetch_add(1, std::memory_order_release);
+      }
+      if (i + 1 == kernels.phases) break;
+      for (int spins = 0; tiles.done.load(std::memory_order_acquire) < tiles.count; ++spins) {
+        spins < kSpins ? relax() : std::this_thread::yield();
+      }
     }
+  }
+
+  // Whether all is done: a thread that gets no memory leaves its tiles to the others, if there are any.
+  bool finished() const {
+    const PhaseTiles& last = phases[kernels.phases - 1];
+    return last.done.load(std::memory_order_acquire) == last.count;
   }
 };
 
@@ -120,15 +158,10 @@ const char* PackedOperator::run(const MapShape& map, const float* const* inputs,
   void* const shared = shared_memory.at_least(kernels_.shared_bytes(sizes_, map));
   if (shared == nullptr) return "out of memory";
   const BlockCall call = {sizes_, map, packed_, inputs, outputs, shared};
-  const size_t scratch_bytes = kernels_.scratch_bytes(sizes_, map);
-  for (int i = 0; i < kernels_.phases; ++i) {
-    PhaseJob job(call, kernels_.phase[i], scratch_bytes, parallel.width);
-    const int64_t width = job.tasks < parallel.width ? job.tasks : parallel.width;
-    parallel.run(
-        parallel.owner, static_cast<int>(width), [](void* data) { static_cast<PhaseJob*>(data)->work(); }, &job);
-    if (job.next.load(std::memory_order_relaxed) < job.tasks) return "out of memory";
-  }
-  return nullptr;
+  Job job(kernels_, call, parallel.width);
+  const auto work = [](void* data) { static_cast<Job*>(data)->work(); };
+  parallel.run(parallel.owner, parallel.width, work, &job);
+  return job.finished() ? nullptr : "out of memory";
 }
 
 }  // namespace msmamba

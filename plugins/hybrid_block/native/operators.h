@@ -59,6 +59,8 @@ struct Phase {
   void (*run)(const BlockCall& call, const Tile& tile, void* scratch);
 };
 
+constexpr int kMostPhases = 2;
+
 // One operator on one instruction set. Memory is aligned to 64 bytes, sizes are in bytes.
 struct OperatorKernels {
   size_t (*packed_bytes)(const BlockSizes&);
@@ -67,7 +69,7 @@ struct OperatorKernels {
   size_t (*shared_bytes)(const BlockSizes&, const MapShape&);
   size_t (*scratch_bytes)(const BlockSizes&, const MapShape&);
   int phases;
-  Phase phase[2];
+  Phase phase[kMostPhases];
 };
 
 // The kernels of one instruction set, by BlockOperator.
