@@ -39,10 +39,12 @@ class ChannelVectors {
 // (N, Lanes) from `A` (channels, N); idle lanes are zero.
 template <int Lanes>
 void pack_A(float* packed, const float* A, int64_t states, int lanes_used) {
-  for (int64_t n = 0; n < states; ++n) {
-    for (int lane = 0; lane < Lanes; ++lane) {
+  for (int lane = 0; lane < Lanes; ++lane) {
+    for (int64_t n = 0; n < states; ++n) {
       packed[n * Lanes + lane] = lane < lanes_used ? element_at(A + lane * states + n) : 0.0f;
     }
+  }
+  for (int64_t n = 0; n < states; ++n) {
     const Float<Lanes> values = load<Lanes>(packed + n * Lanes);
     store<Lanes>(packed + n * Lanes, at_most<Lanes>(at_least<Lanes>(values, -kLargestFactor), kLargestFactor));
   }

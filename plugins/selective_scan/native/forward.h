@@ -109,14 +109,23 @@ class ForwardScan {
       const int next_steps = cursor.next_positions(next_positions, kTileSteps);
       vectors_.for_each([&](int first, auto width) {
         constexpr int kLanes = decltype(width)::kLanes;
-        fill_vector<kLanes>(sequence, direction, first, positions, steps);
+        const bool full = vectors_.used(first, kLanes) == kLanes;
+        if (full) {
+          fill_vector<kLanes, true>(sequence, direction, first, positions, steps);
+        } else {
+          fill_vector<kLanes, false>(sequence, direction, first, positions, steps);
+        }
         const Tile tile = {steps, states, buffers_.pace, buffers_.drive, buffers_.B, buffers_.C, buffers_.output};
         const auto call_for_next = [&](int t) MSMAMBA_INLINE_LAMBDA {
           if (t < next_steps) prefetch<kLanes>(sequence, direction, first, next_positions[t]);
         };
         advance_tile<kLanes>(tile, buffers_.A + (direction * padded + first) * states,
                              buffers_.state + first * states, call_for_next);
-        drain_vector<turn, kLanes>(sequence, first, positions, steps);
+        if (full) {
+          drain_vector<turn, kLanes, true>(sequence, first, positions, steps);
+        } else {
+          drain_vector<turn, kLanes, false>(sequence, first, positions, steps);
+        }
       });
       for (int t = 0; t < next_steps; ++t) positions[t] = next_positions[t];
       steps = next_steps;
@@ -152,7 +161,10 @@ class ForwardScan {
     prefetch_span(C_at(row), shape_.states);
   }
 
-  void fill_projections(int64_t sequence, int direction, const int64_t* positions, int steps) {
+  // The loops below are functions of their own, with and without idle lanes, so that each keeps its constants and
+  // addresses in registers.
+
+  MSMAMBA_NOINLINE void fill_projections(int64_t sequence, int direction, const int64_t* positions, int steps) {
     const int64_t states = shape_.states;
     for (int t = 0; t < steps; ++t) {
       const int64_t row = direction_row(sequence, positions[t], direction);
@@ -161,9 +173,9 @@ class ForwardScan {
     }
   }
 
-  template <int Lanes>
-  void fill_vector(int64_t sequence, int direction, int first, const int64_t* positions, int steps) {
-    const int lanes_used = vectors_.used(first, Lanes);
+  template <int Lanes, bool full>
+  MSMAMBA_NOINLINE void fill_vector(int64_t sequence, int direction, int first, const int64_t* positions, int steps) {
+    const int lanes_used = full ? Lanes : vectors_.used(first, Lanes);
     const Float<Lanes> bias = load<Lanes>(buffers_.bias + direction * vectors_.padded() + first);
     for (int t = 0; t < steps; ++t) {
       const Element* delta = delta_at(direction_row(sequence, positions[t], direction)) + first;
@@ -174,9 +186,9 @@ class ForwardScan {
     }
   }
 
-  template <Turn turn, int Lanes>
-  void drain_vector(int64_t sequence, int first, const int64_t* positions, int steps) {
-    const int lanes_used = vectors_.used(first, Lanes);
+  template <Turn turn, int Lanes, bool full>
+  MSMAMBA_NOINLINE void drain_vector(int64_t sequence, int first, const int64_t* positions, int steps) {
+    const int lanes_used = full ? Lanes : vectors_.used(first, Lanes);
     const Float<Lanes> skip = load<Lanes>(buffers_.skip + first);
     for (int t = 0; t < steps; ++t) {
       float* sum = buffers_.sum + positions[t] * vectors_.padded() + first;

