@@ -258,22 +258,28 @@ def _plugin_classes(trt: Any) -> Any:
             field = trt.PluginField(KERNEL_FIELD, self.serialised, trt.PluginFieldType.CHAR)
             return trt.PluginFieldCollection([field])
 
+        def loaded(self) -> LoadedKernels:
+            """The kernels on the current device; a builder that times the layer may not have attached it."""
+            with _refusing():
+                if self.package is None:
+                    raise BackendError(f"{OP_TYPE} holds no kernels: the engine is damaged; rebuild it")
+                if self.kernels is None:
+                    self.kernels = LoadedKernels.of(self.package)
+                return self.kernels
+
         def attach_to_context(self, context: Any) -> Any:
-            if self.package is None:
-                raise BackendError(f"{OP_TYPE} holds no kernels: the engine is damaged; rebuild it")
             attached = self.clone()
-            attached.kernels = LoadedKernels.of(self.package)
+            attached.loaded()
             return attached
 
         def set_tactic(self, tactic: int) -> None:
             """There is one way to run."""
 
         def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-            if self.kernels is None:
-                raise BackendError(f"{OP_TYPE} was given shapes before it was attached to a context")
+            kernels = self.loaded()
             shape = scan_shape([value.dims for value in inputs])
-            block = block_shape(self.kernels.compute_capability)
-            self.plan = launch_plan(shape, block, chosen_chunks(shape, block, self.kernels.multiprocessors))
+            block = block_shape(kernels.compute_capability)
+            self.plan = launch_plan(shape, block, chosen_chunks(shape, block, kernels.multiprocessors))
 
         def enqueue(
             self,

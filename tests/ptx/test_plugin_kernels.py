@@ -44,6 +44,7 @@ class EmulatedDriver:
         self.ptx: dict[bytes, str] = {}  # by the machine code made from it
         self.buffers: list[NDArray[np.generic]] = []
         self.order: Order = "forward"
+        self.ulps = 0
         self.calls: Counter[str] = Counter()
 
     def _answer(self, call: str, *values: Any) -> tuple[Any, ...]:
@@ -85,7 +86,7 @@ class EmulatedDriver:
         slots = (ctypes.c_void_p * len(declared)).from_address(parameters)
         values = [ctypes.string_at(slot, p.size) for slot, p in zip(slots, declared, strict=True)]
         grid = (grid_x, grid_y, grid_z)
-        function.launch(grid, block_x, shared_bytes, values, self.buffers, order=self.order)
+        function.launch(grid, block_x, shared_bytes, values, self.buffers, self.order, self.ulps)
         return self._answer("cuLaunchKernel")
 
 
@@ -116,12 +117,14 @@ def plugin_scan(trt: Any, ptx_cache: Path, monkeypatch: pytest.MonkeyPatch) -> P
         compute_capability: int,
         multiprocessors: int,
         order: Order = "forward",
+        ulps: int = 0,
+        attach: bool = True,
     ) -> NDArray[np.generic]:
         driver = EmulatedDriver(compute_capability, multiprocessors, ptx_cache)
         for name in triton_scan.KERNELS:
             compiled = triton_scan.compile_kernel(name, case.element_type, STATES, compute_capability)
             driver.ptx[compiled.asm["cubin"]] = compiled.asm["ptx"]
-        driver.order = order
+        driver.order, driver.ulps = order, ulps
         monkeypatch.setattr(gpu_driver, "_driver", lambda: driver)
         monkeypatch.setattr(gpu_driver, "_LOADED", {})
 
@@ -132,7 +135,7 @@ def plugin_scan(trt: Any, ptx_cache: Path, monkeypatch: pytest.MonkeyPatch) -> P
         creator = trt.get_plugin_registry().get_creator("SelectiveScan2D", "1", "msmamba")
         fields = trt.PluginFieldCollection([field])
         engine_plugin = creator.create_plugin("scan", fields, trt.TensorRTPhase.RUNTIME)
-        plugin = engine_plugin.attach_to_context(None)
+        plugin = engine_plugin.attach_to_context(None) if attach else engine_plugin
 
         arrays = []
         for name in ARGUMENTS:
@@ -208,6 +211,19 @@ def test_the_first_stage(plugin_scan: PluginScan, multiprocessors: int) -> None:
     case = ScanCase(1, 56, 56, 24, "float32")
     inputs = case.inputs()
     truth(inputs).check(plugin_scan(case, inputs, 89, multiprocessors))
+
+
+def test_float16_bears_the_error_of_a_gpus_functions(plugin_scan: PluginScan) -> None:
+    """Exponentials and quotients off by up to two units in the last place, as a GPU's are."""
+    case = ScanCase(1, 14, 14, 96, "float16")
+    inputs = case.inputs()
+    truth(inputs).check(plugin_scan(case, inputs, 87, ONE, ulps=2))
+
+
+def test_a_builder_may_run_the_layer_without_attaching_it(plugin_scan: PluginScan) -> None:
+    case = ScanCase(3, 1, 1, 7)
+    inputs = case.inputs()
+    truth(inputs).check(plugin_scan(case, inputs, 87, ONE, attach=False))
 
 
 def test_kernels_for_another_gpu_are_refused_before_anything_is_loaded(
