@@ -83,7 +83,8 @@ class LoadedKernels:
         self.compute_capability, self.multiprocessors = current_device()
         self._functions: dict[str, tuple[CompiledKernel, Any]] = {}
         for name, kernel in package.for_device(self.compute_capability).items():
-            module = _checked(driver.cuModuleLoadData(kernel.cubin), "cuModuleLoadData")
+            call = "cuModuleLoadData (where the driver is older than the kernels, update it)"
+            module = _checked(driver.cuModuleLoadData(kernel.cubin), call)
             function = _checked(
                 driver.cuModuleGetFunction(module, kernel.name.encode()), "cuModuleGetFunction"
             )
