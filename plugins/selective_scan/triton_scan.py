@@ -6,6 +6,7 @@ as in the package: batch, H W map, D channels, N states, K = 4 directions.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -34,8 +35,6 @@ from .triton_kernel import chunk_state, scan, sum_directions
 KERNELS = {"chunk_state": chunk_state, "scan": scan, "sum_directions": sum_directions}
 _ELEMENT_POINTERS = {"x", "delta", "B", "C", "y"}  # in the tensors' type; all others are float32
 _TRITON_TYPES = {"float16": "fp16", "float32": "fp32"}
-HIDDEN_POINTERS = 2
-"""Triton 3.9 appends two pointers to every kernel (global and profile scratch): null, as ours use neither."""
 INTERPRETED_AS = 87
 """The compute capability whose block shape the interpreter takes."""
 
@@ -88,6 +87,12 @@ def compile_kernel(name: str, element_type: str, states: int, compute_capability
         return triton.compile(source, target=GPUTarget("cuda", compute_capability, WARP), options=options)
 
 
+def _hidden_pointers(name: str, ptx: str) -> int:
+    """Pointers that Triton appended to a kernel (two in 3.9: scratch memories, which ours do not use)."""
+    declared = len(re.findall(r"^\s*\.param\s", ptx, re.MULTILINE))
+    return declared - sum(argument.islower() for argument in KERNELS[name].arg_names)
+
+
 def compile_package(element_type: str, states: int, compute_capabilities: tuple[int, ...]) -> KernelPackage:
     """Compiles all kernels for several compute capabilities into one package, without a GPU.
 
@@ -110,7 +115,7 @@ def compile_package(element_type: str, states: int, compute_capabilities: tuple[
                 cubin=compiled.asm["cubin"],
                 threads=metadata.num_warps * WARP,
                 shared_bytes=metadata.shared,
-                hidden_pointers=HIDDEN_POINTERS,
+                hidden_pointers=_hidden_pointers(name, compiled.asm["ptx"]),
             )
     return KernelPackage(element_type, states, kernels)
 
