@@ -25,7 +25,6 @@ MAY_IMPORT = {
     "plugins": set(),
     "runtime": {"plugins", "images", "files"},
     "model": {"plugins", "images", "files"},
-    "calib": {"model", "plugins", "runtime", "images", "files"},
     "export": {"model", "plugins", "calib", "runtime", "images", "files"},
     "errors": set(),
     "files": set(),
