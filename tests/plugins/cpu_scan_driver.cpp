@@ -122,7 +122,8 @@ struct Problem {
             const double delta_ = std::log1p(std::exp(v)), input = x[row * channels + d];
             double out = D[k * channels + d] * input;
             for (int64_t n = 0; n < states; ++n) {
-              h[n] = std::exp(delta_ * A[(k * channels + d) * states + n]) * h[n] + delta_ * input * B[wide * states + n];
+              const double decay = std::exp(delta_ * A[(k * channels + d) * states + n]);
+              h[n] = decay * h[n] + delta_ * input * B[wide * states + n];
               out += h[n] * C[wide * states + n];
             }
             y[row * channels + d] += out;
@@ -186,8 +187,9 @@ int run(const Problem& problem, const std::vector<double>& truth, ElementType ty
 }  // namespace
 
 int main() {
-  const ScanShape shapes[] = {{1, 1, 1, 1, 1},  {2, 1, 19, 3, 2},   {1, 17, 1, 5, 16}, {3, 5, 7, 23, 16}, {2, 6, 5, 33, 5},
-                              {1, 9, 8, 24, 16}, {2, 3, 3, 64, 16}, {1, 2, 3, 101, 21}, {5, 6, 6, 16, 4}};
+  const ScanShape shapes[] = {{1, 1, 1, 1, 1},  {2, 1, 19, 3, 2},   {1, 17, 1, 5, 16}, {3, 5, 7, 23, 16},
+                              {2, 6, 5, 33, 5}, {1, 9, 8, 24, 16}, {2, 3, 3, 64, 16}, {1, 2, 3, 101, 21},
+                              {5, 6, 6, 16, 4}};
   int runs = 0, wrong = 0;
   for (const char* kernels : {"avx512", "avx2", "baseline"}) {
     if (!msmamba::select_kernels(kernels)) continue;

@@ -34,7 +34,9 @@ template <int Wide, int Narrow>
 class BackwardScan {
  public:
   // Bytes of scratch, aligned to 64.
-  static size_t scratch_bytes(const ScanShape& shape) { return Scratch::measure([&](Scratch& s) { Buffers(shape, s); }); }
+  static size_t scratch_bytes(const ScanShape& shape) {
+    return Scratch::measure([&](Scratch& scratch) { Buffers(shape, scratch); });
+  }
 
   // `dy` (batch, H, W, D). Gradients of `A`, `D` and `delta_bias` are those of each sequence: (batch, ...).
   BackwardScan(const ScanShape& shape, const ScanInputs& inputs, const float* dy, const ScanGradients& gradients,

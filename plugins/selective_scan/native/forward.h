@@ -25,7 +25,9 @@ template <int Wide, int Narrow, typename Element>
 class ForwardScan {
  public:
   // Bytes of scratch, aligned to 64.
-  static size_t scratch_bytes(const ScanShape& shape) { return Scratch::measure([&](Scratch& s) { Buffers(shape, s); }); }
+  static size_t scratch_bytes(const ScanShape& shape) {
+    return Scratch::measure([&](Scratch& scratch) { Buffers(shape, scratch); });
+  }
 
   ForwardScan(const ScanShape& shape, const ScanInputs& inputs, void* y, void* memory)
       : shape_(shape), inputs_(inputs), y_(static_cast<Element*>(y)), length_(shape.height * shape.width) {

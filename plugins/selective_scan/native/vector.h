@@ -72,7 +72,8 @@ MSMAMBA_INLINE Float<Lanes> sums_of_rows(const float* rows) {
   if constexpr (Rows == 1) {
     return load<Lanes>(rows);
   } else {
-    return sums_of_pairs<Lanes>(sums_of_rows<Lanes, Rows / 2>(rows), sums_of_rows<Lanes, Rows / 2>(rows + Rows / 2 * Lanes));
+    return sums_of_pairs<Lanes>(sums_of_rows<Lanes, Rows / 2>(rows),
+                                sums_of_rows<Lanes, Rows / 2>(rows + Rows / 2 * Lanes));
   }
 }
 
