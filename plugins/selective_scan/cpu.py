@@ -202,7 +202,7 @@ def selective_scan_2d_backward(
     """The gradients of all inputs, in float32. Arrays that are not contiguous are copied first.
 
     States are computed again in tiles rather than stored: beside the gradients the scan holds about
-    ``H * W * D * N / 32`` floats a thread.
+    ``H * W * D * N / 16`` floats a thread.
 
     Args:
         dy: (batch, H, W, D), gradient of the result.
