@@ -1,0 +1,280 @@
+"""The hybrid block's operators at the four stage shapes of tiny (224 pixels): native, and as ONNX functions.
+
+Native is the ctypes door of the library; the function of standard operators runs in plain ONNX Runtime. The
+scan's branch is measured whole and as its parts (ScanInputs, SelectiveScan2D, ScanOutputs). Cases are
+interleaved, one call each a round; figures are medians and minima over rounds, ratios medians of ratios
+within rounds. Weights are those of a fresh network.
+
+    python benchmarks/block_kernels.py [--rounds 60] [--threads 2] [--batch 1] [-o FILE]
+
+GFLOP/s counts two operations for each multiply-add of the matrix products (1x1 convolutions and linear
+layers) and nothing else, over the operator's shortest time; the peak beside it is NumPy's product of two
+matrices of 1,024 x 1,024, measured just before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from msmamba.export.inference_form import InferenceForm
+from msmamba.model import MicroscopicMamba
+from msmamba.plugins.hybrid_block import DOMAIN, cpu
+from msmamba.plugins.hybrid_block.onnx_functions import block_functions
+from msmamba.plugins.selective_scan import DIRECTIONS
+from msmamba.plugins.selective_scan import cpu as scan
+from msmamba.plugins.selective_scan.onnx_function import scan_function
+from msmamba.runtime import machine
+
+GROUPS = 4
+SIDES = (56, 28, 14, 7)
+OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "ScanBranch", "MIFA")
+ROUNDS_PER_FUNCTION_CALL = 4
+"""The functions take most of the time: they run in every fourth round only."""
+PEAK_SIDE = 1024
+OPSET = 20
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def weights_of(block: Any) -> dict[str, Arrays]:
+    """The weights of every operator of one block in the exported form."""
+
+    def arrays(weights: Any) -> Arrays:
+        return {name: getattr(weights, name).numpy() for name in weights.names}
+
+    branch = block.pvm_layer
+    before, middle, after = arrays(branch.before), arrays(branch.scan), arrays(branch.after)
+    part = {"part_weight": after["conv_weight"], "part_bias": after["conv_bias"]}
+    rest = {name: after[name] for name in after if name not in ("conv_weight", "conv_bias", *before)}
+    return {
+        "LocalBranch": arrays(block.Conv_branch.weights),
+        "ScanInputs": before,
+        "SelectiveScan2D": middle,
+        "ScanOutputs": after,
+        "ScanBranch": {name: (before | middle | rest | part)[name] for name in cpu.WEIGHTS["ScanBranch"]},
+        "MIFA": arrays(block.MIFA.weights),
+    }
+
+
+def maps_of(half: int, batch: int, side: int) -> dict[str, Arrays]:
+    """Noise for the maps of every operator."""
+    rng = np.random.default_rng(0)
+    image, grouped, d = (batch, side, side), (batch * GROUPS, side, side), half // GROUPS
+    shapes = {
+        "LocalBranch": {"x": (*image, 2 * half)},
+        "ScanInputs": {"x": (*image, 2 * half)},
+        "ScanOutputs": {"y": (*grouped, 2 * d), "gate": (*grouped, 2 * d), "tokens": (*grouped, d)},
+        "ScanBranch": {"x": (*image, 2 * half)},
+        "MIFA": {"local": (*image, half), "scanned": (*image, half)},
+    }
+    return {
+        op_type: {name: rng.standard_normal(shape).astype(np.float32) for name, shape in maps.items()}
+        for op_type, maps in shapes.items()
+    }
+
+
+def product_flops(op_type: str, half: int, positions: int, states: int = 16) -> int:
+    """Operations of the matrix products; ``positions`` of all images."""
+    d, K = half // GROUPS, DIRECTIONS
+    D, rank = 2 * d, -(-d // 16)
+    before = d * 2 * D + D * K * rank + rank * K * D + 2 * D * K * states
+    after = D * d
+    multiply_adds = {
+        "LocalBranch": 2 * half * half,
+        "ScanInputs": GROUPS * before,
+        "ScanOutputs": GROUPS * after,
+        "ScanBranch": GROUPS * (before + after),
+        "MIFA": 0,
+    }
+    return 2 * positions * multiply_adds[op_type]
+
+
+def native_call(op_type: str, weights: Arrays, maps: Arrays, batch: int) -> Callable[[], object]:
+    """The ctypes door, into memory that is there already."""
+    operator = cpu.BlockOperator(op_type, weights)
+    inputs = list(maps.values())
+    side = inputs[0].shape[1]
+    outputs = [np.zeros(shape, np.float32) for shape in operator.output_shapes(batch, side, side)]
+    return lambda: operator.run(batch, inputs, outputs)
+
+
+def scan_call(features: Arrays, weights: Arrays) -> Callable[[], object]:
+    """The scan between ScanInputs and ScanOutputs."""
+    y = np.zeros_like(features["x"])
+    shape = scan.ScanShape(*features["x"].shape, states=weights["A"].shape[-1])
+    addresses = {name: array.ctypes.data for name, array in (features | weights).items()}
+    held = [features, weights]  # as long as their addresses
+    return lambda: scan.forward_pointers(shape, "float32", **addresses, y=y.ctypes.data) if held else None
+
+
+def function_call(op_type: str, weights: Arrays, maps: Arrays, threads: int) -> Callable[[], object]:
+    """The function of standard operators in plain ONNX Runtime."""
+    conv = {"LocalBranch": "scale"}.get(op_type, "conv_bias")
+    attributes = {"channels": weights[conv].shape[0]}
+    if op_type.startswith("Scan"):
+        attributes["groups"] = GROUPS
+    if op_type == "ScanBranch":
+        attributes["part_channels"] = weights["part_bias"].shape[0]
+    outputs = {"ScanInputs": ["tokens", "gate", "features", "delta", "B", "C"]}.get(op_type, ["y_out"])
+    single = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(op_type, [*maps, *weights], outputs, domain=DOMAIN, **attributes)],
+        op_type,
+        [onnx.helper.make_tensor_value_info(name, single, array.shape) for name, array in maps.items()],
+        [onnx.helper.make_tensor_value_info(name, single, None) for name in outputs],
+        [onnx.numpy_helper.from_array(weight, name) for name, weight in weights.items()],
+    )
+    model = onnx.helper.make_model(
+        graph,
+        opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, 1)],
+        functions=[*block_functions(OPSET), scan_function(OPSET)],
+        ir_version=10,
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Threads that spin after one case would take the cores from the next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda: session.run(None, maps)
+
+
+def measured_peak() -> float:
+    """GFLOP/s of a product that nothing but arithmetic limits."""
+    a = np.ones((PEAK_SIDE, PEAK_SIDE), np.float32)
+    product = np.empty_like(a)
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        np.matmul(a, a, out=product)
+        seconds.append(time.perf_counter() - start)
+    time.sleep(0.2)  # its threads spin for a while
+    return 2 * PEAK_SIDE**3 / min(seconds) / 1e9
+
+
+def stage_calls(
+    block: Any, half: int, batch: int, side: int, threads: int
+) -> dict[str, Callable[[], object]]:
+    """Calls by operator and ``native`` or ``function``, such as ``"MIFA native"``."""
+    weights, maps = weights_of(block), maps_of(half, batch, side)
+    calls: dict[str, Callable[[], object]] = {}
+    for op_type in OPERATORS:
+        calls[f"{op_type} native"] = native_call(op_type, weights[op_type], maps[op_type], batch)
+        calls[f"{op_type} function"] = function_call(op_type, weights[op_type], maps[op_type], threads)
+    with cpu.BlockOperator("ScanInputs", weights["ScanInputs"]) as operator:
+        _, _, x, delta, B, C = operator(batch, *maps["ScanInputs"].values())
+    calls["SelectiveScan2D native"] = scan_call(
+        {"x": x, "delta": delta, "B": B, "C": C}, weights["SelectiveScan2D"]
+    )
+    return calls
+
+
+def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, NDArray[np.float64]]:
+    """Seconds of each call by round; NaN in rounds that left it out."""
+    seconds = {name: np.full(rounds, np.nan) for name in calls}
+    for call in calls.values():
+        call()
+    for index in range(rounds):
+        for name, call in calls.items():
+            if name.endswith("function") and index % ROUNDS_PER_FUNCTION_CALL:
+                continue
+            start = time.perf_counter()
+            call()
+            seconds[name][index] = time.perf_counter() - start
+    return seconds
+
+
+def figures(seconds: dict[str, NDArray[np.float64]], half: int, positions: int) -> list[dict[str, Any]]:
+    """One row an operator: times in ms, the ratio to the function, GFLOP/s of the products at the minimum."""
+    rows = []
+    for op_type in (*OPERATORS, "SelectiveScan2D"):
+        native = seconds[f"{op_type} native"]
+        row: dict[str, Any] = {
+            "operator": op_type,
+            "median_ms": 1e3 * float(np.median(native)),
+            "min_ms": 1e3 * float(native.min()),
+        }
+        if f"{op_type} function" in seconds:
+            function = seconds[f"{op_type} function"]
+            row["function_ms"] = 1e3 * float(np.nanmedian(function))
+            row["ratio"] = float(np.nanmedian(function / native))
+            flops = product_flops(op_type, half, positions)
+            row["gflops"] = flops / float(native.min()) / 1e9 if flops else None
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
+    options = parser.parse_args()
+    scan.set_threads(options.threads)
+    context = {
+        "processor": machine.processor(),
+        "kernels": scan.kernels(),
+        "threads": options.threads,
+        "batch": options.batch,
+        "rounds": options.rounds,
+        "clock": machine.clock_state(),
+        "load_average_before": machine.load_average(),
+        "onnxruntime": onnxruntime.__version__,
+    }
+    form = InferenceForm(MicroscopicMamba.of_size("t", num_classes=4).eval())
+    results = []
+    for index, (stage, side) in enumerate(zip(form.layers, SIDES, strict=True), start=1):
+        half = stage.blocks[0].Conv_branch.channels
+        peak = measured_peak()
+        calls = stage_calls(stage.blocks[0], half, options.batch, side, options.threads)
+        seconds = interleaved(calls, options.rounds)
+        rows = figures(seconds, half, options.batch * side * side)
+        results.append({"stage": index, "peak_gflops": peak, "operators": rows})
+    context["load_average_after"] = machine.load_average()
+    show(results, context)
+    if options.output is not None:
+        options.output.write_text(json.dumps({"context": context, "results": results}, indent=1) + "\n")
+
+
+def show(results: list[dict[str, Any]], context: dict[str, Any]) -> None:
+    """The table, and what it was measured on."""
+    table = Table("stage", "operator", "ms", "min ms", "function ms", "ratio", "GFLOP/s", "of peak")
+    for stage in results:
+        for row in stage["operators"]:
+            gflops, ratio = row.get("gflops"), row.get("ratio")
+            table.add_row(
+                str(stage["stage"]),
+                row["operator"],
+                f"{row['median_ms']:.3f}",
+                f"{row['min_ms']:.3f}",
+                f"{row['function_ms']:.2f}" if ratio else "",
+                f"{ratio:.1f}" if ratio else "",
+                f"{gflops:.0f}" if gflops else "",
+                f"{100 * gflops / stage['peak_gflops']:.0f} %" if gflops else "",
+            )
+    console = Console(width=100)
+    console.print(
+        f"{context['processor']}, {context['kernels']}, {context['threads']} threads, "
+        f"batch {context['batch']}, {context['rounds']} rounds, "
+        f"load average {context['load_average_before']:.1f} before"
+    )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
