@@ -30,10 +30,10 @@ def copied(bundles: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
 
 
 def changed_weight(bundle: Path, name: str) -> None:
-    """Scales one weight of the bundle's model and makes the manifest agree."""
+    """Turns one weight of the bundle's model over and makes the manifest agree."""
     model = onnx.load(bundle / "model.onnx")
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), name))
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(-3), name))
     onnx.save(model, bundle / "model.onnx")
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["files"]["model.onnx"] = sha256_of(bundle / "model.onnx")
