@@ -100,7 +100,7 @@ void relax() {
 #endif
 }
 
-// Far longer than a tile takes; then whoever holds the last one has lost its core.
+// Some tenths of a millisecond, longer than most tiles take; who waits longer than that lets others have its core.
 constexpr int kSpins = 20000;
 
 // One call, on all threads that take part.
