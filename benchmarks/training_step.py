@@ -1,6 +1,6 @@
 """Forward plus backward of tiny: the compiled scan against the plain recurrence under autograd.
 
-    python benchmarks/training_step.py [--image-size 112] [--batch 8] [--rounds 5]
+    python benchmarks/training_step.py [--image-size 128] [--batch 8] [--rounds 5]
 
 The plain recurrence keeps every state for its backward pass, about 15 GB at 224 pixels and batch 8, hence
 the smaller default.
@@ -36,7 +36,7 @@ def step(net: MicroscopicMamba, images: torch.Tensor, labels: torch.Tensor) -> f
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
