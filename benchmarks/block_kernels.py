@@ -39,7 +39,7 @@ from msmamba.runtime import machine
 
 GROUPS = 4
 SIDES = (56, 28, 14, 7)
-OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "ScanBranch", "MIFA")
+OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA")
 ROUNDS_PER_FUNCTION_CALL = 4
 """The functions take most of the time: they run in every fourth round only."""
 PEAK_SIDE = 1024
@@ -56,14 +56,11 @@ def weights_of(block: Any) -> dict[str, Arrays]:
 
     branch = block.pvm_layer
     before, middle, after = arrays(branch.before), arrays(branch.scan), arrays(branch.after)
-    part = {"part_weight": after["conv_weight"], "part_bias": after["conv_bias"]}
-    rest = {name: after[name] for name in after if name not in ("conv_weight", "conv_bias", *before)}
     return {
         "LocalBranch": arrays(block.Conv_branch.weights),
         "ScanInputs": before,
         "SelectiveScan2D": middle,
         "ScanOutputs": after,
-        "ScanBranch": {name: (before | middle | rest | part)[name] for name in cpu.WEIGHTS["ScanBranch"]},
         "MIFA": arrays(block.MIFA.weights),
     }
 
@@ -76,7 +73,6 @@ def maps_of(half: int, batch: int, side: int) -> dict[str, Arrays]:
         "LocalBranch": {"x": (*image, 2 * half)},
         "ScanInputs": {"x": (*image, 2 * half)},
         "ScanOutputs": {"y": (*grouped, 2 * d), "gate": (*grouped, 2 * d), "tokens": (*grouped, d)},
-        "ScanBranch": {"x": (*image, 2 * half)},
         "MIFA": {"local": (*image, half), "scanned": (*image, half)},
     }
     return {
@@ -95,7 +91,6 @@ def product_flops(op_type: str, half: int, positions: int, states: int = 16) -> 
         "LocalBranch": 2 * half * half,
         "ScanInputs": GROUPS * before,
         "ScanOutputs": GROUPS * after,
-        "ScanBranch": GROUPS * (before + after),
         "MIFA": 0,
     }
     return 2 * positions * multiply_adds[op_type]
@@ -125,8 +120,6 @@ def function_call(op_type: str, weights: Arrays, maps: Arrays, threads: int) -> 
     attributes = {"channels": weights[conv].shape[0]}
     if op_type.startswith("Scan"):
         attributes["groups"] = GROUPS
-    if op_type == "ScanBranch":
-        attributes["part_channels"] = weights["part_bias"].shape[0]
     outputs = {"ScanInputs": ["tokens", "gate", "features", "delta", "B", "C"]}.get(op_type, ["y_out"])
     single = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(

@@ -19,7 +19,6 @@ from onnx.reference.op_run import OpRun
 from msmamba.plugins.hybrid_block import DOMAIN
 from msmamba.plugins.hybrid_block.onnx_functions import block_functions
 from msmamba.plugins.selective_scan import DIRECTIONS
-from msmamba.plugins.selective_scan.onnx_function import scan_function
 
 Arrays = dict[str, NDArray[Any]]
 OPSET = 20
@@ -29,7 +28,6 @@ OUTPUTS = {
     "ScanInputs": ["tokens", "gate", "features", "delta", "B", "C"],
     "ScanOutputs": ["scanned"],
     "MIFA": ["y"],
-    "ScanBranch": ["scanned"],
 }
 
 
@@ -99,28 +97,12 @@ class BlockCase:
             },
             "MIFA": {"conv_weight": (h, 1, 3, 3), "conv_bias": (h,), "attention_weight": (2 * h,)},
         }
-        before, after = shapes["ScanInputs"], shapes["ScanOutputs"]
-        shapes["ScanBranch"] = before | {
-            "A": (DIRECTIONS, D, self.states),
-            "D": (DIRECTIONS, D),
-            "delta_bias": (DIRECTIONS, D),
-            "out_norm_weight": (D,),
-            "out_norm_bias": (D,),
-            "project_weight": after["project_weight"],
-            "project_bias": after["project_bias"],
-            "part_weight": after["conv_weight"],
-            "part_bias": after["conv_bias"],
-            "residual_scale": (1,),
-        }
         rng = np.random.default_rng(self.half)
         weights = {}
         for name, shape in shapes[op_type].items():
             inputs = math.prod(shape[1:]) if len(shape) == 4 else shape[0] if len(shape) == 2 else 1
             weights[name] = (rng.standard_normal(shape) / math.sqrt(inputs)).astype(np.float32)
-        if op_type == "ScanBranch":
-            weights["A"] = -rng.uniform(0.5, self.states + 0.5, weights["A"].shape).astype(np.float32)
-            weights["delta_bias"] -= 3
-        if "step_expand" in weights:
+        if op_type == "ScanInputs":
             blocks = np.kron(np.eye(DIRECTIONS), np.ones((rank, D)))
             weights["step_expand"] = (weights["step_expand"] * blocks).astype(np.float32)
         return weights
@@ -132,7 +114,6 @@ class BlockCase:
         shapes: dict[str, dict[str, tuple[int, ...]]] = {
             "LocalBranch": {"x": (*image, 2 * self.half)},
             "ScanInputs": {"x": (*image, 2 * self.half)},
-            "ScanBranch": {"x": (*image, 2 * self.half)},
             "ScanOutputs": {
                 "y": (*grouped, 2 * self.model),
                 "gate": (*grouped, 2 * self.model),
@@ -166,8 +147,6 @@ def block_model(
         inputs += [info(name, weight.ndim) for name, weight in weights.items()]
     channels = weights["scale" if op_type == "LocalBranch" else "conv_bias"].shape[0]
     attributes = {"channels": channels} | ({"groups": case.groups} if op_type.startswith("Scan") else {})
-    if op_type == "ScanBranch":
-        attributes["part_channels"] = weights["part_bias"].shape[0]
     node = onnx.helper.make_node(
         op_type, [*case.maps(op_type), *weights], OUTPUTS[op_type], domain=DOMAIN, **attributes
     )
@@ -183,7 +162,7 @@ def block_model(
     return onnx.helper.make_model(
         graph,
         opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, 1)],
-        functions=[*block_functions(OPSET), scan_function(OPSET)] if function else [],
+        functions=[entry for entry in block_functions(OPSET) if entry.name == op_type] if function else [],
         ir_version=10,
     )
 
@@ -191,12 +170,6 @@ def block_model(
 def exact_outputs(op_type: str, case: BlockCase) -> list[NDArray[np.float64]]:
     """The function of standard operators, evaluated in float64 by onnx's reference."""
     model = onnx.inliner.inline_local_functions(block_model(op_type, case, dtype=np.float64))
-    for node in model.graph.node:  # the scan's function computes in float32 whatever it is given
-        if node.op_type == "Cast":
-            node.attribute[0].i = onnx.TensorProto.DOUBLE
-        if node.op_type == "ConstantOfShape":
-            zero = onnx.numpy_helper.from_array(np.zeros(1))
-            node.attribute.append(onnx.helper.make_attribute("value", zero))
     evaluator = ReferenceEvaluator(model, new_ops=[Gelu])
     maps = {name: array.astype(np.float64) for name, array in case.maps(op_type).items()}
     return [np.asarray(output) for output in evaluator.run(None, maps)]

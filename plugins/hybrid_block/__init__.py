@@ -1,14 +1,11 @@
 """The hybrid block around the scan, as four operators: one contract, several implementations.
 
 Between the scans the network is many small steps on thin maps, and runtimes lose most of their time moving
-those maps between layouts. Three operators, channels last from end to end, hold all of a hybrid block
-(`model.network.HybridBlock`)::
+those maps between layouts. Four operators, channels last from end to end, hold all that a hybrid block
+does around its scan (`model.network.HybridBlock`)::
 
-    x ──► LocalBranch ─► local ────┐
-      └─► ScanBranch ──► scanned ──┴► MIFA ─► the block's output
-
-The scan's branch is itself three: ``ScanInputs ─► SelectiveScan2D ─► ScanOutputs``. One operator for all of
-it lets a kernel use delta, B and C where it makes them instead of writing them to memory.
+    x ──► LocalBranch ───────────────────────────────► local ─┐
+      └─► ScanInputs ─► SelectiveScan2D ─► ScanOutputs ─► scanned ─► MIFA ─► the block's output
 
 Each is a model-local ONNX function of standard operators (`onnx_functions`), so any runtime executes the
 file; ONNX Runtime takes the compiled kernels instead where msmamba's native library is registered.
@@ -45,14 +42,6 @@ conv_bias, residual_scale, norm_weight, norm_bias) -> scanned``; attributes ``gr
     residual_scale * tokens; the groups become channels again; LayerNorm; channel shuffle in h/2 groups.
     scanned (batch, H, W, h).
 
-``ScanBranch(x, norm_weight, norm_bias, in_weight, conv_weight, conv_bias, step_weight, step_expand,
-input_weight, output_weight, A, D, delta_bias, out_norm_weight, out_norm_bias, project_weight, project_bias,
-part_weight, part_bias, residual_scale) -> scanned``; attributes ``groups`` = G, ``channels`` = D and
-``part_channels`` = q
-
-    ScanInputs, the scan of its features, and ScanOutputs, which takes ``part_weight`` and ``part_bias`` for
-    its conv and the same norm. A (K, D, N), D (K, D) and delta_bias (K, D) as in `plugins.selective_scan`.
-
 ``MIFA(local, scanned, conv_weight, conv_bias, attention_weight) -> y``; attribute ``channels`` = h
 
     local, scanned (batch, H, W, h); conv (h, 1, 3, 3) and (h); attention_weight (2h).
@@ -67,7 +56,7 @@ and flattens.
 from __future__ import annotations
 
 DOMAIN = "msmamba"
-OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA", "ScanBranch")
+OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA")
 LAYER_NORM_EPSILON = 1e-5
 
 __all__ = ["DOMAIN", "LAYER_NORM_EPSILON", "OPERATORS"]

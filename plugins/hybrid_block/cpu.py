@@ -37,12 +37,6 @@ WEIGHTS = {
         *("residual_scale", "norm_weight", "norm_bias"),
     ),
     "MIFA": ("conv_weight", "conv_bias", "attention_weight"),
-    "ScanBranch": (
-        *("norm_weight", "norm_bias", "in_weight", "conv_weight", "conv_bias"),
-        *("step_weight", "step_expand", "input_weight", "output_weight", "A", "D", "delta_bias"),
-        *("out_norm_weight", "out_norm_bias", "project_weight", "project_bias"),
-        *("part_weight", "part_bias", "residual_scale"),
-    ),
 }
 """The weights of each operator, in the contract's order."""
 
@@ -74,12 +68,11 @@ class BlockSizes:
             half = shapes["scale"][0]
         elif op_type == "MIFA":
             half = shapes["conv_bias"][0]
-        elif op_type in ("ScanInputs", "ScanBranch"):
+        elif op_type == "ScanInputs":
             half = shapes["norm_weight"][0]
             model = shapes["in_weight"][0]
             inner, steps = shapes["step_weight"]
             states = shapes["input_weight"][1]
-            convolved = shapes["part_bias"][0] if op_type == "ScanBranch" else 0
         elif op_type == "ScanOutputs":
             half = shapes["norm_weight"][0]
             inner, model = shapes["project_weight"]
@@ -145,7 +138,6 @@ class BlockOperator:
                 (*grouped, DIRECTIONS, states),
             ],
             "ScanOutputs": [(*image, sizes.half)],
-            "ScanBranch": [(*image, sizes.half)],
             "MIFA": [(*image, 2 * sizes.half)],
         }
         return shapes[self.op_type]
@@ -192,7 +184,6 @@ class BlockOperator:
         shapes: dict[str, list[tuple[int, ...]]] = {
             "LocalBranch": [(*image, 2 * sizes.half)],
             "ScanInputs": [(*image, 2 * sizes.half)],
-            "ScanBranch": [(*image, 2 * sizes.half)],
             "ScanOutputs": [(*grouped, sizes.inner), (*grouped, sizes.inner), (*grouped, sizes.model)],
             "MIFA": [(*image, sizes.half), (*image, sizes.half)],
         }

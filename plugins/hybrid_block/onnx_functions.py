@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..selective_scan.onnx_function import DOMAIN_VERSION, PLUGIN_ATTRIBUTES
 from . import DOMAIN, LAYER_NORM_EPSILON
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 _NORM = f"LayerNormalization <axis = -1, epsilon = {LAYER_NORM_EPSILON}>"
 _FIRST, _LAST = "Transpose <perm = [0, 3, 1, 2]>", "Transpose <perm = [0, 2, 3, 1]>"
 _DEPTHWISE = "Conv <group: int = @channels, kernel_shape = [3, 3], pads = [1, 1, 1, 1]>"
-_PLUGIN = ", ".join(f'{name} = "{value}"' for name, value in PLUGIN_ATTRIBUTES.items())
 
 _BODIES = {
     "LocalBranch": f"""
@@ -123,21 +121,6 @@ ScanOutputs <groups, channels> (y, gate, tokens, out_norm_weight, out_norm_bias,
   scanned = Reshape (shuffled, flat_shape)
 }}
 """,
-    "ScanBranch": f"""
-ScanBranch <groups, channels, part_channels> (
-    x, norm_weight, norm_bias, in_weight, conv_weight, conv_bias, step_weight, step_expand, input_weight,
-    output_weight, A, D, delta_bias, out_norm_weight, out_norm_bias, project_weight, project_bias,
-    part_weight, part_bias, residual_scale) => (scanned)
-{{
-  tokens, gate, features, delta, B, C = {DOMAIN}.ScanInputs <groups: int = @groups, channels: int = @channels>
-    (x, norm_weight, norm_bias, in_weight, conv_weight, conv_bias, step_weight, step_expand, input_weight,
-     output_weight)
-  y = {DOMAIN}.SelectiveScan2D <{_PLUGIN}> (features, delta, A, B, C, D, delta_bias)
-  scanned = {DOMAIN}.ScanOutputs <groups: int = @groups, channels: int = @part_channels>
-    (y, gate, tokens, out_norm_weight, out_norm_bias, project_weight, project_bias, part_weight, part_bias,
-     residual_scale, norm_weight, norm_bias)
-}}
-""",
     "MIFA": f"""
 MIFA <channels> (local, scanned, conv_weight, conv_bias, attention_weight) => (y)
 {{
@@ -175,12 +158,10 @@ MIFA <channels> (local, scanned, conv_weight, conv_bias, attention_weight) => (y
 def block_functions(opset: int) -> list[FunctionProto]:
     """All functions, to be added to a model's ``functions``.
 
-    ScanBranch calls SelectiveScan2D, whose function is `plugins.selective_scan.onnx_function`'s.
-
     Args:
         opset: the model's version of the standard operators, at least 20 (Gelu).
     """
     from onnx import parser
 
-    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {DOMAIN_VERSION}]>'
+    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>'
     return [parser.parse_function(header + body) for body in _BODIES.values()]

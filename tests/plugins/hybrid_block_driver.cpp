@@ -56,16 +56,10 @@ void run_all(int64_t half, int64_t groups, int64_t rank, int64_t states, const m
        {grouped * D, grouped * D, grouped * d},
        {D, D, D * d, d, 9 * q, q, 1, h, h},
        {images * h}},
-      {BlockOperator::kScanBranch,
-       {images * 2 * h},
-       {h,     h,     d * 2 * D, 9 * D, D, D * S, S * 4 * D, D * N, D * N, D * N,
-        4 * D, 4 * D, D,         D,     D * d, d,     9 * q,     q,     1},
-       {images * h}},
       {BlockOperator::kMIFA, {images * h, images * h}, {9 * h, h, 2 * h}, {images * 2 * h}},
   };
   for (const auto& c : cases) {
-    const bool swaps = c.op == BlockOperator::kScanOutputs || c.op == BlockOperator::kScanBranch;
-    if (swaps && map.height != map.width) continue;
+    if (c.op == BlockOperator::kScanOutputs && map.height != map.width) continue;
     const auto packed = msmamba::PackedOperator::create(c.op, sizes, Pointers(c.weights).pointers.data());
     Pointers maps(c.maps), outputs(c.outputs);
     const char* failure =

@@ -69,12 +69,7 @@ struct PhaseTiles {
   std::atomic<int64_t> taken{0};
   std::atomic<int64_t> done{0};
 
-  void cut(const Phase& phase, const BlockSizes& sizes, const MapShape& map, int threads) {
-    if (phase.unit == Phase::kGroups) {
-      units = tiles = sizes.groups;
-      count = tiles * map.batch;
-      return;
-    }
+  void cut(const Phase& phase, const MapShape& map, int threads) {
     const bool by_rows = phase.unit == Phase::kRows;
     units = by_rows ? map.height : map.positions();
     int64_t most = by_rows ? phase.tile_positions / map.width : phase.tile_positions;
@@ -112,7 +107,7 @@ struct Job {
 
   Job(const OperatorKernels& kernels_, const BlockCall& call_, int threads)
       : kernels(kernels_), call(call_), scratch_bytes(kernels.scratch_bytes(call.sizes, call.map)) {
-    for (int i = 0; i < kernels.phases; ++i) phases[i].cut(kernels.phase[i], call.sizes, call.map, threads);
+    for (int i = 0; i < kernels.phases; ++i) phases[i].cut(kernels.phase[i], call.map, threads);
   }
 
   // One thread's share of every phase. The next phase begins when the last tile of this one is done, not

@@ -7,7 +7,6 @@
 
 #include "local_branch.h"
 #include "mifa.h"
-#include "scan_branch.h"
 #include "scan_inputs.h"
 #include "scan_outputs.h"
 
@@ -17,19 +16,18 @@ using Local = LocalBranch<MSMAMBA_LANES>;
 using Inputs = ScanInputs<MSMAMBA_LANES>;
 using Outputs = ScanOutputs<MSMAMBA_LANES>;
 using Fusion = MIFA<MSMAMBA_LANES>;
-using Branch = ScanBranch<MSMAMBA_LANES>;
 
-using msmamba::OperatorKernels;
-using msmamba::Phase;
+constexpr msmamba::Phase by_positions(int64_t count, decltype(msmamba::Phase::run) run) {
+  return {msmamba::Phase::kPositions, count, run};
+}
 
-constexpr Phase by_positions(int64_t count, decltype(Phase::run) run) { return {Phase::kPositions, count, run}; }
-constexpr Phase by_rows(int64_t positions, decltype(Phase::run) run) { return {Phase::kRows, positions, run}; }
-constexpr Phase by_groups(decltype(Phase::run) run) { return {Phase::kGroups, 0, run}; }
+constexpr msmamba::Phase by_rows(int64_t positions, decltype(msmamba::Phase::run) run) {
+  return {msmamba::Phase::kRows, positions, run};
+}
 
-template <typename Operator, typename... Phases>
-constexpr OperatorKernels kernels_of(Phases... phases) {
-  return {Operator::packed_bytes,  Operator::pack,     Operator::shared_bytes,
-          Operator::scratch_bytes, sizeof...(phases), {phases...}};
+template <typename Operator>
+constexpr msmamba::OperatorKernels kernels_of(msmamba::Phase first, msmamba::Phase second) {
+  return {Operator::packed_bytes, Operator::pack, Operator::shared_bytes, Operator::scratch_bytes, 2, {first, second}};
 }
 
 }  // namespace
@@ -45,7 +43,6 @@ const BlockKernels MSMAMBA_BLOCK_KERNELS = {
                            by_positions(Inputs::kTilePositions, Inputs::expand)),
         kernels_of<Outputs>(by_positions(Outputs::kTilePositions, Outputs::project), by_rows(64, Outputs::merge)),
         kernels_of<Fusion>(by_rows(64, Fusion::fuse), by_rows(512, Fusion::attend)),
-        kernels_of<Branch>(by_positions(64, Branch::norm), by_groups(Branch::scan), by_rows(64, Branch::merge)),
     },
 };
 

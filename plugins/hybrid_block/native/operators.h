@@ -10,8 +10,8 @@
 
 namespace msmamba {
 
-enum class BlockOperator : int32_t { kLocalBranch = 0, kScanInputs = 1, kScanOutputs = 2, kMIFA = 3, kScanBranch = 4 };
-constexpr int kBlockOperators = 5;
+enum class BlockOperator : int32_t { kLocalBranch = 0, kScanInputs = 1, kScanOutputs = 2, kMIFA = 3 };
+constexpr int kBlockOperators = 4;
 
 // Sizes that the weights fix.
 struct BlockSizes {
@@ -42,7 +42,7 @@ struct BlockCall {
   void* shared;                // what the first phase leaves for the second
 };
 
-// Part of one image: positions [first, last) in raster order, rows, or groups.
+// Part of one image: positions [first, last) in raster order, or rows.
 struct Tile {
   int64_t image;
   int64_t first;
@@ -51,15 +51,15 @@ struct Tile {
 
 // A step of an operator whose tiles are independent of one another.
 struct Phase {
-  enum Unit { kPositions, kRows, kGroups };
+  enum Unit { kPositions, kRows };
 
   Unit unit;
-  // Positions of a tile, at most; a tile of rows has at least one, one of groups has one.
+  // Positions of a tile, at most; a tile of rows has at least one.
   int64_t tile_positions;
   void (*run)(const BlockCall& call, const Tile& tile, void* scratch);
 };
 
-constexpr int kMostPhases = 3;
+constexpr int kMostPhases = 2;
 
 // One operator on one instruction set. Memory is aligned to 64 bytes, sizes are in bytes.
 struct OperatorKernels {

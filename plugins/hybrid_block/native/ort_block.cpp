@@ -23,7 +23,7 @@ struct TensorSpec {
 };
 
 constexpr int kMostMaps = 3;
-constexpr int kMostWeights = 19;
+constexpr int kMostWeights = 9;
 constexpr int kMostOutputs = 6;
 
 // Tensors end with a null name.
@@ -75,28 +75,6 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
      {{"local", "bHWh"}, {"scanned", "bHWh"}},
      {{"conv_weight", "h133"}, {"conv_bias", "h"}, {"attention_weight", "C"}},
      {{"y", "bHWC"}}},
-    {"ScanBranch",
-     {{"x", "bHWC"}},
-     {{"norm_weight", "h"},
-      {"norm_bias", "h"},
-      {"in_weight", "dE"},
-      {"conv_weight", "D133"},
-      {"conv_bias", "D"},
-      {"step_weight", "DS"},
-      {"step_expand", "SX"},
-      {"input_weight", "DN"},
-      {"output_weight", "DN"},
-      {"A", "KDn"},
-      {"D", "KD"},
-      {"delta_bias", "KD"},
-      {"out_norm_weight", "D"},
-      {"out_norm_bias", "D"},
-      {"project_weight", "Dd"},
-      {"project_bias", "d"},
-      {"part_weight", "q133"},
-      {"part_bias", "q"},
-      {"residual_scale", "1"}},
-     {{"scanned", "bHWh"}}},
 };
 
 constexpr size_t count(const TensorSpec* tensors) {
@@ -171,13 +149,12 @@ const char* unfit_sizes(BlockOperator op, const BlockSizes& sizes) {
       return nullptr;
     case BlockOperator::kScanInputs:
     case BlockOperator::kScanOutputs:
-    case BlockOperator::kScanBranch:
       if (sizes.model < 1 || sizes.inner < 1) return "a group or the scan has no channels";
       if (sizes.half % sizes.model != 0) return "the channels do not divide into groups";
-      if (sizes.steps % kDirections != 0 || sizes.states % kDirections != 0) {
-        return "step features or states do not divide into 4 directions";
+      if (op == BlockOperator::kScanInputs) {
+        const bool whole = sizes.steps % kDirections == 0 && sizes.states % kDirections == 0;
+        return whole ? nullptr : "step features or states do not divide into 4 directions";
       }
-      if (op == BlockOperator::kScanInputs) return nullptr;
       if (sizes.model % 2 != 0) return "a group has an odd number of channels, which cannot be shuffled in pairs";
       return sizes.convolved <= sizes.model ? nullptr : "more channels are convolved than there are";
     case BlockOperator::kMIFA:
@@ -272,8 +249,7 @@ Status* compute(void* kernel_, KernelContext* context) {
     if (Status* failed = check_tensor(api, spec.op_type, spec.maps[i], maps[i], sizes)) return failed;
     inputs[i] = maps[i].floats();
   }
-  const bool swaps = kernel.op.op == BlockOperator::kScanOutputs || kernel.op.op == BlockOperator::kScanBranch;
-  if (swaps && sizes.map.height != sizes.map.width) {
+  if (kernel.op.op == BlockOperator::kScanOutputs && sizes.map.height != sizes.map.width) {
     return refusal(api, kInvalidArgument, spec.op_type, "the map is not square, and its height and width are swapped");
   }
   float* outputs[kMostOutputs];
@@ -329,8 +305,8 @@ BlockOp block_op(BlockOperator kind) {
 Operators block_operators(const Api&) {
   static const BlockOp made[kBlockOperators] = {
       block_op(BlockOperator::kLocalBranch), block_op(BlockOperator::kScanInputs),
-      block_op(BlockOperator::kScanOutputs), block_op(BlockOperator::kMIFA), block_op(BlockOperator::kScanBranch)};
-  static const CustomOp* const ops[kBlockOperators] = {&made[0], &made[1], &made[2], &made[3], &made[4]};
+      block_op(BlockOperator::kScanOutputs), block_op(BlockOperator::kMIFA)};
+  static const CustomOp* const ops[kBlockOperators] = {&made[0], &made[1], &made[2], &made[3]};
   return {ops, kBlockOperators};
 }
 
