@@ -25,6 +25,8 @@ import torch
 from convnext import convnext_tiny
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
 
 import msmamba
 from msmamba.export.bundle import ExportOptions, export_bundle
@@ -70,10 +72,29 @@ def convnext_session(folder: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def plain_recurrence(net: MicroscopicMamba, batch: torch.Tensor) -> None:
-    """The network with its scan as the plain recurrence."""
+def one_by_one(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
+    """The scan as the released code walks it: one group, one direction, one position at a time."""
+    batch, height, width, channels = x.shape
+    y = torch.zeros(batch, height * width, channels)
+    for image in range(batch):
+        for k, order in enumerate(reference.direction_order(height, width)):
+            u = x[image].flatten(0, 1)[order]  # (L, D)
+            step = functional.softplus(delta[image, ..., k, :].flatten(0, 1)[order] + delta_bias[k])
+            b = B[image, ..., k, :].flatten(0, 1)[order]  # (L, N)
+            c = C[image, ..., k, :].flatten(0, 1)[order]
+            h = torch.zeros(channels, b.shape[1])
+            for t, position in enumerate(order.tolist()):
+                h = torch.exp(step[t, :, None] * A[k]) * h + (step[t] * u[t])[:, None] * b[t]
+                y[image, position] += h @ c[t] + D[k] * u[t]
+    return y.view_as(x)
+
+
+def with_scan(scan: Callable[..., Tensor], net: MicroscopicMamba, batch: Tensor) -> None:
+    """The network in PyTorch with another implementation of its scan."""
     compiled = network.selective_scan_2d
-    network.selective_scan_2d = reference.selective_scan_2d
+    network.selective_scan_2d = scan
     try:
         with torch.no_grad():
             net(batch)
@@ -81,7 +102,7 @@ def plain_recurrence(net: MicroscopicMamba, batch: torch.Tensor) -> None:
         network.selective_scan_2d = compiled
 
 
-def compiled_pytorch(net: MicroscopicMamba, batch: torch.Tensor) -> None:
+def compiled_pytorch(net: MicroscopicMamba, batch: Tensor) -> None:
     """The network in PyTorch with the compiled scan."""
     with torch.no_grad():
         net(batch)
@@ -138,7 +159,12 @@ def main() -> None:
             }
             rare: dict[str, Callable[[], object]] = {
                 "tiny 224, ONNX functions": lambda: functions.run(one),
-                "tiny 224, PyTorch, plain recurrence": lambda: plain_recurrence(net, torch.from_numpy(one)),
+                "tiny 224, PyTorch, plain recurrence, batched": lambda: with_scan(
+                    reference.selective_scan_2d, net, torch.from_numpy(one)
+                ),
+                "tiny 224, PyTorch, plain recurrence, one by one": lambda: with_scan(
+                    one_by_one, net, torch.from_numpy(one)
+                ),
             }
             taken = measure(cases, rare, arguments.rounds)
             executed_by = session.path
