@@ -147,9 +147,10 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # PyTorch's own words recommend the unsafe way to load; they stay out of the message.
         raise CheckpointError(
-            f"{path}: neither safetensors nor a PyTorch state dict that loads without running code: {reason}"
+            f"{path}: neither safetensors nor a PyTorch state dict that loads without running code: "
+            f"give a file that save_checkpoint or torch.save(network.state_dict()) wrote"
         ) from error
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
