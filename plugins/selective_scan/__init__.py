@@ -33,7 +33,26 @@ bottom; 1 columns top to bottom, left to right; 2 and 3 the reverses of 0 and 1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 DIRECTIONS = 4
 """Number of scan directions ``K``: rows, columns, rows reversed, columns reversed."""
 
-__all__ = ["DIRECTIONS"]
+
+@dataclass(frozen=True)
+class ScanShape:
+    """The sizes of one scan: ``batch`` maps of ``height`` x ``width`` positions, ``channels``, ``states``."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    states: int
+
+    @property
+    def length(self) -> int:
+        """Positions of a map, L."""
+        return self.height * self.width
+
+
+__all__ = ["DIRECTIONS", "ScanShape"]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError
-from . import DIRECTIONS
+from . import DIRECTIONS, ScanShape
 
 _ELEMENT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # as in native/problem.h
 _STEM = "_native"
@@ -44,17 +43,6 @@ __all__ = [
     "threads",
     "why_unavailable",
 ]
-
-
-@dataclass(frozen=True)
-class ScanShape:
-    """The sizes of one scan: ``batch`` maps of ``height`` x ``width`` positions, ``channels``, ``states``."""
-
-    batch: int
-    height: int
-    width: int
-    channels: int
-    states: int
 
 
 def library_path() -> Path | None:

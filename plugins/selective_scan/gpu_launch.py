@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import BackendError
-from . import DIRECTIONS
+from . import DIRECTIONS, ScanShape
 
 WARP = 32
 FLOAT32_BYTES = 4
@@ -78,21 +78,6 @@ def block_shape(compute_capability: int) -> BlockShape:
         raise BackendError(
             f"compute capability {compute_capability / 10:.1f} has no scan kernel; choose from {known}"
         ) from None
-
-
-@dataclass(frozen=True)
-class ScanShape:
-    """The dims of one scan."""
-
-    batch: int
-    height: int
-    width: int
-    channels: int
-    states: int
-
-    @property
-    def length(self) -> int:
-        return self.height * self.width
 
 
 @dataclass(frozen=True)

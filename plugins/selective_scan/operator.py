@@ -4,7 +4,8 @@ Importing this module registers the operator with its gradient and its shape rul
 ``torch.compile`` and ``torch.export`` treat it as one node. Shapes and meaning: the package's contract.
 
 On the CPU it runs the compiled scan (`cpu`). The plain recurrence (`reference`) computes what that does not
-take: float64, and machines where the package was installed without a compiler, which is said once.
+take: float64, other devices, and machines where the package was installed without a compiler. The last two
+are said once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import DIRECTIONS, cpu, reference
+from . import DIRECTIONS, ScanShape, cpu, reference
 
 _NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias")
 _COMPILED_TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -137,22 +138,31 @@ def _(
 
 
 def _runs_compiled(x: Tensor, *states: Tensor) -> bool:
-    """Whether the compiled scan takes these tensors; says so once where it was not built."""
+    """Whether the compiled scan takes these tensors; says once why a slower one runs in its place."""
+    if x.device.type != "cpu":
+        _warn_slow(f"tensors on {x.device.type} have no faster implementation yet")
+        return False
     fits = x.dtype in _COMPILED_TYPES and all(tensor.dtype == torch.float32 for tensor in states)
-    return x.device.type == "cpu" and fits and _is_compiled()
+    return fits and _is_compiled()
+
+
+@cache
+def _warn_slow(reason: str) -> None:
+    """Warns once for each reason."""
+    warnings.warn(f"scanning by the slow plain recurrence: {reason}", RuntimeWarning, stacklevel=2)
 
 
 @cache
 def _is_compiled() -> bool:
     reason = cpu.why_unavailable()
     if reason is not None:
-        warnings.warn(f"scanning by the slow plain recurrence: {reason}", RuntimeWarning, stacklevel=2)
+        _warn_slow(reason)
     return reason is None
 
 
-def _shape(x: Tensor, A: Tensor) -> cpu.ScanShape:
+def _shape(x: Tensor, A: Tensor) -> ScanShape:
     batch, height, width, channels = x.shape
-    return cpu.ScanShape(batch, height, width, channels, A.shape[-1])
+    return ScanShape(batch, height, width, channels, A.shape[-1])
 
 
 def _save_inputs(

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError
-from . import DIRECTIONS
+from . import DIRECTIONS, ScanShape
 from .gpu_driver import LoadedKernels
-from .gpu_launch import MAX_CHUNKS, LaunchPlan, ScanShape, block_shape, chosen_chunks, launch_plan
+from .gpu_launch import MAX_CHUNKS, LaunchPlan, block_shape, chosen_chunks, launch_plan
 from .gpu_package import KernelPackage
 from .onnx_function import OP_TYPE, PLUGIN_ATTRIBUTES
 

@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ...errors import BackendError
+from . import ScanShape
 from .gpu_launch import (
     FLOAT32_BYTES,
     KERNEL_POINTERS,
@@ -24,7 +25,6 @@ from .gpu_launch import (
     SUM_WARPS,
     WARP,
     BlockShape,
-    ScanShape,
     block_shape,
     chosen_chunks,
     launch_plan,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,23 +33,7 @@ CASES = {
 KERNELS = ("avx512", "avx2", "baseline")
 
 
-@pytest.fixture(autouse=True)
-def default_settings() -> Iterator[None]:
-    """Leaves the process with the kernels and threads it had."""
-    before = cpu.kernels(), cpu.threads()
-    yield
-    cpu.select_kernels(before[0])
-    cpu.set_threads(before[1])
-
-
-@pytest.fixture(params=KERNELS)
-def kernels(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    try:
-        cpu.select_kernels(name)
-    except ValueError:
-        pytest.skip(f"this machine has no {name}")
-    return name
+pytestmark = pytest.mark.usefixtures("default_settings")
 
 
 def arguments(sizes: tuple[int, ...], dtype: Any = np.float32, seed: int = 0) -> Arrays:

@@ -1,0 +1,29 @@
+"""What the tests of the compiled scan share: each of its instruction sets, and settings given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from msmamba.plugins.selective_scan import cpu
+
+
+@pytest.fixture
+def default_settings() -> Iterator[None]:
+    """Leaves the process with the kernels and threads it had."""
+    before = cpu.kernels(), cpu.threads()
+    yield
+    cpu.select_kernels(before[0])
+    cpu.set_threads(before[1])
+
+
+@pytest.fixture(params=["avx512", "avx2", "baseline"])
+def kernels(request: pytest.FixtureRequest, default_settings: None) -> str:
+    """The compiled scan with the kernels of one instruction set."""
+    name: str = request.param
+    try:
+        cpu.select_kernels(name)
+    except ValueError:
+        pytest.skip(f"this machine has no {name}")
+    return name
