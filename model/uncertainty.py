@@ -1,0 +1,321 @@
+"""How far a figure may be trusted: resampled and exact intervals, paired tests, and calibration.
+
+Resampling is stratified: each resample draws, with replacement, as many images of every class as there are,
+so that no class can vanish and AUC is defined in all of them. Several models are measured on the same
+resamples, so the interval of a difference between two is that of paired images.
+
+Dims: N images, C classes, R resamples, G distinct scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+SEED = 0
+BINS = 15
+"""Equal parts of [0, 1] into which confidences are counted for the calibration error."""
+
+_CHUNK_BYTES = 32 << 20
+"""Bound on one array of weights, so that memory does not grow with the number of resamples."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval."""
+
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        """In the unit of the figure."""
+        return self.high - self.low
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """One figure, of a model or of a difference between two, on all images and on R resamples of them."""
+
+    estimate: float
+    """On the images as they are."""
+    values: Floats
+    """(R,), one a resample."""
+    influence: Floats
+    """(N,): how much each image moves the estimate, up to a factor; its mean over each class is 0."""
+
+    def __sub__(self, other: Resampled) -> Resampled:
+        """The difference of two figures of the same resamples."""
+        return Resampled(
+            self.estimate - other.estimate, self.values - other.values, self.influence - other.influence
+        )
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """The bias-corrected and accelerated interval (Efron, 1987).
+
+        Plain percentiles hold an AUC of 0.98 in 89 of 100 data sets of 120 images where 95 are promised;
+        these hold it in 94. Where no resample differs from another, the interval has no width.
+        """
+        from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]  # ships no types
+
+        resamples = len(self.values)
+        below = ((self.values < self.estimate).mean() + (self.values <= self.estimate).mean()) / 2
+        bias = ndtri(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
+        spread = np.square(self.influence).sum()
+        skew = np.power(self.influence, 3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
+        tail = (1 - confidence) / 2
+        normal = bias + ndtri(np.array([tail, 1 - tail]))
+        low, high = np.quantile(self.values, ndtr(bias + normal / (1 - skew * normal)))
+        return Interval(float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is resampled of one model."""
+
+    accuracy: Resampled
+    calibration_error: Resampled
+    auc: Resampled | None
+    """As `metrics_of` has it; None where the images are all of one class."""
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence, the probability of the class that was given, against accuracy, by bins of confidence."""
+
+    edges: tuple[float, ...]
+    """Of the bins, one more than there are; a bin holds its upper edge."""
+    images: tuple[int, ...]
+    confidence: tuple[float | None, ...]
+    """Mean of a bin's images; None where it has none."""
+    accuracy: tuple[float | None, ...]
+    """Likewise."""
+    error: float
+    """Expected calibration error: the bins' mean distance between the two, weighted by images."""
+
+
+def resample(
+    probabilities: Sequence[npt.NDArray[Any]],
+    truth: npt.NDArray[Any],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    bins: int = BINS,
+) -> list[Figures]:
+    """Measures models on bootstrap resamples of the same images, stratified by class.
+
+    Args:
+        probabilities: (N, C) of each model, on the same images.
+        truth: (N,), the index of each image's true class.
+        resamples: R.
+        seed: of the draws; the same draws serve all models, so that their figures can be subtracted.
+        bins: for the calibration error.
+
+    Returns:
+        The figures of each model.
+
+    Raises:
+        ValueError: no image, or shapes that do not fit together.
+    """
+    models = [np.asarray(rows, np.float64) for rows in probabilities]
+    images = len(truth)
+    if not images or any(rows.ndim != 2 or len(rows) != images for rows in models):
+        shapes = [rows.shape for rows in models]
+        raise ValueError(f"probabilities are {shapes} for {images} images; expected (N, C) with N at least 1")
+    strata = [np.flatnonzero(truth == index) for index in np.unique(truth)]
+    measures = [_measures(rows, truth, bins, auc=len(strata) > 1) for rows in models]
+    values = [np.empty((len(row), resamples)) for row in measures]
+    generator = np.random.default_rng(seed)
+    step = max(1, _CHUNK_BYTES // (8 * images))
+    for start in range(0, resamples, step):
+        weights = _draws(strata, images, min(step, resamples - start), generator)  # (r, N)
+        for row, kept in zip(measures, values, strict=True):
+            kept[:, start : start + len(weights)] = [measure(weights) for measure in row]
+    figures = [
+        [_resampled(measure, each, strata) for measure, each in zip(row, kept, strict=True)]
+        for row, kept in zip(measures, values, strict=True)
+    ]
+    return [Figures(row[0], row[1], row[2] if len(row) > 2 else None) for row in figures]
+
+
+def proportion_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
+    """The exact (Clopper-Pearson) interval of a proportion; [0, 1] where nothing was tried.
+
+    It stays honest at none and at all, where resampling gives an interval of no width.
+    """
+    from scipy.stats import binomtest  # type: ignore[import-untyped]  # ships no types
+
+    if trials == 0:
+        return Interval(0.0, 1.0)
+    interval = binomtest(successes, trials).proportion_ci(confidence, method="exact")
+    return Interval(float(interval.low), float(interval.high))
+
+
+def mcnemar_p(lost: int, gained: int) -> float:
+    """McNemar's exact test: the two-sided p of a split as uneven as this, if both ways were as likely.
+
+    Args:
+        lost: images that only the first model has right.
+        gained: images that only the second has right.
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+
+
+def reliability(probabilities: npt.NDArray[Any], truth: npt.NDArray[Any], bins: int = BINS) -> Reliability:
+    """How well a model's confidence says how often it is right (Guo et al., 2017).
+
+    Args:
+        probabilities: (N, C).
+        truth: (N,), class indices.
+        bins: of equal width.
+    """
+    measure = _CalibrationError(np.asarray(probabilities, np.float64), truth, bins)
+    counts = measure.in_bin.sum(axis=0)
+    filled = np.maximum(counts, 1)
+
+    def means(values: Floats) -> tuple[float | None, ...]:
+        sums = values @ measure.in_bin
+        return tuple(float(v) if count else None for v, count in zip(sums / filled, counts, strict=True))
+
+    return Reliability(
+        edges=tuple(np.linspace(0, 1, bins + 1).tolist()),
+        images=tuple(int(count) for count in counts),
+        confidence=means(measure.confidence),
+        accuracy=means(measure.right),
+        error=float(measure(np.ones((1, len(truth))))[0]),
+    )
+
+
+class _Measure(Protocol):
+    """A figure as a function of how often each image is counted."""
+
+    def __call__(self, weights: Floats) -> Floats:
+        """(R, N) to (R,)."""
+
+    def influence(self) -> Floats:
+        """(N,): its derivative by each image's weight, at weights of 1, up to a factor and a constant."""
+
+
+def _measures(probabilities: Floats, truth: npt.NDArray[Any], bins: int, auc: bool) -> list[_Measure]:
+    measures: list[_Measure] = [
+        _Accuracy(probabilities, truth),
+        _CalibrationError(probabilities, truth, bins),
+    ]
+    return [*measures, _Auc(probabilities, truth)] if auc else measures
+
+
+class _Accuracy:
+    def __init__(self, probabilities: Floats, truth: npt.NDArray[Any]) -> None:
+        self.right = (probabilities.argmax(axis=1) == truth).astype(np.float64)
+
+    def __call__(self, weights: Floats) -> Floats:
+        shares: Floats = weights @ self.right / weights.sum(axis=1)
+        return shares
+
+    def influence(self) -> Floats:
+        return self.right / len(self.right)
+
+
+class _CalibrationError(_Accuracy):
+    def __init__(self, probabilities: Floats, truth: npt.NDArray[Any], bins: int) -> None:
+        super().__init__(probabilities, truth)
+        self.confidence = probabilities.max(axis=1)  # (N,)
+        bin_of = np.ceil(self.confidence * bins).astype(int) - 1
+        self.in_bin = np.eye(bins)[np.clip(bin_of, 0, bins - 1)]  # (N, bins)
+
+    def __call__(self, weights: Floats) -> Floats:
+        gaps = (weights * (self.right - self.confidence)) @ self.in_bin  # (R, bins)
+        errors: Floats = np.abs(gaps).sum(axis=1) / weights.sum(axis=1)
+        return errors
+
+    def influence(self) -> Floats:
+        distances = self.right - self.confidence
+        signs = np.sign(distances @ self.in_bin)  # (bins,)
+        influence: Floats = distances * (self.in_bin @ signs) / len(distances)
+        return influence
+
+
+class _Auc:
+    """Two classes: of the second. More: each against the rest, weighted by its size (as in `metrics_of`)."""
+
+    def __init__(self, probabilities: Floats, truth: npt.NDArray[Any]) -> None:
+        judged = [1] if probabilities.shape[1] == 2 else np.unique(truth).tolist()
+        shares = np.array([(truth == index).mean() for index in judged])
+        self._shares = shares / shares.sum()
+        self._rankings = [_Ranking(probabilities[:, index], truth == index) for index in judged]
+
+    def __call__(self, weights: Floats) -> Floats:
+        parts = [ranking(weights) for ranking in self._rankings]  # stratified: the shares stay as they are
+        areas: Floats = self._shares @ np.stack(parts)
+        return areas
+
+    def influence(self) -> Floats:
+        influence: Floats = self._shares @ np.stack([ranking.influence() for ranking in self._rankings])
+        return influence
+
+
+class _Ranking:
+    """The area under one ROC curve, as the share of pairs in the right order; ties count half."""
+
+    def __init__(self, scores: Floats, positive: npt.NDArray[np.bool_]) -> None:
+        self._order = np.argsort(scores, kind="stable")
+        ordered = scores[self._order]
+        first = np.r_[True, ordered[1:] != ordered[:-1]]
+        self._starts = np.flatnonzero(first)  # of the G distinct scores
+        self._group = np.cumsum(first) - 1  # (N,), of the images in order
+        self._positive = positive[self._order]
+
+    def __call__(self, weights: Floats) -> Floats:
+        positives, negatives = self._by_score(weights)
+        passed = np.cumsum(negatives, axis=1) - negatives / 2
+        pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+        shares: Floats = (positives * passed).sum(axis=1) / pairs
+        return shares
+
+    def influence(self) -> Floats:
+        """DeLong's placements: of a positive the share of negatives below it, of a negative the reverse."""
+        positives, negatives = (each[0] for each in self._by_score(np.ones((1, len(self._order)))))
+        below = (np.cumsum(negatives) - negatives / 2) / negatives.sum()
+        above = 1 - (np.cumsum(positives) - positives / 2) / positives.sum()
+        placements = np.where(
+            self._positive, below[self._group] / positives.sum(), above[self._group] / negatives.sum()
+        )
+        influence = np.empty(len(placements))
+        influence[self._order] = placements
+        return influence
+
+    def _by_score(self, weights: Floats) -> tuple[Floats, Floats]:
+        """The weights of positives and negatives at each distinct score, (R, G) each."""
+        ordered = weights[:, self._order]
+        positives: Floats = np.add.reduceat(ordered * self._positive, self._starts, axis=1)
+        negatives: Floats = np.add.reduceat(ordered * ~self._positive, self._starts, axis=1)
+        return positives, negatives
+
+
+def _resampled(measure: _Measure, values: Floats, strata: Sequence[npt.NDArray[Any]]) -> Resampled:
+    influence = measure.influence()
+    for members in strata:
+        influence[members] -= influence[members].mean()
+    return Resampled(float(measure(np.ones((1, len(influence))))[0]), values, influence)
+
+
+def _draws(
+    strata: Sequence[npt.NDArray[Any]], images: int, count: int, generator: np.random.Generator
+) -> Floats:
+    """How often each image is in each of ``count`` resamples, (count, N)."""
+    weights = np.zeros((count, images))
+    for members in strata:
+        drawn = generator.integers(len(members), size=(count, len(members)))
+        drawn += np.arange(count)[:, None] * len(members)
+        weights[:, members] = np.bincount(drawn.ravel(), minlength=count * len(members)).reshape(count, -1)
+    return weights
