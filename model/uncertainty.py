@@ -2,7 +2,8 @@
 
 Resampling is stratified: each resample draws, with replacement, as many images of every class as there are,
 so that no class can vanish and AUC is defined in all of them. Several models are measured on the same
-resamples, so the interval of a difference between two is that of paired images.
+resamples, so the interval of a difference between two is that of paired images. (`metrics.bootstrap_interval`
+is for one model and any statistic, and can draw whole patients.)
 
 Dims: N images, C classes, R resamples, G distinct scores.
 """
@@ -16,10 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .metrics import LEVEL, RESAMPLES
+
 Floats = npt.NDArray[np.float64]
 
-CONFIDENCE = 0.95
-RESAMPLES = 2000
 SEED = 0
 BINS = 15
 """Equal parts of [0, 1] into which confidences are counted for the calibration error."""
@@ -34,6 +35,8 @@ class Interval:
 
     low: float
     high: float
+    exact: bool = False
+    """Computed from the counts, not by resampling."""
 
     @property
     def width(self) -> float:
@@ -58,7 +61,7 @@ class Resampled:
             self.estimate - other.estimate, self.values - other.values, self.influence - other.influence
         )
 
-    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+    def interval(self, level: float = LEVEL) -> Interval:
         """The bias-corrected and accelerated interval (Efron, 1987).
 
         Plain percentiles hold an AUC of 0.98 in 89 of 100 data sets of 120 images where 95 are promised;
@@ -71,7 +74,7 @@ class Resampled:
         bias = ndtri(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
         spread = np.square(self.influence).sum()
         skew = np.power(self.influence, 3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
-        tail = (1 - confidence) / 2
+        tail = (1 - level) / 2
         normal = bias + ndtri(np.array([tail, 1 - tail]))
         low, high = np.quantile(self.values, ndtr(bias + normal / (1 - skew * normal)))
         return Interval(float(low), float(high))
@@ -146,7 +149,7 @@ def resample(
     return [Figures(row[0], row[1], row[2] if len(row) > 2 else None) for row in figures]
 
 
-def proportion_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
+def proportion_interval(successes: int, trials: int, level: float = LEVEL) -> Interval:
     """The exact (Clopper-Pearson) interval of a proportion; [0, 1] where nothing was tried.
 
     It stays honest at none and at all, where resampling gives an interval of no width.
@@ -154,9 +157,9 @@ def proportion_interval(successes: int, trials: int, confidence: float = CONFIDE
     from scipy.stats import binomtest  # type: ignore[import-untyped]  # ships no types
 
     if trials == 0:
-        return Interval(0.0, 1.0)
-    interval = binomtest(successes, trials).proportion_ci(confidence, method="exact")
-    return Interval(float(interval.low), float(interval.high))
+        return Interval(0.0, 1.0, exact=True)
+    interval = binomtest(successes, trials).proportion_ci(level, method="exact")
+    return Interval(float(interval.low), float(interval.high), exact=True)
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
