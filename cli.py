@@ -113,11 +113,18 @@ def infer(
     "--horizontal-flip/--no-horizontal-flip", default=None, help="Mirror half of the training images."
 )
 @click.option("--vertical-flip/--no-vertical-flip", default=None, help="Likewise, top to bottom.")
+@click.option(
+    "--accumulate",
+    type=int,
+    metavar="PARTS",
+    help="That a batch goes through in, to save memory. [default: 1]",
+)
 @click.option("--seed", type=int, help="Of all that is random, a flat folder's split included. [default: 0]")
 @click.option("--group-by", metavar="PATTERN", help="Finds a patient or slide in a file name; none is split.")
 @click.option("--device", default="cpu", help="cpu, cuda or cuda:INDEX.")
 @click.option("--amp/--no-amp", default=None, help="Mixed precision. [default: on with CUDA]")
-@click.option("--threads", type=click.IntRange(1), help="Of the CPU.")
+@click.option("--deterministic", is_flag=True, help="The same bits every time on CUDA too, or an error.")
+@click.option("--threads", type=click.IntRange(1), help="Of the CPU, for each process.")
 @click.option("--workers", type=click.IntRange(0), default=0, help="Processes that decode images.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's curves too.")
 @click.option("--resume", is_flag=True, help="Continue the run in RUN; its recipe is read from there.")
@@ -128,6 +135,7 @@ def train(
     group_by: str | None,
     device: str,
     amp: bool | None,
+    deterministic: bool,
     threads: int | None,
     workers: int,
     tensorboard: bool,
@@ -137,19 +145,27 @@ def train(
     """Train a network from scratch on DATA.
 
     DATA holds {train,val,test}/<class>/* or <class>/*; the latter is split 6:2:2. Without options this is
-    the paper's recipe.
+    the paper's recipe. On N GPUs, or N processes of a CPU: torchrun --nproc-per-node N -m msmamba train …
     """
     # Idle OpenMP threads spin by default: beside another busy process a step took six times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS picks its algorithms freely
 
     from rich.console import Console
 
+    from .model.parallel import joined
     from .model.progress import shown_on
     from .model.training import Hardware, train_folder
 
-    hardware = Hardware(device, device != "cpu" if amp is None else amp, threads, workers)
     given = {name: value for name, value in figures.items() if value is not None}
-    with shown_on(Console(), tensorboard) as listeners:
+    with (
+        joined(device) as (processes, own),
+        shown_on(Console(), tensorboard, processes.is_first) as listeners,
+    ):
+        hardware = Hardware(
+            own, own != "cpu" if amp is None else amp, threads, workers, deterministic=deterministic
+        )
         result = train_folder(
             data,
             run,
@@ -157,10 +173,12 @@ def train(
             figures=given,
             group_by=group_by,
             hardware=hardware,
+            processes=processes,
             resume=resume,
             listeners=listeners,
         )
-    click.echo(result.to_text())
+    if processes.is_first:
+        click.echo(result.to_text())
 
 
 @mmdeploy.command("eval")

@@ -177,10 +177,20 @@ class ShuffledBatches(Sampler[list[Key]]):
     def __len__(self) -> int:
         return len(self._bounds)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Images in each batch."""
+        return [stop - start for start, stop in self._bounds]
+
     def __iter__(self) -> Iterator[list[Key]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self._count)
         for start, stop in self._bounds:
             yield [(self.epoch, int(index)) for index in order[start:stop]]
+
+
+def in_batches(count: int, batch_size: int) -> list[list[int]]:
+    """The indices of all images in their order, in batches."""
+    return [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
 
 
 class Batches:

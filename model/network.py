@@ -285,17 +285,24 @@ class MIFA(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drops whole samples and scales the others up."""
+    """Stochastic depth: in training, drops whole samples and scales the others up.
+
+    What is drawn may be for more images than pass here, those of other processes, so that each image is
+    dropped or kept as if all had been in one place.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        self.share: tuple[int, int, int] | None = None
+        """Images to draw for, and the first and last of them (excluded) that pass here; None for all."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+        drawn, first, last = self.share or (x.shape[0], 0, x.shape[0])
+        return x * x.new_empty(drawn, 1, 1, 1).bernoulli_(keep).div_(keep)[first:last]
 
 
 class HybridBlock(nn.Module):

@@ -24,6 +24,8 @@ def describe_plan(plan: Plan) -> list[str]:
     size = plan.transform.size
     lines.append(f"input {size}x{size}, channel mean {' '.join(mean)}, std {' '.join(std)}")
     lines.append(f"{plan.parameters:,} parameters, at most {plan.epochs} epochs of {plan.steps} steps")
+    if plan.processes > 1:
+        lines.append(f"each step shared by {plan.processes} processes")
     if plan.done:
         lines.append(f"resumed after epoch {plan.done}")
     return lines
@@ -32,11 +34,12 @@ def describe_plan(plan: Plan) -> list[str]:
 def describe_epoch(epoch: Epoch, epochs: int, is_best: bool) -> str:
     """An epoch in one line of fixed width; ``*`` marks the best so far."""
     auc = "     -" if epoch.val_auc is None else f"{epoch.val_auc:.4f}"
+    speed = "" if epoch.images_per_second is None else f"  {epoch.images_per_second:.1f} images/s"
     return (
         f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}  "
         f"train loss {epoch.train_loss:.4f} acc {epoch.train_accuracy:.3f}  "
         f"val loss {epoch.val_loss:.4f} acc {epoch.val_accuracy:.3f} auc {auc} {'*' if is_best else ' '} "
-        f"lr {epoch.learning_rate:.1e}  {epoch.seconds:.1f} s"
+        f"lr {epoch.learning_rate:.1e}  {epoch.seconds:.1f} s{speed}"
     )
 
 
@@ -149,6 +152,7 @@ class TensorBoardProgress:
             "accuracy/val": epoch.val_accuracy,
             "auc/val": epoch.val_auc,
             "learning_rate": epoch.learning_rate,
+            "images_per_second": epoch.images_per_second,
         }
         for name, value in scalars.items():
             if value is not None:
@@ -157,14 +161,19 @@ class TensorBoardProgress:
 
 
 @contextmanager
-def shown_on(console: Console, tensorboard: bool = False) -> Iterator[list[Listener]]:
+def shown_on(console: Console, tensorboard: bool = False, is_first: bool = True) -> Iterator[list[Listener]]:
     """The listeners of a command: bars on a terminal, plain lines elsewhere, TensorBoard if asked for.
+
+    Only the first of several processes has any.
 
     Raises:
         BackendError: TensorBoard is asked for and not installed.
     """
     with ExitStack() as stack:
         listeners: list[Listener] = []
+        if not is_first:
+            yield listeners
+            return
         if tensorboard:
             listeners.append(stack.enter_context(TensorBoardProgress()))
         if console.is_terminal:

@@ -30,17 +30,32 @@ class Recipe:
     """Epochs without a lower validation loss after which training stops."""
     image_size: int = 224
     """Side of the square network input, pixels."""
+    accumulate: int = 1
+    """Parts that a batch goes through the network in, one after the other, before the weights change: less
+    memory, and batch norm then sees a part at a time."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     """Of the weights, the order, the augmentation and stochastic depth."""
 
     def __post_init__(self) -> None:
-        smallest = {"epochs": 1, "batch_size": 2, "warmup_epochs": 0, "patience": 1, "seed": 0}
+        smallest = {
+            "epochs": 1,
+            "batch_size": 2,
+            "warmup_epochs": 0,
+            "patience": 1,
+            "seed": 0,
+            "accumulate": 1,
+        }
         wrong = [
             f"{name} is {getattr(self, name)}, expected at least {least}"
             for name, least in smallest.items()
             if getattr(self, name) < least
         ]
+        if self.accumulate > max(1, self.batch_size // 2):
+            wrong.append(
+                f"accumulate is {self.accumulate}, which cuts a batch of {self.batch_size} into parts of one "
+                f"image, and batch norm needs two"
+            )
         if not 0 < self.learning_rate < math.inf:
             wrong.append(f"learning_rate is {self.learning_rate}, expected a number above 0")
         if not 0 <= self.weight_decay < math.inf:

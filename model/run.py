@@ -53,6 +53,8 @@ class Epoch:
     val_auc: float | None
     seconds: float
     """Wall time, validation included."""
+    images_per_second: float | None = None
+    """Training images over the wall time of their pass; None in runs of versions that did not measure it."""
 
 
 @dataclass(frozen=True)

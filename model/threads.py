@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from ..plugins.selective_scan import cpu
@@ -18,3 +20,8 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
     if cpu.why_unavailable() is None:
         cpu.set_threads(count)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,7 +14,8 @@ import math
 import platform
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,12 +39,14 @@ from .loading import (
     ShuffledBatches,
     TrainingImages,
     channel_statistics,
+    in_batches,
 )
 from .metrics import Metrics, metrics_of
 from .network import Architecture, MicroscopicMamba
+from .parallel import ALONE, Part, Processes, Shards, averaging_gradients, collected, dealt, take
 from .recipe import Recipe
 from .run import Epoch, Result, RunFolder, State, best_of, is_over
-from .threads import set_threads
+from .threads import set_threads, usable_cores
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,13 @@ class Hardware:
     amp: bool = False
     """Automatic mixed precision: float16 with loss scaling, CUDA only."""
     threads: int | None = None
-    """Of the CPU; None leaves them as they are."""
+    """Of the CPU; None leaves them as they are, and shares the cores among several processes."""
     workers: int = 0
     """Processes that decode and augment images; 0 does it in this one."""
     cache_bytes: int = CACHE_BYTES
-    """Decoded images kept in memory for each split, at most."""
+    """Decoded images kept in memory for each split, at most; on a machine, by all its processes."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits every time, or an error. Those of the CPU always do."""
 
     def __post_init__(self) -> None:
         kind = self.device.split(":")[0]
@@ -91,10 +96,12 @@ class Plan:
     """Batches in each epoch."""
     done: int
     """Epochs finished before; above 0 in a resumed run."""
+    processes: int = 1
+    """That share every batch."""
 
 
 class Listener(Protocol):
-    """Is told how a run goes. Epochs and steps count from 1."""
+    """Is told how a run goes, on the first process. Epochs and steps count from 1."""
 
     def on_start(self, plan: Plan) -> None:
         """The run begins, or continues."""
@@ -113,6 +120,7 @@ def train(
     recipe: Recipe | None = None,
     *,
     hardware: Hardware | None = None,
+    processes: Processes = ALONE,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> Result:
@@ -124,21 +132,30 @@ def train(
         arch: its number of classes is taken from the data.
         recipe: the paper's by default.
         hardware: the CPU by default.
-        resume: continue the run in the folder, from its first epoch where none is finished.
+        processes: those that `parallel.joined`, each of which calls this with the same arguments.
+        resume: continue the run in the folder, from its first epoch where none is finished; on whatever
+            number of processes.
         listeners: are told of every step and epoch.
 
     Raises:
         DataError: a split is missing.
         ImageError: an image cannot be read; the message names it.
         TargetError: the folder holds a run already, or cannot be written.
-        TrainingError: the loss is no longer finite, or the run to resume is another one.
+        TrainingError: the loss is no longer finite, the run to resume is another one, or another process
+            stopped.
+        BackendError: deterministic training needs an algorithm that there is not.
     """
     hardware = hardware or Hardware()
     if hardware.threads is not None:
         set_threads(hardware.threads)
+    elif processes.on_machine > 1:
+        set_threads(max(1, usable_cores() // processes.on_machine))
     arch = replace(arch, num_classes=len(data.labels))
-    trainer = _Trainer(data, RunFolder(run), arch, recipe or Recipe(), hardware, resume, listeners)
-    return trainer.run_to_the_end()
+    with deterministic_algorithms(hardware.deterministic):
+        trainer = _Trainer(
+            data, RunFolder(run), arch, recipe or Recipe(), hardware, processes, resume, listeners
+        )
+        return trainer.run_to_the_end()
 
 
 def train_folder(
@@ -149,6 +166,7 @@ def train_folder(
     figures: Mapping[str, Any] | None = None,
     group_by: str | None = None,
     hardware: Hardware | None = None,
+    processes: Processes = ALONE,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> Result:
@@ -161,6 +179,7 @@ def train_folder(
         figures: of the recipe and its augmentation, by field name.
         group_by: regular expression of the groups in file names.
         hardware: the CPU by default.
+        processes: those that train together.
         resume: continue the run in the folder.
         listeners: are told of every step and epoch.
 
@@ -179,7 +198,16 @@ def train_folder(
     except re.error as error:
         raise InputError(f"the group pattern {pattern!r} is no regular expression: {error}") from error
     data = read_training_folder(folder, seed=recipe.seed, group_by=groups)
-    return train(data, run, arch, recipe, hardware=hardware, resume=resume, listeners=listeners)
+    return train(
+        data,
+        run,
+        arch,
+        recipe,
+        hardware=hardware,
+        processes=processes,
+        resume=resume,
+        listeners=listeners,
+    )
 
 
 class _Trainer:
@@ -192,17 +220,19 @@ class _Trainer:
         arch: Architecture,
         recipe: Recipe,
         hardware: Hardware,
+        processes: Processes,
         resume: bool,
         listeners: Sequence[Listener],
     ) -> None:
         self.labels, self.folder, self.recipe, self.hardware = data.labels, folder, recipe, hardware
-        self.listeners = listeners
+        self.processes = processes
+        self.listeners = listeners if processes.is_first else ()
         self.device = torch.device(hardware.device)
         images = {
-            name: Images(data.split(name), hardware.cache_bytes)
+            name: Images(data.split(name), hardware.cache_bytes // processes.on_machine)
             for name in dict.fromkeys(("train", "val", *data.splits))
         }
-        self.transform = self._begin(data, images["train"], arch, resume)
+        self.transform = processes.from_first(lambda: self._begin(data, images["train"], arch, resume))
 
         torch.manual_seed(recipe.seed)
         self.network = MicroscopicMamba(arch).to(self.device)
@@ -213,12 +243,16 @@ class _Trainer:
         if resume and (state := folder.read_state()) is not None:
             self._restore(state)
 
+        self.replica = processes.replicate(self.network)
         self.order = ShuffledBatches(len(images["train"]), recipe.batch_size, recipe.seed)
+        self.shards = Shards(self.order, recipe.accumulate, processes)
         training = TrainingImages(images["train"], recipe.augmentation, self.transform, recipe.seed)
-        self.training_batches = Batches(training, hardware.workers, batch_sampler=self.order)
+        self.training_batches = Batches(training, hardware.workers, batch_sampler=self.shards)
         self.evaluation_batches: dict[str, Batches] = {
             name: Batches(
-                EvaluationImages(split, self.transform), hardware.workers, batch_size=recipe.batch_size
+                EvaluationImages(split, self.transform),
+                hardware.workers,
+                batch_sampler=dealt(in_batches(len(split), recipe.batch_size), processes),
             )
             for name, split in images.items()
             if name != "train"
@@ -231,6 +265,7 @@ class _Trainer:
             epochs=recipe.epochs,
             steps=len(self.order),
             done=len(self.history),
+            processes=processes.count,
         )
 
     def run_to_the_end(self) -> Result:
@@ -241,13 +276,14 @@ class _Trainer:
             while not is_over(self.history, self.recipe):
                 self._run_epoch()
         finally:
-            if self.history:
+            if self.history and self.processes.is_first:
                 self.folder.draw_curve(self.history)
         self.network.load_state_dict(self.best_weights)
         metrics = {name: self._measure(name) for name in self.evaluation_batches}
         best_epoch = best_of(self.history).number
         result = Result(tuple(self.history), best_epoch, val=metrics["val"], test=metrics.get("test"))
-        self.folder.write_result(result)
+        if self.processes.is_first:
+            self.folder.write_result(result)
         return result
 
     def _begin(self, data: ImageFolder, images: Images, arch: Architecture, resume: bool) -> Transform:
@@ -277,7 +313,11 @@ class _Trainer:
                 **identity,
                 "normalisation": {"mean": mean, "std": std},
                 "root": str(data.root),
-                "hardware": {**asdict(self.hardware), "threads": torch.get_num_threads()},
+                "hardware": {
+                    **asdict(self.hardware),
+                    "threads": torch.get_num_threads(),
+                    "processes": self.processes.count,
+                },
                 "versions": {
                     "msmamba": __version__,
                     "torch": str(torch.__version__),
@@ -293,6 +333,7 @@ class _Trainer:
         started = time.perf_counter()
         number = len(self.history) + 1
         train_loss, train_accuracy = self._fit(number)
+        trained = time.perf_counter()
         val = self._measure("val")
         epoch = Epoch(
             number=number,
@@ -303,12 +344,16 @@ class _Trainer:
             val_accuracy=val.accuracy,
             val_auc=val.auc,
             seconds=time.perf_counter() - started,
+            images_per_second=sum(self.order.sizes) / (trained - started),
         )
+        # The first process's figures decide on all of them, so that they agree on when to stop.
+        epoch = self.processes.from_first(lambda: epoch)
         self.history.append(epoch)
         is_best = best_of(self.history) is epoch
         if is_best:
             self.best_weights = _copied(self.network)
-        self._save(is_best)
+        if self.processes.is_first:
+            self._save(is_best)
         for listener in self.listeners:
             listener.on_epoch(epoch, is_best)
 
@@ -317,43 +362,57 @@ class _Trainer:
         self.order.epoch = number
         torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, number)).generate_state(1)[0]))
         self.network.train()
-        loss_sum, right, seen = 0.0, 0, 0
-        for step, (images, labels) in enumerate(self.training_batches, start=1):
+        loss_sum, right, seen = 0.0, 0.0, 0
+        batches = iter(self.training_batches)
+        for step, parts in enumerate(self.shards.steps, start=1):
             rate = self.recipe.learning_rate_at(number - 1 + (step - 0.5) / len(self.order))
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            truth = labels.to(self.device)
-            with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.hardware.amp):
-                logits = self.network(images.to(self.device))
-            loss = functional.cross_entropy(logits.float(), truth)
-            if not math.isfinite(value := loss.item()):
-                raise self._diverged(f"the loss became {value} in epoch {number}, step {step}")
+            images = sum(part.whole for part in parts)
             self.optimiser.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
+            own_loss, own_right = 0.0, 0.0
+            for part in parts:
+                with averaging_gradients(self.replica, part is parts[-1]):
+                    loss, hits = self._backward(part, *next(batches), images)
+                own_loss += loss
+                own_right += hits
+            value, hits = self.processes.total(own_loss, own_right)
+            if not math.isfinite(value):
+                raise self._diverged(f"the loss became {value} in epoch {number}, step {step}")
             self.scaler.step(self.optimiser)
             self.scaler.update()
-            loss_sum += value * len(truth)
-            right += int((logits.argmax(dim=1) == truth).sum())
-            seen += len(truth)
+            loss_sum += value * images
+            right += hits
+            seen += images
             for listener in self.listeners:
                 listener.on_step(number, step, value)
         return loss_sum / seen, right / seen
+
+    def _backward(self, part: Part, images: Tensor, labels: Tensor, batch: int) -> tuple[float, float]:
+        """Adds the gradients of a part of a batch of ``batch`` images: its share of the loss, and hits."""
+        take(self.network, part)
+        truth = labels.to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.hardware.amp):
+            logits = self.replica(images.to(self.device))
+        loss = functional.cross_entropy(logits.float(), truth, reduction="sum") / (batch * part.copies)
+        # A replica averages gradients over the processes, where their sum is wanted.
+        self.scaler.scale(loss * self.processes.count).backward()
+        hits = int((logits.argmax(dim=1) == truth).sum())
+        return loss.item(), hits / part.copies
 
     @torch.inference_mode()
     def _measure(self, split: str) -> Metrics:
         """The network's metrics on a split other than the training split."""
         self.network.eval()
-        logits: list[npt.NDArray[np.float32]] = []
-        truth: list[npt.NDArray[np.int64]] = []
+        own: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]] = []
         for images, labels in self.evaluation_batches[split]:
             with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.hardware.amp):
                 scores = self.network(images.to(self.device))
-            logits.append(scores.float().cpu().numpy())
-            truth.append(labels.numpy())
-        scores = np.concatenate(logits)  # (N, C)
-        if not np.isfinite(scores).all():
+            own.append((scores.float().cpu().numpy(), labels.numpy()))
+        logits, truth = map(np.concatenate, zip(*collected(own, self.processes), strict=True))  # (N, C), (N,)
+        if not np.isfinite(logits).all():
             raise self._diverged(f"logits on the {split} split are no longer finite")
-        return metrics_of(scores, np.concatenate(truth), self.labels)
+        return metrics_of(logits, truth, self.labels)
 
     def _diverged(self, what: str) -> TrainingError:
         kept = "no epoch was finished, so there is no checkpoint"
@@ -401,8 +460,36 @@ class _Trainer:
         self.optimiser.load_state_dict(state.optimiser)
         if self.hardware.amp and state.scaler:
             self.scaler.load_state_dict(state.scaler)
-        self._save_best()
-        self.folder.write_history(self.history)
+        if self.processes.is_first:
+            self._save_best()
+            self.folder.write_history(self.history)
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """PyTorch's deterministic algorithms for as long as the block runs, if wanted.
+
+    Raises:
+        BackendError: an operation has none.
+    """
+    if not wanted:
+        yield
+        return
+    was, was_benchmarking = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise BackendError(
+            f"this training cannot be deterministic: {str(error).splitlines()[0]}: "
+            f"train without --deterministic"
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(was)
+        torch.backends.cudnn.benchmark = was_benchmarking
 
 
 def _optimiser_of(network: MicroscopicMamba, recipe: Recipe) -> torch.optim.Adam:
@@ -427,6 +514,8 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 def _check_same_run(run: Path, config: dict[str, Any], identity: dict[str, Any]) -> None:
     was, now = _flat({key: config.get(key) for key in identity}), _flat(identity)
+    # Figures that a run of an earlier version does not name were what their defaults are.
+    was = {**_flat({"recipe": _plain(asdict(Recipe()))}), **was}
     differences = [
         f"{name} was {was.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(was.keys() | now.keys())
