@@ -50,6 +50,18 @@ def _device_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _ablation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The switches of `Architecture`."""
+    for name, meaning in (
+        ("psffn", "End the scan's block in a linear layer."),
+        ("parallel", "One scan's block on all channels in place of four groups."),
+        ("mifa", "Concatenate the two branches."),
+    ):
+        option = click.option(f"--{name}/--no-{name}", default=None, help=f"Ablation: --no-{name}: {meaning}")
+        command = option(command)
+    return command
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="msmamba")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -99,16 +111,21 @@ def infer(
 @click.argument("data")
 @click.option("-o", "--output", "run", required=True, metavar="RUN", help="The run folder to write.")
 @click.option("--size", type=click.Choice(["t", "s", "b"]), help="Tiny (the default), small or base.")
-@click.option("--epochs", type=int, help="At most. [default: 200]")
-@click.option("--batch-size", type=int, help="[default: 16]")
-@click.option("--lr", "learning_rate", type=float, help="At its highest. [default: 1e-4]")
-@click.option("--weight-decay", type=float, help="[default: 1e-4]")
-@click.option("--warm-up", "warmup_epochs", type=int, metavar="EPOCHS", help="[default: 10]")
-@click.option("--patience", type=int, metavar="EPOCHS", help="Without a lower loss. [default: 30]")
-@click.option("--image-size", type=int, help="Side of the square input, in pixels. [default: 224]")
+@_ablation_options
 @click.option(
-    "--crop-scale", type=float, nargs=2, metavar="LOW HIGH", help="Area of crops. [default: 0.08 1]"
+    "--preset",
+    type=click.Choice(["paper", "micrographs"]),
+    help="The recipe that options change: the paper's, whose figures are given here (the default), "
+    "or one for some hundred micrographs.",
 )
+@click.option("--epochs", type=int, help="At most. [paper: 200]")
+@click.option("--batch-size", type=int, help="[paper: 16]")
+@click.option("--lr", "learning_rate", type=float, help="At its highest. [paper: 1e-4]")
+@click.option("--weight-decay", type=float, help="[paper: 1e-4]")
+@click.option("--warm-up", "warmup_epochs", type=int, metavar="EPOCHS", help="[paper: 10]")
+@click.option("--patience", type=int, metavar="EPOCHS", help="Without a lower loss. [paper: 30]")
+@click.option("--image-size", type=int, help="Side of the square input, in pixels. [paper: 224]")
+@click.option("--crop-scale", type=float, nargs=2, metavar="LOW HIGH", help="Area of crops. [paper: 0.08 1]")
 @click.option(
     "--horizontal-flip/--no-horizontal-flip", default=None, help="Mirror half of the training images."
 )
@@ -132,6 +149,10 @@ def train(
     data: str,
     run: str,
     size: str | None,
+    mifa: bool | None,
+    parallel: bool | None,
+    psffn: bool | None,
+    preset: str | None,
     group_by: str | None,
     device: str,
     amp: bool | None,
@@ -158,7 +179,6 @@ def train(
     from .model.progress import shown_on
     from .model.training import Hardware, train_folder
 
-    given = {name: value for name, value in figures.items() if value is not None}
     with (
         joined(device) as (processes, own),
         shown_on(Console(), tensorboard, processes.is_first) as listeners,
@@ -170,7 +190,9 @@ def train(
             data,
             run,
             size=size,
-            figures=given,
+            switches=_given({"mifa": mifa, "parallel": parallel, "psffn": psffn}),
+            preset=preset,
+            figures=_given(figures),
             group_by=group_by,
             hardware=hardware,
             processes=processes,
@@ -245,12 +267,11 @@ def export(
     """
     from .export.bundle import ExportOptions, export_bundle
 
-    given = {name: value for name, value in chosen.items() if value is not None}
     options = ExportOptions(
         precision="fp16" if fp16 else "fp32",
         labels=_names(labels) if labels else None,
         compute_capabilities=[text.strip() for text in sm.split(",") if text.strip()],
-        **given,
+        **_given(chosen),
     )
     with _steps() as report:
         result = export_bundle(checkpoint, output, options, force=force, report=report)
@@ -306,13 +327,24 @@ def verify(artefact: str, output_format: str, max_flips: str | None, **options: 
 @mmdeploy.command()
 @click.argument("model", metavar="CHECKPOINT|t|s|b")
 @click.option("--image-size", type=click.IntRange(32), default=224, show_default=True)
-def info(model: str, image_size: int) -> None:
-    """Count parameters and multiply-adds, the paper's way and in full."""
+@_ablation_options
+def info(model: str, image_size: int, **switches: bool | None) -> None:
+    """Count parameters and multiply-adds, the paper's way and in full.
+
+    A checkpoint says itself which ablation it is; the switches are for sizes.
+    """
     from .model.checkpoint import load_checkpoint
     from .model.complexity import complexity
     from .model.network import SIZES, Architecture
 
-    arch = Architecture.of_size(model) if model in SIZES else load_checkpoint(model).network.arch
+    if model in SIZES:
+        arch = Architecture.of_size(model, **_given(switches))
+    elif _given(switches):
+        raise click.UsageError(
+            f"{model} is a checkpoint, which says itself what it is: leave the switches out"
+        )
+    else:
+        arch = load_checkpoint(model).network.arch
     count = complexity(arch, image_size)
     click.echo(f"depths {arch.depths}, dims {arch.dims}, {arch.num_classes} classes, {image_size} pixels")
     click.echo(f"parameters      {count.parameters:>13,}  in a checkpoint (the paper's count)")
@@ -320,6 +352,11 @@ def info(model: str, image_size: int) -> None:
     click.echo(f"multiply-adds   {count.paper_macs:>13,}  the paper's count (ptflops)")
     click.echo(f"                {count.macs:>13,}  in full, with projections and the scan")
     click.echo(f"state updates   {count.state_updates:>13,}  of the scan")
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that were given: the library has the defaults."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @contextmanager

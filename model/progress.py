@@ -23,6 +23,9 @@ def describe_plan(plan: Plan) -> list[str]:
     mean, std = ([f"{value:.4f}" for value in values] for values in (plan.transform.mean, plan.transform.std))
     size = plan.transform.size
     lines.append(f"input {size}x{size}, channel mean {' '.join(mean)}, std {' '.join(std)}")
+    overridden = [f"{name} {row['run']}" for name, row in plan.recipe.overridden().items()]
+    but = f", but {', '.join(overridden)}" if overridden else ""
+    lines.append(f"recipe: {plan.recipe.preset}{but}")
     lines.append(f"{plan.parameters:,} parameters, at most {plan.epochs} epochs of {plan.steps} steps")
     if plan.processes > 1:
         lines.append(f"each step shared by {plan.processes} processes")

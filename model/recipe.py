@@ -1,12 +1,29 @@
-"""The recipe: every figure, besides the data and the architecture, that decides a network's weights."""
+"""The recipe: every figure, besides the data and the architecture, that decides a network's weights.
+
+`PRESETS` are recipes by name. A recipe remembers the one that it was made from, and says where it departs.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .loading import Augmentation
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "micrographs": {
+        "epochs": 40,
+        "learning_rate": 1e-3,
+        "warmup_epochs": 3,
+        "patience": 10,
+        "crop_scale": (0.4, 1.0),
+        "horizontal_flip": True,
+        "vertical_flip": True,
+    },
+}
+"""What recipes by name change of the paper's; ``micrographs`` is for a few hundred, of one object each."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,8 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     """Of the weights, the order, the augmentation and stochastic depth."""
+    preset: str = "paper"
+    """Name of the preset that this was made from."""
 
     def __post_init__(self) -> None:
         smallest = {
@@ -64,6 +83,8 @@ class Recipe:
             wrong.append(
                 f"warmup_epochs is {self.warmup_epochs}, which leaves no epoch of {self.epochs} for the decay"
             )
+        if self.preset not in PRESETS:
+            wrong.append(f"preset is {self.preset!r}, expected one of {', '.join(PRESETS)}")
         if self.image_size < 32 or self.image_size % 32:
             wrong.append(f"image_size is {self.image_size}, expected a multiple of 32")
         if wrong:
@@ -91,6 +112,22 @@ class Recipe:
         own = {name: value for name, value in figures.items() if name not in names}
         return replace(self, augmentation=replace(self.augmentation, **drawn), **own)
 
+    def overridden(self) -> dict[str, dict[str, Any]]:
+        """The figures that are not the preset's, by name: ``{"preset": …, "run": …}`` each."""
+        was, now = (_figures(recipe) for recipe in (Recipe.of_preset(self.preset), self))
+        return {
+            name: {"preset": was[name], "run": value} for name, value in now.items() if value != was[name]
+        }
+
+    @classmethod
+    def of_preset(cls, name: str) -> Recipe:
+        """The recipe ``paper`` or ``micrographs``.
+
+        Raises:
+            ValueError: no such preset.
+        """
+        return cls(preset=name).with_figures(**PRESETS.get(name, {}))
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """The inverse of ``dataclasses.asdict``, also after a trip through JSON."""
@@ -99,3 +136,9 @@ class Recipe:
             for key, value in values["augmentation"].items()
         }
         return cls(**{**values, "augmentation": Augmentation(**augmentation)})
+
+
+def _figures(recipe: Recipe) -> dict[str, Any]:
+    """All of a recipe's figures by name, those of the augmentation beside the others."""
+    values = asdict(recipe)
+    return {**values.pop("augmentation"), **values}

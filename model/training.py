@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,6 +96,7 @@ class Plan:
     """Batches in each epoch."""
     done: int
     """Epochs finished before; above 0 in a resumed run."""
+    recipe: Recipe = field(default_factory=Recipe)
     processes: int = 1
     """That share every batch."""
 
@@ -163,6 +164,8 @@ def train_folder(
     run: str | Path,
     *,
     size: str | None = None,
+    switches: Mapping[str, bool] | None = None,
+    preset: str | None = None,
     figures: Mapping[str, Any] | None = None,
     group_by: str | None = None,
     hardware: Hardware | None = None,
@@ -176,7 +179,9 @@ def train_folder(
         folder: of images (see `read_training_folder`); a flat one is split by the recipe's seed.
         run: the run folder.
         size: ``t``, ``s`` or ``b``; tiny by default.
-        figures: of the recipe and its augmentation, by field name.
+        switches: the ablations of `Architecture` by name: ``mifa``, ``parallel``, ``psffn``.
+        preset: name of the recipe to start from; the paper's by default.
+        figures: of the recipe and its augmentation, by field name, in place of the preset's.
         group_by: regular expression of the groups in file names.
         hardware: the CPU by default.
         processes: those that train together.
@@ -189,9 +194,12 @@ def train_folder(
     """
     begun = RunFolder(run).read_beginning() if resume else None
     arch = Architecture.of_size(size or "t") if size or begun is None else begun.arch
+    changed: dict[str, Any] = dict(switches or {})
+    arch = replace(arch, **changed)
     pattern = group_by or (begun.group_by if begun else None)
     try:
-        recipe = (begun.recipe if begun else Recipe()).with_figures(**(figures or {}))
+        base = begun.recipe if begun and preset is None else Recipe.of_preset(preset or "paper")
+        recipe = base.with_figures(**(figures or {}))
         groups = re.compile(pattern) if pattern else None
     except ValueError as error:
         raise InputError(f"the recipe makes no sense: {error}") from error
@@ -265,6 +273,7 @@ class _Trainer:
             epochs=recipe.epochs,
             steps=len(self.order),
             done=len(self.history),
+            recipe=recipe,
             processes=processes.count,
         )
 
@@ -311,6 +320,7 @@ class _Trainer:
         self.folder.write_config(
             {
                 **identity,
+                "overridden": self.recipe.overridden(),
                 "normalisation": {"mean": mean, "std": std},
                 "root": str(data.root),
                 "hardware": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,23 @@ class TestRecipe:
         assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == (1e-4, 1e-4, 16)
         assert (recipe.epochs, recipe.warmup_epochs, recipe.patience, recipe.image_size) == (200, 10, 30, 224)
         assert recipe.augmentation == Augmentation((0.08, 1.0), (3 / 4, 4 / 3), False, False)
+
+    def test_a_preset_is_a_recipe_that_knows_where_others_depart_from_it(self) -> None:
+        assert Recipe.of_preset("paper") == Recipe()
+        assert Recipe().overridden() == {}
+        changed = Recipe.of_preset("micrographs").with_figures(image_size=64, crop_scale=(0.5, 1.0))
+        assert (changed.learning_rate, changed.augmentation.vertical_flip) == (1e-3, True)
+        assert changed.overridden() == {
+            "image_size": {"preset": 224, "run": 64},
+            "crop_scale": {"preset": (0.4, 1.0), "run": (0.5, 1.0)},
+        }
+        with pytest.raises(ValueError, match="preset is 'vogue', expected one of paper, micrographs"):
+            Recipe.of_preset("vogue")
+
+    def test_parts_of_a_batch_keep_two_images(self) -> None:
+        assert Recipe(accumulate=8).accumulate == 8
+        with pytest.raises(ValueError, match="accumulate is 9, which cuts a batch of 16 into parts of one"):
+            Recipe(accumulate=9)
 
     def test_the_rate_grows_linearly_then_falls_as_a_cosine(self) -> None:
         recipe = Recipe(learning_rate=2.0, epochs=50, warmup_epochs=10)
@@ -310,6 +328,63 @@ def test_a_finished_run_resumes_to_the_same_results(
 def test_resume_without_a_run_begins_one(data: ImageFolder, small: Architecture, tmp_path: Path) -> None:
     recipe = replace(QUICK, epochs=2)
     assert len(train(data, tmp_path / "run", small, recipe, hardware=ONE_THREAD, resume=True).history) == 2
+
+
+def test_the_config_names_every_figure_the_preset_and_what_overrides_it(
+    cells: Path, small: Architecture, tmp_path: Path
+) -> None:
+    figures = {"epochs": 2, "warmup_epochs": 1, "image_size": 32, "accumulate": 2}
+    arguments: dict[str, Any] = {"switches": {"mifa": False}, "hardware": ONE_THREAD}
+    training.train_folder(cells, tmp_path / "run", preset="micrographs", figures=figures, **arguments)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["recipe"].keys() == asdict(Recipe()).keys()
+    assert config["recipe"]["preset"] == "micrographs"
+    assert config["recipe"]["learning_rate"] == 1e-3
+    assert config["overridden"] == {
+        "epochs": {"preset": 40, "run": 2},
+        "warmup_epochs": {"preset": 3, "run": 1},
+        "image_size": {"preset": 224, "run": 32},
+        "accumulate": {"preset": 1, "run": 2},
+    }
+    assert config["architecture"]["mifa"] is False
+    assert not load_checkpoint(tmp_path / "run" / "best.safetensors").network.arch.mifa
+    # Resumed without a word, it is the same run; with another preset or switch, it is refused.
+    training.train_folder(cells, tmp_path / "run", resume=True, hardware=ONE_THREAD)
+    with pytest.raises(TrainingError, match=r"recipe\.preset was 'micrographs' and is 'paper'"):
+        training.train_folder(cells, tmp_path / "run", preset="paper", resume=True)
+    with pytest.raises(TrainingError, match=r"architecture\.psffn was True and is False"):
+        training.train_folder(cells, tmp_path / "run", switches={"psffn": False}, resume=True)
+
+
+def test_a_run_of_a_version_that_knew_fewer_figures_resumes(
+    finished: Path, data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = json.loads((run / "config.json").read_text())
+    for name in ("accumulate", "preset"):
+        del config["recipe"][name]
+    (run / "config.json").write_text(json.dumps(config))
+    train(data, run, small, QUICK, hardware=ONE_THREAD, resume=True)
+    with pytest.raises(TrainingError, match=r"recipe\.accumulate was 1 and is 2"):
+        train(data, run, small, replace(QUICK, accumulate=2), resume=True)
+
+
+def test_deterministic_training_sets_pytorch_back(
+    finished: Path, data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    train(data, tmp_path / "run", small, QUICK, hardware=replace(ONE_THREAD, deterministic=True))
+    assert_same_run(tmp_path / "run", finished)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_operation_without_a_deterministic_algorithm_is_named() -> None:
+    with (
+        pytest.raises(BackendError, match=r"cannot be deterministic: put_ .*: train without --deterministic"),
+        training.deterministic_algorithms(True),
+    ):
+        torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]), accumulate=False)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_folder_that_is_taken_is_refused(
