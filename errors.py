@@ -18,6 +18,16 @@ prints it after ``error:`` and exits with status 1; the library raises it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+_NAMES_SHOWN = 5
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, and how many more there are, for a message."""
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown}, … {len(names) - _NAMES_SHOWN} more"
+
 
 class MsmambaError(Exception):
     """Base of all errors raised on purpose; catch this to catch them all."""

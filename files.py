@@ -151,6 +151,68 @@ def atomic_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def resumable_folder(
+    path: str | os.PathLike[str], force: bool = False, *, marker: str = "manifest.json"
+) -> Iterator[Path]:
+    """As `atomic_folder`, for work that takes long: what a block that was cut off has left is found again.
+
+    The temporary folder has a fixed name, ``.name.partial`` beside the target, and stays when the block
+    raises or the process is killed. The block has to see which of its content is whole, and to flush what
+    it writes (`write_atomically` does).
+
+    Args:
+        path: the target folder; its parent must exist.
+        force: replace an existing folder.
+        marker: file by which a replaceable folder is known.
+
+    Yields:
+        The temporary folder, empty or as the last attempt left it.
+
+    Raises:
+        TargetError: the target exists and may not be replaced, cannot be written, or is being written.
+    """
+    shown, target = Path(path), Path(path).resolve()
+    temporary = target.with_name(f".{target.name[:200]}.partial")
+    try:
+        _refuse_unless_replaceable(shown, target, force, marker)
+        temporary.mkdir(exist_ok=True)
+    except OSError as error:
+        raise _target_error(shown, error) from error
+    try:
+        with _locked(temporary, shown):
+            yield temporary
+            _flush_folder(temporary)
+            _take_place(temporary, target)
+            _flush_folder(target.parent)
+    except OSError as error:
+        named = (str(name) for name in (error.filename, error.filename2) if name is not None)
+        if error.errno in _WRITE_ERRORS or any(name.startswith(str(temporary)) for name in named):
+            raise _target_error(shown, error) from error
+        raise
+
+
+@contextmanager
+def _locked(folder: Path, shown: Path) -> Iterator[None]:
+    """Keeps a second process out of a folder; the lock ends with the process, however it ends."""
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TargetError(
+                f"'{shown}' is being written by another process: wait for it, or choose another name"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _refuse_unless_replaceable(shown: Path, target: Path, force: bool, marker: str) -> None:
     if not target.exists():
         return

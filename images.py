@@ -32,7 +32,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -44,8 +44,29 @@ from .errors import ImageError, InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[Any] | Image.Image"
-"""What an image can be read from: a path, an encoded file's bytes, an array of pixels, a Pillow image."""
+
+@dataclass(frozen=True)
+class StackedImage:
+    """One image of a stack: a ``.npy`` file of (N, H, W) or (N, H, W, 3) uint8 that is mapped into memory.
+
+    Hundreds of thousands of small images are then one file, of which no more is read than what is asked for.
+    """
+
+    stack: Path
+    index: int
+
+    @property
+    def name(self) -> str:
+        """The file's name and the place."""
+        return f"{self.stack.name}[{self.index}]"
+
+    def __str__(self) -> str:
+        return f"{self.stack}[{self.index}]"
+
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[Any] | Image.Image | StackedImage"
+"""What an image can be read from: a path, an encoded file's bytes, an array of pixels, a Pillow image, a
+place in a stack."""
 
 MAX_PIXELS = 89_000_000
 """Default bound on the pixels of an image (267 MB decoded); just under the one at which Pillow warns."""
@@ -156,7 +177,7 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> NDArray[np.
     """The pixels of an image, by the rules at the top of this module.
 
     Args:
-        source: path, encoded bytes, array (see `load_image`) or Pillow image.
+        source: path, encoded bytes, array (see `load_image`), Pillow image or place in a stack.
         max_pixels: larger images are refused before they are decoded.
 
     Returns:
@@ -182,6 +203,8 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> LoadedImage
         if not source:
             raise ImageError("the image's bytes are empty")
         return _from_file(io.BytesIO(source), "the image", max_pixels)
+    if isinstance(source, StackedImage):
+        return _from_array(_stacked_pixels(source), max_pixels)
     return _from_path(Path(source), max_pixels)
 
 
@@ -193,7 +216,30 @@ def describe_source(source: ImageSource) -> str:
         return f"Pillow image {source.width}x{source.height}"
     if isinstance(source, bytes):
         return f"{len(source)} bytes"
+    if isinstance(source, StackedImage):
+        return str(source)
     return os.fspath(source)
+
+
+def _stacked_pixels(source: StackedImage) -> NDArray[np.uint8]:
+    stack = _mapped_stack(source.stack)
+    if not 0 <= source.index < len(stack):
+        raise ImageError(f"'{source}' does not exist: the stack holds {len(stack)} images")
+    return stack[source.index]
+
+
+@lru_cache(maxsize=16)
+def _mapped_stack(path: Path) -> NDArray[np.uint8]:
+    """A stack, mapped once in each process. It counts as memory only while the system has room for it."""
+    try:
+        stack = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ImageError(f"'{path}' does not exist") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise ImageError(f"'{path}' is no stack of images: {_reason(error)}") from error
+    if not isinstance(stack, np.ndarray) or stack.dtype != np.uint8 or stack.ndim not in (3, 4):
+        raise ImageError(f"'{path}' is no stack of images: expected (N, H, W) or (N, H, W, 3) uint8")
+    return stack
 
 
 def _from_path(path: Path, max_pixels: int) -> LoadedImage:

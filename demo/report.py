@@ -24,7 +24,7 @@ def write_report(out: Path, run: Path, bundles: Mapping[str, Path], seconds: flo
         seconds: the demo's wall time so far.
     """
     metrics = json.loads((run / "metrics.json").read_text())
-    test_images = {sample.path.name for sample in read_training_folder(out / "plankton").split("test")}
+    test_images = {sample.source.name for sample in read_training_folder(out / "plankton").split("test")}
     predictions = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     page = page_from_template(
         Path(__file__).parent / "report.html.jinja",

@@ -1,40 +1,28 @@
 """Labelled images in folders: which image belongs to which class and which split.
 
-Two layouts are read: the authors' ``{train,val,test}/<class>/*``, and a flat ``<class>/*`` that is split
-here, 6:2:2, stratified and seeded, optionally so that no group (a patient, a slide) is in two splits.
-Nothing is copied or moved, and no image is opened.
+Three layouts are read: a data set that `mmdeploy data import` wrote (see `imported`), the authors'
+``{train,val,test}/<class>/*``, and a flat ``<class>/*`` that is split here, 6:2:2, stratified and seeded,
+optionally so that no group (a patient, a slide) is in two splits. Nothing is copied or moved, and no image is
+opened. Whatever takes a folder of data reads it here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from ..errors import DataError
-from ..images import SUFFIXES
-
-SPLITS = ("train", "val", "test")
-SMALLEST_CLASS = 4
-"""Images that a class of a flat folder needs: two to train on, one to validate with, one to test with."""
-FOLDS = {"train": 3, "val": 1, "test": 1}
-"""Fifths of a flat folder that go to each split: 6:2:2."""
-
-_NAMES_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image file and its class."""
-
-    path: Path
-    label: int
-    """Index into the class names."""
+from ..errors import DataError, some
+from ..images import SUFFIXES, StackedImage
+from .imported import INDEX, STACK_INDEX, Channels, is_imported, read_imported
+from .samples import Sample, Samples, Source, classes_of
+from .splitting import FOLDS, SMALLEST_CLASS, SPLITS, check_class_sizes, deal
 
 
 @dataclass(frozen=True)
@@ -44,12 +32,18 @@ class ImageFolder:
     root: Path
     labels: tuple[str, ...]
     """Class names, sorted; a class's index is its place here."""
-    splits: dict[str, tuple[Sample, ...]]
+    splits: Mapping[str, Sequence[Sample]]
     """Samples by split, in the order of their paths."""
     group_by: str | None = None
     """The pattern by which groups were kept, or found to be, in one split each."""
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The group of each sample (its patient, say), by split; empty where an import did not say."""
+    statistics: tuple[Channels, Channels] | None = None
+    """Mean and standard deviation of the channels over the training images, where an import measured them."""
+    contents: str | None = None
+    """SHA-256 of an import's index, which names every image with its split, class and checksum."""
 
-    def split(self, name: str) -> tuple[Sample, ...]:
+    def split(self, name: str) -> Sequence[Sample]:
         """The samples of one split.
 
         Raises:
@@ -63,17 +57,18 @@ class ImageFolder:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images by split and class name."""
-        tallies = {name: Counter(sample.label for sample in samples) for name, samples in self.splits.items()}
         return {
-            name: {label: tally[index] for index, label in enumerate(self.labels)}
-            for name, tally in tallies.items()
+            name: dict(zip(self.labels, _tally(samples, self.labels), strict=True))
+            for name, samples in self.splits.items()
         }
 
     @property
     def digest(self) -> str:
         """sha256 over every split, class and relative path: equal for the same files dealt the same way."""
+        if self.contents is not None:
+            return self.contents
         lines = [
-            f"{name}\t{self.labels[sample.label]}\t{sample.path.relative_to(self.root).as_posix()}\n"
+            f"{name}\t{self.labels[sample.label]}\t{_below(self.root, sample.source)}\n"
             for name, samples in sorted(self.splits.items())
             for sample in samples
         ]
@@ -86,17 +81,27 @@ def read_training_folder(
     """Reads a folder to train on; a flat one is split.
 
     Args:
-        root: ``{train,val,test}/<class>/*`` (without ``test`` if there is none) or ``<class>/*``.
+        root: an imported data set, ``{train,val,test}/<class>/*`` (without ``test`` if there is none) or
+            ``<class>/*``.
         seed: of the split of a flat folder.
         group_by: finds the group in a file name: its first group, or the whole match where it has none. In
-            a flat folder no group is put in two splits; in the authors' layout that is checked.
+            a flat folder no group is put in two splits; in the authors' layout that is checked. An imported
+            data set has its groups already.
 
     Raises:
         DataError: not a folder, no or one class, a class with too few images, a class without training
             images, an empty split, a name without a group, a group in two splits.
     """
     root = Path(root)
-    if _has_splits(root):
+    if is_imported(root):
+        if group_by is not None:
+            raise DataError(
+                f"{root}: is an imported data set, whose groups were settled by the import: leave the group "
+                "pattern out"
+            )
+        data = _read_imported(root)
+        data.split("val")
+    elif _has_splits(root):
         data = _read_splits(root)
         for name in ("train", "val"):
             data.split(name)
@@ -112,17 +117,18 @@ def read_evaluation_folder(root: str | Path, split: str | None = None) -> ImageF
     """Reads a folder to evaluate on; its only split holds the images to use.
 
     Args:
-        root: ``{train,val,test}/<class>/*`` or ``<class>/*``.
-        split: which split of the first layout, ``test`` by default. A flat folder is used whole.
+        root: an imported data set, ``{train,val,test}/<class>/*`` or ``<class>/*``.
+        split: which split of one that has splits, ``test`` by default. A flat folder is used whole.
 
     Raises:
         DataError: not a folder, no class, the split is missing or empty, or asked of a flat folder.
     """
     root = Path(root)
-    if _has_splits(root):
-        data = _read_splits(root)
+    if is_imported(root) or _has_splits(root):
+        data = _read_imported(root) if is_imported(root) else _read_splits(root)
         name = split or "test"
-        return ImageFolder(root, data.labels, {name: data.split(name)})
+        groups = {name: data.groups[name]} if name in data.groups else {}
+        return replace(data, splits={name: data.split(name)}, groups=groups)
     if split is not None:
         raise DataError(
             f"{root}: has class folders but no {split!r} folder; leave the split out to use all its images"
@@ -146,15 +152,43 @@ def match_labels(data: ImageFolder, labels: Sequence[str]) -> ImageFolder:
     unknown = sorted(set(data.labels) - set(labels))
     if unknown:
         raise DataError(
-            f"{data.root}: {len(unknown)} classes are unknown to the model: {_some(unknown)} "
-            f"(it knows {_some(labels)})"
+            f"{data.root}: {len(unknown)} classes are unknown to the model: {some(unknown)} "
+            f"(it knows {some(labels)})"
         )
-    index = [labels.index(label) for label in data.labels]
-    splits = {
-        name: tuple(Sample(sample.path, index[sample.label]) for sample in samples)
-        for name, samples in data.splits.items()
-    }
-    return ImageFolder(data.root, tuple(labels), splits)
+    index = np.array([labels.index(label) for label in data.labels])
+    splits = {name: _labelled(samples, index) for name, samples in data.splits.items()}
+    return replace(data, labels=tuple(labels), splits=splits)
+
+
+def _labelled(samples: Sequence[Sample], index: npt.NDArray[np.integer]) -> Sequence[Sample]:
+    if isinstance(samples, Samples):
+        return samples.labelled(index[samples.classes])
+    return tuple(Sample(sample.source, int(index[sample.label])) for sample in samples)
+
+
+def _read_imported(root: Path) -> ImageFolder:
+    data = read_imported(root)
+    manifest = data.manifest
+    return ImageFolder(
+        root,
+        manifest.labels,
+        data.splits,
+        groups=data.groups,
+        statistics=(manifest.mean, manifest.std),
+        contents=manifest.files[INDEX if manifest.in_files else STACK_INDEX],
+    )
+
+
+def _below(root: Path, source: Source) -> str:
+    if isinstance(source, StackedImage):
+        return f"{source.stack.relative_to(root).as_posix()}[{source.index}]"
+    return source.relative_to(root).as_posix()
+
+
+def _tally(samples: Sequence[Sample], labels: Sequence[str]) -> list[int]:
+    """Images by class index."""
+    counts: list[int] = np.bincount(classes_of(samples), minlength=len(labels)).tolist()
+    return counts
 
 
 def _has_splits(root: Path) -> bool:
@@ -175,8 +209,8 @@ def _read_splits(root: Path) -> ImageFolder:
     )
     if strange:
         raise DataError(
-            f"{root}: {_some(strange)} {'is' if len(strange) == 1 else 'are'} no class of "
-            f"{present[0]!r}, which has {_some(labels)}"
+            f"{root}: {some(strange)} {'is' if len(strange) == 1 else 'are'} no class of "
+            f"{present[0]!r}, which has {some(labels)}"
         )
     splits = {
         name: tuple(
@@ -217,14 +251,13 @@ def _images(folder: Path) -> list[Path]:
 
 def _split_flat(root: Path, seed: int, group_by: re.Pattern[str] | None) -> ImageFolder:
     labels, samples = _read_classes(root)
-    _check_class_sizes(
-        root, labels, samples, at_least=SMALLEST_CLASS if group_by is None else sum(FOLDS.values())
-    )
-    names = (
-        _split_each_class(samples, seed)
-        if group_by is None
-        else _split_by_group(root, samples, _groups(root, samples, group_by), seed)
-    )
+    least = SMALLEST_CLASS if group_by is None else sum(FOLDS.values())
+    check_class_sizes(root, labels, _tally(samples, labels), least)
+    groups = None if group_by is None else _groups(root, samples, group_by)
+    try:
+        names = deal(classes_of(samples), groups, seed=seed)
+    except DataError as error:
+        raise DataError(f"{root}: {error}") from error
     return ImageFolder(
         root,
         labels,
@@ -235,45 +268,14 @@ def _split_flat(root: Path, seed: int, group_by: re.Pattern[str] | None) -> Imag
     )
 
 
-def _split_each_class(samples: Sequence[Sample], seed: int) -> list[str]:
-    """The split of each sample: every class 6:2:2, with at least one image in each."""
-    generator = np.random.default_rng(seed)
-    classes = np.array([sample.label for sample in samples])
-    names = np.full(len(samples), "train", dtype=object)
-    for label in np.unique(classes):
-        order = generator.permutation(np.flatnonzero(classes == label))
-        held_out = max(1, round(len(order) / sum(FOLDS.values())))
-        names[order[:held_out]] = "val"
-        names[order[held_out : 2 * held_out]] = "test"
-    return names.tolist()
-
-
-def _split_by_group(root: Path, samples: Sequence[Sample], groups: Sequence[str], seed: int) -> list[str]:
-    """The split of each sample: five stratified folds of whole groups, three of them for training."""
-    from sklearn.model_selection import StratifiedGroupKFold  # type: ignore[import-untyped]  # ships no types
-
-    folds = sum(FOLDS.values())
-    if len(set(groups)) < folds:
-        raise DataError(
-            f"{root}: the names hold {len(set(groups))} groups ({_some(sorted(set(groups)))}); a 6:2:2 split "
-            f"of whole groups needs at least {folds}"
-        )
-    names = ["train"] * len(samples)
-    classes = [sample.label for sample in samples]
-    folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(classes, classes, groups)
-    for split, (_, held_out) in zip(("val", "test"), folder, strict=False):
-        for index in held_out:
-            names[index] = split
-    return names
-
-
 def _groups(root: Path, samples: Iterable[Sample], group_by: re.Pattern[str]) -> list[str]:
-    matches = [(sample.path.name, group_by.search(sample.path.name)) for sample in samples]
+    names = [sample.source.name for sample in samples]
+    matches = [(name, group_by.search(name)) for name in names]
     unmatched = [name for name, match in matches if match is None]
     if unmatched:
         raise DataError(
             f"{root}: {len(unmatched)} file names do not match the group pattern {group_by.pattern!r}: "
-            f"{_some(unmatched)}"
+            f"{some(unmatched)}"
         )
     return [match[1 if group_by.groups else 0] for _, match in matches if match is not None]
 
@@ -288,30 +290,13 @@ def _check_groups_apart(data: ImageFolder, group_by: re.Pattern[str]) -> None:
     ]
     if leaking:
         raise DataError(
-            f"{data.root}: {len(leaking)} groups are in more than one split: {_some(sorted(leaking))}"
+            f"{data.root}: {len(leaking)} groups are in more than one split: {some(sorted(leaking))}"
         )
 
 
 def _check_trainable(data: ImageFolder) -> None:
     if len(data.labels) < 2:
         raise DataError(f"{data.root}: has one class, {data.labels[0]!r}; training needs at least two")
-    _check_class_sizes(data.root, data.labels, data.split("train"), at_least=2, where="training ")
+    check_class_sizes(data.root, data.labels, _tally(data.split("train"), data.labels), 2, "training images")
     for name in data.splits:
         data.split(name)
-
-
-def _check_class_sizes(
-    root: Path, labels: Sequence[str], samples: Iterable[Sample], *, at_least: int, where: str = ""
-) -> None:
-    tally = Counter(sample.label for sample in samples)
-    small = [f"{label!r} has {tally[index]}" for index, label in enumerate(labels) if tally[index] < at_least]
-    if small:
-        raise DataError(
-            f"{root}: every class needs at least {at_least} {where}images, but {_some(small)} "
-            f"(files ending in {', '.join(sorted(SUFFIXES))} count)"
-        )
-
-
-def _some(items: Sequence[str]) -> str:
-    shown = ", ".join(items[:_NAMES_SHOWN])
-    return shown if len(items) <= _NAMES_SHOWN else f"{shown}, … {len(items) - _NAMES_SHOWN} more"

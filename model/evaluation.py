@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from ..errors import ArtefactError
 from ..images import Transform, read_image
-from .data import Sample
 from .metrics import Metrics, metrics_of
+from .samples import Sample, classes_of
 
 Predictor = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
 """Normalised images (B, 3, S, S) to logits (B, C)."""
@@ -47,7 +47,7 @@ def evaluate(
     """
     logits = []
     for batch in _batches(samples, batch_size):
-        images = np.stack([transform(read_image(sample.path)) for sample in batch])  # (B, 3, S, S)
+        images = np.stack([transform(read_image(sample.source)) for sample in batch])  # (B, 3, S, S)
         logits.append(predict(images))
         advance(len(batch))
     scores = np.concatenate(logits)  # (N, C)
@@ -55,9 +55,9 @@ def evaluate(
     if len(broken):
         raise ArtefactError(
             f"the model's logits of {len(broken)} of {len(samples)} images are not finite, the first is "
-            f"'{samples[broken[0]].path}': verify it against its checkpoint with 'mmdeploy verify'"
+            f"'{samples[int(broken[0])].source}': verify it against its checkpoint with 'mmdeploy verify'"
         )
-    return metrics_of(scores, np.array([sample.label for sample in samples]), labels)
+    return metrics_of(scores, classes_of(samples), labels)
 
 
 def _batches(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import ImageError
 from ..images import Transform, read_image
-from .data import Sample
+from .samples import Sample
 
 Pixels = npt.NDArray[np.uint8]
 Item = tuple[npt.NDArray[np.float32], int]
@@ -59,7 +59,7 @@ class Images:
         """
         if (kept := self._cache.get(index)) is not None:
             return kept
-        pixels = read_image(self.samples[index].path)
+        pixels = read_image(self.samples[index].source)
         if pixels.nbytes <= self._room:
             self._room -= pixels.nbytes
             self._cache[index] = pixels

@@ -316,7 +316,7 @@ class _Trainer:
             normalisation = config["normalisation"]
             return Transform(size, tuple(normalisation["mean"]), tuple(normalisation["std"]))
         self.folder.create()
-        mean, std = channel_statistics(images, size)
+        mean, std = data.statistics or channel_statistics(images, size)
         self.folder.write_config(
             {
                 **identity,

@@ -36,7 +36,7 @@ def numbered(folder: str, count: int, suffix: str = ".png") -> list[str]:
 
 
 def names_of(data: ImageFolder, split: str) -> list[str]:
-    return [sample.path.relative_to(data.root).as_posix() for sample in data.splits[split]]
+    return [sample.source.relative_to(data.root).as_posix() for sample in data.splits[split]]
 
 
 def test_the_authors_layout_is_read_in_order_with_sorted_classes(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from PIL import Image
 
 from msmamba.errors import ImageError
 from msmamba.images import Transform
-from msmamba.model.data import Sample
 from msmamba.model.loading import (
     Augmentation,
     Batches,
@@ -23,6 +22,7 @@ from msmamba.model.loading import (
     TrainingImages,
     channel_statistics,
 )
+from msmamba.model.samples import Sample
 
 PLAIN = Transform(32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -179,7 +179,7 @@ def test_the_cache_keeps_its_bound_and_changes_no_pixel(
     for index, pixels in enumerate(first):
         np.testing.assert_array_equal(images.read(index), pixels)
     for sample in samples:
-        sample.path.unlink()
+        sample.source.unlink()
     for index in range(kept):  # from memory
         np.testing.assert_array_equal(images.read(index), first[index])
     for index in range(kept, len(images)):
@@ -214,7 +214,7 @@ def test_a_channel_without_contrast_gets_a_deviation_of_one(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_read_is_named(samples: list[Sample], workers: int) -> None:
-    samples[5].path.write_bytes(b"\x89PNG broken")
+    samples[5].source.write_bytes(b"\x89PNG broken")
     loader = Batches(EvaluationImages(Images(samples), PLAIN), workers, batch_size=4)
     with pytest.raises(ImageError, match=r"5\.png' is truncated or corrupt|5\.png' is not a PNG") as caught:
         list(loader)

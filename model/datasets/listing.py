@@ -1,0 +1,153 @@
+"""What an importer hands over: images with class, group and published split; and how it finds them.
+
+A source is untrusted: it may be an unpacked archive of anybody's. Nothing outside of it is read, and archives
+are not unpacked here.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import DataError, some
+from ...images import SUFFIXES
+
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One image of a source."""
+
+    origin: str
+    """Path below the source, with ``/``."""
+    label: str
+    """Class name."""
+    group: str = ""
+    """What must share a split with it; empty where nothing is known."""
+    split: str = ""
+    """Where it was published in; empty where that is not known."""
+
+
+@dataclass
+class Listing:
+    """The images of a source, and what there is to say about it."""
+
+    images: list[Listed]
+    labels: tuple[str, ...]
+    """Class names, sorted; there may be classes without images."""
+    grouped_by: str = ""
+    """What the groups are: ``patient``, say."""
+    notes: list[str] = field(default_factory=list)
+    """What was passed over or decided."""
+    differences: list[str] = field(default_factory=list)
+    """From what was published."""
+    keeps_split: bool = False
+    """The published split is part of the layout, and kept without being asked for."""
+
+    def compare(self, published: Mapping[str, int]) -> None:
+        """Adds what differs from the published numbers of images of each class."""
+        found = Counter(image.label for image in self.images)
+        self.differences += [
+            f"{label}: {found[label]:,} images, published {count:,}"
+            for label, count in published.items()
+            if found[label] != count
+        ]
+
+
+def check_source(source: Path) -> Path:
+    """The folder to import from, links in its own name resolved.
+
+    Raises:
+        DataError: it is not there, or a file.
+    """
+    if not source.exists():
+        raise DataError(f"{source}: does not exist; expected the data set's folder")
+    if source.is_file():
+        if source.name.lower().endswith(_ARCHIVES):
+            raise DataError(f"{source}: is an archive: unpack it, and give the folder it makes")
+        raise DataError(f"{source}: is a file; expected the data set's folder")
+    return source.resolve()
+
+
+def files_below(source: Path) -> Iterator[tuple[str, Path]]:
+    """All files below a folder, as paths below it with ``/`` and as they are, in order.
+
+    Hidden ones and what macOS packs beside them (``__MACOSX``) are left out. Links to folders are not
+    followed.
+
+    Raises:
+        DataError: a link leads out of the folder.
+    """
+    for folder, folders, names in os.walk(source):
+        folders.sort()
+        here = Path(folder)
+        for name in list(folders):
+            if name.startswith((".", "__MACOSX")):
+                folders.remove(name)
+            elif (here / name).is_symlink():
+                _check_link(source, here / name)
+        for name in sorted(names):
+            path = here / name
+            if name.startswith("."):
+                continue
+            if path.is_symlink():
+                _check_link(source, path)
+            if path.is_file():
+                yield path.relative_to(source).as_posix(), path
+
+
+def images_below(source: Path) -> tuple[list[str], list[str]]:
+    """The images below a folder, as paths below it, and a note on what was passed over."""
+    images, others = [], Counter[str]()
+    for origin, path in files_below(source):
+        if path.suffix.lower() in SUFFIXES:
+            images.append(origin)
+        else:
+            others[path.name if path.name == "Thumbs.db" else path.suffix.lower() or "other"] += 1
+    passed = [f"{count:,} {name}" for name, count in sorted(others.items())]
+    return images, [f"files that are no images are passed over: {some(passed)}"] if passed else []
+
+
+def rows_of(path: Path, columns: Sequence[str]) -> tuple[list[dict[str, str]], int]:
+    """The rows of a csv file by column name, and how many blank ones there were.
+
+    Line ends, a byte order mark, blanks around values and columns besides the expected ones do no harm.
+
+    Raises:
+        DataError: it cannot be read, or lacks a column.
+    """
+    rows, blank = [], 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            missing = [name for name in columns if name not in header]
+            if missing:
+                raise DataError(
+                    f"{path}: has no column {some(missing)}; expected a first line {','.join(columns)}"
+                )
+            reader.fieldnames = header
+            for row in reader:
+                values = {name: (row.get(name) or "").strip() for name in columns}
+                if any(values.values()):
+                    rows.append(values)
+                else:
+                    blank += 1
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is no csv file: {error}") from error
+    return rows, blank
+
+
+def _check_link(source: Path, link: Path) -> None:
+    target = link.resolve()
+    if not target.is_relative_to(source):
+        raise DataError(
+            f"{link}: is a link to '{target}', outside of the source: put the file itself there, or remove it"
+        )

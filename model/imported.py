@@ -1,0 +1,336 @@
+"""A data set on disk as `mmdeploy data import` leaves it: what its files say, read and checked.
+
+It holds::
+
+    dataset.json              the manifest: classes, splits, groups, channel statistics, origin, checksums
+    index.csv                 one line for each image: split, class, group, file, size, checksum, origin
+    {train,val,test}/<class>/ the images, where they are files: the authors' layout, readable by anything
+
+or, where the images are hundreds of thousands of small ones, in place of the last two::
+
+    index.npy                 (N,) of `STACK_ROW`: split, class, stack and row of each image
+    *.npy                     the stacks: (N, H, W) or (N, H, W, 3) uint8
+
+Nothing in it is executed or unpickled, and a path that leads out of the folder is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+from ..files import sha256_of
+from .samples import FileSamples, Samples, StackedSamples
+from .splitting import SPLITS
+
+FORMAT = 1
+MANIFEST, INDEX, STACK_INDEX = "dataset.json", "index.csv", "index.npy"
+
+STACK_ROW = np.dtype([("split", "u1"), ("class", "u2"), ("stack", "u1"), ("row", "u4")])
+"""One image of a stack: index of its split in `SPLITS`, of its class, of its stack, and its place there."""
+
+Channels = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One image file. The fields are the columns of the index."""
+
+    split: str
+    label: str
+    """Class name."""
+    group: str
+    """What it shares a split with, such as a patient; empty where nothing is known."""
+    file: str
+    """Path in the data set, with ``/``."""
+    size: int
+    """Bytes."""
+    sha256: str
+    width: int
+    height: int
+    """Pixels, as the image is read."""
+    origin: str
+    """Path in the folder that it was imported from."""
+
+
+@dataclass(frozen=True)
+class DataManifest:
+    """What a data set is and where it comes from."""
+
+    kind: str
+    """The importer that read it."""
+    source: str
+    labels: tuple[str, ...]
+    """Class names; a class's index is its place here."""
+    counts: dict[str, dict[str, int]]
+    """Images by split and class name."""
+    grouped_by: str
+    """What keeps images together: ``patient``, say; empty where nothing is known of them."""
+    groups: dict[str, int]
+    """Groups by split; empty where nothing is known of them."""
+    split: str
+    """How the images were dealt, in words."""
+    seed: int
+    mean: Channels
+    std: Channels
+    """Of values in [0, 1] over the training images at their own size, every image weighing the same."""
+    stored: str
+    """``links``, ``copies`` or ``stack``."""
+    stacks: tuple[str, ...] = ()
+    """The files that hold the images, where they are stacks, in the order of the index's numbers."""
+    differences: tuple[str, ...] = ()
+    """From what was published; empty when all counts agree or none are known."""
+    notes: tuple[str, ...] = ()
+    """What was passed over or decided while reading."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Images that could not be read, with the reason."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the index and the stacks; the index has those of the images."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """JSON, one value a line."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, name: str) -> DataManifest:
+        """The inverse of `to_json`.
+
+        Raises:
+            DataError: it is something else, or of a newer version.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            version = values.pop("format")
+            if not isinstance(version, int) or version > FORMAT:
+                raise DataError(
+                    f"{name}: has format {version!r}, this version reads up to {FORMAT}: "
+                    "install a newer msmamba"
+                )
+            known = {each.name for each in fields(cls)}
+            given: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in values.items()
+                if key in known
+            }
+            manifest = cls(**given)
+            manifest._check()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{name}: is not the manifest of an imported data set ({error!r}): import it again"
+            ) from error
+        return manifest
+
+    def _check(self) -> None:
+        names = (*self.labels, *self.stacks, self.split, self.grouped_by)
+        if not self.labels or not all(isinstance(name, str) for name in names):
+            raise TypeError("labels")
+        for values, least in ((self.mean, -1e-12), (self.std, 1e-12)):
+            red, green, blue = values
+            if not all(isinstance(value, float) and value > least for value in (red, green, blue)):
+                raise TypeError("mean or std")
+
+    @property
+    def in_files(self) -> bool:
+        """Whether each image is a file of its own."""
+        return not self.stacks
+
+    def to_text(self) -> str:
+        """A table of the splits, and what was decided."""
+        rows = {"images": [sum(counts.values()) for counts in self.counts.values()]}
+        if self.groups:
+            rows[f"{self.grouped_by}s" if self.grouped_by.isalpha() else "groups"] = [*self.groups.values()]
+        for label in self.labels:
+            rows[label] = [counts[label] for counts in self.counts.values()]
+        width = max(map(len, rows))
+        lines = [" " * width + "".join(f"{name:>10}" for name in (*self.counts, "all"))]
+        lines += [
+            f"{name:{width}}" + "".join(f"{value:>10,}" for value in (*values, sum(values)))
+            for name, values in rows.items()
+        ]
+        mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (self.mean, self.std))
+        lines += [
+            "",
+            f"split     {self.split}",
+            f"channels  mean {mean}, std {std}",
+            f"stored    as {'a stack' if self.stacks else self.stored}",
+            *(f"note      {note}" for note in self.notes),
+        ]
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A data set that was read."""
+
+    manifest: DataManifest
+    splits: dict[str, Samples]
+    groups: dict[str, tuple[str, ...]]
+    """The group of each sample, by split; empty where nothing is known of them."""
+
+
+def is_imported(root: Path) -> bool:
+    """Whether a folder was written by an import."""
+    return (root / MANIFEST).is_file()
+
+
+def read_manifest(root: Path) -> DataManifest:
+    """The manifest of an imported data set.
+
+    Raises:
+        DataError: it cannot be read or used.
+    """
+    path = root / MANIFEST
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return DataManifest.from_json(text, str(path))
+
+
+def read_imported(root: Path) -> Imported:
+    """An imported data set, of which no image is opened.
+
+    Raises:
+        DataError: the manifest or the index is missing, changed or of a newer version.
+    """
+    manifest = read_manifest(root)
+    index = INDEX if manifest.in_files else STACK_INDEX
+    try:
+        digest = sha256_of(root / index)
+    except OSError as error:
+        raise DataError(f"{root / index}: cannot be read: {error.strerror}") from error
+    if digest != manifest.files.get(index):
+        raise DataError(f"{root / index}: is not the one that was written by the import: import it again")
+    if manifest.in_files:
+        return _read_files(root, manifest)
+    return Imported(manifest, _read_stacks(root, manifest), {})
+
+
+def read_index(root: Path) -> Iterator[IndexRow]:
+    """The lines of the index of image files.
+
+    Raises:
+        DataError: a line makes no sense, or names a file outside of the data set.
+    """
+    path = root / INDEX
+    # Names of files are bytes: surrogates carry those that are no UTF-8.
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for values in reader:
+                row = IndexRow(
+                    values["split"],
+                    values["label"],
+                    values["group"],
+                    values["file"],
+                    int(values["size"]),
+                    values["sha256"],
+                    int(values["width"]),
+                    int(values["height"]),
+                    values["origin"],
+                )
+                _check_inside(path, row.file)
+                yield row
+        except (csv.Error, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: line {reader.line_num} makes no sense ({error!r}): import it again"
+            ) from error
+
+
+def index_of(rows: Sequence[IndexRow]) -> bytes:
+    """The index of image files, as a file's content."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(each.name for each in fields(IndexRow))
+    writer.writerows(vars(row).values() for row in rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def check_contents(
+    root: Path, advance: Callable[[int, int], None] = lambda done, files: None
+) -> tuple[DataManifest, dict[str, str]]:
+    """Compares every file of an imported data set with its checksum.
+
+    Args:
+        root: the data set.
+        advance: called with the files done and all files.
+
+    Returns:
+        The manifest, and what is wrong with which file.
+
+    Raises:
+        DataError: the manifest or the index cannot be used.
+    """
+    manifest = read_imported(root).manifest
+    expected = {name: digest for name, digest in manifest.files.items() if name not in (INDEX, STACK_INDEX)}
+    if manifest.in_files:
+        expected |= {row.file: row.sha256 for row in read_index(root)}
+    wrong = {}
+    for done, (name, digest) in enumerate(expected.items(), start=1):
+        try:
+            if sha256_of(root / name) != digest:
+                wrong[name] = "has changed"
+        except OSError as error:
+            wrong[name] = (error.strerror or str(error)).lower()
+        advance(done, len(expected))
+    return manifest, wrong
+
+
+def _read_files(root: Path, manifest: DataManifest) -> Imported:
+    names: dict[str, list[str]] = {}
+    classes: dict[str, list[int]] = {}
+    groups: dict[str, list[str]] = {}
+    position = {label: number for number, label in enumerate(manifest.labels)}
+    for row in read_index(root):
+        if row.split not in SPLITS or row.label not in position:
+            raise DataError(f"{root / INDEX}: {row.file!r} is of no split or class of the manifest")
+        names.setdefault(row.split, []).append(row.file)
+        classes.setdefault(row.split, []).append(position[row.label])
+        groups.setdefault(row.split, []).append(row.group)
+    present = [split for split in SPLITS if split in names]
+    return Imported(
+        manifest,
+        {split: FileSamples(root, names[split], classes[split]) for split in present},
+        {split: tuple(groups[split]) for split in present} if manifest.grouped_by else {},
+    )
+
+
+def _read_stacks(root: Path, manifest: DataManifest) -> dict[str, Samples]:
+    path = root / STACK_INDEX
+    try:
+        index: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {error}: import it again") from error
+    if index.dtype != STACK_ROW or index.ndim != 1:
+        raise DataError(f"{path}: holds {index.dtype}, expected {STACK_ROW}: import it again")
+    for name in manifest.stacks:
+        _check_inside(path, name)
+    stacks = [root / name for name in manifest.stacks]
+    if len(index) and (
+        index["stack"].max() >= len(stacks)
+        or index["class"].max() >= len(manifest.labels)
+        or index["split"].max() >= len(SPLITS)
+    ):
+        raise DataError(f"{path}: names a stack, class or split that the manifest has not: import it again")
+    rows = {split: index[index["split"] == number] for number, split in enumerate(SPLITS)}
+    return {
+        split: StackedSamples(stacks, found["stack"], found["row"], found["class"])
+        for split, found in rows.items()
+        if len(found)
+    }
+
+
+def _check_inside(index: Path, name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise DataError(f"{index}: {name!r} leads out of the data set: expected a path below its folder")

@@ -1,0 +1,152 @@
+"""Dealing images to training, validation and test: stratified, seeded, and never a group to two splits.
+
+A group is what must stay together: the cells of a patient, the regions of a slide, copies of one file.
+
+Dims: N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError, some
+from ..images import SUFFIXES
+
+SPLITS = ("train", "val", "test")
+FOLDS = {"train": 3, "val": 1, "test": 1}
+"""Fifths that go to each split: 6:2:2."""
+SMALLEST_CLASS = 4
+"""Images that a class needs: two to train on, one to validate with, one to test with."""
+
+Names = npt.NDArray[np.object_]
+
+
+def deal(
+    classes: npt.NDArray[np.integer],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    seed: int = 0,
+    folds: Mapping[str, int] | None = None,
+) -> Names:
+    """The split of each image.
+
+    Args:
+        classes: (N,) class indices.
+        groups: (N,) what stays together; None deals every image for itself.
+        seed: of the order.
+        folds: shares of the splits, the first of which gets what is left over; 6:2:2 by default.
+
+    Returns:
+        (N,) names of splits.
+
+    Raises:
+        DataError: too few groups for the shares.
+    """
+    folds = folds or FOLDS
+    if groups is None:
+        return _deal_images(classes, seed, folds)
+    distinct, members = np.unique(np.asarray(groups), return_inverse=True)
+    if len(distinct) == len(classes):
+        return _deal_images(classes, seed, folds)
+    if len(distinct) < (count := sum(folds.values())):
+        ratio = ":".join(str(2 * share) for share in folds.values())
+        raise DataError(
+            f"there are {len(distinct)} groups ({', '.join(map(str, distinct))}); a {ratio} split of whole "
+            f"groups needs at least {count}"
+        )
+    return _deal_groups(classes, members, seed, folds)
+
+
+def joined(groups: Sequence[Hashable], copies: Sequence[Hashable]) -> npt.NDArray[np.int64]:
+    """Groups merged where an image of one is a copy of an image of another.
+
+    Args:
+        groups: (N,) what stays together.
+        copies: (N,) content of the images, equal for equal ones.
+
+    Returns:
+        (N,) numbers of the merged groups.
+    """
+    from scipy.sparse import coo_matrix  # type: ignore[import-untyped]  # ships no types
+    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+
+    group, content = _numbered(groups), _numbered(copies)
+    ends = int(group.max(initial=-1)) + 1
+    size = ends + int(content.max(initial=-1)) + 1
+    edges = coo_matrix((np.ones(len(group)), (group, content + ends)), shape=(size, size))
+    component: npt.NDArray[np.int64] = connected_components(edges, directed=False)[1].astype(np.int64)
+    return component[group]
+
+
+def shared_groups(groups: Sequence[Hashable], names: Names) -> dict[Hashable, list[str]]:
+    """The groups that are in more than one split, with those splits, in the order of the groups."""
+    found: dict[Hashable, set[str]] = {}
+    for group, name in zip(groups, names, strict=True):
+        found.setdefault(group, set()).add(name)
+    return {group: sorted(splits) for group, splits in found.items() if len(splits) > 1}
+
+
+def check_class_sizes(
+    root: Path, labels: Sequence[str], counts: Sequence[int], at_least: int, what: str = "images"
+) -> None:
+    """Refuses classes that are too small to be split or trained on.
+
+    Args:
+        root: the data, for the message.
+        labels: class names.
+        counts: images of each class.
+        at_least: images that each class needs.
+        what: the images that are counted.
+
+    Raises:
+        DataError: classes have fewer; all of them are named.
+    """
+    small = [
+        f"{label!r} has {count}" for label, count in zip(labels, counts, strict=True) if count < at_least
+    ]
+    if small:
+        raise DataError(
+            f"{root}: every class needs at least {at_least} {what}, but {some(small)} "
+            f"(files ending in {', '.join(sorted(SUFFIXES))} count)"
+        )
+
+
+def _numbered(values: Sequence[Hashable]) -> npt.NDArray[np.int64]:
+    """The values as numbers in the order of their first appearance."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
+
+
+def _deal_images(classes: npt.NDArray[np.integer], seed: int, folds: Mapping[str, int]) -> Names:
+    """Every class by its shares, with at least one image in each split that is held out."""
+    generator = np.random.default_rng(seed)
+    first, *held_out = folds
+    names = np.full(len(classes), first, dtype=object)
+    for label in np.unique(classes):
+        order = generator.permutation(np.flatnonzero(classes == label))
+        start = 0
+        for split in held_out:
+            size = max(1, round(len(order) * folds[split] / sum(folds.values())))
+            names[order[start : start + size]] = split
+            start += size
+    return names
+
+
+def _deal_groups(
+    classes: npt.NDArray[np.integer], members: npt.NDArray[np.integer], seed: int, folds: Mapping[str, int]
+) -> Names:
+    """Stratified folds of whole groups, one for each share."""
+    from sklearn.model_selection import StratifiedGroupKFold  # type: ignore[import-untyped]  # ships no types
+
+    first = next(iter(folds))
+    names = np.full(len(classes), first, dtype=object)
+    folder = StratifiedGroupKFold(sum(folds.values()), shuffle=True, random_state=seed)
+    dealt = folder.split(classes, classes, members)
+    shares = [split for split in folds if split != first for _ in range(folds[split])]
+    for split, (_, held_out) in zip(shares, dealt, strict=False):
+        names[held_out] = split
+    return names
