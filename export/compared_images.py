@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..model.data import match_labels, read_evaluation_folder
+from ..model.samples import Source
 from ..runtime.infer import find_images
 
 
@@ -21,7 +22,7 @@ from ..runtime.infer import find_images
 class ComparedImages:
     """What is compared."""
 
-    paths: list[Path]
+    sources: list[Source]
     truth: npt.NDArray[np.int64] | None = None
     """(N,), class indices by the model's labels."""
     split: str = ""
@@ -52,13 +53,13 @@ def images_to_compare(
                 f"{' and '.join(asked)} need labelled images, and {images.unlabelled}: give one folder "
                 "DATA/<class>/* or DATA/{train,val,test}/<class>/*"
             )
-        images = replace(images, paths=find_images(data))
-    if not images.paths:
+        images = replace(images, sources=[*find_images(data)])
+    if not images.sources:
         raise DataError(f"no images in {', '.join(str(item) for item in data)}")
-    if limit is not None and len(images.paths) > limit:
-        kept = spread(len(images.paths), limit)
+    if limit is not None and len(images.sources) > limit:
+        kept = spread(len(images.sources), limit)
         truth = None if images.truth is None else images.truth[kept]
-        images = replace(images, paths=[images.paths[i] for i in kept], truth=truth)
+        images = replace(images, sources=[images.sources[i] for i in kept], truth=truth)
     return images
 
 
@@ -82,7 +83,7 @@ def _labelled(
             unlabelled=f"none of the folders in {data[0]} is a class of the model ({', '.join(labels)})",
         )
     ((name, samples),) = match_labels(folder, labels).splits.items()
-    return ComparedImages([each.path for each in samples], np.array([each.label for each in samples]), name)
+    return ComparedImages([each.source for each in samples], np.array([each.label for each in samples]), name)
 
 
 def spread(count: int, most: int) -> list[int]:

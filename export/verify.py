@@ -37,6 +37,7 @@ from ..files import sha256_of, write_atomically
 from ..images import Transform, read_image
 from ..model.checkpoint import load_checkpoint
 from ..model.network import HybridBlock, MicroscopicMamba, channel_shuffle, channels_last
+from ..model.samples import Source
 from ..runtime import Manifest, open_session
 from ..runtime.artefact import is_checkpoint
 from .bundle import MANIFEST_FILE, MODEL_FILE, PARITY_FILE
@@ -250,19 +251,19 @@ def verify(
             default.max_auc_drop if max_auc_drop is None else max_auc_drop,
             default.max_flips if max_flips is None else max_flips,
         )
-        allowed_flips = decision_bar.max_flips.allowed(len(images.paths))
+        allowed_flips = decision_bar.max_flips.allowed(len(images.sources))
         report("opening the reference")
         with _opened_reference(reference, manifest, str(artefact)) as opened:
             network = opened.network
-            report(f"comparing {len(images.paths)} images")
+            report(f"comparing {len(images.sources)} images")
             runs: list[Run] = [opened.run, session.run]
             if network is not None and precision == "fp16":
                 runs.append(_run_of(_rounded_to_half(network), half=True))
-            expected, found, *rounded = _answers(runs, images.paths, manifest.transform, batch_size, report)
+            expected, found, *rounded = _answers(runs, images.sources, manifest.transform, batch_size, report)
         own = None
         if network is not None and precision != "int8":
             report("measuring the network's own error")
-            probed = [images.paths[i] for i in spread(len(images.paths), PROBED_IMAGES)]
+            probed = [images.sources[i] for i in spread(len(images.sources), PROBED_IMAGES)]
             own = OwnError.of(network, _inputs(probed, manifest.transform), precision)
             if rounded:  # on every image, not only those that float64 was computed for
                 own = replace(own, logits=max(own.logits, float(np.abs(rounded[0] - expected).max())))
@@ -270,7 +271,7 @@ def verify(
             compare(
                 expected,
                 found,
-                images=[str(path) for path in images.paths],
+                images=[str(source) for source in images.sources],
                 labels=manifest.labels,
                 bar=_bar(own, max_error, allowed_flips, precision),
                 precision=precision,
@@ -287,7 +288,7 @@ def verify(
         parity = _with_decision(parity, expected, found, images, manifest.labels, decision_bar)
     if not parity.passed and network is not None and own is not None:
         report("looking for the first module that departs")
-        worst = next(path for path in images.paths if str(path) == parity.worst_image)
+        worst = next(source for source in images.sources if str(source) == parity.worst_image)
         model_file = Path(artefact) / MODEL_FILE if Path(artefact).is_dir() else Path(artefact)
         departure = first_departure(model_file, network, _inputs([worst], manifest.transform), own)
         parity = replace(parity, departure=departure)
@@ -351,7 +352,7 @@ def _with_decision(
     broken = int((~np.isfinite(found).all(axis=1)).sum())
     if broken:
         return replace(parity, no_decision=f"the logits of {broken} images are not finite")
-    names = [str(path) for path in images.paths]
+    names = [str(source) for source in images.sources]
     return replace(
         parity, decision=decide(expected, found, images.truth, labels=labels, images=names, bar=bar)
     )
@@ -601,14 +602,14 @@ def _check_same_checkpoint(manifest: Manifest, sha256: str, artefact: str, refer
         )
 
 
-def _inputs(paths: Sequence[Path], transform: Transform) -> npt.NDArray[np.float32]:
+def _inputs(sources: Sequence[Source], transform: Transform) -> npt.NDArray[np.float32]:
     """(B, 3, S, S)."""
-    return np.stack([transform(read_image(path)) for path in paths])
+    return np.stack([transform(read_image(source)) for source in sources])
 
 
 def _answers(
     runs: Sequence[Run],
-    paths: Sequence[Path],
+    sources: Sequence[Source],
     transform: Transform,
     batch_size: int,
     report: Callable[[str], None],
@@ -620,11 +621,11 @@ def _answers(
     """
     logits: list[list[npt.NDArray[np.float32]]] = [[] for _ in runs]
     unreadable: list[ImageError] = []
-    for start in range(0, len(paths), batch_size):
+    for start in range(0, len(sources), batch_size):
         batch = []
-        for path in paths[start : start + batch_size]:
+        for source in sources[start : start + batch_size]:
             try:
-                batch.append(transform(read_image(path)))
+                batch.append(transform(read_image(source)))
             except ImageError as error:
                 unreadable.append(error)
         if unreadable:
@@ -632,13 +633,13 @@ def _answers(
         images = np.stack(batch)
         for run, answers in zip(runs, logits, strict=True):
             answers.append(run(images))
-        report(f"compared {min(start + batch_size, len(paths))} of {len(paths)} images")
+        report(f"compared {min(start + batch_size, len(sources))} of {len(sources)} images")
     if len(unreadable) == 1:
         raise unreadable[0]
     if unreadable:
         more = f"; and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
         raise ImageError(
-            f"{len(unreadable)} of {len(paths)} images cannot be used: "
+            f"{len(unreadable)} of {len(sources)} images cannot be used: "
             f"{'; '.join(map(str, unreadable[:NAMED]))}{more}"
         )
     return [np.concatenate(answers) for answers in logits]
