@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import onnx
-import onnx.inliner
 import onnxscript.optimizer
 import torch
 from onnx import ModelProto, NodeProto
@@ -29,7 +28,6 @@ from torch import Tensor
 
 from ..errors import ExportError
 from ..model.network import MicroscopicMamba
-from ..plugins.hybrid_block import OPERATORS as BLOCK_OPERATORS
 from ..plugins.hybrid_block.onnx_functions import block_functions
 from ..plugins.selective_scan.onnx_function import (
     DOMAIN,
@@ -40,8 +38,8 @@ from ..plugins.selective_scan.onnx_function import (
     scan_schema,
 )
 from .inference_form import InferenceForm
+from .inlining import INPUT, OUTPUT, inlined_model
 
-INPUT, OUTPUT = "image", "logits"
 DEFAULT_OPSET = 20
 """The exporter's own version, and the newest that TensorRT 10.3 (JetPack 6) reads."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -96,11 +94,7 @@ def flat_model(model: ModelProto) -> ModelProto:
     Shapes are folded to constants, and a value that stood inside node ``module/operator`` is named
     ``module/operator/value``.
     """
-    named = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in BLOCK_OPERATORS]
-    flat: ModelProto = onnx.inliner.inline_selected_functions(
-        model, [(DOMAIN, name) for name in BLOCK_OPERATORS]
-    )
-    _name_after_callers(flat, [node.name for node in named])
+    flat = inlined_model(model)
     # Set aside, or the optimiser would write the scan's function out as well.
     functions = list(flat.functions)
     del flat.functions[:]
@@ -197,21 +191,6 @@ def _name_after_modules(model: ModelProto) -> None:
             names_of[:] = [renamed.get(value, value) for value in names_of]
     for value in model.graph.value_info:
         value.name = renamed.get(value.name, value.name)
-
-
-def _name_after_callers(flat: ModelProto, callers: list[str]) -> None:
-    """Turns the inliner's ``value__7`` into the seventh caller's ``module/operator/value``, nodes alike."""
-    outside = {value.name for value in (*flat.graph.input, *flat.graph.output, *flat.graph.initializer)}
-    renamed: dict[str, str] = {}
-    for node in flat.graph.node:
-        for value in node.output:
-            stem, _, number = value.rpartition("__")
-            if stem and number.isdigit() and value not in outside:
-                renamed[value] = f"{callers[int(number) - 1]}/{stem}"
-    for node in flat.graph.node:
-        for names in (node.input, node.output):
-            names[:] = [renamed.get(value, value) for value in names]
-        node.name = node.name or f"{node.output[0]}/{node.op_type}"
 
 
 def _drop_tracing_notes(model: ModelProto) -> None:

@@ -1,7 +1,6 @@
-"""The few CUDA driver calls of the scan: load the kernels' machine code, launch them on a stream.
+"""The CUDA driver calls of the scan: load the kernels' machine code, launch them on a stream.
 
-Everything goes through ``cuda-bindings``. A launch allocates no device memory and synchronises nothing,
-so it may be captured in a CUDA graph.
+A launch allocates no device memory and synchronises nothing, so it may be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -12,59 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import BackendError
+from .. import cuda_driver
+from ..cuda_driver import checked
 from .gpu_launch import KERNEL_POINTERS, POINTER_ALIGNMENT, LaunchPlan
 from .gpu_package import CompiledKernel, KernelPackage
 
 _LOADED: dict[tuple[int, str], LoadedKernels] = {}
-"""Kernels by CUDA context and machine code: an engine's layers share them, as long as the context lives."""
-
-
-def _driver() -> Any:
-    """The module ``cuda.bindings.driver``.
-
-    Raises:
-        BackendError: It is not installed.
-    """
-    try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise BackendError(
-            f"the scan kernels are launched through cuda-bindings, which does not import ({error}): "
-            "pip install cuda-bindings, of the CUDA version that this machine's driver supports"
-        ) from error
-    return driver
-
-
-def _checked(result: tuple[Any, ...], call: str) -> Any:
-    """The value of a driver call, or its error raised.
-
-    Raises:
-        BackendError: The call failed.
-    """
-    status, *values = result
-    if status.value:
-        raise BackendError(f"CUDA driver call {call} failed: {status.name}")
-    return values[0] if values else None
-
-
-def current_device() -> tuple[int, int]:
-    """Compute capability (``10 * major + minor``) and number of multiprocessors of the current device.
-
-    Raises:
-        BackendError: There is no current CUDA context, or a driver call failed.
-    """
-    driver = _driver()
-    device = _checked(driver.cuCtxGetDevice(), "cuCtxGetDevice")
-    attribute = driver.CUdevice_attribute
-    major, minor, multiprocessors = (
-        _checked(driver.cuDeviceGetAttribute(name, device), "cuDeviceGetAttribute")
-        for name in (
-            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-            attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
-        )
-    )
-    return 10 * major + minor, multiprocessors
+"""Kernels by CUDA context's id and machine code: an engine's layers share them, as long as the context lives."""
 
 
 class LoadedKernels:
@@ -79,14 +32,15 @@ class LoadedKernels:
         Raises:
             BackendError: The package holds none for this device, or the driver refuses them.
         """
-        driver = _driver()
-        self.compute_capability, self.multiprocessors = current_device()
+        library = cuda_driver.driver()
+        device = cuda_driver.current_device()
+        self.compute_capability, self.multiprocessors = device.compute_capability, device.multiprocessors
         self._functions: dict[str, tuple[CompiledKernel, Any]] = {}
         for name, kernel in package.for_device(self.compute_capability).items():
             call = "cuModuleLoadData (where the driver is older than the kernels, update it)"
-            module = _checked(driver.cuModuleLoadData(kernel.cubin), call)
-            function = _checked(
-                driver.cuModuleGetFunction(module, kernel.name.encode()), "cuModuleGetFunction"
+            module = checked(library.cuModuleLoadData(kernel.cubin), call)
+            function = checked(
+                library.cuModuleGetFunction(module, kernel.name.encode()), "cuModuleGetFunction"
             )
             self._functions[name] = (kernel, function)
 
@@ -97,11 +51,8 @@ class LoadedKernels:
         Raises:
             BackendError: There is no context, no kernel for this device, or the driver refuses them.
         """
-        try:
-            context = int(_checked(_driver().cuCtxGetCurrent(), "cuCtxGetCurrent"))
-        except RuntimeError as error:  # what cuda-bindings raises where libcuda is missing
-            raise BackendError(f"no NVIDIA driver on this machine: {error}") from error
-        key = (context, hashlib.sha256(package.to_bytes()).hexdigest())
+        # Not its handle, which a later context may have too.
+        key = (cuda_driver.current_context_id(), hashlib.sha256(package.to_bytes()).hexdigest())
         if key not in _LOADED:
             _LOADED[key] = cls(package)
         return _LOADED[key]
@@ -124,7 +75,7 @@ class LoadedKernels:
                 raise BackendError(
                     f"the scan's {name} lies at {address:#x}, expected a multiple of {POINTER_ALIGNMENT}"
                 )
-        driver = _driver()
+        library = cuda_driver.driver()
         for launch in plan.launches:
             kernel, function = self._functions[launch.kernel]
             pointers = [addresses[name] for name in KERNEL_POINTERS[launch.kernel]]
@@ -132,8 +83,8 @@ class LoadedKernels:
             slots = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
             block = (kernel.threads, 1, 1)
             arguments = (kernel.shared_bytes, stream, ctypes.addressof(slots), 0)
-            _checked(
-                driver.cuLaunchKernel(function, *launch.grid, *block, *arguments),
+            checked(
+                library.cuLaunchKernel(function, *launch.grid, *block, *arguments),
                 f"cuLaunchKernel({launch.kernel})",
             )
 

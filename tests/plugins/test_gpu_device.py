@@ -11,7 +11,8 @@ import pytest
 from gpu_cases import ARGUMENTS, STATES, ScanCase, truth
 from numpy.typing import NDArray
 
-from msmamba.plugins.selective_scan.gpu_driver import LoadedKernels, current_device
+from msmamba.plugins.cuda_driver import current_device
+from msmamba.plugins.selective_scan.gpu_driver import LoadedKernels
 from msmamba.plugins.selective_scan.gpu_launch import (
     ScanShape,
     block_shape,
@@ -87,7 +88,8 @@ def test_the_driver_launch_agrees_with_the_reference(
     device: Device, case: ScanCase, element_type: str, chunks: int | None
 ) -> None:
     inputs = ScanCase(case.batch, case.height, case.width, case.channels, element_type).inputs()
-    compute_capability, multiprocessors = current_device()
+    found = current_device()
+    compute_capability, multiprocessors = found.compute_capability, found.multiprocessors
     kernels = LoadedKernels.of(compile_package(element_type, STATES, (compute_capability,)))
     shape = ScanShape(case.batch, case.height, case.width, case.channels, STATES)
     block = block_shape(compute_capability)

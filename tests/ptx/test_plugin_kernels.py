@@ -20,6 +20,7 @@ from gpu_cases import ARGUMENTS, STATES, ScanCase, truth
 from numpy.typing import NDArray
 
 from msmamba.errors import BackendError
+from msmamba.plugins import cuda_driver
 from msmamba.plugins.selective_scan import gpu_driver, tensorrt_plugin, triton_scan
 from msmamba.plugins.selective_scan.gpu_launch import BLOCK_SHAPES
 from msmamba.plugins.tensorrt_library import import_tensorrt, link_parser_library
@@ -54,8 +55,14 @@ class EmulatedDriver:
     def cuCtxGetCurrent(self) -> tuple[Any, ...]:
         return self._answer("cuCtxGetCurrent", id(self))
 
+    def cuCtxGetId(self, context: int) -> tuple[Any, ...]:
+        return self._answer("cuCtxGetId", context)
+
     def cuCtxGetDevice(self) -> tuple[Any, ...]:
         return self._answer("cuCtxGetDevice", 0)
+
+    def cuDeviceGetName(self, length: int, device: int) -> tuple[Any, ...]:
+        return self._answer("cuDeviceGetName", b"emulated".ljust(length, b"\0"))
 
     def cuDeviceGetAttribute(self, name: str, device: int) -> tuple[Any, ...]:
         return self._answer("cuDeviceGetAttribute", self.attributes[name])
@@ -125,7 +132,7 @@ def plugin_scan(trt: Any, ptx_cache: Path, monkeypatch: pytest.MonkeyPatch) -> P
             compiled = triton_scan.compile_kernel(name, case.element_type, STATES, compute_capability)
             driver.ptx[compiled.asm["cubin"]] = compiled.asm["ptx"]
         driver.order, driver.ulps = order, ulps
-        monkeypatch.setattr(gpu_driver, "_driver", lambda: driver)
+        monkeypatch.setattr(cuda_driver, "driver", lambda: driver)
         monkeypatch.setattr(gpu_driver, "_LOADED", {})
 
         package = triton_scan.compile_package(case.element_type, STATES, (compute_capability,))
@@ -230,7 +237,7 @@ def test_kernels_for_another_gpu_are_refused_before_anything_is_loaded(
     ptx_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = EmulatedDriver(90, 1, ptx_cache)
-    monkeypatch.setattr(gpu_driver, "_driver", lambda: driver)
+    monkeypatch.setattr(cuda_driver, "driver", lambda: driver)
     package = triton_scan.compile_package("float16", STATES, (87,))
     with pytest.raises(BackendError, match=r"for compute capability 8\.7; this device has 9\.0.*--sm 9\.0"):
         gpu_driver.LoadedKernels(package)
