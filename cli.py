@@ -7,6 +7,7 @@ The library is imported inside the commands, so that ``--help`` and ``--version`
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -245,7 +246,7 @@ def evaluate(
 
 
 @mmdeploy.command()
-@click.argument("checkpoint")
+@click.argument("source")
 @click.option("-o", "--output", required=True, metavar="BUNDLE", help="The folder to write.")
 @click.option("--fp16", is_flag=True, help="Compute in float16 wherever accuracy allows.")
 @click.option("--size", "image_size", type=click.IntRange(32), help="Side of the square input, in pixels.")
@@ -259,38 +260,84 @@ def evaluate(
     "--batches", type=int, nargs=3, metavar="LEAST USUAL MOST", help="Of an engine. [default: 1 1 16]"
 )
 @click.option("--plugin/--no-plugin", default=True, help="The scan as a plugin in engines, or as a loop.")
+@click.option("--version-compatible", is_flag=True, help="Let later versions of tensorrt run the engine.")
+@click.option(
+    "--hardware-compatibility",
+    type=click.Choice(["none", "ampere-plus", "same-compute-capability"]),
+    default="none",
+    help="Let other GPUs run a tensorrt engine.",
+)
+@click.option(
+    "--timing-cache", type=click.Path(path_type=Path, dir_okay=False), help="Of tensorrt; made or extended."
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def export(
-    checkpoint: str, output: str, fp16: bool, labels: str | None, sm: str, force: bool, **chosen: Any
+    source: str, output: str, fp16: bool, labels: str | None, sm: str, force: bool, **chosen: Any
 ) -> None:
-    """Export CHECKPOINT (safetensors, or the authors' .pth) as a bundle.
+    """Export SOURCE as a bundle: a checkpoint (safetensors, or the authors' .pth), or a bundle.
 
     Labels, channel statistics and image size come from the checkpoint; give them where it does not say. An
-    engine for another --target is built beside the ONNX file; no GPU is needed for tensorrt-rtx.
+    engine for another --target is built beside the ONNX file; no GPU is needed for tensorrt-rtx. From a
+    bundle, the engine is built without PyTorch, in the precision that the bundle has.
     """
+    given = _given(chosen)
+    compute_capabilities = [text.strip() for text in sm.split(",") if text.strip()]
+    if _is_artefact(source):
+        _add_engine(source, output, compute_capabilities, force, {"fp16": fp16, "labels": labels, **given})
+        return
     from .export.bundle import ExportOptions, export_bundle
 
     options = ExportOptions(
         precision="fp16" if fp16 else "fp32",
         labels=_names(labels) if labels else None,
-        compute_capabilities=[text.strip() for text in sm.split(",") if text.strip()],
-        **_given(chosen),
+        compute_capabilities=compute_capabilities,
+        **given,
     )
     with _steps() as report:
-        result = export_bundle(checkpoint, output, options, force=force, report=report)
+        result = export_bundle(source, output, options, force=force, report=report)
     nodes = ", ".join(f"{count} {kind}" for kind, count in result.proof.nodes.items())
     click.echo(
         f"{result.path}: {result.bytes / 1e6:.1f} MB, {result.nodes} nodes ({nodes}), {result.scans} scans"
     )
     if result.engine is not None:
-        layers = ", ".join(f"{count} {kind}" for kind, count in result.engine.proof.layers.items())
-        click.echo(
-            f"  engine for {sm}: {len(result.engine.plan) / 1e6:.1f} MB in {result.engine.build_s:.1f} s, "
-            f"{len(result.engine.proof.plugins)} plugin layers, layers by type: {layers}"
-        )
+        click.echo(f"  {result.engine.summary}")
     for reason in sorted(set(result.proof.float32_nodes.values())):
         count = sum(reason == other for other in result.proof.float32_nodes.values())
         click.echo(f"  {count} nodes: {reason}")
+    if result.kernels_bytes:
+        click.echo(f"  {result.kernels_bytes / 1e3:.0f} kB of kernels, to build engines from without Triton")
+    else:
+        click.echo("  no kernels to build engines from: triton is not installed here")
+
+
+def _is_artefact(source: str) -> bool:
+    """Whether a path holds something exported, rather than a checkpoint."""
+    from .runtime.artefact import is_checkpoint
+
+    path = Path(source)
+    return path.is_dir() or (path.is_file() and path.stat().st_size > 0 and not is_checkpoint(path))
+
+
+def _add_engine(
+    source: str, output: str, compute_capabilities: list[str], force: bool, chosen: dict[str, Any]
+) -> None:
+    """Builds an engine beside a bundle's ONNX file; refuses options that the export has settled."""
+    from .export.engine import EngineOptions
+    from .export.engine_bundle import engine_bundle
+
+    settled = [
+        name for name in ("fp16", "image_size", "opset", "labels", "mean", "std") if chosen.pop(name, None)
+    ]
+    if settled:
+        named = ", ".join(f"--{name.removeprefix('image_')}" for name in settled)
+        raise click.UsageError(f"'{source}' is exported already, which settled {named}: leave it out")
+    target = chosen.pop("target")
+    if target == "onnx":
+        raise click.UsageError(f"'{source}' is exported already: say which engine to build with --target")
+    with _steps() as report:
+        options = EngineOptions.of(target, compute_capabilities, **chosen)
+        result = engine_bundle(source, output, options, force=force, report=report)
+    click.echo(f"{result.path}: {result.engine.summary}")
 
 
 @mmdeploy.command()
@@ -423,23 +470,26 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _steps() -> Iterator[Callable[[str], None]]:
-    """Shows what is being done on standard error: one changing line on a terminal, plain lines elsewhere."""
+    """Shows on standard error what is being done and for how long: one changing line, or plain lines."""
     from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        last = ""
+        started, last = time.monotonic(), ""
 
         def say(step: str) -> None:
             nonlocal last
             if step != last:
-                click.echo(step, err=True)
+                click.echo(f"{time.monotonic() - started:6.1f} s  {step}", err=True)
             last = step
 
         yield say
         return
-    with console.status("starting") as status:
-        yield status.update
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        yield lambda step: progress.update(task, description=step)
 
 
 @contextmanager

@@ -1,14 +1,14 @@
 """From a checkpoint to a bundle: the folder that a machine beside a microscope is given.
 
-A bundle is written under a temporary name and renamed, so it is whole or absent. It holds ``manifest.json``
-and ``model.onnx``; an engine comes as ``model.engine`` with TensorRT's ``build.log``; `verify` adds
-``parity.json``.
+A bundle is written under a temporary name and renamed, so it is whole or absent. It holds ``manifest.json``,
+``model.onnx`` and the scan's kernels for GPUs (`kernels`); an engine comes as ``model.engine`` with
+TensorRT's ``build.log``; `verify` adds ``parity.json``.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,15 +18,16 @@ from onnx import ModelProto
 
 from .. import __version__
 from ..errors import ExportError
-from ..files import atomic_folder, sha256_of
+from ..files import atomic_folder
 from ..model.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from ..runtime.manifest import Manifest
 from .engine import Engine, EngineOptions, engine_from_onnx
+from .engine_bundle import building, seal, write_engine
+from .kernels import compiler_from, kernels_for
 from .onnx_model import DEFAULT_OPSET, flat_model, onnx_from_network
 from .precision import PrecisionProof, fp16_from_fp32, precision_proof
 
 MODEL_FILE, MANIFEST_FILE, PARITY_FILE = "model.onnx", "manifest.json", "parity.json"
-ENGINE_FILE, LOG_FILE = "model.engine", "build.log"
 PRECISIONS = ("fp32", "fp16")
 TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
 
@@ -52,6 +53,10 @@ class ExportOptions:
     """Least, most usual and largest batch of an engine."""
     plugin: bool = True
     """False: the scan as standard operators inside the engine, slow to build and to run."""
+    version_compatible: bool = False
+    """See `EngineOptions`, also for what follows."""
+    hardware_compatibility: str = "none"
+    timing_cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Export:
     scans: int
     bytes: int
     """Of ``model.onnx``."""
+    kernels_bytes: int
+    """Of the scan's kernels for GPUs; 0 where Triton is not installed."""
     engine: Engine | None = None
     """None for the target ``onnx``."""
 
@@ -102,24 +109,19 @@ def export_bundle(
             report("converting to float16")
             model = fp16_from_fp32(flat_model(model))
         proof = _proven(model, options.precision)
-        engine = _engine(model, options, report)
+        report("compiling the scan for GPUs")
+        kernels = kernels_for(model)
+        engine = _engine(model, kernels, options, report)
         report("writing the bundle")
-        types = proof.to_dict() if engine is None else {**proof.to_dict(), "engine": engine.proof.to_dict()}
-        manifest = replace(manifest, precision_proven=types)
+        manifest = replace(manifest, precision_proven=proof.to_dict())
         for key, value in manifest.to_metadata().items():
             model.metadata_props.add(key=key, value=value)
         (folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        for name, content in kernels.items():
+            (folder / name).write_bytes(content)
         if engine is not None:
-            (folder / ENGINE_FILE).write_bytes(engine.plan)
-            (folder / LOG_FILE).write_text(engine.log + "\n", encoding="utf-8")
-            manifest = replace(
-                manifest,
-                compute_capabilities=tuple(options.compute_capabilities),
-                versions={**manifest.versions, options.target: engine.library_version},
-            )
-        files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-        manifest = replace(manifest, files=files)
-        (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+            manifest = write_engine(folder, engine, manifest)
+        manifest = seal(folder, manifest)
     return Export(
         path=Path(output),
         manifest=manifest,
@@ -127,33 +129,29 @@ def export_bundle(
         nodes=len(model.graph.node),
         scans=sum(node.op_type == "SelectiveScan2D" for node in model.graph.node),
         bytes=(Path(output) / MODEL_FILE).stat().st_size,
+        kernels_bytes=sum(map(len, kernels.values())),
         engine=engine,
     )
 
 
-def _engine(model: ModelProto, options: ExportOptions, report: Callable[[str], None]) -> Engine | None:
+def _engine(
+    model: ModelProto, kernels: Mapping[str, bytes], options: ExportOptions, report: Callable[[str], None]
+) -> Engine | None:
     """The engine asked for, from the model in its final precision."""
     if options.target == "onnx":
         return None
-    flat = model if options.precision == "fp16" else flat_model(model)
-    return engine_from_onnx(
-        flat,
-        EngineOptions(
-            compute_capabilities=tuple(_compute_capability(text) for text in options.compute_capabilities),
-            library=options.target.replace("-", "_"),
-            batches=options.batches,
-            plugin=options.plugin,
-        ),
-        lambda phase, done: report(f"building the engine: {phase}"),
+    chosen = EngineOptions.of(
+        options.target,
+        options.compute_capabilities,
+        batches=options.batches,
+        plugin=options.plugin,
+        version_compatible=options.version_compatible,
+        hardware_compatibility=options.hardware_compatibility,
+        timing_cache=options.timing_cache,
     )
-
-
-def _compute_capability(text: str) -> int:
-    """``8.9`` as 89."""
-    major, _, minor = text.partition(".")
-    if not (major.isdecimal() and minor.isdecimal() and len(minor) == 1):
-        raise ExportError(f"compute capability {text!r} is not of the form 8.9")
-    return 10 * int(major) + int(minor)
+    flat = model if options.precision == "fp16" else flat_model(model)
+    compiler = compiler_from(kernels, "the export") if kernels else None
+    return engine_from_onnx(flat, chosen, building(report), compiler)
 
 
 def _proven(model: ModelProto, precision: str) -> PrecisionProof:

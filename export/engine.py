@@ -4,24 +4,32 @@
 machine that the engine is for, and for that machine only. Either way the network is strongly typed: it has
 the types that the file states, `precision` put them there, and here they are read off the parsed network,
 layer by layer, before anything is built.
+
+Nothing here imports PyTorch; Triton is needed only where no compiled kernels are handed in.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import onnx.inliner
 from onnx import ModelProto, TensorProto
 
 from ..errors import ExportError
+from ..files import write_atomically
+from ..plugins import cuda_driver
 from ..plugins.selective_scan import tensorrt_plugin
+from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES
 from ..plugins.selective_scan.onnx_function import DOMAIN, OP_TYPE
 from ..plugins.tensorrt_library import import_tensorrt
-from .onnx_model import INPUT
+from .inlining import INPUT
+from .kernels import scan_kinds
 from .precision import KEPT_IN_FLOAT32
 
 Progress = Callable[[str, float], None]
@@ -30,6 +38,11 @@ Progress = Callable[[str, float], None]
 PROVEN_OPERATORS = ("Conv", "MatMul", "Gemm", "LayerNormalization", OP_TYPE)
 """ONNX operators whose layers TensorRT names after their nodes; they are all the arithmetic that counts."""
 
+HARDWARE_COMPATIBILITIES = ("none", "ampere-plus", "same-compute-capability")
+"""NVIDIA's levels: the GPU that the engine was built on, every one from compute capability 8.0 on, or every
+one of the same compute capability."""
+
+_AMPERE = 80
 _TYPE_NAMES = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF"}
 
 
@@ -37,15 +50,36 @@ _TYPE_NAMES = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF"}
 class EngineOptions:
     """What an engine is built for."""
 
-    compute_capabilities: tuple[int, ...]
-    """``10 * major + minor``; for ``tensorrt`` the one of this machine's GPU."""
+    compute_capabilities: tuple[int, ...] = ()
+    """``10 * major + minor``; ``tensorrt`` takes this machine's GPU, and may be left without."""
     library: str = "tensorrt_rtx"
     batches: tuple[int, int, int] = (1, 1, 16)
     """Least, most usual and largest batch."""
     plugin: bool = True
     """False: the scan as standard operators, slow to build and slow to run."""
     version_compatible: bool = False
-    """Lets newer versions of the library run the engine, where the library offers it."""
+    """Lets later versions of ``tensorrt`` run the engine, which then carries a runtime of its own."""
+    hardware_compatibility: str = "none"
+    """Which other GPUs run a ``tensorrt`` engine, one of `HARDWARE_COMPATIBILITIES`."""
+    timing_cache: Path | None = None
+    """File with what earlier builds of ``tensorrt`` measured on this GPU; made or extended by this one."""
+
+    @classmethod
+    def of(cls, target: str, compute_capabilities: Iterable[str], **chosen: Any) -> EngineOptions:
+        """From what a user writes: ``tensorrt-rtx`` and ``8.9``.
+
+        Raises:
+            ExportError: a compute capability is not of that form.
+        """
+        parsed = tuple(_compute_capability(text) for text in compute_capabilities)
+        return cls(parsed, target.replace("-", "_"), **chosen)
+
+    @property
+    def kernel_targets(self) -> tuple[int, ...]:
+        """The compute capabilities that the scan's kernels are needed for."""
+        if self.hardware_compatibility == "ampere-plus":
+            return tuple(sm for sm in BLOCK_SHAPES if sm >= _AMPERE)
+        return self.compute_capabilities
 
 
 @dataclass(frozen=True)
@@ -92,25 +126,42 @@ class Engine:
     build_s: float
     """Parsing and building, kernels compiled included."""
 
+    @property
+    def summary(self) -> str:
+        """What was built, in one line."""
+        layers = ", ".join(f"{count} {kind}" for kind, count in self.proof.layers.items())
+        return (
+            f"engine for {_dotted(self.options.compute_capabilities)}: {len(self.plan) / 1e6:.1f} MB "
+            f"in {self.build_s:.1f} s, {len(self.proof.plugins)} plugin layers, layers by type: {layers}"
+        )
 
-def engine_from_onnx(model: ModelProto, options: EngineOptions, progress: Progress | None = None) -> Engine:
+
+def engine_from_onnx(
+    model: ModelProto,
+    options: EngineOptions,
+    progress: Progress | None = None,
+    compiler: tensorrt_plugin.Compiler | None = None,
+) -> Engine:
     """Builds an engine.
 
     Args:
-        model: flat, with inferred types, as `onnx_model.flat_model` and `precision.fp16_from_fp32` return
-            it; it is left as it is.
+        model: without other functions than the scan's and with inferred types, as `inlined_model`,
+            `onnx_model.flat_model` and `precision.fp16_from_fp32` return it; it is left as it is.
         options: what to build for.
         progress: told what is going on.
+        compiler: gives the scan's kernels; by default Triton makes them.
 
     Raises:
         ExportError: the library cannot build for a GPU asked for, does not understand the model, gives a
             layer another type than the file, or fails to build; the message has its reason.
-        BackendError: the library is missing or would abort the process, or Triton is missing.
+        BackendError: the library is missing or would abort the process, Triton is missing, or ``tensorrt``
+            finds no GPU.
     """
     started = time.perf_counter()
     report = progress or (lambda phase, done: None)
     trt = import_tensorrt(options.library)
     _check_options(trt, options)
+    options = _for_this_gpu(options)
     logger = _logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(_strongly_typed(trt))
@@ -119,7 +170,7 @@ def engine_from_onnx(model: ModelProto, options: EngineOptions, progress: Progre
     report("parse", 0.0)
     tensorrt_plugin.take_refusals()
     if options.plugin:
-        tensorrt_plugin.register(trt, options.compute_capabilities)
+        tensorrt_plugin.register(trt, options.kernel_targets, _compiled(model, options, compiler))
     if not parser.parse(_prepared(model, options.plugin).SerializeToString()):
         problems = tensorrt_plugin.take_refusals() or [
             parser.get_error(i).desc() for i in range(parser.num_errors)
@@ -131,10 +182,14 @@ def engine_from_onnx(model: ModelProto, options: EngineOptions, progress: Progre
 
     config = builder.create_builder_config()
     _configure(trt, builder, network, config, options, report)
+    cache = _attach_timing_cache(config, options.timing_cache) if options.timing_cache else None
     plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        problems = tensorrt_plugin.take_refusals() or logger.errors[-3:]
+    refusals = tensorrt_plugin.take_refusals()
+    if plan is None or refusals:
+        problems = refusals or logger.errors[-3:]
         raise ExportError(f"{options.library} {trt.__version__} built no engine: {_one_line(problems)}")
+    if options.timing_cache and cache is not None:
+        write_atomically(options.timing_cache, bytes(cache.serialize()))
     return Engine(
         plan=bytes(plan),
         options=options,
@@ -151,11 +206,22 @@ def _check_options(trt: Any, options: EngineOptions) -> None:
     least, usual, largest = options.batches
     if not 1 <= least <= usual <= largest:
         wrong.append(f"batches {options.batches}, expected 1 <= least <= usual <= largest")
-    if not options.compute_capabilities:
-        wrong.append("no compute capability to build for: give one with --sm, such as --sm 8.9")
+    if options.hardware_compatibility not in HARDWARE_COMPATIBILITIES:
+        wrong.append(
+            f"hardware compatibility {options.hardware_compatibility!r} is unknown: "
+            f"choose one of {', '.join(HARDWARE_COMPATIBILITIES)}"
+        )
     if options.library == "tensorrt" and len(options.compute_capabilities) > 1:
         wrong.append("tensorrt builds for the GPU of this machine only: give one compute capability")
     if options.library == "tensorrt_rtx":
+        if not options.compute_capabilities:
+            wrong.append("no compute capability to build for: give one with --sm, such as --sm 8.9")
+        if options.version_compatible:
+            wrong.append("TensorRT-RTX runs engines of its own version only: leave --version-compatible out")
+        if options.hardware_compatibility != "none":
+            wrong.append("TensorRT-RTX builds for the GPUs named: give more with --sm, such as --sm 8.6,8.9")
+        if options.timing_cache is not None:
+            wrong.append("TensorRT-RTX times nothing while it builds: leave --timing-cache out")
         known = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
         unknown = [sm for sm in options.compute_capabilities if str(sm) not in known]
         if unknown:
@@ -167,12 +233,49 @@ def _check_options(trt: Any, options: EngineOptions) -> None:
         raise ExportError("; ".join(wrong))
 
 
+def _compiled(
+    model: ModelProto, options: EngineOptions, compiler: tensorrt_plugin.Compiler | None
+) -> tensorrt_plugin.Compiler:
+    """The compiler with all kernels of the model made: where that fails, it fails before TensorRT starts."""
+    made = functools.cache(compiler or tensorrt_plugin.compile_with_triton)
+    for element_type, states in scan_kinds(model):
+        made(element_type, states, options.kernel_targets)
+    return made
+
+
+def _for_this_gpu(options: EngineOptions) -> EngineOptions:
+    """The options with this machine's GPU, where ``tensorrt`` builds for no other.
+
+    Raises:
+        ExportError: another one was asked for.
+        BackendError: there is no GPU.
+    """
+    if options.library != "tensorrt":
+        return options
+    found = cuda_driver.device()
+    if options.compute_capabilities not in ((), (found.compute_capability,)):
+        raise ExportError(
+            f"tensorrt builds for the GPU of this machine, {found.name} with compute capability "
+            f"{_dotted([found.compute_capability])}, not for {_dotted(options.compute_capabilities)}: "
+            "export there, or leave --sm out"
+        )
+    return replace(options, compute_capabilities=(found.compute_capability,))
+
+
+def _compute_capability(text: str) -> int:
+    """``8.9`` as 89."""
+    major, _, minor = text.partition(".")
+    if not (major.isdecimal() and minor.isdecimal() and len(minor) == 1):
+        raise ExportError(f"compute capability {text!r} is not of the form 8.9")
+    return 10 * int(major) + int(minor)
+
+
 def _dotted(compute_capabilities: Iterable[int]) -> str:
     return ", ".join(f"{sm / 10:.1f}" for sm in compute_capabilities)
 
 
 def _one_line(problems: Iterable[str]) -> str:
-    return "; ".join(" ".join(problem.split()) for problem in problems) or "no reason given"
+    return "; ".join(dict.fromkeys(" ".join(problem.split()) for problem in problems)) or "no reason given"
 
 
 def _strongly_typed(trt: Any) -> int:
@@ -251,9 +354,15 @@ def _configure(
     if options.library == "tensorrt_rtx":
         config.num_compute_capabilities = len(options.compute_capabilities)
         for i, sm in enumerate(options.compute_capabilities):
-            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), i)
+            if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), i):
+                raise ExportError(f"TensorRT-RTX {trt.__version__} does not build for {_dotted([sm])}")
+        # What NVIDIA asks for where the application captures the engine in a CUDA graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatibility != "none":
+        level = options.hardware_compatibility.replace("-", "_").upper()
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
     (image,) = (network.get_input(i) for i in range(network.num_inputs))
     if image.name != INPUT:
         raise ExportError(f"the model's input is {image.name!r}, expected {INPUT!r}: export it with mmdeploy")
@@ -262,6 +371,20 @@ def _configure(
     profile.set_shape(INPUT, *((batch, *dims) for batch in options.batches))
     config.add_optimization_profile(profile)
     config.progress_monitor = _monitor(trt, report)
+
+
+def _attach_timing_cache(config: Any, path: Path) -> Any:
+    """Gives a build what earlier ones measured, and keeps what it measures.
+
+    Raises:
+        ExportError: the file is no timing cache, or one of another GPU or version.
+    """
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise ExportError(
+            f"'{path}' is no timing cache of this GPU and this version of TensorRT: name another file"
+        )
+    return cache
 
 
 def _logger(trt: Any) -> Any:

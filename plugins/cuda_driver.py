@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..errors import BackendError
 
 LEGACY_DEFAULT_STREAM = 1
-"""Handle of the stream that code without streams of its own works on, as ``__cuda_array_interface__`` has it."""
+"""Handle of the stream that code without streams of its own works on."""
 
 _REMEDIES = {
     "CUDA_ERROR_NO_DEVICE": "no CUDA device: check nvidia-smi and CUDA_VISIBLE_DEVICES",

@@ -76,6 +76,7 @@ def import_tensorrt(name: str) -> ModuleType:
         remedy = (
             "pip install tensorrt-rtx"
             if name == "tensorrt_rtx"
-            else "install TensorRT (on a Jetson it comes with JetPack), or export there from an ONNX bundle"
+            else "install TensorRT (on a Jetson it comes with JetPack), or copy an ONNX bundle to the device "
+            "and run there: mmdeploy export BUNDLE --target tensorrt -o OUT"
         )
         raise BackendError(f"{name} does not import ({error}): {remedy}") from error

@@ -21,6 +21,7 @@ from .manifest import Manifest
 
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
+ENGINE_NAME = "model.engine"
 
 # Field numbers of ModelProto and their wire types, onnx.proto3; 0 is a varint, 2 bytes with their length.
 _MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}

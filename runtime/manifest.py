@@ -31,6 +31,33 @@ _LARGE = 1e6
 
 
 @dataclass(frozen=True)
+class EngineFacts:
+    """What an engine was built with, and so what runs it.
+
+    Attributes:
+        library: ``tensorrt`` or ``tensorrt_rtx``.
+        version: of the library.
+        plugin_version: of the scan plugin inside; empty where the scan was built from standard operators.
+        batches: least, most usual and largest batch.
+        version_compatible: later versions of the library run it too.
+        hardware_compatibility: ``none``, ``ampere-plus`` or ``same-compute-capability``.
+    """
+
+    library: str
+    version: str
+    plugin_version: str
+    batches: tuple[int, int, int]
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> EngineFacts | None:
+        """The facts that a manifest states, None where it has no engine."""
+        facts = dict(manifest.engine)
+        return cls(**{**facts, "batches": tuple(facts["batches"])}) if facts else None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What an artefact is, what it was made from, and how its input is prepared.
 
@@ -44,7 +71,8 @@ class Manifest:
         precision_proven: what verification measured; empty until it has run.
         files: name to SHA-256 of every other file of the bundle; empty in a bare ``.onnx``.
         versions: package name to version, of what made the artefact.
-        compute_capabilities: GPUs that the engines are for (``"8.7"``); empty without an engine.
+        compute_capabilities: GPUs that the engine is for (``"8.7"``); empty without an engine.
+        engine: what a machine must have to run the engine, as `EngineFacts` names it; empty without one.
         resize: the resize rule, `RESIZE_RULE`.
         format_version: of this format.
     """
@@ -60,6 +88,7 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     compute_capabilities: tuple[str, ...] = ()
+    engine: Mapping[str, Any] = field(default_factory=dict)
     resize: str = RESIZE_RULE
     format_version: int = FORMAT_VERSION
 
@@ -108,7 +137,7 @@ class Manifest:
         problems = _problems(data)
         if problems:
             raise ArtefactError(f"{source} is not valid: {'; '.join(problems)}: export it again")
-        known = {item.name: data[item.name] for item in fields(cls)}
+        known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
         for name in ("labels", "compute_capabilities"):
             known[name] = tuple(known[name])
         for name in ("mean", "std"):
@@ -134,9 +163,9 @@ def _problems(data: Mapping[str, Any]) -> list[str]:
     """Every way in which ``data`` is not a manifest, in the order of the fields."""
     found = []
     for name, (expected, holds) in _RULES.items():
-        if name not in data:
+        if name not in data and name not in _OPTIONAL:
             found.append(f"'{name}' is missing")
-        elif not holds(data[name]):
+        elif name in data and not holds(data[name]):
             found.append(f"'{name}' is {_shortened(data[name])}, expected {expected}")
     return found
 
@@ -176,9 +205,25 @@ def _are_files(value: Any) -> bool:
     return plain and not any("\\" in name for name in value) and all(map(_is_sha256, value.values()))
 
 
+def _are_engine_facts(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {item.name for item in fields(EngineFacts)}:
+        return False
+    texts = ("library", "version", "plugin_version", "hardware_compatibility")
+    batches = value["batches"]
+    return (
+        all(isinstance(value[name], str) for name in texts)
+        and isinstance(value["version_compatible"], bool)
+        and _is_list(batches)
+        and len(batches) == 3
+        and all(type(batch) is int and batch > 0 for batch in batches)
+    )
+
+
 def _are_texts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
+
+_OPTIONAL = ("engine",)  # fields that bundles made before they existed lack
 
 # For every field: what is expected, in words, and whether a value is that.
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -198,4 +243,5 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a list such as ['8.7']",
         lambda value: _is_list(value) and all(isinstance(item, str) for item in value),
     ),
+    "engine": ("nothing, or the facts of an engine", lambda value: value == {} or _are_engine_facts(value)),
 }

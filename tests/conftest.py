@@ -92,3 +92,16 @@ def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for precision in ("fp32", "fp16"):
         export_bundle(checkpoint, folder / precision, ExportOptions(precision=precision))
     return {precision: folder / precision for precision in ("fp32", "fp16")}
+
+
+@pytest.fixture
+def no_gpu() -> None:
+    """Skips a test of what happens without a GPU where there is one."""
+    from msmamba.errors import BackendError
+    from msmamba.plugins import cuda_driver
+
+    try:
+        found = cuda_driver.device()
+    except BackendError:
+        return
+    pytest.skip(f"this machine has {found.name}")

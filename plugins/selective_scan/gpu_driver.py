@@ -17,7 +17,7 @@ from .gpu_launch import KERNEL_POINTERS, POINTER_ALIGNMENT, LaunchPlan
 from .gpu_package import CompiledKernel, KernelPackage
 
 _LOADED: dict[tuple[int, str], LoadedKernels] = {}
-"""Kernels by CUDA context's id and machine code: an engine's layers share them, as long as the context lives."""
+"""Kernels by CUDA context and machine code: an engine's layers share them, as long as the context lives."""
 
 
 class LoadedKernels:

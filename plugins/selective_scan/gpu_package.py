@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,11 +53,26 @@ class KernelPackage:
         try:
             return self.kernels[compute_capability]
         except KeyError:
-            found = ", ".join(f"{sm / 10:.1f}" for sm in self.compute_capabilities)
             raise BackendError(
-                f"the engine's scan kernels are for compute capability {found}; this device has "
-                f"{compute_capability / 10:.1f}: rebuild the engine with --sm {compute_capability / 10:.1f}"
+                f"the engine's scan kernels are for compute capability {_dotted(self.compute_capabilities)}; "
+                f"this device has {compute_capability / 10:.1f}: "
+                f"rebuild the engine with --sm {compute_capability / 10:.1f}"
             ) from None
+
+    def only(self, compute_capabilities: Iterable[int]) -> KernelPackage:
+        """The package with the kernels of some compute capabilities alone, for an engine built from it.
+
+        Raises:
+            BackendError: It lacks some of them.
+        """
+        wanted = tuple(compute_capabilities)
+        missing = [sm for sm in wanted if sm not in self.kernels]
+        if missing:
+            raise BackendError(
+                f"the compiled scan kernels are for compute capability {_dotted(self.compute_capabilities)}, "
+                f"not for {_dotted(missing)}: export the ONNX bundle again, where Triton is installed"
+            )
+        return KernelPackage(self.element_type, self.states, {sm: self.kernels[sm] for sm in wanted})
 
     def to_bytes(self) -> bytes:
         """The package as bytes; equal packages give equal bytes."""
@@ -94,3 +110,7 @@ class KernelPackage:
             return cls(document["element_type"], document["states"], kernels)
         except (zlib.error, ValueError, KeyError, TypeError) as error:
             raise BackendError(f"the scan kernels in an engine are damaged ({error}); rebuild it") from error
+
+
+def _dotted(compute_capabilities: Iterable[int]) -> str:
+    return ", ".join(f"{sm / 10:.1f}" for sm in compute_capabilities)

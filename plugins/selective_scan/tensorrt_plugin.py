@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -40,7 +40,11 @@ _refusals: list[str] = []
 
 
 def take_refusals() -> list[str]:
-    """Why the plugin refused its node since the last call; TensorRT itself reports only that it did."""
+    """Why the plugin refused its node since the last call.
+
+    TensorRT itself reports only that it did, and not always: an engine that was built while there were
+    refusals holds scans without kernels.
+    """
     taken = _refusals.copy()
     _refusals.clear()
     return taken
@@ -60,9 +64,14 @@ Compiler = Callable[[str, int, tuple[int, ...]], KernelPackage]
 """Element type, states and compute capabilities to kernels: `triton_scan.compile_package`."""
 
 
-def _compile_with_triton(
+def compile_with_triton(
     element_type: str, states: int, compute_capabilities: tuple[int, ...]
 ) -> KernelPackage:
+    """The `Compiler` of machines that have Triton.
+
+    Raises:
+        BackendError: Triton is missing, or has no kernels for what is asked.
+    """
     try:
         from .triton_scan import compile_package
     except ImportError as error:
@@ -91,7 +100,7 @@ def register(
         block_shape(compute_capability)  # refuses what has no kernels, before a build starts
     creator = _creator(trt)
     creator.targets = tuple(compute_capabilities)
-    creator.compiler = functools.cache(compiler or _compile_with_triton)
+    creator.compiler = functools.cache(compiler or compile_with_triton)
 
 
 @functools.cache
@@ -238,7 +247,9 @@ def _plugin_classes(trt: Any) -> Any:
             return bool(found.type == expected)
 
         def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-            with _refusing():
+            # Raises nothing: a failure here in a network of many layers corrupts the memory of TensorRT-RTX
+            # 1.7.1 and aborts the process. The refusal is kept, and whoever builds must ask for it.
+            with suppress(BackendError), _refusing():
                 own_type = element_type([value.desc.type for value in inputs], trt)
                 shape = scan_shape([value.desc.dims for value in inputs])
                 if self.compiler is not None:
@@ -251,8 +262,8 @@ def _plugin_classes(trt: Any) -> Any:
         # Run
 
         def get_fields_to_serialize(self) -> Any:
-            if self.package is None:
-                raise BackendError(f"{OP_TYPE} was serialised before it was configured")
+            if self.package is None:  # refused when it was configured
+                return trt.PluginFieldCollection([])
             # A PluginField points at its data without owning it, so the plugin keeps it.
             self.serialised = np.frombuffer(self.package.to_bytes(), dtype=np.int8)
             field = trt.PluginField(KERNEL_FIELD, self.serialised, trt.PluginFieldType.CHAR)

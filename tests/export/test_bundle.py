@@ -17,6 +17,7 @@ from msmamba.files import sha256_of
 from msmamba.model import MicroscopicMamba
 from msmamba.plugins.tensorrt_library import link_parser_library
 from msmamba.runtime import Manifest
+from msmamba.runtime.manifest import EngineFacts
 
 STATISTICS: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
@@ -34,7 +35,9 @@ def test_a_bundle_says_what_it_is(bundles: dict[str, Path], checkpoint: Path) ->
     assert manifest.labels == ("basophil", "eosinophil", "lymphocyte")
     assert (manifest.image_size, manifest.mean, manifest.std) == (32, (0.6, 0.5, 0.7), (0.2, 0.25, 0.15))
     assert manifest.checkpoint_sha256 == sha256_of(checkpoint)
-    assert manifest.files == {"model.onnx": sha256_of(bundle / "model.onnx")}
+    assert manifest.files == {
+        name: sha256_of(bundle / name) for name in ("model.onnx", "scan.float16.kernels")
+    }
     assert manifest.precision_asked == "fp16"
     assert manifest.precision_proven["nodes"]["float16"] > 100
     assert manifest.architecture["dims"] == [32, 64, 128, 256]
@@ -46,7 +49,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(
     bundles: dict[str, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
     again = export_bundle(checkpoint, tmp_path / "again", ExportOptions(precision="fp16")).path
-    for name in ("model.onnx", "manifest.json"):
+    for name in ("model.onnx", "scan.float16.kernels", "manifest.json"):
         assert (again / name).read_bytes() == (bundles["fp16"] / name).read_bytes()
 
 
@@ -102,7 +105,11 @@ def test_an_engine_stands_beside_the_onnx_file(checkpoint: Path, tmp_path: Path)
     assert len(export.engine.proof.plugins) == 4
     manifest = Manifest.from_json((tmp_path / "bundle" / "manifest.json").read_bytes())
     assert manifest.compute_capabilities == ("8.6", "12.0")
-    assert set(manifest.files) == {"model.onnx", "model.engine", "build.log"}
+    assert set(manifest.files) == {"model.onnx", "model.engine", "build.log", "scan.float16.kernels"}
+    facts = EngineFacts.of(manifest)
+    assert facts is not None
+    assert (facts.library, facts.version) == ("tensorrt_rtx", manifest.versions["tensorrt-rtx"])
+    assert (facts.plugin_version, facts.batches) == ("1", (1, 1, 16))
     assert manifest.precision_proven["engine"]["layers"]["HALF"] > 100
     assert (tmp_path / "bundle" / "model.engine").read_bytes() == export.engine.plan
 
@@ -134,5 +141,6 @@ def test_steps_are_reported_in_order(
         "reading the checkpoint",
         "tracing PyTorch to ONNX",
         "converting to float16",
+        "compiling the scan for GPUs",
         "writing the bundle",
     ]

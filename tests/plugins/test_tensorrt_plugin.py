@@ -179,6 +179,25 @@ def test_building_without_a_target_is_refused(trt: Any) -> None:
     assert any("no compute capability" in refusal for refusal in tensorrt_plugin.take_refusals())
 
 
+def test_kernels_that_cannot_be_had_are_a_refusal_and_not_an_exception(trt: Any) -> None:
+    """TensorRT-RTX does not survive an exception while it configures a plugin among many layers."""
+
+    def none(element_type: str, states: int, targets: tuple[int, ...]) -> KernelPackage:
+        raise BackendError("no kernels here")
+
+    tensorrt_plugin.register(trt, (89,), none)
+    Parsed(trt, one_scan()).engine((89,))
+    assert set(tensorrt_plugin.take_refusals()) == {"no kernels here"}
+
+
+def test_a_package_is_cut_down_to_what_an_engine_needs() -> None:
+    kernel = CompiledKernel("scan", b"\x7fELF", threads=32, shared_bytes=256, hidden_pointers=2)
+    package = KernelPackage("float16", STATES, {sm: {"scan": kernel} for sm in (86, 89, 120)})
+    assert package.only([120, 86]).compute_capabilities == (86, 120)
+    with pytest.raises(BackendError, match=r"for compute capability 8\.6, 8\.9, 12\.0, not for 7\.5, 8\.7"):
+        package.only([75, 86, 87])
+
+
 def _package() -> KernelPackage:
     kernel = CompiledKernel("scan", b"\x7fELF", threads=32, shared_bytes=256, hidden_pointers=2)
     return KernelPackage("float16", STATES, {89: {"scan": kernel}})

@@ -10,8 +10,16 @@ import pytest
 
 from msmamba.errors import ArtefactError
 from msmamba.images import Transform
-from msmamba.runtime.manifest import FORMAT_VERSION, METADATA_KEY, Manifest
+from msmamba.runtime.manifest import FORMAT_VERSION, METADATA_KEY, EngineFacts, Manifest
 
+ENGINE = {
+    "library": "tensorrt",
+    "version": "10.3.0.30",
+    "plugin_version": "1",
+    "batches": [1, 1, 16],
+    "version_compatible": False,
+    "hardware_compatibility": "none",
+}
 MANIFEST = Manifest(
     labels=("Eosinophil", "Lymphozyt, groß", "RBC"),
     image_size=224,
@@ -24,6 +32,7 @@ MANIFEST = Manifest(
     files={"model.onnx": "ab" * 32},
     versions={"torch": "2.13.0"},
     compute_capabilities=("8.7",),
+    engine=ENGINE,
 )
 
 
@@ -58,6 +67,16 @@ def test_the_transform_is_the_manifests() -> None:
     assert MANIFEST.transform == Transform(224, MANIFEST.mean, MANIFEST.std)
 
 
+def test_the_engines_facts_are_read_back() -> None:
+    assert EngineFacts.of(MANIFEST) == EngineFacts("tensorrt", "10.3.0.30", "1", (1, 1, 16))
+
+
+def test_a_bundle_from_before_engines_had_facts_is_read() -> None:
+    manifest = Manifest.from_json(as_json(engine=...))
+    assert manifest == dataclasses.replace(MANIFEST, engine={})
+    assert EngineFacts.of(manifest) is None
+
+
 def test_unknown_keys_are_ignored() -> None:
     assert Manifest.from_json(as_json(colour="blue")) == MANIFEST
 
@@ -87,6 +106,9 @@ def test_a_newer_format_says_upgrade_and_nothing_else() -> None:
         ("mean", [10**400, 0.5, 0.5]),
         ("std", [float("inf"), 0.5, 0.5]),
         ("resize", "bicubic"),
+        ("engine", {"library": "tensorrt"}),
+        ("engine", {**ENGINE, "batches": [1, 1]}),
+        ("engine", {**ENGINE, "version": 10}),
         ("precision_asked", "fp8"),
         ("architecture", []),
         ("files", {"../model.onnx": "ab" * 32}),
