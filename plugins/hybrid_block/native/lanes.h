@@ -161,7 +161,7 @@ MSMAMBA_INLINE Float<Lanes> relu(Float<Lanes> v) {
 // negative v costs the exponential |v| / 2 ulp: where |v| is large, what is divided by it is next to nothing.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> logistic_divisor(Float<Lanes> v) {
-  return exp2<Lanes>(at_most<Lanes>(at_least<Lanes>(v * -kLog2E, -126.0f), 126.0f)) + 1.0f;
+  return exp2<Lanes>(v * -kLog2E) + 1.0f;
 }
 
 template <int Lanes>

@@ -313,7 +313,7 @@ class BackwardScan {
       const Float<Lanes> pace = load<Lanes>(buffers_.pace + from), drive = load<Lanes>(buffers_.drive + from);
 #pragma GCC unroll 4
       for (int i = 0; i < Group; ++i) {
-        const Float<Lanes> decay = exp2_precise<Lanes>(pace * A[i]);
+        const Float<Lanes> decay = exp2<Lanes>(pace * A[i]);
         h[i] = decay * h[i] + drive * buffers_.B[t * states + n + i];
         if constexpr (keep) {
           store<Lanes>(buffers_.decay + (t * Group + i) * Lanes, decay);

@@ -59,6 +59,7 @@ class ForwardScan {
       sum = scratch.floats(shape.height * shape.width * padded);
       A = scratch.floats(kDirections * states * padded);
       state = scratch.floats(states * padded);
+      reach = scratch.floats(kDirections * padded);
       bias = scratch.floats(kDirections * padded);
       skip = scratch.floats(padded);
       B = scratch.floats(kTileSteps * states + Wide);
@@ -71,6 +72,7 @@ class ForwardScan {
     float* sum;     // (L, P): the output of the directions so far
     float* A;       // (K, vectors, N, lanes)
     float* state;   // (vectors, N, lanes)
+    float* reach;   // (K, P): the largest |A| of any state
     float* bias;    // (K, P)
     float* skip;    // (P): the four directions' skip weights, summed
     float* B;       // (kTileSteps, N), as the rest: one tile
@@ -90,7 +92,14 @@ class ForwardScan {
         const int64_t from = k * channels + task_.first_channel + first;
         skip += load_lanes<kLanes>(inputs_.D + from, lanes_used);
         store<kLanes>(buffers_.bias + k * padded + first, load_lanes<kLanes>(inputs_.delta_bias + from, lanes_used));
-        pack_A<kLanes>(buffers_.A + (k * padded + first) * states, inputs_.A + from * states, states, lanes_used);
+        float* const A = buffers_.A + (k * padded + first) * states;
+        pack_A<kLanes>(A, inputs_.A + from * states, states, lanes_used);
+        Float<kLanes> reach{};
+        for (int64_t n = 0; n < states; ++n) {
+          const Float<kLanes> rates = load<kLanes>(A + n * kLanes);
+          reach = larger<kLanes>(larger<kLanes>(rates, -rates), reach);
+        }
+        store<kLanes>(buffers_.reach + k * padded + first, reach);
       }
       store<kLanes>(buffers_.skip + first, skip);
     });
@@ -112,17 +121,20 @@ class ForwardScan {
       vectors_.for_each([&](int first, auto width) {
         constexpr int kLanes = decltype(width)::kLanes;
         const bool full = vectors_.used(first, kLanes) == kLanes;
-        if (full) {
-          fill_vector<kLanes, true>(sequence, direction, first, positions, steps);
-        } else {
-          fill_vector<kLanes, false>(sequence, direction, first, positions, steps);
-        }
+        const Float<kLanes> largest_pace =
+            full ? fill_vector<kLanes, true>(sequence, direction, first, positions, steps)
+                 : fill_vector<kLanes, false>(sequence, direction, first, positions, steps);
         const Tile tile = {steps, states, buffers_.pace, buffers_.drive, buffers_.B, buffers_.C, buffers_.output};
         const auto call_for_next = [&](int t) MSMAMBA_INLINE_LAMBDA {
           if (t < next_steps) prefetch<kLanes>(sequence, direction, first, next_positions[t]);
         };
-        advance_tile<kLanes>(tile, buffers_.A + (direction * padded + first) * states,
-                             buffers_.state + first * states, call_for_next);
+        const float* const A = buffers_.A + (direction * padded + first) * states;
+        float* const state = buffers_.state + first * states;
+        if (decays_are_normal<kLanes>(largest_pace, load<kLanes>(buffers_.reach + direction * padded + first))) {
+          advance_tile<kLanes, true>(tile, A, state, call_for_next);
+        } else {
+          advance_tile<kLanes, false>(tile, A, state, call_for_next);
+        }
         if (full) {
           drain_vector<turn, kLanes, true>(sequence, first, positions, steps);
         } else {
@@ -175,17 +187,23 @@ class ForwardScan {
     }
   }
 
+  // Returns the largest pace of each lane.
   template <int Lanes, bool full>
-  MSMAMBA_NOINLINE void fill_vector(int64_t sequence, int direction, int first, const int64_t* positions, int steps) {
+  MSMAMBA_NOINLINE Float<Lanes> fill_vector(int64_t sequence, int direction, int first, const int64_t* positions,
+                                            int steps) {
     const int lanes_used = full ? Lanes : vectors_.used(first, Lanes);
     const Float<Lanes> bias = load<Lanes>(buffers_.bias + direction * vectors_.padded() + first);
+    Float<Lanes> largest{};
     for (int t = 0; t < steps; ++t) {
       const Element* delta = delta_at(direction_row(sequence, positions[t], direction)) + first;
       const Element* x = x_at(map_row(sequence, positions[t])) + first;
       const Float<Lanes> step = softplus<Lanes>(load_lanes<Lanes>(delta, lanes_used) + bias);
-      store<Lanes>(buffers_.pace + t * Lanes, pace_of<Lanes>(step));
+      const Float<Lanes> pace = pace_of<Lanes>(step);
+      largest = larger<Lanes>(pace, largest);
+      store<Lanes>(buffers_.pace + t * Lanes, pace);
       store<Lanes>(buffers_.drive + t * Lanes, step * load_lanes<Lanes>(x, lanes_used));
     }
+    return largest;
   }
 
   template <Turn turn, int Lanes, bool full>

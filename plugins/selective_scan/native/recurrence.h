@@ -82,16 +82,27 @@ MSMAMBA_INLINE Float<Lanes> pace_of(Float<Lanes> step) {
   return at_most<Lanes>(step * kLog2E, kLargestFactor);
 }
 
-// One step of one state; returns its part of the output.
+// Whether no decay of a tile falls below 2^-kMostExponent, given the largest |pace| and |A| of each lane (NaN aside).
 template <int Lanes>
+MSMAMBA_INLINE bool decays_are_normal(Float<Lanes> largest_pace, Float<Lanes> largest_A) {
+  const Int<Lanes> beyond = largest_pace * largest_A > kMostExponent;
+  int32_t any = 0;
+  for (int lane = 0; lane < Lanes; ++lane) any |= beyond[lane];
+  return any == 0;
+}
+
+// One step of one state; returns its part of the output.
+template <int Lanes, bool normal>
 MSMAMBA_INLINE Float<Lanes> advance_state(Float<Lanes>& h, Float<Lanes> pace, Float<Lanes> drive, const float* A,
                                           float b, float c) {
-  h = exp2<Lanes>(pace * load<Lanes>(A)) * h + drive * b;
+  const Float<Lanes> rate = load<Lanes>(A);
+  const Float<Lanes> decay = normal ? exp2_of_product<Lanes>(pace, rate) : exp2<Lanes>(pace * rate);
+  h = decay * h + drive * b;
   return h * c;
 }
 
 // `States` is known to the compiler: the states stay in registers throughout the tile.
-template <int Lanes, int States, typename Meanwhile>
+template <int Lanes, int States, bool normal, typename Meanwhile>
 MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* A, float* state,
                                               Meanwhile meanwhile) {
   Float<Lanes> h[States];
@@ -106,8 +117,8 @@ MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* A, 
     Float<Lanes> even{}, odd{};  // two sums: half the latency
 #pragma GCC unroll 8
     for (int n = 0; n < States; n += 2) {
-      even += advance_state<Lanes>(h[n], pace, drive, A + n * Lanes, B[n], C[n]);
-      odd += advance_state<Lanes>(h[n + 1], pace, drive, A + (n + 1) * Lanes, B[n + 1], C[n + 1]);
+      even += advance_state<Lanes, normal>(h[n], pace, drive, A + n * Lanes, B[n], C[n]);
+      odd += advance_state<Lanes, normal>(h[n + 1], pace, drive, A + (n + 1) * Lanes, B[n + 1], C[n + 1]);
     }
     store<Lanes>(tile.output + t * Lanes, even + odd);
   }
@@ -115,7 +126,7 @@ MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* A, 
   for (int n = 0; n < States; ++n) store<Lanes>(state + n * Lanes, h[n]);
 }
 
-template <int Lanes, typename Meanwhile>
+template <int Lanes, bool normal, typename Meanwhile>
 MSMAMBA_INLINE void advance_tile_in_memory(const Tile& tile, const float* A, float* state, Meanwhile meanwhile) {
   for (int t = 0; t < tile.steps; ++t) {
     meanwhile(t);
@@ -125,7 +136,7 @@ MSMAMBA_INLINE void advance_tile_in_memory(const Tile& tile, const float* A, flo
     for (int n = 0; n < tile.states; ++n) {
       const int at = t * tile.states + n;
       Float<Lanes> h = load<Lanes>(state + n * Lanes);
-      sum += advance_state<Lanes>(h, pace, drive, A + n * Lanes, tile.B[at], tile.C[at]);
+      sum += advance_state<Lanes, normal>(h, pace, drive, A + n * Lanes, tile.B[at], tile.C[at]);
       store<Lanes>(state + n * Lanes, h);
     }
     store<Lanes>(tile.output + t * Lanes, sum);
@@ -133,14 +144,15 @@ MSMAMBA_INLINE void advance_tile_in_memory(const Tile& tile, const float* A, flo
 }
 
 // Advances `state` (states, Lanes) over the tile and writes its output. `A` (states, Lanes) comes from pack_A.
+// `normal`: `decays_are_normal` of the tile; it saves holding every exponent within bounds.
 // `meanwhile(t)` runs with every step: address arithmetic and prefetching cost nothing beside the
 // recurrence, which leaves half of the machine's issue slots free.
-template <int Lanes, typename Meanwhile>
+template <int Lanes, bool normal, typename Meanwhile>
 MSMAMBA_NOINLINE void advance_tile(const Tile& tile, const float* A, float* state, Meanwhile meanwhile) {
   if (tile.states == 16) {
-    advance_tile_in_registers<Lanes, 16>(tile, A, state, meanwhile);
+    advance_tile_in_registers<Lanes, 16, normal>(tile, A, state, meanwhile);
   } else {
-    advance_tile_in_memory<Lanes>(tile, A, state, meanwhile);
+    advance_tile_in_memory<Lanes, normal>(tile, A, state, meanwhile);
   }
 }
 

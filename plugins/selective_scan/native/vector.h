@@ -77,15 +77,43 @@ MSMAMBA_INLINE Float<Lanes> sums_of_rows(const float* rows) {
   }
 }
 
-// Both return the bound only where `value` lies beyond it: a NaN stays a NaN.
+// Lanes of `a` and `b` in turn: those of their lower halves, and those of their upper halves.
 template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> at_least(Float<Lanes> value, float bound) {
-  return value < bound ? broadcast<Lanes>(bound) : value;
+MSMAMBA_INLINE Float<Lanes> zipped_low(Float<Lanes> a, Float<Lanes> b) {
+  if constexpr (Lanes == 16) {
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  } else if constexpr (Lanes == 8) {
+    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  } else {
+    return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  }
 }
 
 template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> at_most(Float<Lanes> value, float bound) {
-  return value > bound ? broadcast<Lanes>(bound) : value;
+MSMAMBA_INLINE Float<Lanes> zipped_high(Float<Lanes> a, Float<Lanes> b) {
+  if constexpr (Lanes == 16) {
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  } else if constexpr (Lanes == 8) {
+    return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  } else {
+    return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  }
+}
+
+// Transposes `rows` in place: zipping the first half of the rows with the second, as often as a row can be halved.
+template <int Lanes>
+MSMAMBA_INLINE void transpose(Float<Lanes> (&rows)[Lanes]) {
+#pragma GCC unroll 4
+  for (int zips = 1; zips < Lanes; zips *= 2) {
+    Float<Lanes> zipped[Lanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < Lanes / 2; ++i) {
+      zipped[2 * i] = zipped_low<Lanes>(rows[i], rows[i + Lanes / 2]);
+      zipped[2 * i + 1] = zipped_high<Lanes>(rows[i], rows[i + Lanes / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < Lanes; ++i) rows[i] = zipped[i];
+  }
 }
 
 #if defined(__AVX512VL__)
@@ -94,125 +122,172 @@ MSMAMBA_INLINE Float<Lanes> at_most(Float<Lanes> value, float bound) {
 constexpr __mmask16 kAllLanes = 0xffff;
 #endif
 
+// The larger and the smaller of each lane; `b` where either is NaN. The instructions do just that, but where one side
+// is constant the compiler does not see it.
 template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> round_to_nearest(Float<Lanes> value) {
+MSMAMBA_INLINE Float<Lanes> larger(Float<Lanes> a, Float<Lanes> b) {
 #if defined(__AVX512VL__)
-  if constexpr (Lanes == 16) {
-    return (Float<Lanes>)_mm512_maskz_roundscale_ps(kAllLanes, (__m512)value, _MM_FROUND_TO_NEAREST_INT);
-  }
+  if constexpr (Lanes == 16) return (Float<Lanes>)_mm512_maskz_max_ps(kAllLanes, (__m512)a, (__m512)b);
 #endif
 #if defined(__AVX2__)
-  if constexpr (Lanes == 8) {
-    return (Float<Lanes>)_mm256_round_ps((__m256)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
+  if constexpr (Lanes == 8) return (Float<Lanes>)_mm256_max_ps((__m256)a, (__m256)b);
 #endif
-  // Beside 1.5 * 2^23 a float32 has no bits left for a fraction.
-  const float magic = 12582912.0f;
-  return (value + magic) - magic;
+  return a > b ? a : b;
 }
 
-// mantissa * 2^exponent for an integral exponent and a mantissa in [1/2, 2]. Where AVX-512 is missing the
-// exponent is held within [-126, 127]: results beyond come back as about 1e-38 and 1e38.
 template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> scale_by_power_of_two(Float<Lanes> mantissa, Float<Lanes> exponent) {
+MSMAMBA_INLINE Float<Lanes> smaller(Float<Lanes> a, Float<Lanes> b) {
 #if defined(__AVX512VL__)
-  if constexpr (Lanes == 16) {
-    return (Float<Lanes>)_mm512_maskz_scalef_ps(kAllLanes, (__m512)mantissa, (__m512)exponent);
-  }
-  if constexpr (Lanes == 8) return (Float<Lanes>)_mm256_scalef_ps((__m256)mantissa, (__m256)exponent);
+  if constexpr (Lanes == 16) return (Float<Lanes>)_mm512_maskz_min_ps(kAllLanes, (__m512)a, (__m512)b);
 #endif
-  const Float<Lanes> held = at_most<Lanes>(at_least<Lanes>(exponent, -126.0f), 127.0f);
-  const Int<Lanes> shift = __builtin_convertvector(held, Int<Lanes>) << 23;
-  return (Float<Lanes>)((Int<Lanes>)mantissa + shift);
+#if defined(__AVX2__)
+  if constexpr (Lanes == 8) return (Float<Lanes>)_mm256_min_ps((__m256)a, (__m256)b);
+#endif
+  return a < b ? a : b;
 }
 
-// 2^f for f in [-1/2, 1/2]: 1 + f * (a polynomial), minimax in relative error with the constant pinned to 1. The pin
-// matters: a decay near 1 is raised to a power of thousands by the recurrence, and it makes the error vanish
-// with the step size.
-
-// Degree 5, its slope pinned to ln 2: relative error 1.1e-7.
+// Both return the bound only where `value` lies beyond it: a NaN stays a NaN.
 template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> exp2_fraction(Float<Lanes> f) {
-  const Float<Lanes> upper = ((0.0013300607f * f + 0.009669691f) * f + 0.055505585f) * f + 0.24022283f;
-  return (upper * f + 0.6931472f) * f + 1.0f;
+MSMAMBA_INLINE Float<Lanes> at_least(Float<Lanes> value, float bound) {
+  return larger<Lanes>(broadcast<Lanes>(bound), value);
 }
 
-// Degree 6: relative error 1.6e-8, below float32's own rounding.
 template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> exp2_fraction_precise(Float<Lanes> f) {
-  const Float<Lanes> upper =
-      (((0.00015353363f * f + 0.0013398874f) * f + 0.009618437f) * f + 0.055503324f) * f + 0.24022648f;
-  return (upper * f + 0.6931472f) * f + 1.0f;
+MSMAMBA_INLINE Float<Lanes> at_most(Float<Lanes> value, float bound) {
+  return smaller<Lanes>(broadcast<Lanes>(bound), value);
 }
+
+// 2^z as 2^n * T[i] * 2^f: z is rounded to a multiple of 1/2^kFractionBits, n + i/2^kFractionBits, and f is the rest.
+// The table T fits one register (one entry where there are no permutations), and 2^f = 1 + f * q(f). That form, and
+// q(0) = ln 2, matter: a decay near 1 is raised to a power of thousands by the recurrence, and so its error vanishes
+// with the step.
+//
+// `power(rounded, part, f)` takes z in pieces: `rounded` is z + kRounding<Lanes>, in whose low bits stand n and i, and
+// `part` is the multiple.
+template <int Lanes>
+struct Exp2 {
+  static constexpr int kFractionBits = 0;
+  MSMAMBA_INLINE static Float<Lanes> power(Float<Lanes> rounded, Float<Lanes>, Float<Lanes> f) {
+    // f in [-1/2, 1/2]: relative error 1.1e-7.
+    const Float<Lanes> q =
+        (((0.0013300607f * f + 0.009669691f) * f + 0.055505585f) * f + 0.24022283f) * f + 0.6931472f;
+    const Float<Lanes> scaled = (Float<Lanes>)(((Int<Lanes>)rounded << 23) + 0x3f800000);
+    return scaled * f * q + scaled;
+  }
+};
 
 #if defined(__AVX512VL__)
-// 2^(i/16) for i below 16; every second one serves vectors of eight lanes.
-alignas(64) constexpr float kPowersOfTwo[16] = {1.0f,       1.0442737f, 1.0905077f, 1.1387886f, 1.1892071f, 1.2418578f,
-                                                1.2968396f, 1.3542556f, 1.4142135f, 1.4768262f, 1.5422108f, 1.6104903f,
-                                                1.6817929f, 1.7562522f, 1.8340081f, 1.9152066f};
-alignas(32) constexpr float kEighthPowersOfTwo[8] = {1.0f,       1.0905077f, 1.1892071f, 1.2968396f,
-                                                     1.4142135f, 1.5422108f, 1.6817929f, 1.8340081f};
+alignas(64) constexpr float kPowersOfTwo[16] = {
+    1.0f, 1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
+    1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f, 1.68179286f, 1.75625217f, 1.8340081f, 1.91520655f};
 
-// 2^z as 2^n * T[i] * 2^f: the table T of 2^(i/16) (or i/8) is one register, so f is at most 1/32 (1/16), and two terms
-// fewer do. The scan's inner loop, bound by multiply-adds, runs a tenth faster for it.
-MSMAMBA_INLINE Float<16> exp2_by_table(Float<16> z) {
-  const Float<16> steps = (Float<16>)_mm512_maskz_roundscale_ps(kAllLanes, (__m512)z, 4 << 4);  // to sixteenths
-  const Float<16> f = z - steps;
-  // Beside 1.5 * 2^19 the last bits of a float32 count sixteenths.
-  const __m512i index = (__m512i)(steps + 786432.0f);
-  const Float<16> table = (Float<16>)_mm512_permutexvar_ps(index, _mm512_load_ps(kPowersOfTwo));
-  const Float<16> power = ((0.055502344f * f + 0.24023429f) * f + 0.6931472f) * f + 1.0f;
-  return (Float<16>)_mm512_maskz_scalef_ps(kAllLanes, (__m512)(power * table), (__m512)steps);  // by floor(steps)
-}
-
-MSMAMBA_INLINE Float<8> exp2_by_table(Float<8> z) {
-  const Float<8> steps = (Float<8>)_mm256_roundscale_ps((__m256)z, 3 << 4);  // to eighths
-  const Float<8> f = z - steps;
-  const __m256i index = (__m256i)(steps + 1572864.0f);
-  const Float<8> table = (Float<8>)_mm256_permutevar8x32_ps(_mm256_load_ps(kEighthPowersOfTwo), index);
-  const Float<8> power = ((0.055504266f * f + 0.24025749f) * f + 0.6931472f) * f + 1.0f;
-  return (Float<8>)_mm256_scalef_ps((__m256)(power * table), (__m256)steps);
-}
+template <>
+struct Exp2<16> {
+  static constexpr int kFractionBits = 4;
+  MSMAMBA_INLINE static Float<16> power(Float<16> rounded, Float<16> part, Float<16> f) {
+    // f in [-1/32, 1/32]: relative error 1e-9.
+    const Float<16> q = (0.055502344f * f + 0.24023429f) * f + 0.6931472f;
+    const Float<16> table =
+        (Float<16>)_mm512_maskz_permutexvar_ps(kAllLanes, (__m512i)rounded, _mm512_load_ps(kPowersOfTwo));
+    const Float<16> scaled = table * f * q + table;
+    return (Float<16>)_mm512_maskz_scalef_ps(kAllLanes, (__m512)scaled, (__m512)part);  // by floor(part), which is n
+  }
+};
 #endif
 
-// 2^z for finite z, within 2.5 ulp where the result is normal. NaN gives NaN.
+#if defined(__AVX2__)
+// The bits of 2^(i/8), less i << 20: shifting the low bits of `rounded` to the exponent's place brings i along.
+alignas(32) constexpr int32_t kEighthPowersOfTwo[8] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                                       0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+
+template <>
+struct Exp2<8> {
+  static constexpr int kFractionBits = 3;
+  MSMAMBA_INLINE static Float<8> power(Float<8> rounded, Float<8>, Float<8> f) {
+    // f in [-1/16, 1/16]: relative error 1e-8.
+    const Float<8> q = (0.055504266f * f + 0.24025749f) * f + 0.6931472f;
+    const __m256 entries = _mm256_load_ps(reinterpret_cast<const float*>(kEighthPowersOfTwo));
+    const Int<8> table = (Int<8>)_mm256_permutevar8x32_ps(entries, (__m256i)rounded);
+    const Float<8> scaled = (Float<8>)(table + ((Int<8>)rounded << 20));
+    return scaled * f * q + scaled;
+  }
+};
+#endif
+
+template <int Lanes>
+constexpr float kRounding = 12582912.0f / (1 << Exp2<Lanes>::kFractionBits);  // 1.5 * 2^23
+
+// Exponents that `exp2_of_product` takes: the result is a normal float32.
+constexpr float kMostExponent = 126.0f;
+
+// 2^(a * b) where |a * b| is at most kMostExponent, or NaN. Where multiply-adds are fused the product is not rounded,
+// and the error is at most 1.5 ulp; elsewhere it is 2.5 ulp of the rounded product's power.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> exp2_of_product(Float<Lanes> a, Float<Lanes> b) {
+  const Float<Lanes> rounded = a * b + kRounding<Lanes>;
+  const Float<Lanes> part = rounded - kRounding<Lanes>;
+  return Exp2<Lanes>::power(rounded, part, a * b - part);
+}
+
+// 2^z for any z, within 2.5 ulp; results beyond 2^-126 and 2^126 are held to those. NaN gives NaN.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> exp2(Float<Lanes> z) {
-#if defined(__AVX512VL__)
-  if constexpr (Lanes >= 8) return exp2_by_table(z);
-#endif
-  const Float<Lanes> whole = round_to_nearest<Lanes>(z);
-  return scale_by_power_of_two<Lanes>(exp2_fraction<Lanes>(z - whole), whole);
+  const Float<Lanes> held = at_most<Lanes>(at_least<Lanes>(z, -kMostExponent), kMostExponent);
+  const Float<Lanes> rounded = held + kRounding<Lanes>;
+  const Float<Lanes> part = rounded - kRounding<Lanes>;
+  return Exp2<Lanes>::power(rounded, part, held - part);
 }
 
-// The same within 1.5 ulp. Gradients add up products of many decays, to which the other's error is systematic.
-template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> exp2_precise(Float<Lanes> z) {
-  const Float<Lanes> whole = round_to_nearest<Lanes>(z);
-  return scale_by_power_of_two<Lanes>(exp2_fraction_precise<Lanes>(z - whole), whole);
-}
-
-// exp(-|v|), in [0, 1], for any v.
+// exp(-|v|) for any v, down to 2^-126.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> exp_minus_abs(Float<Lanes> v) {
-  // Below -104 the exponential is zero in float32; the bound keeps infinities out of the reduction.
-  const Float<Lanes> z = at_least<Lanes>(v < 0.0f ? v : -v, -104.0f);
-  const Float<Lanes> whole = round_to_nearest<Lanes>(z * kLog2E);
-  // ln 2 in two parts: `whole` times the first is exact, so no digits of a large |v| are lost.
-  const Float<Lanes> rest = (z - whole * 0.693359375f) - whole * -2.12194440e-4f;
-  return scale_by_power_of_two<Lanes>(exp2_fraction_precise<Lanes>(rest * kLog2E), whole);
+  const Float<Lanes> minus_abs = (Float<Lanes>)((Int<Lanes>)v | INT32_MIN);
+  const Float<Lanes> z = at_least<Lanes>(minus_abs, -kMostExponent * kLn2);
+  const Float<Lanes> rounded = z * kLog2E + kRounding<Lanes>;
+  // ln 2 in two parts: the first times what was rounded is exact, so no digits of a large |v| are lost.
+  const Float<Lanes> part = rounded - kRounding<Lanes>;
+  const Float<Lanes> rest = (z - part * 0.693359375f) - part * -2.12194440e-4f;
+  return Exp2<Lanes>::power(rounded, part, rest * kLog2E);
 }
+
+// log(1 + e) for e in [0, 1], within 2.5 ulp.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> log1p_of_fraction(Float<Lanes> e) {
+  // 2 atanh(s), an odd series in s = e / (2 + e), which is at most 1/3.
+  const Float<Lanes> s = e / (e + 2.0f);
+  const Float<Lanes> square = s * s;
+  const Float<Lanes> tail = ((0.28011987f * square + 0.28001806f) * square + 0.40021527f) * square + 0.6666642f;
+  return s * (tail * square) + (s + s);
+}
+
+#if defined(__AVX512VL__)
+// 1 / (1 + i/15) and log(1 + i/15).
+alignas(64) constexpr float kInverses[16] = {
+    1.0f,         0.9375f,      0.882352948f, 0.833333313f, 0.789473653f, 0.75f,        0.714285731f, 0.681818187f,
+    0.652173877f, 0.625f,       0.599999964f, 0.576923072f, 0.555555522f, 0.535714269f, 0.517241359f, 0.5f};
+alignas(64) constexpr float kLogarithms[16] = {
+    0.0f,         0.0645385236f, 0.125163153f, 0.182321563f, 0.236388788f, 0.287682086f, 0.336472243f, 0.382992268f,
+    0.427444041f, 0.470003635f,  0.510825634f, 0.550046384f, 0.587786674f, 0.624154329f, 0.65924567f,  0.693147182f};
+
+// By table, since a division occupies its unit for as long as twenty multiply-adds: with c the nearest of the table's
+// arguments, log(1 + e) = log(1 + c) + log(1 + r), r = (e - c) / (1 + c), and |r| is at most 1/30.
+template <>
+MSMAMBA_INLINE Float<16> log1p_of_fraction<16>(Float<16> e) {
+  const float rounding = 12582912.0f;  // beside 1.5 * 2^23 the low bits of a float32 are those of an integer
+  const Float<16> rounded = e * 15.0f + rounding;
+  const __m512i index = (__m512i)rounded;
+  const __m512 inverse = _mm512_maskz_permutexvar_ps(kAllLanes, index, _mm512_load_ps(kInverses));
+  const __m512 logarithm = _mm512_maskz_permutexvar_ps(kAllLanes, index, _mm512_load_ps(kLogarithms));
+  const Float<16> r = (e - (rounded - rounding) * (1 / 15.0f)) * (Float<16>)inverse;
+  const Float<16> q = ((-0.25020372f * r + 0.33352386f) * r - 0.5f) * r + 1.0f;
+  return r * q + (Float<16>)logarithm;
+}
+#endif
 
 // log(1 + exp(v)) for any v, within 3.5 ulp where the result is normal.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> softplus(Float<Lanes> v) {
-  const Float<Lanes> e = exp_minus_abs<Lanes>(v);
-  // log(1 + e) = 2 atanh(s), an odd series in s = e / (2 + e), which is at most 1/3.
-  const Float<Lanes> s = e / (e + 2.0f);
-  const Float<Lanes> square = s * s;
-  const Float<Lanes> tail = ((0.28011987f * square + 0.28001806f) * square + 0.40021527f) * square + 0.6666642f;
-  const Float<Lanes> log1p = s * (tail * square) + (s + s);
-  return at_least<Lanes>(v, 0.0f) + log1p;
+  return at_least<Lanes>(v, 0.0f) + log1p_of_fraction<Lanes>(exp_minus_abs<Lanes>(v));
 }
 
 // 1 / (1 + exp(-v)), the derivative of softplus.
