@@ -245,10 +245,37 @@ def evaluate(
     click.echo(evaluation.to_json() if output_format == "json" else evaluation.to_text(), nl=False)
 
 
+_INT8_OPTIONS = {
+    "calib": "data",
+    "method": "method",
+    "calib_images": "images",
+    "calib_seed": "seed",
+    "calib_cache": "cache",
+    "plan": "plan",
+    "sensitivity": "sensitivity",
+}
+_INT8_LIMITS = ("max_flips", "max_accuracy_drop")
+_OF_CHECKPOINTS = ("image_size", "opset", "labels", "mean", "std")
+
+
 @mmdeploy.command()
 @click.argument("source")
 @click.option("-o", "--output", required=True, metavar="BUNDLE", help="The folder to write.")
 @click.option("--fp16", is_flag=True, help="Compute in float16 wherever accuracy allows.")
+@click.option(
+    "--int8", is_flag=True, help="Multiply in int8; with --fp16, or for an engine, float16 around it."
+)
+@click.option("--calib", metavar="DATA", help="Labelled images to measure int8 ranges on.")
+@click.option(
+    "--method", type=click.Choice(["entropy", "percentile", "minmax"]), help="Of finding the ranges."
+)
+@click.option("--calib-images", type=click.IntRange(1), help="To calibrate on. [default: 128]")
+@click.option("--calib-seed", type=int, help="Of their choice. [default: 0]")
+@click.option("--calib-cache", metavar="FILE", help="Of measured ranges. [default: BUNDLE.calib]")
+@click.option("--plan", metavar="FILE", help="Quantise what it says, such as another bundle's plan.json.")
+@click.option("--max-flips", metavar="COUNT|PER%", help="Labels that int8 may flip. [default: 0.5%]")
+@click.option("--max-accuracy-drop", type=float, help="Points that int8 may cost. [default: 0.3]")
+@click.option("--sensitivity", is_flag=True, help="Rank the blocks by the harm that int8 does, with a plot.")
 @click.option("--size", "image_size", type=click.IntRange(32), help="Side of the square input, in pixels.")
 @click.option("--opset", type=int, help="Version of the standard ONNX operators.")
 @click.option("--labels", metavar="NAMES|FILE", help="Class names, by commas, or a file with one a line.")
@@ -272,7 +299,14 @@ def evaluate(
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def export(
-    source: str, output: str, fp16: bool, labels: str | None, sm: str, force: bool, **chosen: Any
+    source: str,
+    output: str,
+    fp16: bool,
+    int8: bool,
+    labels: str | None,
+    sm: str,
+    force: bool,
+    **chosen: Any,
 ) -> None:
     """Export SOURCE as a bundle: a checkpoint (safetensors, or the authors' .pth), or a bundle.
 
@@ -283,12 +317,22 @@ def export(
     given = _given(chosen)
     compute_capabilities = [text.strip() for text in sm.split(",") if text.strip()]
     if _is_artefact(source):
-        _add_engine(source, output, compute_capabilities, force, {"fp16": fp16, "labels": labels, **given})
+        _add_engine(source, output, compute_capabilities, force, {"fp16": fp16, "int8": int8, "labels": labels, **given})
         return
     from .export.bundle import ExportOptions, export_bundle
+    from .export.int8 import Int8Options
+    from .export.sensitivity import limits_of
 
+    quantising = {name: given.pop(option) for option, name in _INT8_OPTIONS.items() if given.get(option)}
+    given.pop("sensitivity", None)
+    limits = {name: given.pop(name) for name in _INT8_LIMITS if name in given}
+    if limits:
+        quantising["limits"] = limits_of(**limits)
+    if int8 != ("data" in quantising) or (quantising and not int8):
+        raise click.UsageError("--int8 needs --calib DATA, and both --calib and its options go with --int8")
     options = ExportOptions(
-        precision="fp16" if fp16 else "fp32",
+        precision="int8" if int8 else "fp16" if fp16 else "fp32",
+        int8=Int8Options(**quantising, half=fp16) if int8 else None,
         labels=_names(labels) if labels else None,
         compute_capabilities=compute_capabilities,
         **given,
@@ -299,6 +343,8 @@ def export(
     click.echo(
         f"{result.path}: {result.bytes / 1e6:.1f} MB, {result.nodes} nodes ({nodes}), {result.scans} scans"
     )
+    if result.int8 is not None:
+        click.echo(f"  {result.int8.summary}")
     if result.engine is not None:
         click.echo(f"  {result.engine.summary}")
     for reason in sorted(set(result.proof.float32_nodes.values())):
@@ -326,10 +372,12 @@ def _add_engine(
     from .export.engine_bundle import engine_bundle
 
     settled = [
-        name for name in ("fp16", "image_size", "opset", "labels", "mean", "std") if chosen.pop(name, None)
+        name
+        for name in ("fp16", "int8", *_INT8_OPTIONS, *_INT8_LIMITS, *_OF_CHECKPOINTS)
+        if chosen.pop(name, None)
     ]
     if settled:
-        named = ", ".join(f"--{name.removeprefix('image_')}" for name in settled)
+        named = ", ".join(f"--{name.removeprefix('image_').replace('_', '-')}" for name in settled)
         raise click.UsageError(f"'{source}' is exported already, which settled {named}: leave it out")
     target = chosen.pop("target")
     if target == "onnx":

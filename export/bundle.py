@@ -2,7 +2,8 @@
 
 A bundle is written under a temporary name and renamed, so it is whole or absent. It holds ``manifest.json``,
 ``model.onnx`` and the scan's kernels for GPUs (`kernels`); an engine comes as ``model.engine`` with
-TensorRT's ``build.log``; `verify` adds ``parity.json``.
+TensorRT's ``build.log``; `verify` adds ``parity.json``. With int8 come ``calibration.json``, its images and ranges, and
+``plan.json``.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from ..runtime.manifest import Manifest
 from .engine import Engine, EngineOptions, engine_from_onnx
 from .engine_bundle import building, seal, write_engine
 from .kernels import compiler_from, kernels_for
+from .int8 import Int8, Int8Options, Prepared, int8_network, prepare
 from .onnx_model import DEFAULT_OPSET, flat_model, onnx_from_network
 from .precision import PrecisionProof, fp16_from_fp32, precision_proof
 
 MODEL_FILE, MANIFEST_FILE, PARITY_FILE = "model.onnx", "manifest.json", "parity.json"
-PRECISIONS = ("fp32", "fp16")
+CALIBRATION_FILE, PLAN_FILE = "calibration.json", "plan.json"
+SENSITIVITY_FILE, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
+PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
 
 _VERSIONS_NOTED = ("torch", "onnx", "onnxscript", "numpy")
@@ -39,6 +43,8 @@ class ExportOptions:
     """What the user may choose; None means: as the checkpoint says."""
 
     precision: str = "fp32"
+    int8: Int8Options | None = None
+    """How to quantise, for the precision ``int8``."""
     image_size: int | None = None
     """Side of the square input, pixels."""
     opset: int = DEFAULT_OPSET
@@ -74,6 +80,8 @@ class Export:
     """Of the scan's kernels for GPUs; 0 where Triton is not installed."""
     engine: Engine | None = None
     """None for the target ``onnx``."""
+    int8: Int8 | None = None
+    """None for other precisions."""
 
 
 def export_bundle(
@@ -103,17 +111,26 @@ def export_bundle(
         report("reading the checkpoint")
         loaded = load_checkpoint(checkpoint)
         manifest = _manifest(loaded, options, str(checkpoint))
+        int8_how = _int8_prepared(manifest, options, report)
         report("tracing PyTorch to ONNX")
         model = onnx_from_network(loaded.network, manifest.image_size, opset=options.opset)
         if options.precision == "fp16":
             report("converting to float16")
             model = fp16_from_fp32(flat_model(model))
+        int8 = None
+        if int8_how is not None:
+            cache = Path(output).with_name(f"{Path(output).name}.calib")
+            int8 = int8_network(model, manifest.transform, int8_how, cache, report)
+            model = int8.model
         proof = _proven(model, options.precision)
         report("compiling the scan for GPUs")
         kernels = kernels_for(model)
         engine = _engine(model, kernels, options, report)
         report("writing the bundle")
-        manifest = replace(manifest, precision_proven=proof.to_dict())
+        types = proof.to_dict()
+        if int8 is not None:
+            types["int8"] = int8.to_dict()
+        manifest = replace(manifest, precision_proven=types)
         for key, value in manifest.to_metadata().items():
             model.metadata_props.add(key=key, value=value)
         (folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
@@ -121,6 +138,8 @@ def export_bundle(
             (folder / name).write_bytes(content)
         if engine is not None:
             manifest = write_engine(folder, engine, manifest)
+        if int8 is not None:
+            _write_int8(folder, int8)
         manifest = seal(folder, manifest)
     return Export(
         path=Path(output),
@@ -131,7 +150,29 @@ def export_bundle(
         bytes=(Path(output) / MODEL_FILE).stat().st_size,
         kernels_bytes=sum(map(len, kernels.values())),
         engine=engine,
+        int8=int8,
     )
+
+
+def _write_int8(folder: Path, int8: Int8) -> None:
+    """How the network was quantised, as files beside the model."""
+    (folder / CALIBRATION_FILE).write_text(int8.calibration_json(), encoding="utf-8")
+    (folder / PLAN_FILE).write_text(int8.plan.to_json(), encoding="utf-8")
+    if int8.sensitivity is not None:
+        (folder / SENSITIVITY_FILE).write_text(int8.sensitivity.to_json(int8.plan), encoding="utf-8")
+        (folder / SENSITIVITY_PLOT).write_bytes(int8.sensitivity.plot(int8.plan))
+
+
+def _int8_prepared(
+    manifest: Manifest, options: ExportOptions, report: Callable[[str], None]
+) -> Prepared | None:
+    """How to quantise and on which images, where int8 is asked for; engines get float16 around it."""
+    if options.precision != "int8":
+        return None
+    if options.int8 is None:
+        raise ExportError("int8 needs images to calibrate on: give a folder with --calib")
+    how = replace(options.int8, half=options.int8.half or options.target != "onnx")
+    return prepare(how, manifest.labels, report)
 
 
 def _engine(
@@ -149,7 +190,7 @@ def _engine(
         hardware_compatibility=options.hardware_compatibility,
         timing_cache=options.timing_cache,
     )
-    flat = model if options.precision == "fp16" else flat_model(model)
+    flat = flat_model(model) if options.precision == "fp32" else model
     compiler = compiler_from(kernels, "the export") if kernels else None
     return engine_from_onnx(flat, chosen, building(report), compiler)
 

@@ -31,6 +31,7 @@ from ..plugins.tensorrt_library import import_tensorrt
 from .inlining import INPUT
 from .kernels import scan_kinds
 from .precision import KEPT_IN_FLOAT32
+from .quantise import int8_nodes
 
 Progress = Callable[[str, float], None]
 """Called with the phase (``parse``, or TensorRT's own name) and how much of it is done, 0 to 1."""
@@ -100,12 +101,15 @@ class EngineProof:
     float32_layers: tuple[str, ...]
     """Names of the layers that compute in float32: in a float16 engine those that were meant to."""
     plugins: tuple[PluginTypes, ...]
+    int8_layers: tuple[str, ...] = ()
+    """Names of the layers that multiply int8: TensorRT merges them with the dequantising in front of them."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
             "layers": dict(self.layers),
             "float32_layers": list(self.float32_layers),
+            "int8_layers": list(self.int8_layers),
             "plugins": [
                 {"layer": found.layer, "inputs": list(found.inputs), "outputs": list(found.outputs)}
                 for found in self.plugins
@@ -178,6 +182,7 @@ def engine_from_onnx(
         raise ExportError(f"{options.library} {trt.__version__} refused the model: {_one_line(problems)}")
     proof = _proof(trt, network)
     _check_types(model, network, options.plugin)
+    _check_int8(model, proof)
     report("parse", 1.0)
 
     config = builder.create_builder_config()
@@ -314,7 +319,30 @@ def _proof(trt: Any, network: Any) -> EngineProof:
             inputs = tuple(layer.get_input(i).dtype.name for i in range(layer.num_inputs))
             outputs = tuple(layer.get_output(i).dtype.name for i in range(layer.num_outputs))
             plugins.append(PluginTypes(layer.name, inputs, outputs))
-    return EngineProof(dict(counts), tuple(float32_layers), tuple(plugins))
+    return EngineProof(dict(counts), tuple(float32_layers), tuple(plugins), _int8_layers(trt, network))
+
+
+def _int8_layers(trt: Any, network: Any) -> tuple[str, ...]:
+    """Layers both of whose operands come out of int8, reshaped on the way at most."""
+    layers = _layers(network)
+    made_by = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
+
+    def is_int8(tensor: Any) -> bool:
+        layer = made_by.get(tensor.name)
+        while layer is not None and layer.type == trt.LayerType.SHUFFLE:
+            layer = made_by.get(layer.get_input(0).name)
+        if layer is None or layer.type != trt.LayerType.DEQUANTIZE:
+            return False
+        return bool(layer.get_input(0).dtype == trt.DataType.INT8)
+
+    multiplying = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+    return tuple(
+        layer.name
+        for layer in layers
+        if layer.type in multiplying
+        and layer.num_inputs > 1  # a weight that is no tensor is in floating point
+        and all(is_int8(layer.get_input(i)) for i in range(2))
+    )
 
 
 def _check_types(model: ModelProto, network: Any, plugin: bool) -> None:
@@ -345,6 +373,19 @@ def _check_types(model: ModelProto, network: Any, plugin: bool) -> None:
         ]
     if wrong:
         raise ExportError(f"the parsed network is not in the precision asked for: {'; '.join(wrong)}")
+
+
+def _check_int8(model: ModelProto, proof: EngineProof) -> None:
+    """Compares the layers that multiply int8 with the file's.
+
+    Raises:
+        ExportError: some are not int8; all are named.
+    """
+    missing = sorted({node.name for node in int8_nodes(model)} - set(proof.int8_layers))
+    if missing:
+        raise ExportError(
+            f"{len(missing)} layers are int8 in the file and not in the parsed network: {', '.join(missing)}"
+        )
 
 
 def _configure(

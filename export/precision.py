@@ -32,6 +32,7 @@ FLOAT32_INSIDE = {
 }
 """Operators with float16 inputs and outputs that compute in float32, and why."""
 
+_NOT_COMPUTING = ("Cast", "Constant", "QuantizeLinear", "DequantizeLinear")
 _SCAN_FLOAT32_INPUTS = (2, 5, 6)  # A, D, delta_bias
 
 
@@ -87,7 +88,7 @@ def precision_proof(model: ModelProto) -> PrecisionProof:
     kept = {}
     for node in model.graph.node:
         kind = types.get(node.output[0])
-        if node.op_type in ("Cast", "Constant") or kind not in (FLOAT, HALF):
+        if node.op_type in _NOT_COMPUTING or kind not in (FLOAT, HALF):
             continue
         counts["float16" if kind == HALF else "float32"] += 1
         if kind == FLOAT and node.op_type in KEPT_IN_FLOAT32:

@@ -107,7 +107,8 @@ class Session:
     @property
     def path(self) -> str:
         """What executes the network, in words: runtime, device, and whose kernels run the scan."""
-        return self._backend.path
+        in_int8 = self._manifest is not None and self._manifest.precision_asked == "int8"
+        return f"{self._backend.path}, int8 products" if in_int8 else self._backend.path
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Runs the network on images that are transformed already.

@@ -84,6 +84,22 @@ def micrographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``{train,val}/<class>/*.png``: the small network's classes, six and four noisy images each; not to be
+    changed.
+    """
+    folder = tmp_path_factory.mktemp("labelled")
+    generator = np.random.default_rng(1)
+    for split, count in {"train": 6, "val": 4}.items():
+        for base, label in zip((70, 130, 190), SMALL_LABELS, strict=True):
+            (folder / split / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(generator.normal(base, 40, size=(40, 40, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The small network's bundles by precision; not to be changed."""
     from msmamba.export.bundle import ExportOptions, export_bundle

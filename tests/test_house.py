@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "plugins": set(),
     "runtime": {"plugins", "images", "files"},
     "model": {"plugins", "images", "files"},
+    "calib": {"runtime", "images", "files"},
     "export": {"model", "plugins", "calib", "runtime", "images", "files"},
     "errors": set(),
     "files": set(),
@@ -61,6 +62,12 @@ def test_each_part_knows_only_those_it_may(part: str) -> None:
         if name.startswith("msmamba.") and name.split(".")[1] in parts - allowed
     ]
     assert wrong == []
+
+
+def test_calibration_never_imports_torch() -> None:
+    assert [
+        name for path in sources("calib") for name in imported(path) if name.split(".")[0] == "torch"
+    ] == []
 
 
 def test_the_runtime_never_imports_torch_or_onnx() -> None:

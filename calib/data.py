@@ -1,0 +1,120 @@
+"""The images that ranges are measured on: a seeded, class-balanced choice, known by what the files hold."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from ..files import sha256_of
+from ..images import read_image
+
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class CalibrationImage:
+    """One image file of the set."""
+
+    path: Path
+    name: str
+    """Relative to the data folder."""
+    label: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """The images, in the order in which they are measured."""
+
+    images: tuple[CalibrationImage, ...]
+    seed: int
+    available: int
+    """Images that there were to choose from."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the images' own, in order: equal for the same pixels, wherever the files lie."""
+        return hashlib.sha256("".join(image.sha256 for image in self.images).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a manifest says of the set."""
+        return {
+            "images": len(self.images),
+            "available": self.available,
+            "by_class": dict(Counter(image.label for image in self.images)),
+            "seed": self.seed,
+            "sha256": self.digest,
+        }
+
+    def listing(self) -> dict[str, str]:
+        """Every image's name and sha256."""
+        return {image.name: image.sha256 for image in self.images}
+
+
+def choose(
+    root: str | Path,
+    samples: Sequence[tuple[Path, str]],
+    labels: Sequence[str],
+    *,
+    count: int,
+    seed: int = 0,
+    advance: Callable[[int, int], None] = lambda done, images: None,
+) -> CalibrationSet:
+    """Chooses images, as many of one class as of another while they last, and looks at each.
+
+    A smaller set is the beginning of a larger one with the same seed.
+
+    Args:
+        root: the folder that names are relative to.
+        samples: image files with their class names.
+        labels: every class that the model knows.
+        count: images wanted; where there are fewer, all are taken.
+        seed: of the choice.
+        advance: called after each image with the images done and all images.
+
+    Raises:
+        DataError: no image was asked for, a class has none, or images show one colour only.
+        ImageError: an image cannot be read.
+    """
+    if count < 1:
+        raise DataError(f"{count} calibration images were asked for: expected at least 1")
+    by_class = {label: [path for path, name in samples if name == label] for label in labels}
+    missing = [label for label, paths in by_class.items() if not paths]
+    if missing:
+        raise DataError(
+            f"{root}: has no images of {_some([repr(label) for label in missing])}: ranges measured without "
+            "a class may cut its values off; add some"
+        )
+    generator = np.random.default_rng(seed)
+    shuffled = [
+        [(paths[i], label) for i in generator.permutation(len(paths))] for label, paths in by_class.items()
+    ]
+    rounds = range(max(map(len, shuffled)))
+    dealt = [paths[turn] for turn in rounds for paths in shuffled if turn < len(paths)][:count]
+
+    images, plain = [], []
+    for number, (path, label) in enumerate(dealt, 1):
+        pixels = read_image(path)
+        if (pixels == pixels[:1, :1]).all():
+            plain.append(path.name)
+        name = path.relative_to(root).as_posix()
+        images.append(CalibrationImage(path, name, label, sha256_of(path)))
+        advance(number, len(dealt))
+    if plain:
+        raise DataError(
+            f"{root}: {len(plain)} of {len(images)} calibration images show a single colour: {_some(plain)}; "
+            "ranges measured on them would be wrong: take them out"
+        )
+    return CalibrationSet(tuple(images), seed, len(samples))
+
+
+def _some(items: Sequence[str]) -> str:
+    shown = ", ".join(items[:_NAMES_SHOWN])
+    return shown if len(items) <= _NAMES_SHOWN else f"{shown}, … {len(items) - _NAMES_SHOWN} more"

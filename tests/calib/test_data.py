@@ -1,0 +1,94 @@
+"""Which images are calibrated on: balanced, seeded, looked at, and known by their content."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msmamba.calib import CalibrationSet, choose
+from msmamba.errors import DataError, ImageError
+
+LABELS = ("basophil", "eosinophil", "lymphocyte")
+
+
+def samples(folder: Path) -> list[tuple[Path, str]]:
+    return [(path, path.parent.name) for path in sorted(folder.glob("*/*.png"))]
+
+
+def chosen(folder: Path, count: int, seed: int = 0) -> CalibrationSet:
+    return choose(folder, samples(folder), LABELS, count=count, seed=seed)
+
+
+@pytest.fixture
+def cells(labelled: Path, tmp_path: Path) -> Path:
+    """Six images of each class, to be changed."""
+    return Path(shutil.copytree(labelled / "train", tmp_path / "cells"))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        pytest.param(1, {"basophil": 1}, id="one"),
+        pytest.param(7, {"basophil": 3, "eosinophil": 2, "lymphocyte": 2}, id="seven"),
+        pytest.param(18, dict.fromkeys(LABELS, 6), id="all"),
+        pytest.param(500, dict.fromkeys(LABELS, 6), id="more-than-there-are"),
+    ],
+)
+def test_classes_have_as_many_images_as_one_another(
+    cells: Path, count: int, expected: dict[str, int]
+) -> None:
+    found = chosen(cells, count)
+    assert Counter(image.label for image in found.images) == expected
+    assert found.available == 18
+    assert all(image.name == f"{image.label}/{image.path.name}" for image in found.images)
+
+
+def test_a_small_class_gives_all_it_has(cells: Path) -> None:
+    for name in "12345":
+        (cells / "eosinophil" / f"{name}.png").unlink()
+    by_class = Counter(image.label for image in chosen(cells, 9).images)
+    assert by_class == {"basophil": 4, "eosinophil": 1, "lymphocyte": 4}
+
+
+def test_the_seed_decides_and_fewer_images_are_the_first_of_more(cells: Path) -> None:
+    assert chosen(cells, 12).images[:5] == chosen(cells, 5).images
+    assert chosen(cells, 12, seed=1).digest != chosen(cells, 12).digest
+
+
+def test_the_digest_follows_content_and_not_place(cells: Path, tmp_path: Path) -> None:
+    before = chosen(cells, 6)
+    moved = Path(shutil.move(cells, tmp_path / "elsewhere"))
+    assert chosen(moved, 6).digest == before.digest
+    changed = moved / before.images[0].name
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(changed)
+    assert chosen(moved, 6).digest != before.digest
+
+
+def test_images_of_one_colour_are_named(cells: Path) -> None:
+    for name in ("0", "1", "2", "3"):
+        Image.new("RGB", (40, 40), "pink").save(cells / "basophil" / f"{name}.png")
+    message = r"4 of 18 calibration images show a single colour: .*\.png, .*\.png, .*\.png, … 1 more"
+    with pytest.raises(DataError, match=message):
+        chosen(cells, 18)
+
+
+def test_a_class_without_images_is_named(cells: Path) -> None:
+    shutil.rmtree(cells / "lymphocyte")
+    with pytest.raises(DataError, match="no images of 'lymphocyte'"):
+        chosen(cells, 6)
+
+
+def test_an_image_that_cannot_be_read_is_named(cells: Path) -> None:
+    (cells / "basophil" / "3.png").write_bytes(b"\x89PNG and no more")
+    with pytest.raises(ImageError, match=r"3\.png"):
+        chosen(cells, 18)
+
+
+def test_no_images_are_refused(cells: Path) -> None:
+    with pytest.raises(DataError, match="0 calibration images"):
+        chosen(cells, 0)
