@@ -60,6 +60,9 @@ class Judgement:
         return asdict(self)
 
 
+USUAL_FLIPS = FlipLimit(0.5, per_cent=True)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a quantised network must meet on the images that a plan is judged on.
@@ -69,7 +72,7 @@ class Limits:
 
     accuracy_drop: float = 0.3
     """Percentage points of accuracy, at most."""
-    flips: FlipLimit = FlipLimit(0.5, per_cent=True)
+    flips: FlipLimit = USUAL_FLIPS
     """Images whose label differs from the float32 network's, at most."""
 
     def missed(self, judgement: Judgement) -> str:
