@@ -317,7 +317,13 @@ def export(
     given = _given(chosen)
     compute_capabilities = [text.strip() for text in sm.split(",") if text.strip()]
     if _is_artefact(source):
-        _add_engine(source, output, compute_capabilities, force, {"fp16": fp16, "int8": int8, "labels": labels, **given})
+        _add_engine(
+            source,
+            output,
+            compute_capabilities,
+            force,
+            {"fp16": fp16, "int8": int8, "labels": labels, **given},
+        )
         return
     from .export.bundle import ExportOptions, export_bundle
     from .export.int8 import Int8Options

@@ -89,13 +89,13 @@ def measure(
     session, input_name, outputs = _session(model, values)
     saved = time.monotonic()
     for image in images.images[done:]:
-        batch = transform(read_image(image.path))[None]
+        batch = transform(read_image(image.source))[None]
         found = dict(zip(outputs, session.run(outputs, {input_name: batch}), strict=True))
         for name, histogram in zip(values, histograms, strict=True):
             try:
                 histogram.add(batch if name == input_name else found[name])
             except ValueError as error:
-                raise ArtefactError(f"the model gives {error} at {name} for '{image.path}'") from error
+                raise ArtefactError(f"the model gives {error} at {name} for '{image.name}'") from error
         done += 1
         advance(done, total)
         if done == total or time.monotonic() - saved >= SAVE_SECONDS:

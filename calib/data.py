@@ -7,26 +7,27 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, some
 from ..files import sha256_of
-from ..images import read_image
+from ..images import StackedImage, read_image
 
-_NAMES_SHOWN = 3
+Source: TypeAlias = Path | StackedImage
 
 
 @dataclass(frozen=True)
 class CalibrationImage:
     """One image file of the set."""
 
-    path: Path
+    source: Source
     name: str
     """Relative to the data folder."""
     label: str
     sha256: str
+    """Of the file, or of the pixels where a file holds many images."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class CalibrationSet:
 
 def choose(
     root: str | Path,
-    samples: Sequence[tuple[Path, str]],
+    samples: Sequence[tuple[Source, str]],
     labels: Sequence[str],
     *,
     count: int,
@@ -73,7 +74,7 @@ def choose(
 
     Args:
         root: the folder that names are relative to.
-        samples: image files with their class names.
+        samples: images with their class names.
         labels: every class that the model knows.
         count: images wanted; where there are fewer, all are taken.
         seed: of the choice.
@@ -85,36 +86,36 @@ def choose(
     """
     if count < 1:
         raise DataError(f"{count} calibration images were asked for: expected at least 1")
-    by_class = {label: [path for path, name in samples if name == label] for label in labels}
-    missing = [label for label, paths in by_class.items() if not paths]
+    by_class: dict[str, list[Source]] = {label: [] for label in labels}
+    for source, label in samples:
+        by_class[label].append(source)
+    missing = [label for label, sources in by_class.items() if not sources]
     if missing:
         raise DataError(
-            f"{root}: has no images of {_some([repr(label) for label in missing])}: ranges measured without "
+            f"{root}: has no images of {some([repr(label) for label in missing])}: ranges measured without "
             "a class may cut its values off; add some"
         )
     generator = np.random.default_rng(seed)
     shuffled = [
-        [(paths[i], label) for i in generator.permutation(len(paths))] for label, paths in by_class.items()
+        [(sources[i], label) for i in generator.permutation(len(sources))]
+        for label, sources in by_class.items()
     ]
     rounds = range(max(map(len, shuffled)))
-    dealt = [paths[turn] for turn in rounds for paths in shuffled if turn < len(paths)][:count]
+    dealt = [sources[turn] for turn in rounds for sources in shuffled if turn < len(sources)][:count]
 
     images, plain = [], []
-    for number, (path, label) in enumerate(dealt, 1):
-        pixels = read_image(path)
+    for number, (source, label) in enumerate(dealt, 1):
+        pixels = read_image(source)
         if (pixels == pixels[:1, :1]).all():
-            plain.append(path.name)
-        name = path.relative_to(root).as_posix()
-        images.append(CalibrationImage(path, name, label, sha256_of(path)))
+            plain.append(source.name)
+        name = str(source).removeprefix(f"{Path(root)}/")
+        is_stacked = isinstance(source, StackedImage)
+        digest = hashlib.sha256(pixels.tobytes()).hexdigest() if is_stacked else sha256_of(source)
+        images.append(CalibrationImage(source, name, label, digest))
         advance(number, len(dealt))
     if plain:
         raise DataError(
-            f"{root}: {len(plain)} of {len(images)} calibration images show a single colour: {_some(plain)}; "
+            f"{root}: {len(plain)} of {len(images)} calibration images show a single colour: {some(plain)}; "
             "ranges measured on them would be wrong: take them out"
         )
     return CalibrationSet(tuple(images), seed, len(samples))
-
-
-def _some(items: Sequence[str]) -> str:
-    shown = ", ".join(items[:_NAMES_SHOWN])
-    return shown if len(items) <= _NAMES_SHOWN else f"{shown}, … {len(items) - _NAMES_SHOWN} more"

@@ -2,8 +2,8 @@
 
 A bundle is written under a temporary name and renamed, so it is whole or absent. It holds ``manifest.json``,
 ``model.onnx`` and the scan's kernels for GPUs (`kernels`); an engine comes as ``model.engine`` with
-TensorRT's ``build.log``; `verify` adds ``parity.json``. With int8 come ``calibration.json``, its images and ranges, and
-``plan.json``.
+TensorRT's ``build.log``; `verify` adds ``parity.json``. With int8 come ``calibration.json``, its images and
+ranges, and ``plan.json``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ..model.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from ..runtime.manifest import Manifest
 from .engine import Engine, EngineOptions, engine_from_onnx
 from .engine_bundle import building, seal, write_engine
-from .kernels import compiler_from, kernels_for
 from .int8 import Int8, Int8Options, Prepared, int8_network, prepare
+from .kernels import compiler_from, kernels_for
 from .onnx_model import DEFAULT_OPSET, flat_model, onnx_from_network
 from .precision import PrecisionProof, fp16_from_fp32, precision_proof
 

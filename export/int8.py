@@ -19,7 +19,10 @@ from onnx import ModelProto
 from ..calib import CalibrationSet, choose, measure, range_of
 from ..errors import DataError, ExportError
 from ..images import Transform
-from ..model.data import SPLITS, Sample, match_labels, read_evaluation_folder
+from ..model.data import match_labels, read_evaluation_folder
+from ..model.imported import is_imported, read_imported
+from ..model.samples import Sample
+from ..model.splitting import SPLITS
 from .onnx_model import flat_model
 from .precision import fp16_from_fp32
 from .quantise import KINDS, LINEAR, Int8Proof, Plan, Product, int8_from_fp32, int8_proof, merged, products
@@ -208,7 +211,7 @@ def _values(found: Iterable[Product]) -> set[str]:
 def _chosen(
     options: Int8Options, samples: Sequence[Sample], labels: tuple[str, ...], count: int
 ) -> CalibrationSet:
-    named = [(sample.path, labels[sample.label]) for sample in samples]
+    named = [(sample.source, labels[sample.label]) for sample in samples]
     return choose(options.data, named, labels, count=count, seed=options.seed)
 
 
@@ -216,11 +219,11 @@ def _judging_samples(
     data: str | Path, labels: tuple[str, ...], samples: Sequence[Sample], calibration: CalibrationSet
 ) -> tuple[str, Sequence[Sample]]:
     """The images that a plan is judged on: never the test split, and not those of the ranges if avoidable."""
-    if (Path(data) / "train").is_dir() and (Path(data) / "val").is_dir():
+    if _splits(data)[:2] == ["train", "val"]:
         (validation,) = match_labels(read_evaluation_folder(data, "val"), labels).splits.values()
         return "validation images", validation
-    taken = {image.path for image in calibration.images}
-    others = [sample for sample in samples if sample.path not in taken]
+    taken = {image.source for image in calibration.images}
+    others = [sample for sample in samples if sample.source not in taken]
     if {sample.label for sample in others} == set(range(len(labels))):
         return "images that it was not calibrated on", others
     return "images that it was calibrated on, for want of others", samples
@@ -235,13 +238,21 @@ def counting(report: Report, what: str) -> Callable[[int, int], None]:
     return advance
 
 
-def calibration_samples(data: str | Path, labels: tuple[str, ...]) -> tuple[Sample, ...]:
+def _splits(data: str | Path) -> list[str]:
+    """The splits that a folder has: none for a flat one."""
+    if is_imported(Path(data)):
+        splits = read_imported(Path(data)).splits
+        return [name for name in SPLITS if splits.get(name)]
+    return [name for name in SPLITS if (Path(data) / name).is_dir()]
+
+
+def calibration_samples(data: str | Path, labels: tuple[str, ...]) -> Sequence[Sample]:
     """The labelled images to calibrate on: the training split where there is one, else the whole folder.
 
     Raises:
         DataError: the folder has no images, or classes that the network does not know.
     """
-    split = next((name for name in SPLITS if (Path(data) / name).is_dir()), None)
+    split = next(iter(_splits(data)), None)
     (samples,) = match_labels(read_evaluation_folder(data, split), labels).splits.values()
     return samples
 

@@ -31,7 +31,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..errors import ExportError, InputError
 from ..plugins.selective_scan.onnx_function import OP_TYPE
-from .onnx_model import INPUT
+from .inlining import INPUT
 
 LARGEST = 127
 """Of the integers used; -128 is left out, so that the scale is the same on both sides."""

@@ -208,7 +208,7 @@ class Judge:
             report: is told each step as it begins.
         """
         self._reference, self._transform, self.report = reference, transform, report
-        self._paths = [image.path for image in images.images]
+        self._sources = [image.source for image in images.images]
         self._truth = np.array([labels.index(image.label) for image in images.images])
         self._expected: npt.NDArray[np.float32] | None = None
 
@@ -236,7 +236,7 @@ class Judge:
     def _logits(self, model: ModelProto) -> npt.NDArray[np.float32]:
         backend = OnnxRuntimeBackend(model.SerializeToString(), "the model")
         try:
-            rows = [backend.run(self._transform(read_image(path))[None]) for path in self._paths]
+            rows = [backend.run(self._transform(read_image(source))[None]) for source in self._sources]
         finally:
             backend.close()
         logits = np.concatenate(rows)

@@ -46,7 +46,7 @@ def test_the_largest_values_are_those_that_onnxruntime_gives(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options)
-    batch = np.stack([TRANSFORM(read_image(image.path)) for image in images.images])
+    batch = np.stack([TRANSFORM(read_image(image.source)) for image in images.images])
     expected = [batch, *session.run(list(VALUES[1:]), {"image": batch})]
     for histogram, values in zip(found.values(), expected, strict=True):
         assert histogram.largest == pytest.approx(np.abs(values).max(), rel=1e-4)

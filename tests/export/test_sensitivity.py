@@ -36,7 +36,7 @@ def images(labelled: Path) -> CalibrationSet:
 def flat(network: MicroscopicMamba, images: CalibrationSet) -> ModelProto:
     """The small network, its classes moved so close together that labels differ and flip easily."""
     model = flat_model(onnx_from_network(network, 32))
-    batch = np.stack([TRANSFORM(read_image(image.path)) for image in images.images])
+    batch = np.stack([TRANSFORM(read_image(image.source)) for image in images.images])
     backend = OnnxRuntimeBackend(model.SerializeToString(), "the small network")
     logits = backend.run(batch)
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
