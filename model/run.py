@@ -9,6 +9,7 @@ It holds::
     curve.png          the training curve
     metrics.json       the best weights measured on the validation and test splits (at the end)
     confusion.png      their confusion matrix on the test split (at the end)
+    predictions.csv    what they say of every image of both splits (at the end)
 
 Each file is replaced in one step. ``last.pt`` holds the best weights and the history too: whatever
 a kill between two files left behind is written again from it, and at most the running epoch is lost.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from ..files import write_atomically
 from .metrics import Metrics
 from .network import Architecture
 from .plots import write_confusion_matrix, write_training_curve
+from .predictions import PREDICTIONS, Predictions, write_predictions
 from .recipe import Recipe
 
 CONFIG, STATE, BEST, HISTORY = "config.json", "last.pt", "best.safetensors", "history.jsonl"
@@ -238,8 +240,9 @@ class RunFolder:
         """Draws `curve.png`, from at least one epoch."""
         write_training_curve(self.path / CURVE, history, best_of(history))
 
-    def write_result(self, result: Result) -> None:
-        """Writes `metrics.json` and draws `confusion.png`."""
+    def write_result(self, result: Result, predictions: Mapping[str, Predictions]) -> None:
+        """Writes `predictions.csv`, by split, and `metrics.json`, and draws `confusion.png`."""
+        write_predictions(self.path / PREDICTIONS, predictions)
         self._write_json(METRICS, result.to_dict())
         metrics, split = (result.val, "validation") if result.test is None else (result.test, "test")
         write_confusion_matrix(self.path / CONFUSION, metrics, title=f"{split} split".capitalize())

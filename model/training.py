@@ -41,9 +41,9 @@ from .loading import (
     channel_statistics,
     in_batches,
 )
-from .metrics import Metrics, metrics_of
 from .network import Architecture, MicroscopicMamba
 from .parallel import ALONE, Part, Processes, Shards, averaging_gradients, collected, dealt, take
+from .predictions import Predictions
 from .recipe import Recipe
 from .run import Epoch, Result, RunFolder, State, best_of, is_over
 from .threads import set_threads, usable_cores
@@ -265,6 +265,10 @@ class _Trainer:
             for name, split in images.items()
             if name != "train"
         }
+        self.names = {
+            name: tuple(sample.path.relative_to(data.root).as_posix() for sample in data.split(name))
+            for name in self.evaluation_batches
+        }
         self.plan = Plan(
             run=folder.path,
             counts=data.counts(),
@@ -288,11 +292,12 @@ class _Trainer:
             if self.history and self.processes.is_first:
                 self.folder.draw_curve(self.history)
         self.network.load_state_dict(self.best_weights)
-        metrics = {name: self._measure(name) for name in self.evaluation_batches}
+        predictions = {name: self._predict(name) for name in self.evaluation_batches}
+        metrics = {name: found.metrics() for name, found in predictions.items()}
         best_epoch = best_of(self.history).number
         result = Result(tuple(self.history), best_epoch, val=metrics["val"], test=metrics.get("test"))
         if self.processes.is_first:
-            self.folder.write_result(result)
+            self.folder.write_result(result, predictions)
         return result
 
     def _begin(self, data: ImageFolder, images: Images, arch: Architecture, resume: bool) -> Transform:
@@ -344,7 +349,7 @@ class _Trainer:
         number = len(self.history) + 1
         train_loss, train_accuracy = self._fit(number)
         trained = time.perf_counter()
-        val = self._measure("val")
+        val = self._predict("val").metrics()
         epoch = Epoch(
             number=number,
             learning_rate=self.optimiser.param_groups[0]["lr"],
@@ -411,8 +416,8 @@ class _Trainer:
         return loss.item(), hits / part.copies
 
     @torch.inference_mode()
-    def _measure(self, split: str) -> Metrics:
-        """The network's metrics on a split other than the training split."""
+    def _predict(self, split: str) -> Predictions:
+        """What the network says of a split other than the training split."""
         self.network.eval()
         own: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]] = []
         for images, labels in self.evaluation_batches[split]:
@@ -422,7 +427,7 @@ class _Trainer:
         logits, truth = map(np.concatenate, zip(*collected(own, self.processes), strict=True))  # (N, C), (N,)
         if not np.isfinite(logits).all():
             raise self._diverged(f"logits on the {split} split are no longer finite")
-        return metrics_of(logits, truth, self.labels)
+        return Predictions(self.labels, self.names[split], truth, logits)
 
     def _diverged(self, what: str) -> TrainingError:
         kept = "no epoch was finished, so there is no checkpoint"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -80,6 +80,7 @@ def launch(count: int, *arguments: str | Path) -> list[subprocess.CompletedProce
 counts = st.integers(1, 9)
 
 
+@settings(deadline=None)
 @given(images=st.integers(1, 60), batch_size=st.integers(2, 17), parts=counts, count=counts)
 def test_shares_together_are_the_batches_of_one_process(
     images: int, batch_size: int, parts: int, count: int
@@ -110,6 +111,7 @@ def test_shares_together_are_the_batches_of_one_process(
         position += len(steps[0])
 
 
+@settings(deadline=None)
 @given(images=st.integers(1, 40), batch_size=st.integers(1, 9), count=counts)
 def test_batches_dealt_for_evaluation_are_collected_in_order(
     images: int, batch_size: int, count: int

@@ -172,6 +172,7 @@ def test_a_run_leaves_everything_and_the_checkpoint_is_the_best_epoch(
         "history.jsonl",
         "last.pt",
         "metrics.json",
+        "predictions.csv",
     }
     config = json.loads((finished / "config.json").read_text())
     metrics = json.loads((finished / "metrics.json").read_text())

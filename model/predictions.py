@@ -1,0 +1,100 @@
+"""What a network said of every image, as a csv file: intervals, and any later look at errors, rest on it.
+
+One line for each image: split, image, group (its patient, where one is known), true class, predicted class,
+and the logit of each class, to the last bit of float32.
+
+Dims: N images, C classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+from ..files import write_atomically
+from .metrics import RESAMPLES, Interval, Metrics, metric_intervals, metrics_of
+
+PREDICTIONS = "predictions.csv"
+_FIXED = ("split", "image", "group", "true", "predicted")
+_LOGIT = "logit of "
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A network's answers on one set of images."""
+
+    labels: tuple[str, ...]
+    """The C class names."""
+    images: tuple[str, ...]
+    """The N images' names, paths below the data folder."""
+    truth: npt.NDArray[np.int64]
+    """(N,) class indices."""
+    logits: npt.NDArray[np.float32]
+    """(N, C)."""
+    groups: tuple[str, ...] | None = None
+    """What the N images belong to, a patient or a slide; None where nothing is known."""
+
+    def metrics(self) -> Metrics:
+        """What is right among them."""
+        return metrics_of(self.logits, self.truth, self.labels)
+
+    def intervals(self, resamples: int = RESAMPLES) -> dict[str, Interval | None]:
+        """95 % intervals of the metrics, by whole groups where they are known."""
+        groups = None if self.groups is None else np.array(self.groups)
+        return metric_intervals(self.logits, self.truth, resamples=resamples, groups=groups)
+
+
+def write_predictions(path: Path, splits: Mapping[str, Predictions]) -> None:
+    """Writes the predictions of splits, at least one, of the same classes.
+
+    Raises:
+        TargetError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    labels = next(iter(splits.values())).labels
+    writer.writerow([*_FIXED, *(f"{_LOGIT}{label}" for label in labels)])
+    for split, found in splits.items():
+        groups = found.groups or ("",) * len(found.images)
+        predicted = found.logits.argmax(axis=1)
+        for number, (image, group) in enumerate(zip(found.images, groups, strict=True)):
+            true, said = labels[found.truth[number]], labels[predicted[number]]
+            # The shortest decimal that gives the same float32 back.
+            logits = [np.format_float_positional(logit, trim="-") for logit in found.logits[number]]
+            writer.writerow([split, image, group, true, said, *logits])
+    write_atomically(path, text.getvalue().encode())
+
+
+def read_predictions(path: Path) -> dict[str, Predictions]:
+    """Reads what `write_predictions` wrote.
+
+    Raises:
+        DataError: it cannot be read, or is something else.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *rows = list(csv.reader(file))
+        fixed, labels = head[: len(_FIXED)], tuple(name.removeprefix(_LOGIT) for name in head[len(_FIXED) :])
+        if tuple(fixed) != _FIXED or not labels:
+            raise ValueError(f"its columns are {', '.join(head)}")
+        splits: dict[str, Predictions] = {}
+        for split in dict.fromkeys(row[0] for row in rows):
+            own = [row for row in rows if row[0] == split]
+            groups = tuple(row[2] for row in own)
+            splits[split] = Predictions(
+                labels,
+                tuple(row[1] for row in own),
+                np.array([labels.index(row[3]) for row in own]),
+                np.array([row[len(_FIXED) :] for row in own], np.float32),
+                groups if any(groups) else None,
+            )
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError, IndexError) as error:
+        raise DataError(f"{path}: is not a file of predictions of this version: {error}") from error
+    return splits
