@@ -40,6 +40,8 @@ class ImageFolder:
     """The group of each sample (its patient, say), by split; empty where an import did not say."""
     statistics: tuple[Channels, Channels] | None = None
     """Mean and standard deviation of the channels over the training images, where an import measured them."""
+    kind: str | None = None
+    """The importer that read it: ``malaria``, say; None where there was no import."""
     contents: str | None = None
     """SHA-256 of an import's index, which names every image with its split, class and checksum."""
 
@@ -54,6 +56,18 @@ class ImageFolder:
             present = ", ".join(key for key, value in self.splits.items() if value) or "none"
             raise DataError(f"{self.root}: has no images in a {name!r} split (splits with images: {present})")
         return samples
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """What the images of a split are called: paths below the folder, or places in a stack."""
+        return tuple(_below(self.root, sample.source) for sample in self.split(name))
+
+    def groups_of(self, name: str) -> tuple[str, ...] | None:
+        """The group of each image of a split; None where nothing is known of groups."""
+        if self.groups.get(name):
+            return tuple(self.groups[name])
+        if self.group_by is None:
+            return None
+        return tuple(_groups(self.root, self.split(name), re.compile(self.group_by)))
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images by split and class name."""
@@ -175,6 +189,7 @@ def _read_imported(root: Path) -> ImageFolder:
         data.splits,
         groups=data.groups,
         statistics=(manifest.mean, manifest.std),
+        kind=manifest.kind,
         contents=manifest.files[INDEX if manifest.in_files else STACK_INDEX],
     )
 

@@ -92,7 +92,7 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
     if (folder.path / PREDICTIONS).exists():
         intervals = read_predictions(folder.path / PREDICTIONS)[split].intervals(resamples)
     row = PaperRow.of(begun.arch)
-    data = config["data"].get("name") or Path(config["root"]).name
+    data = config.get("dataset") or Path(config["root"]).name
     count = complexity(row.architecture(row.published.classes) if row else begun.arch, PAPER_SIZE)
     own = Row(
         network=row.name if row else f"depths {begun.arch.depths}, dims {begun.arch.dims}",

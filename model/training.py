@@ -41,6 +41,7 @@ from .loading import (
     channel_statistics,
     in_batches,
 )
+from .metrics import metrics_of
 from .network import Architecture, MicroscopicMamba
 from .parallel import ALONE, Part, Processes, Shards, averaging_gradients, collected, dealt, take
 from .predictions import Predictions
@@ -265,10 +266,7 @@ class _Trainer:
             for name, split in images.items()
             if name != "train"
         }
-        self.names = {
-            name: tuple(sample.path.relative_to(data.root).as_posix() for sample in data.split(name))
-            for name in self.evaluation_batches
-        }
+        self.data = data
         self.plan = Plan(
             run=folder.path,
             counts=data.counts(),
@@ -292,7 +290,12 @@ class _Trainer:
             if self.history and self.processes.is_first:
                 self.folder.draw_curve(self.history)
         self.network.load_state_dict(self.best_weights)
-        predictions = {name: self._predict(name) for name in self.evaluation_batches}
+        predictions = {
+            name: Predictions(
+                self.labels, self.data.names(name), *self._classify(name), self.data.groups_of(name)
+            )
+            for name in self.evaluation_batches
+        }
         metrics = {name: found.metrics() for name, found in predictions.items()}
         best_epoch = best_of(self.history).number
         result = Result(tuple(self.history), best_epoch, val=metrics["val"], test=metrics.get("test"))
@@ -328,6 +331,7 @@ class _Trainer:
                 "overridden": self.recipe.overridden(),
                 "normalisation": {"mean": mean, "std": std},
                 "root": str(data.root),
+                "dataset": data.kind if data.kind not in (None, "folder") else data.root.resolve().name,
                 "hardware": {
                     **asdict(self.hardware),
                     "threads": torch.get_num_threads(),
@@ -349,7 +353,8 @@ class _Trainer:
         number = len(self.history) + 1
         train_loss, train_accuracy = self._fit(number)
         trained = time.perf_counter()
-        val = self._predict("val").metrics()
+        truth, logits = self._classify("val")
+        val = metrics_of(logits, truth, self.labels)
         epoch = Epoch(
             number=number,
             learning_rate=self.optimiser.param_groups[0]["lr"],
@@ -416,8 +421,8 @@ class _Trainer:
         return loss.item(), hits / part.copies
 
     @torch.inference_mode()
-    def _predict(self, split: str) -> Predictions:
-        """What the network says of a split other than the training split."""
+    def _classify(self, split: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """True classes, (N,), and logits, (N, C), of a split other than the training split."""
         self.network.eval()
         own: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]] = []
         for images, labels in self.evaluation_batches[split]:
@@ -427,7 +432,7 @@ class _Trainer:
         logits, truth = map(np.concatenate, zip(*collected(own, self.processes), strict=True))  # (N, C), (N,)
         if not np.isfinite(logits).all():
             raise self._diverged(f"logits on the {split} split are no longer finite")
-        return Predictions(self.labels, self.names[split], truth, logits)
+        return truth, logits
 
     def _diverged(self, what: str) -> TrainingError:
         kept = "no epoch was finished, so there is no checkpoint"

@@ -39,6 +39,18 @@ def names_of(data: ImageFolder, split: str) -> list[str]:
     return [sample.source.relative_to(data.root).as_posix() for sample in data.splits[split]]
 
 
+def test_images_have_names_and_groups(tmp_path: Path) -> None:
+    images = ("P1_a.png", "P1_b.png", "P2_a.png", "P3_a.png", "P4_a.png", "P5_a.png")
+    make(tmp_path, *(f"{label}/{name}" for label in ("x", "y") for name in images))
+    data = read_training_folder(tmp_path, group_by=PATIENT)
+    for split in ("train", "val", "test"):
+        names, groups = data.names(split), data.groups_of(split)
+        assert groups is not None
+        assert [name[2:4] for name in names] == list(groups)
+        assert {name[0] for name in names} == {"x", "y"}
+    assert read_training_folder(tmp_path).groups_of("val") is None
+
+
 def test_the_authors_layout_is_read_in_order_with_sorted_classes(tmp_path: Path) -> None:
     make(
         tmp_path,
