@@ -22,7 +22,7 @@ from .errors import MsmambaError, ParityError
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 # `model.datasets.KINDS`, which a test compares; importing it here would load numpy.
-_DATA_SETS = ("folder",)
+_DATA_SETS = ("malaria", "mhist", "tissuemnist", "medfm-colon", "rpe", "folder")
 
 
 class _Commands(click.Group):
@@ -433,8 +433,8 @@ def data() -> None:
     """Import published data sets, with no patient or slide in two splits, and check them.
 
     \b
-    mmdeploy data import folder cells -o imported
-    mmdeploy train imported -o run
+    mmdeploy data import malaria cell_images -o malaria
+    mmdeploy train malaria -o run
     """
 
 
@@ -455,6 +455,11 @@ def import_data(kind: str, source: str, output: str, **chosen: Any) -> None:
 
     \b
     KIND         SOURCE holds                                     kept together
+    malaria      cell_images/{Parasitized,Uninfected}/*.png       patient
+    mhist        annotations.csv, images/*.png                    (none published)
+    tissuemnist  tissuemnist.npz, or _64, _128, _224              (none published)
+    medfm-colon  images, csv files with slide_id,img_id,tumor     patient or slide
+    rpe          Subwindows/*.tif                                 image
     folder       <class>/* or {train,val,test}/<class>/*          --group-by
 
     Images are dealt 6:2:2 by the seed, stratified by class, whole groups. Each is read once, for its

@@ -34,6 +34,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -235,7 +236,7 @@ def _mapped_stack(path: Path) -> NDArray[np.uint8]:
         stack = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise ImageError(f"'{path}' does not exist") from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
         raise ImageError(f"'{path}' is no stack of images: {_reason(error)}") from error
     if not isinstance(stack, np.ndarray) or stack.dtype != np.uint8 or stack.ndim not in (3, 4):
         raise ImageError(f"'{path}' is no stack of images: expected (N, H, W) or (N, H, W, 3) uint8")

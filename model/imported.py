@@ -22,6 +22,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -309,7 +310,7 @@ def _read_stacks(root: Path, manifest: DataManifest) -> dict[str, Samples]:
     path = root / STACK_INDEX
     try:
         index: npt.NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
         raise DataError(f"{path}: cannot be read: {error}: import it again") from error
     if index.dtype != STACK_ROW or index.ndim != 1:
         raise DataError(f"{path}: holds {index.dtype}, expected {STACK_ROW}: import it again")

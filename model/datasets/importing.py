@@ -12,7 +12,7 @@ import platform
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -23,14 +23,25 @@ from PIL import __version__ as pillow_version
 from ... import __version__
 from ...errors import DataError, InputError
 from ...files import resumable_folder, sha256_of, write_atomically
-from ..imported import INDEX, MANIFEST, Channels, DataManifest, IndexRow, index_of
+from ..imported import INDEX, MANIFEST, STACK_INDEX, Channels, DataManifest, IndexRow, index_of
 from ..splitting import FOLDS, SMALLEST_CLASS, SPLITS, Names, check_class_sizes, deal, joined, shared_groups
 from .examining import Examined, examine
 from .folder import list_folder
 from .listing import Listed, Listing
+from .malaria import list_malaria
+from .medfm_colon import list_medfm_colon
+from .mhist import list_mhist
+from .rpe import list_rpe
+from .tissuemnist import unpack, write_index
 
-LISTERS: dict[str, Callable[[Path], Listing]] = {}
-KINDS = (*LISTERS, "folder")
+_LISTERS: dict[str, Callable[[Path], Listing]] = {
+    "malaria": list_malaria,
+    "mhist": list_mhist,
+    "medfm-colon": list_medfm_colon,
+    "rpe": list_rpe,
+}
+_STACK, _FOLDER = "tissuemnist", "folder"
+KINDS = ("malaria", "mhist", _STACK, "medfm-colon", "rpe", _FOLDER)
 """What can be imported."""
 
 # Where a hard link is refused because of where the files are, not because something is wrong.
@@ -87,17 +98,19 @@ def import_data_set(
     """
     options = options or ImportOptions()
     source, output = Path(source), Path(output)
-    if options.group_by is not None and kind != "folder":
-        raise InputError(f"the groups of {kind} are known: leave the group pattern out")
+    if options.group_by is not None and kind != _FOLDER:
+        raise InputError(f"what is kept together in {kind} is known: leave the group pattern out")
     _check_apart(source, output)
     with resumable_folder(output, options.force, marker=MANIFEST) as folder:
+        if kind == _STACK:
+            return _import_stacks(source, folder, options, advance)
         listing = _list(kind, source, options)
         _check_published(source, listing, options)
         return _import_files(kind, source.resolve(), listing, folder, options, advance)
 
 
 def _list(kind: str, source: Path, options: ImportOptions) -> Listing:
-    if kind == "folder":
+    if kind == _FOLDER:
         try:
             pattern = re.compile(options.group_by) if options.group_by else None
         except re.error as error:
@@ -105,9 +118,9 @@ def _list(kind: str, source: Path, options: ImportOptions) -> Listing:
                 f"the group pattern {options.group_by!r} is no regular expression: {error}"
             ) from error
         return list_folder(source, pattern)
-    if kind not in LISTERS:
+    if kind not in _LISTERS:
         raise InputError(f"there is no importer {kind!r}: choose one of {', '.join(KINDS)}")
-    return LISTERS[kind](source)
+    return _LISTERS[kind](source)
 
 
 def _check_apart(source: Path, output: Path) -> None:
@@ -140,7 +153,8 @@ def _import_files(
     found, bad = examine(source, origins, folder, threads=threads, skip_bad=options.skip_bad, advance=advance)
     images = [image for image in listing.images if image.origin in found]
     examined = [found[image.origin] for image in images]
-    names, notes, how = deal_images(source, images, examined, listing, options)
+    contents = [read.sha256 for read in examined]
+    names, notes, how = deal_images(source, images, contents, listing, options)
 
     files = _file_names(images, names)
     linked = _place(source, [image.origin for image in images], files, folder, options.copy)
@@ -160,31 +174,86 @@ def _import_files(
     ]
     rows.sort(key=lambda row: (SPLITS.index(row.split), row.file))
     write_atomically(folder / INDEX, index_of(rows))
-    present = [split for split in SPLITS if (names == split).any()]
-    tally = Counter((row.split, row.label) for row in rows)
-    groups = {split: {row.group for row in rows if row.split == split} for split in present}
     mean, std = statistics_of([read for split, read in zip(names, examined, strict=True) if split == "train"])
-    manifest = DataManifest(
-        kind=kind,
-        source=str(source),
-        labels=listing.labels,
-        counts={split: {label: tally[split, label] for label in listing.labels} for split in present},
-        grouped_by=listing.grouped_by,
-        groups={split: len(found) for split, found in groups.items()} if listing.grouped_by else {},
-        split=how,
-        seed=options.seed,
-        mean=mean,
-        std=std,
-        stored="links" if linked else "copies",
-        differences=tuple(listing.differences),
-        notes=(*listing.notes, *notes, *([] if linked or options.copy else [_COPIED])),
-        skipped=bad,
-        files={INDEX: sha256_of(folder / INDEX)},
-        versions=versions(),
+    return _finish(
+        folder,
+        DataManifest(
+            kind=kind,
+            source=str(source),
+            labels=listing.labels,
+            counts=_counts(images, names, listing),
+            grouped_by=listing.grouped_by,
+            groups=_group_counts(images, names) if listing.grouped_by else {},
+            split=how,
+            seed=options.seed,
+            mean=mean,
+            std=std,
+            stored="links" if linked else "copies",
+            differences=tuple(listing.differences),
+            notes=(*listing.notes, *notes, *([] if linked or options.copy else [_COPIED])),
+            skipped=bad,
+            files={INDEX: sha256_of(folder / INDEX)},
+            versions=versions(),
+        ),
+        {INDEX, *files},
     )
-    _keep_only(folder, {INDEX, *files})
+
+
+def _import_stacks(
+    source: Path, folder: Path, options: ImportOptions, advance: Callable[[int, int], None]
+) -> DataManifest:
+    """Fills ``folder`` with a data set whose images are in few files."""
+    stacks = unpack(source, folder, advance)
+    listing = stacks.listing()
+    _check_published(source, listing, options)
+    names, notes, how = deal_images(source, listing.images, stacks.contents(), listing, options)
+    write_index(folder, stacks.index(names))
+    mean, std = channels_of(*stacks.channel_means(names))
+    return _finish(
+        folder,
+        DataManifest(
+            kind=_STACK,
+            source=str(source.resolve()),
+            labels=listing.labels,
+            counts=_counts(listing.images, names, listing),
+            grouped_by="",
+            groups={},
+            split=how,
+            seed=options.seed,
+            mean=mean,
+            std=std,
+            stored="stack",
+            stacks=stacks.files,
+            differences=tuple(listing.differences),
+            notes=(*listing.notes, *notes),
+            files={STACK_INDEX: sha256_of(folder / STACK_INDEX), **stacks.checksums},
+            versions=versions(),
+        ),
+        {STACK_INDEX, *stacks.files},
+    )
+
+
+def _finish(folder: Path, manifest: DataManifest, files: set[str]) -> DataManifest:
+    """Leaves the files and the manifest in the folder, and nothing else."""
+    _keep_only(folder, files)
     write_atomically(folder / MANIFEST, manifest.to_json().encode("utf-8", "surrogateescape"))
     return manifest
+
+
+def _counts(images: Sequence[Listed], names: Names, listing: Listing) -> dict[str, dict[str, int]]:
+    tally = Counter(zip(names.tolist(), (image.label for image in images), strict=True))
+    return {
+        split: {label: tally[split, label] for label in listing.labels}
+        for split in SPLITS
+        if (names == split).any()
+    }
+
+
+def _group_counts(images: Sequence[Listed], names: Names) -> dict[str, int]:
+    groups: dict[str, set[str]] = {}
+    for image, split in zip(images, names, strict=True):
+        groups.setdefault(split, set()).add(image.group)
+    return {split: len(groups[split]) for split in SPLITS if split in groups}
 
 
 _COPIED = "the images were copied, because they cannot be linked (another file system, or not yours)"
@@ -193,20 +262,26 @@ _COPIED = "the images were copied, because they cannot be linked (another file s
 def deal_images(
     source: Path,
     images: Sequence[Listed],
-    examined: Sequence[Examined],
+    contents: Sequence[Hashable],
     listing: Listing,
     options: ImportOptions,
 ) -> tuple[Names, list[str], str]:
     """The split of each image, notes on it, and how it came to be, in words.
 
-    Copies of one file stay together, and so do the groups that share a copy.
+    Copies of one image stay together, and so do the groups that share a copy.
+
+    Args:
+        source: for messages.
+        images: (N,) of the source.
+        contents: (N,) equal for equal images.
+        listing: what they are of.
+        options: seed, and whether a published split is kept.
 
     Raises:
         DataError: too few images or groups, or no published split to keep.
     """
     position = {label: number for number, label in enumerate(listing.labels)}
     classes = np.array([position[image.label] for image in images], np.int32)
-    contents = [read.sha256 for read in examined]
     groups: Sequence[str] = [image.group for image in images]
     published = np.array([image.split for image in images], dtype=object)
     notes = _notes_on_copies(images, contents)
@@ -224,10 +299,10 @@ def deal_images(
             if listing.grouped_by:
                 together = joined([groups[place] for place in places], own)
                 return deal(classes[chosen], together.tolist(), seed=options.seed, folds=folds)
-            _, first, copies = np.unique(own, return_index=True, return_inverse=True)
-            order = np.sort(first)
-            once = deal(classes[chosen][order], seed=options.seed, folds=folds)
-            return once[np.searchsorted(order, first[copies])]
+            numbers: dict[Hashable, int] = {}
+            copies = np.array([numbers.setdefault(content, len(numbers)) for content in own])
+            firsts = np.unique(copies, return_index=True)[1]
+            return deal(classes[chosen][firsts], seed=options.seed, folds=folds)[copies]
         except DataError as error:
             raise DataError(f"{source}: {error}") from error
 
@@ -253,8 +328,8 @@ def deal_images(
     return names, notes, how
 
 
-def _notes_on_copies(images: Sequence[Listed], contents: Sequence[str]) -> list[str]:
-    seen: dict[str, list[Listed]] = {}
+def _notes_on_copies(images: Sequence[Listed], contents: Sequence[Hashable]) -> list[str]:
+    seen: dict[Hashable, list[Listed]] = {}
     for image, content in zip(images, contents, strict=True):
         seen.setdefault(content, []).append(image)
     copies = [same for same in seen.values() if len(same) > 1]
@@ -270,7 +345,7 @@ def _notes_on_copies(images: Sequence[Listed], contents: Sequence[str]) -> list[
 
 
 def _notes_on_leaks(
-    groups: Sequence[str], contents: Sequence[str], names: Names, grouped_by: str
+    groups: Sequence[str], contents: Sequence[Hashable], names: Names, grouped_by: str
 ) -> list[str]:
     notes = []
     for what, values in ((f"groups ({grouped_by})", groups), ("images, by content,", contents)):
