@@ -267,7 +267,9 @@ _OF_CHECKPOINTS = ("image_size", "opset", "labels", "mean", "std")
 )
 @click.option("--calib", metavar="DATA", help="Labelled images to measure int8 ranges on.")
 @click.option(
-    "--method", type=click.Choice(["entropy", "percentile", "minmax"]), help="Of finding the ranges."
+    "--method",
+    type=click.Choice(["entropy", "percentile", "minmax"]),
+    help="Of finding ranges. [default: percentile]",
 )
 @click.option("--calib-images", type=click.IntRange(1), help="To calibrate on. [default: 128]")
 @click.option("--calib-seed", type=int, help="Of their choice. [default: 0]")

@@ -28,7 +28,7 @@ from .precision import fp16_from_fp32
 from .quantise import KINDS, LINEAR, Int8Proof, Plan, Product, int8_from_fp32, int8_proof, merged, products
 from .sensitivity import Judge, Judgement, Limits, Sensitivity, find_plan, measure_sensitivity
 
-DEFAULT_METHOD, DEFAULT_IMAGES = "entropy", 128
+DEFAULT_METHOD, DEFAULT_IMAGES = "percentile", 128
 JUDGED_IMAGES = 256
 """That a plan is judged on, at most."""
 

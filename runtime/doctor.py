@@ -22,6 +22,7 @@ from ..plugins.selective_scan import cpu
 from . import machine
 from .onnxruntime_backend import register_native_kernels
 
+_INT8_FEATURES = ("avx512_vnni", "amx_tile", "asimddp", "i8mm")
 _IMPORT_SECONDS = 120
 _CUDA_SUCCESS = 0
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute, cuda.h
@@ -83,6 +84,7 @@ def examine() -> Report:
     checks: tuple[Callable[[], Ability], ...] = (
         _onnxruntime,
         _native_kernels,
+        _int8_products,
         _cuda_driver,
         _onnxruntime_cuda,
         _training,
@@ -127,6 +129,15 @@ def _native_kernels() -> Ability:
     if obstacle is not None:
         return Ability(name, False, obstacle, fix)
     return Ability(name, True, f"{cpu.kernels()}, {cpu.library_path()}")
+
+
+def _int8_products() -> Ability:
+    name = "int8 products in hardware"
+    found = [feature for feature in machine.processor_features() if feature in _INT8_FEATURES]
+    if not found:
+        fix = "none: int8 files run, more slowly; prefer the float32 file on this processor"
+        return Ability(name, False, f"none of {', '.join(_INT8_FEATURES)}", fix)
+    return Ability(name, True, f"{', '.join(found)}; with native kernels the float32 file is still faster")
 
 
 def _cuda_driver() -> Ability:

@@ -46,6 +46,18 @@ def test_missing_native_kernels_are_explained(monkeypatch: pytest.MonkeyPatch) -
     assert ability.found == "no compiler was there: install one"
 
 
+@pytest.mark.parametrize(
+    ("features", "works"), [(("avx2", "avx512_vnni"), True), (("avx2", "fma"), False)], ids=["vnni", "avx2"]
+)
+def test_int8_is_told_from_the_instruction_sets(
+    features: tuple[str, ...], works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor.machine, "processor_features", lambda: features)
+    ability = next(item for item in doctor.examine().abilities if item.name.startswith("int8"))
+    assert ability.works == works
+    assert "float32 file" in ability.found + ability.fix
+
+
 def test_without_onnxruntime_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result = CliRunner().invoke(mmdeploy, ["doctor"])
