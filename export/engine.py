@@ -14,7 +14,7 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..plugins.selective_scan import tensorrt_plugin
 from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES
 from ..plugins.selective_scan.onnx_function import DOMAIN, OP_TYPE
 from ..plugins.tensorrt_library import import_tensorrt
+from .engine_program import product_types
 from .inlining import INPUT
 from .kernels import scan_kinds
 from .precision import KEPT_IN_FLOAT32
@@ -103,6 +104,9 @@ class EngineProof:
     plugins: tuple[PluginTypes, ...]
     int8_layers: tuple[str, ...] = ()
     """Names of the layers that multiply int8: TensorRT merges them with the dequantising in front of them."""
+    compiled_products: Mapping[str, int] = field(default_factory=dict)
+    """Products of the finished engine by the types they multiply, such as ``{"int8": 55, "half": 60}``; empty
+    where the library keeps its program unreadable (`engine_program`)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -110,6 +114,7 @@ class EngineProof:
             "layers": dict(self.layers),
             "float32_layers": list(self.float32_layers),
             "int8_layers": list(self.int8_layers),
+            "compiled_products": dict(self.compiled_products),
             "plugins": [
                 {"layer": found.layer, "inputs": list(found.inputs), "outputs": list(found.outputs)}
                 for found in self.plugins
@@ -199,7 +204,7 @@ def engine_from_onnx(
         plan=bytes(plan),
         options=options,
         library_version=trt.__version__,
-        proof=proof,
+        proof=replace(proof, compiled_products=_compiled_products(bytes(plan), proof)),
         log="\n".join(logger.lines),
         build_s=time.perf_counter() - started,
     )
@@ -386,6 +391,19 @@ def _check_int8(model: ModelProto, proof: EngineProof) -> None:
         raise ExportError(
             f"{len(missing)} layers are int8 in the file and not in the parsed network: {', '.join(missing)}"
         )
+
+
+def _compiled_products(plan: bytes, proof: EngineProof) -> dict[str, int]:
+    """How many products of the finished engine multiply in which type, where it can be read.
+
+    Raises:
+        ExportError: some were to be int8, and the engine multiplies them in another type; all are named.
+    """
+    types = product_types(plan)
+    wrong = sorted(name for name in proof.int8_layers if name in types and set(types[name]) != {"int8"})
+    if wrong:
+        raise ExportError(f"TensorRT does not multiply int8 in {', '.join(wrong)}: keep them out with --plan")
+    return dict(Counter("x".join(dict.fromkeys(operands)) for operands in types.values()))
 
 
 def _configure(

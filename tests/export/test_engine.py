@@ -15,6 +15,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from msmamba.errors import BackendError, ExportError
 from msmamba.export import engine
 from msmamba.export.engine import EngineOptions, engine_from_onnx
+from msmamba.export.engine_program import product_types
 from msmamba.export.onnx_model import flat_model, onnx_from_network
 from msmamba.export.precision import fp16_from_fp32
 from msmamba.model.network import MicroscopicMamba
@@ -260,3 +261,14 @@ def test_without_the_plugin_the_scan_is_built_from_standard_operators() -> None:
     built = engine_from_onnx(model, options)
     assert built.proof.plugins == ()
     assert MAGIC not in built.plan
+
+
+def test_the_program_inside_an_engine_is_read() -> None:
+    tensor = b'tensor={ alignment=128 dims={ 48 4 3 3 } name="%s" offset=0 strides={ 36 1 } type=%s }\n'
+    product = b'corrltn={ name="first/Conv" output={"y" } input={"x" "w" "bias" } stream=0 }\n'
+    eight = tensor % (b"x", b"int8") + tensor % (b"w", b"int8") + product
+    half = tensor % (b"w", b"half") + product
+    assert product_types(b"\0\xff" + eight) == {"first/Conv": ("int8", "int8")}
+    assert product_types(eight + half)["first/Conv"] == ("int8", "half")
+    assert product_types(tensor % (b"x", b"int8") + half + eight)["first/Conv"] == ("int8", "half")
+    assert product_types(product) == product_types(b"nothing") == {}

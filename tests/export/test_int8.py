@@ -178,5 +178,9 @@ def test_an_engine_from_the_command_line(checkpoint: Path, labelled: Path, tmp_p
     proven = json.loads((tmp_path / "b" / "manifest.json").read_text())["precision_proven"]
     assert set(proven["engine"]["int8_layers"]) == set(proven["int8"]["products"])
     assert proven["engine"]["layers"]["INT8"] > len(proven["int8"]["products"])
+    compiled = proven["engine"]["compiled_products"]
+    assert compiled["int8"] == len(proven["int8"]["products"])
+    assert set(compiled) == {"int8", "half", "float"}
+    assert compiled["float"] == 1  # the head
     assert proven["nodes"]["float16"] > 100
     assert f"int8: {len(proven['int8']['products'])} products" in result.stdout
