@@ -147,6 +147,7 @@ def infer(
 @click.option("--deterministic", is_flag=True, help="The same bits every time on CUDA too, or an error.")
 @click.option("--threads", type=click.IntRange(1), help="Of the CPU, for each process.")
 @click.option("--workers", type=click.IntRange(0), default=0, help="Processes that decode images.")
+@click.option("--skip-bad", is_flag=True, help="Read all images first; leave out what cannot be read.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's curves too.")
 @click.option("--resume", is_flag=True, help="Continue the run in RUN; its recipe is read from there.")
 def train(
@@ -163,13 +164,15 @@ def train(
     deterministic: bool,
     threads: int | None,
     workers: int,
+    skip_bad: bool,
     tensorboard: bool,
     resume: bool,
     **figures: Any,
 ) -> None:
     """Train a network from scratch on DATA.
 
-    DATA holds {train,val,test}/<class>/* or <class>/*; the latter is split 6:2:2. Without options this is
+    DATA was imported (see data import), or holds {train,val,test}/<class>/* or <class>/*; the last is split
+    6:2:2. Without options this is
     the paper's recipe. On N GPUs, or N processes of a CPU: torchrun --nproc-per-node N -m msmamba train …
     """
     # Idle OpenMP threads spin by default: beside another busy process a step took six times as long.
@@ -201,6 +204,7 @@ def train(
             hardware=hardware,
             processes=processes,
             resume=resume,
+            skip_bad=skip_bad,
             listeners=listeners,
         )
     if processes.is_first:
@@ -214,6 +218,7 @@ def train(
 @click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table")
 @click.option("-o", "--output", metavar="DIR", help="Write metrics.json and confusion.png there.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, help="Images a batch.")
+@click.option("--skip-bad", is_flag=True, help="Read all images first; leave out what cannot be read.")
 @click.option("--size", "image_size", type=click.IntRange(32), help="Side of the square input, in pixels.")
 @click.option("--labels", metavar="NAMES|FILE", help="Class names, by commas, or a file with one a line.")
 @click.option("--mean", type=float, nargs=3, metavar="R G B", help="Channel means, of values in [0, 1].")
@@ -232,8 +237,8 @@ def evaluate(
 ) -> None:
     """Measure MODEL, a checkpoint, a bundle or an ONNX file, on the labelled images in DATA.
 
-    DATA holds {train,val,test}/<class>/* or <class>/*. Labels and preprocessing come from the model; give
-    them where it does not say.
+    DATA was imported, or holds {train,val,test}/<class>/* or <class>/*. Labels and preprocessing come from
+    the model; give them where it does not say.
     """
     from .export.evaluate import Described, evaluate_model
 

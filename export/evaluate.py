@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..model.data import match_labels, read_evaluation_folder
 from ..model.evaluation import BATCH_SIZE, Predictor, evaluate
 from ..model.metrics import ClassMetrics, Metrics
 from ..model.plots import write_confusion_matrix
+from ..model.readable import unreadable_images, without
 from ..runtime import open_session
 from ..runtime.artefact import is_checkpoint
 
@@ -56,6 +57,8 @@ class Evaluation:
     metrics: Metrics
     seconds: float
     """Wall time, reading included and loading the model not."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Images that were left out because they cannot be read, with the reason."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -84,7 +87,9 @@ class Evaluation:
             shares = f"{row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}"
             lines.append(f"{name:{width}}  {images:6}  {shares}  {auc:>6}")
         right = sum(row[index] for index, row in enumerate(metrics.confusion))
-        lines += ["", f"overall accuracy {metrics.accuracy:.4f} ({right} of {metrics.images})", ""]
+        lines += ["", f"overall accuracy {metrics.accuracy:.4f} ({right} of {metrics.images})"]
+        lines += [f"left out: {reason}" for reason in self.skipped.values()]
+        lines.append("")
         return "\n".join(lines)
 
     def write(self, folder: str | Path) -> None:
@@ -114,19 +119,21 @@ def evaluate_model(
     threads: int | None = None,
     kernels: str = "auto",
     batch_size: int = BATCH_SIZE,
+    skip_bad: bool = False,
     advance: Callable[[int, int], None] = lambda done, images: None,
 ) -> Evaluation:
     """Measures a model on labelled images; a class is found by its name, not by its place.
 
     Args:
         model: a checkpoint, a bundle or an ONNX file, recognised by content.
-        data: ``{train,val,test}/<class>/*`` or ``<class>/*``.
-        split: of the first layout, ``test`` by default; a flat folder is used whole.
+        data: an imported data set, ``{train,val,test}/<class>/*`` or ``<class>/*``.
+        split: of one that has splits, ``test`` by default; a flat folder is used whole.
         described: labels and preprocessing of a model that does not say.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: of the CPU.
         kernels: of an exported artefact (see `open_session`).
         batch_size: images at a time, fewer where the artefact takes fewer.
+        skip_bad: read every image first, and leave out those that cannot be read.
         advance: called after each batch with the images done and all images.
 
     Raises:
@@ -137,6 +144,10 @@ def evaluate_model(
         BackendError: the device asked for is not there.
     """
     folder = read_evaluation_folder(data, split)
+    if skip_bad:
+        folder = without(folder, unreadable_images(folder, threads=threads, advance=advance))
+        for name in folder.splits:
+            folder.split(name)  # raises where none are left
     with _opened(Path(model), described or Described(), device, threads, kernels) as classifier:
         matched = match_labels(folder, classifier.labels)
         ((name, samples),) = matched.splits.items()
@@ -157,7 +168,8 @@ def evaluate_model(
             advance=count,
         )
         seconds = time.perf_counter() - started
-    return Evaluation(str(model), str(data), name, classifier.ran_on, metrics, seconds)
+    skipped = dict(folder.skipped)
+    return Evaluation(str(model), str(data), name, classifier.ran_on, metrics, seconds, skipped)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ class ImageFolder:
     """The importer that read it: ``malaria``, say; None where there was no import."""
     contents: str | None = None
     """SHA-256 of an import's index, which names every image with its split, class and checksum."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Images that were left out because they cannot be read, with the reason."""
 
     def split(self, name: str) -> Sequence[Sample]:
         """The samples of one split.
@@ -79,7 +81,7 @@ class ImageFolder:
     @property
     def digest(self) -> str:
         """sha256 over every split, class and relative path: equal for the same files dealt the same way."""
-        if self.contents is not None:
+        if self.contents is not None and not self.skipped:
             return self.contents
         lines = [
             f"{name}\t{self.labels[sample.label]}\t{_below(self.root, sample.source)}\n"
@@ -123,7 +125,7 @@ def read_training_folder(
             _check_groups_apart(data, group_by)
     else:
         data = _split_flat(root, seed, group_by)
-    _check_trainable(data)
+    check_trainable(data)
     return replace(data, group_by=group_by.pattern if group_by else None)
 
 
@@ -309,7 +311,12 @@ def _check_groups_apart(data: ImageFolder, group_by: re.Pattern[str]) -> None:
         )
 
 
-def _check_trainable(data: ImageFolder) -> None:
+def check_trainable(data: ImageFolder) -> None:
+    """Refuses data without two classes, a class without two training images, and an empty split.
+
+    Raises:
+        DataError: it is one of those.
+    """
     if len(data.labels) < 2:
         raise DataError(f"{data.root}: has one class, {data.labels[0]!r}; training needs at least two")
     check_class_sizes(data.root, data.labels, _tally(data.split("train"), data.labels), 2, "training images")

@@ -9,7 +9,7 @@ Dims: B batch, H W an image's own size, S side of the square network input.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..errors import ImageError
-from ..images import Transform, read_image
+from ..images import StackedImage, Transform, read_image
 from .samples import Sample
 
 Pixels = npt.NDArray[np.uint8]
@@ -41,6 +41,7 @@ class Images:
     """Decoded images, kept in memory until a bound is reached; later ones are decoded every time.
 
     What is kept is never replaced: each epoch has a new order, so one that evicts would hit no more often.
+    Images of a stack need no decoding and are never kept.
     """
 
     def __init__(self, samples: Sequence[Sample], cache_bytes: int = CACHE_BYTES) -> None:
@@ -59,11 +60,25 @@ class Images:
         """
         if (kept := self._cache.get(index)) is not None:
             return kept
-        pixels = read_image(self.samples[index].source)
-        if pixels.nbytes <= self._room:
+        source = self.samples[index].source
+        pixels = read_image(source)
+        if pixels.nbytes <= self._room and not isinstance(source, StackedImage):
             self._room -= pixels.nbytes
             self._cache[index] = pixels
         return pixels
+
+    def share_room(self, workers: int) -> None:
+        """Leaves a worker process its part of the room, so that all of them together keep to the bound.
+
+        What was kept before the workers began is memory that they share.
+        """
+        self._room //= workers
+
+
+def images_of(splits: Mapping[str, Sequence[Sample]], cache_bytes: int = CACHE_BYTES) -> dict[str, Images]:
+    """The images of each split, which together keep no more than ``cache_bytes``."""
+    count = sum(map(len, splits.values()))
+    return {name: Images(samples, cache_bytes * len(samples) // count) for name, samples in splits.items()}
 
 
 @dataclass(frozen=True)
@@ -204,13 +219,14 @@ class Batches:
         batching: ``batch_size`` or ``batch_sampler``.
     """
 
-    def __init__(self, dataset: Dataset[Item], workers: int = 0, **batching: Any) -> None:
+    def __init__(self, dataset: TrainingImages | EvaluationImages, workers: int = 0, **batching: Any) -> None:
         self._loader = DataLoader(
             _CarryingErrors(dataset),
             num_workers=workers,
             persistent_workers=workers > 0,
             generator=torch.Generator(),
             collate_fn=_collate,
+            worker_init_fn=_begin_worker,
             **batching,
         )
 
@@ -225,18 +241,25 @@ class Batches:
             yield batch
 
 
+def _begin_worker(number: int) -> None:
+    """Called in each worker process before its first image."""
+    worker = get_worker_info()
+    if worker is not None and isinstance(worker.dataset, _CarryingErrors):
+        worker.dataset.dataset.images.share_room(worker.num_workers)
+
+
 class _CarryingErrors(Dataset[Any]):
     """Hands errors over as values: raised in a worker, they would arrive as that process's traceback."""
 
-    def __init__(self, dataset: Dataset[Item]) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: TrainingImages | EvaluationImages) -> None:
+        self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(self._dataset)  # type: ignore[arg-type]  # Dataset declares no length; all here have one
+        return len(self.dataset)
 
     def __getitem__(self, key: Any) -> Item | ImageError:
         try:
-            return self._dataset[key]
+            return self.dataset[key]
         except ImageError as error:
             return error
 

@@ -20,6 +20,7 @@ def describe_plan(plan: Plan) -> list[str]:
         f"{split}: {sum(counts.values())} images ({', '.join(f'{label} {n}' for label, n in counts.items())})"
         for split, counts in plan.counts.items()
     ]
+    lines += [f"left out, because it cannot be read: {name}" for name in plan.skipped]
     mean, std = ([f"{value:.4f}" for value in values] for values in (plan.transform.mean, plan.transform.std))
     size = plan.transform.size
     lines.append(f"input {size}x{size}, channel mean {' '.join(mean)}, std {' '.join(std)}")

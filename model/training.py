@@ -30,7 +30,7 @@ from .. import __version__
 from ..errors import BackendError, InputError, TrainingError
 from ..images import Transform
 from .checkpoint import save_checkpoint
-from .data import ImageFolder, read_training_folder
+from .data import ImageFolder, check_trainable, read_training_folder
 from .loading import (
     CACHE_BYTES,
     Batches,
@@ -39,12 +39,14 @@ from .loading import (
     ShuffledBatches,
     TrainingImages,
     channel_statistics,
+    images_of,
     in_batches,
 )
 from .metrics import metrics_of
 from .network import Architecture, MicroscopicMamba
 from .parallel import ALONE, Part, Processes, Shards, averaging_gradients, collected, dealt, take
 from .predictions import Predictions
+from .readable import unreadable_images, without
 from .recipe import Recipe
 from .run import Epoch, Result, RunFolder, State, best_of, is_over
 from .threads import set_threads, usable_cores
@@ -67,7 +69,7 @@ class Hardware:
     workers: int = 0
     """Processes that decode and augment images; 0 does it in this one."""
     cache_bytes: int = CACHE_BYTES
-    """Decoded images kept in memory for each split, at most; on a machine, by all its processes."""
+    """Decoded images kept in memory, at most: of all splits, by all processes and workers of a machine."""
     deterministic: bool = False
     """Only algorithms that give the same bits every time, or an error. Those of the CPU always do."""
 
@@ -100,6 +102,8 @@ class Plan:
     recipe: Recipe = field(default_factory=Recipe)
     processes: int = 1
     """That share every batch."""
+    skipped: tuple[str, ...] = ()
+    """Images that were left out because they cannot be read."""
 
 
 class Listener(Protocol):
@@ -172,6 +176,7 @@ def train_folder(
     hardware: Hardware | None = None,
     processes: Processes = ALONE,
     resume: bool = False,
+    skip_bad: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> Result:
     """As `train`, from a folder; what is not given is the paper's, or that of the run to resume.
@@ -187,6 +192,7 @@ def train_folder(
         hardware: the CPU by default.
         processes: those that train together.
         resume: continue the run in the folder.
+        skip_bad: read every image first, and leave out those that cannot be read.
         listeners: are told of every step and epoch.
 
     Raises:
@@ -207,6 +213,10 @@ def train_folder(
     except re.error as error:
         raise InputError(f"the group pattern {pattern!r} is no regular expression: {error}") from error
     data = read_training_folder(folder, seed=recipe.seed, group_by=groups)
+    if skip_bad:
+        threads = (hardware or Hardware()).threads
+        data = without(data, processes.from_first(lambda: unreadable_images(data, threads=threads)))
+        check_trainable(data)
     return train(
         data,
         run,
@@ -237,10 +247,9 @@ class _Trainer:
         self.processes = processes
         self.listeners = listeners if processes.is_first else ()
         self.device = torch.device(hardware.device)
-        images = {
-            name: Images(data.split(name), hardware.cache_bytes // processes.on_machine)
-            for name in dict.fromkeys(("train", "val", *data.splits))
-        }
+        names = dict.fromkeys(("train", "val", *data.splits))
+        room = hardware.cache_bytes // processes.on_machine
+        images = images_of({name: data.split(name) for name in names}, room)
         self.transform = processes.from_first(lambda: self._begin(data, images["train"], arch, resume))
 
         torch.manual_seed(recipe.seed)
@@ -277,6 +286,7 @@ class _Trainer:
             done=len(self.history),
             recipe=recipe,
             processes=processes.count,
+            skipped=tuple(data.skipped),
         )
 
     def run_to_the_end(self) -> Result:
@@ -331,6 +341,7 @@ class _Trainer:
                 "overridden": self.recipe.overridden(),
                 "normalisation": {"mean": mean, "std": std},
                 "root": str(data.root),
+                "skipped": dict(data.skipped),
                 "dataset": data.kind if data.kind not in (None, "folder") else data.root.resolve().name,
                 "hardware": {
                     **asdict(self.hardware),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from msmamba.model.network import Architecture
+from msmamba.plugins.selective_scan import cpu
 
 
 def write_cells(root: Path, images: int = 12) -> Path:
@@ -25,6 +28,15 @@ def write_cells(root: Path, images: int = 12) -> Path:
             pixels[spot] = (90, 40, 120) if label == "round" else (120, 40, 60)
             Image.fromarray(pixels.astype(np.uint8)).save(root / label / f"{number}.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def threads_as_before() -> Iterator[None]:
+    """For runs that limit the threads of the whole process: what follows gets them back."""
+    before = torch.get_num_threads(), cpu.threads()
+    yield
+    torch.set_num_threads(before[0])
+    cpu.set_threads(before[1])
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from msmamba.model.loading import (
     ShuffledBatches,
     TrainingImages,
     channel_statistics,
+    images_of,
 )
-from msmamba.model.samples import Sample
+from msmamba.model.samples import Sample, StackedSamples
 
 PLAIN = Transform(32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -219,3 +221,46 @@ def test_an_image_that_cannot_be_read_is_named(samples: list[Sample], workers: i
     with pytest.raises(ImageError, match=r"5\.png' is truncated or corrupt|5\.png' is not a PNG") as caught:
         list(loader)
     assert "\n" not in str(caught.value)
+
+
+def test_splits_share_the_room_by_their_images(samples: list[Sample]) -> None:
+    splits = images_of({"train": samples[:6], "val": samples[6:]}, cache_bytes=14_000)
+    for images in splits.values():
+        for index in range(len(images)):
+            images.read(index)
+    assert {name: len(images._cache) for name, images in splits.items()} == {"train": 2, "val": 0}
+
+
+def test_workers_together_keep_to_the_bound(samples: list[Sample]) -> None:
+    """What each worker has kept is asked by an image that tells it in place of its pixels."""
+
+    class Telling(EvaluationImages):
+        def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+            self.images.read(index)
+            kept = sum(pixels.nbytes for pixels in self.images._cache.values())
+            return np.array([os.getpid(), kept], np.float32), 0
+
+    images = Images(samples, 20_000)
+    told: dict[int, int] = {}
+    loader = Batches(Telling(images, PLAIN), 2, batch_size=1)
+    for _ in range(2):
+        for values, _labels in loader:
+            told[int(values[0, 0])] = int(values[0, 1])
+    assert len(told) == 2
+    assert all(0 < kept <= 10_000 for kept in told.values())
+    assert images._cache == {}
+
+
+def test_images_of_a_stack_are_read_in_place_and_not_kept(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28), dtype=np.uint8)
+    np.save(tmp_path / "stack.npy", pixels)
+    images = Images(StackedSamples([tmp_path / "stack.npy"], [0] * 6, range(6), [0, 1] * 3))
+    results = []
+    for workers in (0, 2):
+        loader = Batches(EvaluationImages(images, PLAIN), workers, batch_size=4)
+        results.append([(values.numpy(), labels.tolist()) for values, labels in loader])
+    assert [labels for _, labels in results[0]] == [[0, 1, 0, 1], [0, 1]]
+    for (here, _), (there, _) in zip(*results, strict=True):
+        np.testing.assert_array_equal(here, there)
+    np.testing.assert_array_equal(images.read(5), np.repeat(pixels[5][..., None], 3, axis=2))
+    assert images._cache == {}

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,7 @@ QUICK = Recipe(
 )
 ONE_THREAD = Hardware(threads=1)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def threads_as_before() -> Iterator[None]:
-    """Runs here limit the threads of the whole process; what follows gets them back."""
-    before = torch.get_num_threads(), cpu.threads()
-    yield
-    torch.set_num_threads(before[0])
-    cpu.set_threads(before[1])
+pytestmark = pytest.mark.usefixtures("threads_as_before")
 
 
 def epoch(number: int, *, loss: float = 1.0, accuracy: float = 0.5) -> Epoch:
