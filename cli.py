@@ -19,6 +19,8 @@ import click
 from . import __version__
 from .errors import MsmambaError, ParityError
 
+# As `runtime.onnxruntime_backend` has them; a test keeps the two alike.
+_PROVIDERS = ("auto", "engine", "cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 # `model.datasets.KINDS`, which a test compares; importing it here would load numpy.
@@ -49,6 +51,12 @@ def _device_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--kernels", type=click.Choice(["auto", "native", "functions"]), default="auto"),
         click.option("--threads", type=click.IntRange(1), help="Default: every core this process may use."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
+        click.option(
+            "--provider",
+            type=click.Choice(_PROVIDERS),
+            default="auto",
+            help="Insist on the engine, or on one of ONNX Runtime's execution providers.",
+        ),
     ):
         command = option(command)
     return command
@@ -628,6 +636,9 @@ def doctor(context: click.Context, output_format: str) -> None:
 @click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Repeatable; 1.")
 @click.option("--threads", type=click.IntRange(1), multiple=True, help="Repeatable; every usable core.")
 @click.option("--kernels", type=click.Choice(["auto", "native", "functions"]), multiple=True)
+@click.option(
+    "--provider", "providers", type=click.Choice(_PROVIDERS), multiple=True, help="Repeatable; what executes."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--rounds", type=click.IntRange(1), help="Measured rounds.")
 @click.option("--warmup", type=click.IntRange(0), help="Rounds before those, not counted.")
@@ -641,7 +652,8 @@ def bench(
 ) -> None:
     """Measure ARTEFACTS side by side: latency, throughput, memory, and where the time goes.
 
-    Ratios are to the first. With several --batch-size, --threads or --kernels every combination is measured.
+    Ratios are to the first. With several --batch-size, --threads, --kernels or --provider every
+    combination is measured.
     """
     from .files import write_atomically
     from .runtime.benchmark import BenchmarkOptions, benchmark

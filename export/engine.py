@@ -27,7 +27,7 @@ from ..plugins import cuda_driver
 from ..plugins.selective_scan import tensorrt_plugin
 from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES
 from ..plugins.selective_scan.onnx_function import DOMAIN, OP_TYPE
-from ..plugins.tensorrt_library import import_tensorrt
+from ..plugins.tensorrt_library import collecting_logger, import_tensorrt
 from .engine_program import product_types
 from .inlining import INPUT
 from .kernels import scan_kinds
@@ -171,7 +171,7 @@ def engine_from_onnx(
     trt = import_tensorrt(options.library)
     _check_options(trt, options)
     options = _for_this_gpu(options)
-    logger = _logger(trt)
+    logger = collecting_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, logger)
@@ -417,6 +417,8 @@ def _configure(
                 raise ExportError(f"TensorRT-RTX {trt.__version__} does not build for {_dotted([sm])}")
         # What NVIDIA asks for where the application captures the engine in a CUDA graph.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    # On by default: float32 products would round their inputs to 10 bits of mantissa.
+    config.clear_flag(trt.BuilderFlag.TF32)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatibility != "none":
@@ -446,28 +448,10 @@ def _attach_timing_cache(config: Any, path: Path) -> Any:
     return cache
 
 
-def _logger(trt: Any) -> Any:
-    """A logger that keeps what it is told; TensorRT's base class exists only once it is imported."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]  # TensorRT's classes carry no types
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[str] = []
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.INFO:
-                self.lines.append(f"{severity.name}: {message}")
-            if severity <= trt.ILogger.Severity.ERROR:
-                self.errors.append(message)
-
-    return Logger()
-
-
 def _monitor(trt: Any, report: Progress) -> Any:
     """TensorRT's progress as calls of ``report``."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # as above
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # TensorRT's classes carry no types
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}

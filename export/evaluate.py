@@ -118,6 +118,7 @@ def evaluate_model(
     device: str = "auto",
     threads: int | None = None,
     kernels: str = "auto",
+    provider: str = "auto",
     batch_size: int = BATCH_SIZE,
     skip_bad: bool = False,
     advance: Callable[[int, int], None] = lambda done, images: None,
@@ -132,6 +133,7 @@ def evaluate_model(
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: of the CPU.
         kernels: of an exported artefact (see `open_session`).
+        provider: likewise.
         batch_size: images at a time, fewer where the artefact takes fewer.
         skip_bad: read every image first, and leave out those that cannot be read.
         advance: called after each batch with the images done and all images.
@@ -148,7 +150,7 @@ def evaluate_model(
         folder = without(folder, unreadable_images(folder, threads=threads, advance=advance))
         for name in folder.splits:
             folder.split(name)  # raises where none are left
-    with _opened(Path(model), described or Described(), device, threads, kernels) as classifier:
+    with _opened(Path(model), described or Described(), device, threads, kernels, provider) as classifier:
         matched = match_labels(folder, classifier.labels)
         ((name, samples),) = matched.splits.items()
         done = 0
@@ -183,7 +185,7 @@ class _Classifier:
 
 @contextmanager
 def _opened(
-    model: Path, described: Described, device: str, threads: int | None, kernels: str
+    model: Path, described: Described, device: str, threads: int | None, kernels: str, provider: str
 ) -> Iterator[_Classifier]:
     if model.is_file() and is_checkpoint(model):
         yield _checkpoint_classifier(model, described, device, threads)
@@ -193,6 +195,7 @@ def _opened(
         device=device,
         threads=threads,
         kernels=kernels,
+        provider=provider,
         labels=described.labels,
         mean=described.mean,
         std=described.std,

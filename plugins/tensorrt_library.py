@@ -12,6 +12,7 @@ import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..errors import BackendError
 
@@ -32,6 +33,17 @@ def missing_parser_link() -> Path | None:
         return None
     searched = [folder, *(Path(entry) for entry in os.environ.get("LD_LIBRARY_PATH", "").split(":") if entry)]
     return None if any((place / _LINK).exists() for place in searched) else folder / _LINK
+
+
+def link_command(link: Path) -> str:
+    """The shell command that makes the parser's link; in another folder where the wheel's is read-only."""
+    if os.access(link.parent, os.W_OK):
+        return f"ln -s {_LIBRARY} {link}"
+    own = "~/.local/lib/tensorrt_rtx"
+    return (
+        f"mkdir -p {own} && ln -s {link.with_name(_LIBRARY)} {own}/{_LINK}, then start with "
+        f"LD_LIBRARY_PATH={own}:$LD_LIBRARY_PATH"
+    )
 
 
 def link_parser_library() -> Path | None:
@@ -56,19 +68,23 @@ def link_parser_library() -> Path | None:
     return link
 
 
-def import_tensorrt(name: str) -> ModuleType:
+def import_tensorrt(name: str, *, to_parse: bool = True) -> ModuleType:
     """Imports ``tensorrt`` or ``tensorrt_rtx``.
+
+    Args:
+        name: of the library.
+        to_parse: whether ONNX files are to be parsed; only then does it matter that a parser would abort.
 
     Raises:
         BackendError: It is not installed, does not load, or would abort the process later.
     """
     if name not in LIBRARIES:
         raise BackendError(f"unknown TensorRT library {name!r}: expected {' or '.join(LIBRARIES)}")
-    link = missing_parser_link() if name == "tensorrt_rtx" else None
+    link = missing_parser_link() if name == "tensorrt_rtx" and to_parse else None
     if link is not None:
         raise BackendError(
             f"tensorrt_rtx's ONNX parser would abort this process: {link.name} is missing from "
-            f"{link.parent}; run: ln -s {_LIBRARY} {link}"
+            f"{link.parent}; run: {link_command(link)}"
         )
     try:
         return importlib.import_module(name)
@@ -80,3 +96,25 @@ def import_tensorrt(name: str) -> ModuleType:
             "and run there: mmdeploy export BUNDLE --target tensorrt -o OUT"
         )
         raise BackendError(f"{name} does not import ({error}): {remedy}") from error
+
+
+def collecting_logger(trt: ModuleType) -> Any:
+    """A logger that keeps what it is told: ``lines`` for a log, ``errors`` for messages.
+
+    Args:
+        trt: the module; its base class exists only once it is imported.
+    """
+
+    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]  # TensorRT's classes carry no types
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.INFO:
+                self.lines.append(f"{severity.name}: {message}")
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(message)
+
+    return Logger()

@@ -23,12 +23,14 @@ MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 ENGINE_NAME = "model.engine"
 
+ENGINE_MAGICS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
+"""First bytes of a plan, and the library that it is for."""
+
 # Field numbers of ModelProto and their wire types, onnx.proto3; 0 is a varint, 2 bytes with their length.
 _MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _GRAPH_FIELD = 7
 _VARINT, _LENGTH_DELIMITED = 0, 2
 
-_ENGINE_MAGICS = (b"ftrt", b"vtrt")  # the first bytes of plans of TensorRT and of TensorRT-RTX
 
 _Buffer: TypeAlias = "bytes | mmap.mmap"
 
@@ -62,7 +64,7 @@ class Bundle:
         if name not in self.manifest.files:
             listed = ", ".join(sorted(self.manifest.files)) or "nothing"
             raise ArtefactError(f"'{self.folder}' lists no '{name}' in its manifest (it lists {listed})")
-        content = _read(self.folder / name)
+        content = read_file(self.folder / name)
         found, expected = hashlib.sha256(content).hexdigest(), self.manifest.files[name]
         if found != expected:
             raise ArtefactError(
@@ -82,7 +84,7 @@ def open_bundle(path: str | Path) -> Bundle:
     manifest = folder / MANIFEST_NAME
     if not manifest.is_file():
         raise ArtefactError(f"'{folder}' is no bundle: it holds no '{MANIFEST_NAME}'")
-    return Bundle(folder, Manifest.from_json(_read(manifest), f"'{manifest}'"))
+    return Bundle(folder, Manifest.from_json(read_file(manifest), f"'{manifest}'"))
 
 
 def recognise(path: str | Path) -> Kind:
@@ -106,7 +108,7 @@ def recognise(path: str | Path) -> Kind:
             head = file.read(16)
             if not head:
                 raise ArtefactError(f"'{path}' is empty: copy or export it again")
-            if head[:4] in _ENGINE_MAGICS:
+            if head[:4] in ENGINE_MAGICS:
                 return Kind.ENGINE
             if is_checkpoint(path):
                 raise ArtefactError(
@@ -161,7 +163,13 @@ def is_onnx(content: _Buffer, name: str) -> bool:
     return _GRAPH_FIELD in numbers
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: str | Path) -> bytes:
+    """A file's content.
+
+    Raises:
+        ArtefactError: it cannot be read.
+    """
+    path = Path(path)
     try:
         return path.read_bytes()
     except FileNotFoundError as error:

@@ -31,7 +31,7 @@ from .. import __version__
 from ..errors import BackendError, InputError
 from ..images import read_image
 from . import machine
-from .artefact import MODEL_NAME
+from .artefact import ENGINE_MAGICS, ENGINE_NAME, MODEL_NAME
 from .benchmark_report import STEPS, Benchmark, Case, Result, Spread
 from .session import Session, open_session
 
@@ -48,6 +48,7 @@ class BenchmarkOptions:
         batch_sizes: images a batch.
         threads: of the CPU; None for every usable core.
         kernels: as `open_session` takes them.
+        providers: likewise.
         device: as `open_session` takes it.
         rounds: measured rounds, at most.
         warmup: rounds before those, not counted.
@@ -58,6 +59,7 @@ class BenchmarkOptions:
     batch_sizes: Sequence[int] = (1,)
     threads: Sequence[int | None] = (None,)
     kernels: Sequence[str] = ("auto",)
+    providers: Sequence[str] = ("auto",)
     device: str = "auto"
     rounds: int = 50
     warmup: int = 5
@@ -65,7 +67,7 @@ class BenchmarkOptions:
     image: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_sizes", "threads", "kernels"):
+        for name in ("batch_sizes", "threads", "kernels", "providers"):
             if not getattr(self, name):
                 raise InputError(f"no {name} to measure: give at least one")
         if self.rounds < 1 or self.warmup < 0:
@@ -93,11 +95,13 @@ def benchmark(
     options = options or BenchmarkOptions()
     if not artefacts:
         raise InputError("no artefact to measure: give at least one")
-    wanted = product(map(str, artefacts), options.kernels, options.threads, options.batch_sizes)
+    wanted = product(
+        map(str, artefacts), options.providers, options.kernels, options.threads, options.batch_sizes
+    )
     cases = list(
         dict.fromkeys(
-            Case(name, batch_size, threads or machine.usable_cores(), kernels)
-            for name, kernels, threads, batch_size in wanted
+            Case(name, batch_size, threads or machine.usable_cores(), kernels, provider)
+            for name, provider, kernels, threads, batch_size in wanted
         )
     )
     state = _state()
@@ -162,7 +166,7 @@ class _Run:
             case=self.case,
             executed_by=self._session.path,
             image_size=self._size,
-            file_mb=_model_file(self.case.artefact).stat().st_size / 1e6,
+            file_mb=_model_file(self.case.artefact, self._session.provider).stat().st_size / 1e6,
             network_ms=network,
             preprocessing_ms=Spread.of(samples["preprocessing_ms"]) if self._classifies else None,
             postprocessing_ms=Spread.of(samples["postprocessing_ms"]) if self._classifies else None,
@@ -199,22 +203,28 @@ def _fixed_loop_ms() -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def _session_key(case: Case) -> tuple[str, int, str]:
-    return case.artefact, case.threads, case.kernels
+def _session_key(case: Case) -> tuple[str, int, str, str]:
+    return case.artefact, case.threads, case.kernels, case.provider
 
 
-def _opened(artefact: str, threads: int, kernels: str, device: str) -> Session:
-    return open_session(artefact, device=device, threads=threads, kernels=kernels)
+def _opened(artefact: str, threads: int, kernels: str, provider: str, device: str) -> Session:
+    return open_session(artefact, device=device, threads=threads, kernels=kernels, provider=provider)
 
 
 def _first_alike(runs: list[_Run], run: _Run) -> _Run:
-    """The first artefact's run of the same batch size, threads and kernels."""
-    return next(other for other in runs if replace(other.case, artefact="") == replace(run.case, artefact=""))
+    """The run of the first artefact and provider with the same batch size, threads and kernels."""
+
+    def conditions(case: Case) -> Case:
+        return replace(case, artefact="", provider="")
+
+    return next(other for other in runs if conditions(other.case) == conditions(run.case))
 
 
-def _model_file(artefact: str) -> Path:
+def _model_file(artefact: str, provider: str) -> Path:
+    """The file that runs: of a bundle the engine where a TensorRT library executes it."""
     path = Path(artefact)
-    return path / MODEL_NAME if path.is_dir() else path
+    name = ENGINE_NAME if provider in ENGINE_MAGICS.values() else MODEL_NAME
+    return path / name if path.is_dir() else path
 
 
 def _peak_memory_mb(case: Case, device: str) -> float | None:

@@ -24,8 +24,8 @@ DEFINITIONS = {
     "postprocessing_ms": "softmax and predictions of the batch",
     "median, p90, p99, min, max": "over the rounds after the warm-up, in milliseconds a batch",
     "images_per_second": "batch size over the median of network_ms",
-    "ratio": "median over the rounds of network_ms over that of the first artefact in the same round, "
-    "batch size, threads and kernels alike",
+    "ratio": "median over the rounds of network_ms over that of the first artefact and provider in the same "
+    "round, batch size, threads and kernels alike",
     "peak_memory_mb": "resident high-water mark of a process that only opens the artefact and runs three "
     "batches, in 10^6 bytes",
     "noise": "90th percentile over median, less one, of a fixed single-threaded loop timed in every round",
@@ -37,12 +37,13 @@ STEPS = {"preprocessing_ms": "#9ecae1", "network_ms": "#3182bd", "postprocessing
 
 @dataclass(frozen=True)
 class Case:
-    """One thing measured: an artefact at a batch size, with threads and kernels."""
+    """One thing measured: an artefact at a batch size, with threads, kernels and provider."""
 
     artefact: str
     batch_size: int
     threads: int
     kernels: str
+    provider: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Result:
         case: what was measured.
         executed_by: `Session.path`.
         image_size: side of the input, pixels.
-        file_mb: of the ONNX file, 10^6 bytes.
+        file_mb: of the ONNX file or engine that ran, 10^6 bytes.
         network_ms: the network alone.
         preprocessing_ms: None for a file that does not say its mean and std.
         postprocessing_ms: likewise.
@@ -185,4 +186,7 @@ class Benchmark:
 
 
 def _caption(case: Case) -> str:
-    return f"{case.artefact}\nbatch {case.batch_size}, {case.threads} threads, {case.kernels} kernels"
+    provider = "" if case.provider == "auto" else f", {case.provider}"
+    return (
+        f"{case.artefact}\nbatch {case.batch_size}, {case.threads} threads, {case.kernels} kernels{provider}"
+    )

@@ -8,6 +8,7 @@ meaning. Which of the two happened, and why, is in `OnnxRuntimeBackend.path`.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,20 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "native", "functions")
+PROVIDERS = ("auto", "engine", "cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
+"""What may be insisted on; ``engine`` is the bundle's own, and not ONNX Runtime's."""
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_NV_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"  # brings the provider to an ONNX Runtime that lacks it
+_GPU_PROVIDERS = {
+    # what is asked for: ONNX Runtime's name, and how to get it
+    "cuda": (_CUDA, "pip install onnxruntime-gpu in place of onnxruntime"),
+    "tensorrt": (
+        "TensorrtExecutionProvider",
+        "pip install onnxruntime-gpu in place of onnxruntime, and TensorRT of the version that it asks for",
+    ),
+    "nv-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
+}
 # Tiny at 224, two threads, two cores that other processes wanted too: idle threads that spin made an image
 # take 185 ms and 97 ms of processor time, idle threads that sleep 122 ms and 62 ms.
 _IDLE_THREADS_SLEEP = ("session.intra_op.allow_spinning", "0")
@@ -34,7 +47,7 @@ _LOG_NOTHING_BUT_FATAL = 4  # failures are raised, and reported once
 
 
 class OnnxRuntimeBackend:
-    """One model loaded into ONNX Runtime; owns its memory until `close`.
+    """One model loaded into ONNX Runtime; a `Backend`.
 
     Attributes:
         image_size: side of the square input in pixels, None where the model leaves it open.
@@ -45,6 +58,8 @@ class OnnxRuntimeBackend:
         path: what executes, in words, and why not something faster.
     """
 
+    takes_device_arrays = False
+
     def __init__(
         self,
         model: bytes | str,
@@ -53,6 +68,7 @@ class OnnxRuntimeBackend:
         device: str = "auto",
         threads: int | None = None,
         kernels: str = "auto",
+        provider: str = "auto",
     ) -> None:
         """Loads a model.
 
@@ -62,31 +78,35 @@ class OnnxRuntimeBackend:
             device: ``auto`` (CUDA where it works, else the CPU), ``cpu`` or ``cuda``.
             threads: of the CPU; None takes every core that this process may use.
             kernels: ``auto`` (native where they are built, on the CPU), ``native`` or ``functions``.
+            provider: one of `PROVIDERS` but ``engine``.
 
         Raises:
             BackendError: the device, or the kernels, asked for cannot be had.
             ArtefactError: ONNX Runtime cannot load the model, or it is no image classifier.
         """
-        _check_choices(device=(device, DEVICES), kernels=(kernels, KERNELS))
+        check_choices(
+            device=(device, DEVICES), kernels=(kernels, KERNELS), provider=(provider, _OWN_PROVIDERS)
+        )
         if threads is not None and threads < 1:
             raise BackendError(f"the number of threads is {threads}: expected at least 1")
         runtime = _onnxruntime()
-        providers = _providers(runtime, device)
         options = runtime.SessionOptions()
+        providers = _providers(runtime, options, device, provider)
         options.intra_op_num_threads = threads or machine.usable_cores()
         options.log_severity_level = _LOG_NOTHING_BUT_FATAL
         options.add_session_config_entry(*_IDLE_THREADS_SLEEP)
         obstacle = _why_not_native(options, kernels, providers)
         try:
             # No fallback: ONNX Runtime would print a banner and try the same again.
-            session = runtime.InferenceSession(model, options, providers=providers, enable_fallback=False)
+            named = [item for item in providers if item in runtime.get_available_providers()]
+            session = runtime.InferenceSession(model, options, providers=named, enable_fallback=False)
             self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
             interface = _interface(session, name)
         except UnicodeDecodeError as error:
             raise ArtefactError(f"'{name}' holds names that are not text: copy or export it again") from error
         except _errors() as error:
             raise ArtefactError(f"ONNX Runtime cannot load '{name}': {_first_line(error)}") from error
-        self.provider = _provider_in_use(session, device)
+        self.provider = _provider_in_use(session, providers, insisted=device == "cuda" or provider != "auto")
         self.path = _path(self.provider, obstacle)
         self._session: onnxruntime.InferenceSession | None = session
         self._input, self._output, self.max_batch, self.image_size, self.classes = interface
@@ -111,7 +131,15 @@ class OnnxRuntimeBackend:
         self._session = None
 
 
-def _check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
+_OWN_PROVIDERS = tuple(name for name in PROVIDERS if name != "engine")
+
+
+def check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
+    """Refuses what is not among the allowed values.
+
+    Raises:
+        BackendError: a value is unknown.
+    """
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise BackendError(f"{name} '{value}' is unknown: choose one of {', '.join(allowed)}")
@@ -142,24 +170,64 @@ def _errors() -> tuple[type[Exception], ...]:
     return tuple(getattr(state, name) for name in names)
 
 
-def _providers(runtime: Any, device: str) -> list[str]:
+def _providers(runtime: Any, options: Any, device: str, provider: str) -> list[str]:
+    """The execution providers to try, the first of which is meant.
+
+    Raises:
+        BackendError: the one asked for is not installed, or is on another device.
+    """
     available = runtime.get_available_providers()
-    if device == "cuda" and _CUDA not in available:
+    if provider == "auto":
+        if device == "cuda" and _CUDA not in available:
+            raise BackendError(
+                f"device 'cuda' needs ONNX Runtime with CUDA; this one offers {', '.join(available)}: "
+                f"{_GPU_PROVIDERS['cuda'][1]}, or use --device cpu"
+            )
+        return [_CUDA, _CPU] if device != "cpu" and _CUDA in available else [_CPU]
+    if (provider == "cpu") != (device == "cpu") and device != "auto":
+        raise BackendError(f"provider '{provider}' and device '{device}' exclude each other: leave one out")
+    if provider == "cpu":
+        return [_CPU]
+    name, remedy = _GPU_PROVIDERS[provider]
+    if name not in available and not (provider == "nv-tensorrt-rtx" and _add_nv_plugin(runtime, options)):
         raise BackendError(
-            f"device 'cuda' needs ONNX Runtime with CUDA; this one offers {', '.join(available)}: "
-            "pip install onnxruntime-gpu in place of onnxruntime, or use --device cpu"
+            f"provider '{provider}' is ONNX Runtime's {name}, and this one offers {', '.join(available)}: "
+            f"{remedy}"
         )
-    return [_CUDA, _CPU] if device != "cpu" and _CUDA in available else [_CPU]
+    return [name, _CPU]
 
 
-def _provider_in_use(session: Any, device: str) -> str:
-    provider: str = session.get_providers()[0]
-    if device == "cuda" and provider != _CUDA:
+def _add_nv_plugin(runtime: Any, options: Any) -> bool:
+    """Adds NVIDIA's plugin package to a session, for an ONNX Runtime built without; False where it is absent.
+
+    Raises:
+        BackendError: the package finds no GPU.
+    """
+    try:
+        plugin = importlib.import_module(_NV_PLUGIN)
+    except ImportError:
+        return False
+    name = plugin.get_ep_name()
+    try:
+        runtime.register_execution_provider_library(name, plugin.get_library_path())
+    except _errors() as error:
+        if "already" not in str(error):  # an earlier session of this process did it
+            raise BackendError(f"{_NV_PLUGIN} does not load: {_first_line(error)}") from error
+    devices = [device for device in runtime.get_ep_devices() if device.ep_name == name]
+    if not devices:
+        raise BackendError("provider 'nv-tensorrt-rtx' finds no RTX GPU: 'mmdeploy doctor' shows the driver")
+    options.add_provider_for_devices(devices, {})
+    return True
+
+
+def _provider_in_use(session: Any, providers: list[str], insisted: bool) -> str:
+    found: str = session.get_providers()[0]
+    if insisted and found != providers[0]:
         raise BackendError(
-            "device 'cuda' was asked for, but ONNX Runtime could not start it: "
+            f"{providers[0]} was asked for, but ONNX Runtime could not start it: "
             "'mmdeploy doctor' shows the driver and libraries that it needs"
         )
-    return provider
+    return found
 
 
 def register_native_kernels(options: onnxruntime.SessionOptions) -> str | None:
@@ -182,7 +250,7 @@ def _why_not_native(options: Any, kernels: str, providers: list[str]) -> str | N
     """
     if kernels == "functions":
         return "asked for"
-    on_gpu = providers[0] == _CUDA
+    on_gpu = providers[0] != _CPU
     obstacle = "the native kernels are for the CPU" if on_gpu else register_native_kernels(options)
     if obstacle is not None and kernels == "native":
         raise BackendError(f"native kernels were asked for, but {obstacle}")

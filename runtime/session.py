@@ -17,9 +17,13 @@ import numpy as np
 
 from ..errors import ArtefactError, BackendError, ImageError, InputError
 from ..images import MAX_PIXELS, ImageSource, Transform, load_image
-from .artefact import MODEL_NAME, Kind, open_bundle, recognise
+from ..plugins import cuda_driver
+from .artefact import ENGINE_NAME, MODEL_NAME, Bundle, Kind, open_bundle, read_file, recognise
+from .backend import Backend
+from .device_arrays import DeviceArray
 from .manifest import METADATA_KEY, Manifest
-from .onnxruntime_backend import OnnxRuntimeBackend
+from .onnxruntime_backend import DEVICES, PROVIDERS, OnnxRuntimeBackend, check_choices
+from .tensorrt_backend import TensorRtBackend
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,7 +60,7 @@ class Session:
 
     def __init__(
         self,
-        backend: OnnxRuntimeBackend,
+        backend: Backend,
         name: str,
         manifest: Manifest | None,
         labels: tuple[str, ...] | None,
@@ -101,7 +105,7 @@ class Session:
 
     @property
     def provider(self) -> str:
-        """What executes the network, as ONNX Runtime names it: ``CPUExecutionProvider``, …"""
+        """What executes the network: ``CPUExecutionProvider``, …, ``tensorrt`` or ``tensorrt_rtx``."""
         return self._backend.provider
 
     @property
@@ -110,11 +114,13 @@ class Session:
         in_int8 = self._manifest is not None and self._manifest.precision_asked == "int8"
         return f"{self._backend.path}, int8 products" if in_int8 else self._backend.path
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, images: NDArray[np.float32] | Any) -> NDArray[np.float32]:
         """Runs the network on images that are transformed already.
 
         Args:
-            images: (B, 3, S, S) float32, finite.
+            images: (B, 3, S, S) float32, finite; a NumPy array or, where an engine runs, anything in the
+                GPU's memory that has ``__cuda_array_interface__`` (PyCUDA, CuPy, PyTorch). The latter is
+                copied on the GPU, after the work of its stream, and is not checked for finite values.
 
         Returns:
             (B, classes) float32 logits, as the network gives them: not checked for NaN.
@@ -123,10 +129,15 @@ class Session:
             InputError: the images are not that; every mismatch is named.
             BackendError: the session is closed, or the network failed.
         """
-        problems = self._mismatches(images)
+        array = images if isinstance(images, np.ndarray) else DeviceArray.of(images)
+        problems = (
+            [f"is a {type(images).__name__}: expected an array (B, 3, S, S) of float32"]
+            if array is None
+            else self._mismatches(array)
+        )
         if problems:
             raise InputError(f"'image' {'; and it '.join(problems)}")
-        return self._backend.run(images)
+        return self._backend.run(array)
 
     def classify(
         self, sources: Iterable[ImageSource], batch_size: int = BATCH_SIZE, max_pixels: int = MAX_PIXELS
@@ -255,26 +266,32 @@ class Session:
         for (source, _), error in zip(batch, errors, strict=True):
             yield source, error if isinstance(error, ImageError) else next(predictions)
 
-    def _mismatches(self, images: Any) -> list[str]:
-        if not isinstance(images, np.ndarray):
-            return [f"is a {type(images).__name__}: expected an array (B, 3, S, S) of float32"]
+    def _mismatches(self, images: NDArray[Any] | DeviceArray) -> list[str]:
         problems = []
         size = self.image_size
         expected = f"(B, 3, {size or 'S'}, {size or 'S'})"
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        dims = len(images.shape)
+        if dims != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             problems.append(f"has shape {images.shape}; this artefact takes {expected}")
         elif size is not None and images.shape[2] != size:
             problems.append(
                 f"is 3x{images.shape[2]}x{images.shape[3]}; this artefact takes 3x{size}x{size}: "
                 f"resize, or export with --size {images.shape[2]}"
             )
-        if images.ndim == 4 and images.shape[0] < 1:
+        if dims == 4 and images.shape[0] < 1:
             problems.append("is an empty batch: expected at least one image")
-        if images.ndim == 4 and self.max_batch is not None and images.shape[0] > self.max_batch:
+        if dims == 4 and self.max_batch is not None and images.shape[0] > self.max_batch:
             problems.append(f"is a batch of {images.shape[0]}; this artefact takes at most {self.max_batch}")
         if images.dtype != np.float32:
             problems.append(f"holds {images.dtype}; this artefact takes float32: use .astype(np.float32)")
-        elif not np.isfinite(images).all():
+        if isinstance(images, DeviceArray):
+            if not self._backend.takes_device_arrays:
+                problems.append(
+                    f"lies in a GPU's memory, and this session runs on {self.path}: copy it to NumPy"
+                )
+            if not images.contiguous:
+                problems.append("is strided: expected C order without gaps")
+        elif images.dtype == np.float32 and not np.isfinite(images).all():
             problems.append("holds NaN or infinite values: expected finite ones")
         return problems
 
@@ -296,17 +313,22 @@ def open_session(
     device: str = "auto",
     threads: int | None = None,
     kernels: str = "auto",
+    provider: str = "auto",
     labels: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Session:
-    """Opens an artefact, recognised by content: a bundle or an ONNX file.
+    """Opens an artefact, recognised by content: a bundle, an ONNX file or a TensorRT engine.
 
     Args:
         path: the bundle's folder, or the file.
-        device: ``auto`` (CUDA where ONNX Runtime has it, else the CPU), ``cpu`` or ``cuda``.
+        device: ``auto`` (a GPU where the bundle's engine or ONNX Runtime can use one, else the CPU), ``cpu``
+            or ``cuda``. `Session.path` says what was taken, and why not the engine.
         threads: of the CPU; None takes every core that this process may use.
         kernels: ``auto`` (the native ones where they are built), ``native``, or ``functions`` (ONNX only).
+        provider: insists on what executes: ``engine`` (the bundle's or the file), or ONNX Runtime's ``cpu``,
+            ``cuda``, ``tensorrt`` or ``nv-tensorrt-rtx``, the last two for comparison. ``auto`` lets the
+            device decide.
         labels: the classes' names, for a file that does not carry them, or in place of those it carries.
         mean: of the channels, likewise, three numbers.
         std: of the channels, likewise, three numbers.
@@ -317,18 +339,30 @@ def open_session(
         InputError: the means or deviations given are not three sensible numbers.
     """
     name = os.fspath(path)
-    manifest: Manifest | None = None
-    model: bytes | str = name
+    check_choices(device=(device, DEVICES), provider=(provider, PROVIDERS))
     kind = recognise(name)
+    bundle = open_bundle(name) if kind is Kind.BUNDLE else None
+    manifest = bundle.manifest if bundle else None
+    backend: Backend | None = None
+    obstacle = None
     if kind is Kind.ENGINE:
-        raise BackendError(
-            f"'{name}' is a TensorRT engine, and this installation runs ONNX: open the bundle it belongs to, "
-            f"or its {MODEL_NAME}"
-        )
-    if kind is Kind.BUNDLE:
-        bundle = open_bundle(name)
-        manifest, model = bundle.manifest, bundle.read(MODEL_NAME)
-    backend = OnnxRuntimeBackend(model, name, device=device, threads=threads, kernels=kernels)
+        if device == "cpu" or provider not in ("auto", "engine"):
+            raise BackendError(
+                f"'{name}' is a TensorRT engine, which runs by itself on a GPU and nowhere else: open the "
+                f"bundle it belongs to, or its {MODEL_NAME}"
+            )
+        try:
+            cuda_driver.initialise()
+        except BackendError as error:
+            raise BackendError(
+                f"'{name}' is a TensorRT engine, which needs a GPU: {error}: elsewhere open the bundle it "
+                f"belongs to, or its {MODEL_NAME}"
+            ) from error
+        backend = TensorRtBackend(read_file(name), name)
+    elif provider == "engine" or (bundle and manifest and manifest.engine and provider == "auto"):
+        backend, obstacle = _engine_of(bundle, name, device, provider)
+    if backend is None:
+        backend = _onnx_backend(bundle, name, obstacle, device, provider, threads=threads, kernels=kernels)
     if manifest is None and METADATA_KEY in backend.metadata:
         manifest = Manifest.from_metadata(backend.metadata, f"'{name}'")
     _check_fit(backend, name, manifest, labels)
@@ -341,9 +375,50 @@ def open_session(
     )
 
 
-def _check_fit(
-    backend: OnnxRuntimeBackend, name: str, manifest: Manifest | None, labels: Sequence[str] | None
-) -> None:
+def _engine_of(
+    bundle: Bundle | None, name: str, device: str, provider: str
+) -> tuple[Backend | None, str | None]:
+    """The bundle's engine opened, or why it is not.
+
+    Raises:
+        ArtefactError: the engine was changed or is damaged.
+        BackendError: ``provider`` insists on an engine that there is not or that does not run here.
+    """
+    if bundle is None or ENGINE_NAME not in bundle.manifest.files:
+        raise BackendError(
+            f"provider 'engine' was asked for, but '{name}' holds none: build one with 'mmdeploy export "
+            f"{name} --target tensorrt-rtx --sm 8.9 -o NEW', or --target tensorrt on the device itself"
+        )
+    if device == "cpu":
+        if provider == "engine":
+            raise BackendError(
+                "provider 'engine' and device 'cpu' exclude each other: an engine runs on a GPU"
+            )
+        return None, "asked for the CPU"
+    try:
+        cuda_driver.initialise()  # before the engine is read and a TensorRT library is loaded for nothing
+        return TensorRtBackend(bundle.read(ENGINE_NAME), name, bundle.manifest), None
+    except BackendError as error:
+        if provider == "engine":
+            raise
+        return None, str(error)
+
+
+def _onnx_backend(
+    bundle: Bundle | None, name: str, obstacle: str | None, device: str, provider: str, **options: Any
+) -> Backend:
+    """ONNX Runtime on the bundle's model or on the file; ``obstacle`` is why not the bundle's engine."""
+    model = bundle.read(MODEL_NAME) if bundle else name
+    try:
+        backend = OnnxRuntimeBackend(model, name, device=device, provider=provider, **options)
+    except BackendError as error:
+        raise BackendError(f"{error}; and not the engine: {obstacle}") if obstacle else error from error
+    if obstacle:
+        backend.path += f"; not the engine: {obstacle}"
+    return backend
+
+
+def _check_fit(backend: Backend, name: str, manifest: Manifest | None, labels: Sequence[str] | None) -> None:
     """Refuses labels or a size that are not the network's."""
     problems = []
     named = labels if labels is not None else manifest.labels if manifest else None
@@ -358,7 +433,7 @@ def _check_fit(
 
 
 def _transform(
-    backend: OnnxRuntimeBackend,
+    backend: Backend,
     manifest: Manifest | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,

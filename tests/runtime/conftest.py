@@ -65,13 +65,14 @@ def onnx_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a bundle; arguments change its manifest."""
+    """Makes a bundle, with extra files by name; further arguments change its manifest."""
 
-    def make(**changes: Any) -> Path:
+    def make(extra: dict[str, bytes] | None = None, **changes: Any) -> Path:
         folder = tmp_path / "colours.bundle"
         folder.mkdir()
-        (folder / "model.onnx").write_bytes(classifier().SerializeToString())
-        files = {"model.onnx": sha256_of(folder / "model.onnx")}
+        for name, content in {"model.onnx": classifier().SerializeToString(), **(extra or {})}.items():
+            (folder / name).write_bytes(content)
+        files = {path.name: sha256_of(path) for path in folder.iterdir()}
         (folder / "manifest.json").write_text(manifest(**{"files": files, **changes}).to_json())
         return folder
 

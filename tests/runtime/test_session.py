@@ -277,9 +277,11 @@ def test_a_file_onnxruntime_refuses_gives_one_line(tmp_path: Path, capfd: pytest
     assert capfd.readouterr().err == ""
 
 
-def test_an_engine_is_told_what_to_open_instead(tmp_path: Path) -> None:
+def test_an_engine_is_told_what_to_open_instead(no_gpu: None, tmp_path: Path) -> None:
     (tmp_path / "m.engine").write_bytes(b"ftrt" + bytes(100))
-    with pytest.raises(BackendError, match="TensorRT engine"):
+    with pytest.raises(
+        BackendError, match=r"is a TensorRT engine, which needs a GPU: no NVIDIA driver.*or its model\.onnx"
+    ):
         open_session(tmp_path / "m.engine")
 
 
