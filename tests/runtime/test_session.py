@@ -338,7 +338,7 @@ def test_the_runtime_sees_what_training_evaluates_on(session: Session, tmp_path:
     evaluated = EvaluationImages(Images(samples), manifest().transform)
     for number, sample in enumerate(samples):
         image, _ = evaluated[number]
-        np.testing.assert_array_equal(session.prepare(sample.path)[0], image)
+        np.testing.assert_array_equal(session.prepare(sample.source)[0], image)
 
 
 def test_weights_in_a_file_beside_the_model_are_found(tmp_path: Path) -> None:
