@@ -1,9 +1,9 @@
 """A network in int8: calibrated on images, quantised by a plan, judged by what it answers.
 
 The ranges are measured on the training images, the plan is judged on others. One file does not serve a CPU
-and an engine alike, so the precision around the int8 products is chosen: float32, with the outputs of
-convolutions quantised, is what ONNX Runtime has CPU kernels for; float16, with inputs quantised only, is what
-TensorRT fuses. docs/int8.md has the measurements.
+and an engine alike, so the precision around the int8 products is chosen. Float32, with the outputs of
+convolutions quantised and the block operators that hold no int8 left whole, is what there are CPU kernels
+for; float16, with inputs quantised only, is what TensorRT fuses. docs/int8.md has the measurements.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..model.data import match_labels, read_evaluation_folder
 from ..model.imported import is_imported, read_imported
 from ..model.samples import Sample
 from ..model.splitting import SPLITS
+from .inlining import block_nodes
 from .onnx_model import flat_model
 from .precision import fp16_from_fp32
 from .quantise import KINDS, LINEAR, Int8Proof, Plan, Product, int8_from_fp32, int8_proof, merged, products
@@ -177,9 +178,12 @@ def int8_network(
     ranges = {name: range_of(histograms[name], options.method) for name in sorted(needed)}
 
     def quantised(chosen: Sequence[Product]) -> ModelProto:
-        names = [product.node for product in chosen]
-        wide = int8_from_fp32(flat, ranges, names, outputs=not options.half)
-        return fp16_from_fp32(wide) if options.half else wide
+        if options.half:
+            return fp16_from_fp32(int8_from_fp32(flat, ranges, [product.node for product in chosen]))
+        base = merged(flat_model(model, _untouched(model, chosen)))
+        wanted = {product.output for product in chosen}
+        names = [product.node for product in products(base) if product.output in wanted]
+        return int8_from_fp32(base, ranges, names, outputs=True)
 
     judge = Judge(model, prepared.judged, prepared.labels, transform, report)
     sensitivity = measure_sensitivity(judge, quantised, found, kinds) if options.sensitivity else None
@@ -199,6 +203,15 @@ def int8_network(
     used = _values(plan.chosen(found))
     ranges = {name: value for name, value in ranges.items() if name in used}
     return Int8(final, proof, plan, prepared, ranges, judgement, sensitivity)
+
+
+def _untouched(model: ModelProto, chosen: Sequence[Product]) -> list[str]:
+    """The block operators in which nothing is quantised: they stay operators, for which there are kernels."""
+    return [
+        node.name
+        for node in block_nodes(model)
+        if not any(product.output.startswith(f"{node.name}/") for product in chosen)
+    ]
 
 
 def _values(found: Iterable[Product]) -> set[str]:

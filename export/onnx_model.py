@@ -16,7 +16,7 @@ import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import onnx
@@ -88,13 +88,17 @@ def onnx_from_network(
     return model
 
 
-def flat_model(model: ModelProto) -> ModelProto:
+def flat_model(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
     """The model with every msmamba function but the scan's written out in standard operators.
 
     Shapes are folded to constants, and a value that stood inside node ``module/operator`` is named
     ``module/operator/value``.
+
+    Args:
+        model: from `onnx_from_network`; it is left as it is.
+        kept: names of nodes that stay calls of their functions.
     """
-    flat = inlined_model(model)
+    flat = inlined_model(model, kept)
     # Set aside, or the optimiser would write the scan's function out as well.
     functions = list(flat.functions)
     del flat.functions[:]

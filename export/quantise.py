@@ -42,6 +42,8 @@ KINDS = (CONVOLUTION, DEPTHWISE, LINEAR)
 
 PLAN_FORMAT = 1
 
+_WIDE = ":wide"  # what a convolution gives before it is quantised
+
 _UNIT = re.compile(r"patch_embed|layers\.\d+\.(blocks\.\d+|downsample)|head")
 _CHANNEL_AXIS = {"Conv": 0, "MatMul": 1}
 
@@ -238,21 +240,21 @@ def int8_proof(model: ModelProto, flat: ModelProto) -> Int8Proof:
 
     Args:
         model: from `int8_from_fp32`, in float32 or float16.
-        flat: what it was made from.
+        flat: what it was made from, with all operators written out.
     """
     found = products(flat)
-    in_int8 = {node.name for node in int8_nodes(model)}
+    in_int8 = {node.output[0].removesuffix(_WIDE) for node in int8_nodes(model)}
     work: Counter[str] = Counter()
     done: Counter[str] = Counter()
     for product in found:
         work[product.kind] += product.macs
-        done[product.kind] += product.macs * (product.node in in_int8)
+        done[product.kind] += product.macs * (product.output in in_int8)
     weights = {tensor.name: tensor for tensor in flat.graph.initializer}
     head = sum(
         int(np.prod(weights[node.input[1]].dims)) for node in flat.graph.node if node.op_type == "Gemm"
     )
     return Int8Proof(
-        products=tuple(product.node for product in found if product.node in in_int8),
+        products=tuple(product.node for product in found if product.output in in_int8),
         share=sum(done.values()) / (sum(work.values()) + head),
         by_kind={kind: done[kind] / work[kind] for kind in KINDS if work[kind]},
     )
@@ -339,7 +341,7 @@ class _Pairs:
         self.nodes.append(node)
         if with_output:
             (output,) = node.output
-            node.output[0] = f"{output}:wide"
+            node.output[0] = output + _WIDE
             self.renamed[output] = self._activation(output, node.output[0], f"{node.name}:out")
 
     def finish(self) -> None:
@@ -412,7 +414,6 @@ def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
     single = ModelProto()
     single.CopyFrom(model)
     del single.graph.value_info[:]
-    del single.functions[:]
     image = next(value for value in single.graph.input if value.name == INPUT)
     image.type.tensor_type.shape.dim[0].dim_value = 1
     for node in single.graph.node:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from conftest import SMALL_LABELS
@@ -184,3 +187,21 @@ def test_an_engine_from_the_command_line(checkpoint: Path, labelled: Path, tmp_p
     assert compiled["float"] == 1  # the head
     assert proven["nodes"]["float16"] > 100
     assert f"int8: {len(proven['int8']['products'])} products" in result.stdout
+
+
+def test_operators_that_hold_no_int8_stay_whole(
+    exported: Export, checkpoint: Path, labelled: Path, tmp_path: Path
+) -> None:
+    def operators(export: Export) -> Counter[str]:
+        graph = onnx.load(export.path / "model.onnx").graph
+        return Counter(node.op_type for node in graph.node if node.domain == "msmamba")
+
+    assert operators(exported) == {"SelectiveScan2D": 4, "MIFA": 4}
+    plan = Plan(kept=("layers.0.blocks.0", "layers.3.blocks.0"))
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    mixed = export_bundle(checkpoint, tmp_path / "b", int8_options(labelled, plan=tmp_path / "plan.json"))
+    whole = dict.fromkeys(("LocalBranch", "ScanInputs", "ScanOutputs"), 2)
+    assert operators(mixed) == {"SelectiveScan2D": 4, "MIFA": 4, **whole}
+    with open_artefact(mixed.path) as native, open_artefact(mixed.path, kernels="functions") as functions:
+        images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+        np.testing.assert_allclose(native.run(images), functions.run(images), rtol=0, atol=0.02)
