@@ -405,6 +405,8 @@ def _notes(
     if auc is None:
         present = next(result.label for result in metrics.classes if result.images)
         yield f"AUC is not defined: all images are of class '{present}'; give images of another class too"
+    elif auc.change_interval.width == 0:
+        yield "AUC moves in no resample: these images do not tell how far it would on others"
     if absent:
         yield f"there are no images of {', '.join(absent)}, so nothing is said about such"
     if bar.max_accuracy_drop is not None and 100 / images > bar.max_accuracy_drop:

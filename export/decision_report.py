@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..files import write_atomically
 from ..model.plots import FAINT, INK, TRAIN_COLOUR, VAL_COLOUR
+from ..model.uncertainty import Interval
 from .decision import Change, Criterion, Decision, Proportion
 from .page import data_url, page_from_template, thumbnail
 
@@ -53,8 +54,8 @@ def figure_rows(decision: Decision) -> list[FigureRow]:
             "accuracy",
             f"{100 * accuracy.reference:.2f} %",
             f"{100 * accuracy.artefact:.2f} %",
-            f"{100 * accuracy.change:+.2f} points",
-            f"{100 * accuracy.change_interval.low:+.2f} to {100 * accuracy.change_interval.high:+.2f}",
+            f"{_signed(100 * accuracy.change, 2)} points",
+            _signed_interval(accuracy.change_interval, 2, scale=100),
             *_verdict(judged.get("accuracy drop")),
         ),
         FigureRow("AUC", "-", "-", "-", "one class only", *_verdict(judged.get("AUC drop")))
@@ -135,13 +136,20 @@ def _verdict(criterion: Criterion | None) -> tuple[str, str]:
 
 
 def _figures(change: Change) -> tuple[str, str, str, str]:
-    interval = change.change_interval
     return (
         f"{change.reference:.4f}",
         f"{change.artefact:.4f}",
-        f"{change.change:+.4f}",
-        f"{interval.low:+.4f} to {interval.high:+.4f}",
+        _signed(change.change, 4),
+        _signed_interval(change.change_interval, 4),
     )
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:+.{digits}f}"  # + 0.0: never a negative zero
+
+
+def _signed_interval(interval: Interval, digits: int, scale: float = 1) -> str:
+    return f"{_signed(scale * interval.low, digits)} to {_signed(scale * interval.high, digits)}"
 
 
 def _tables(decision: Decision) -> Iterator[Table]:

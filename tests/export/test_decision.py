@@ -85,6 +85,7 @@ def test_without_a_flip_the_doubt_that_is_left_is_stated() -> None:
     assert found.accuracy.reference_interval.low == pytest.approx(1 - most)
     assert found.sentence == "All 60 images keep their label."
     assert any("too few to exclude 6 points" in note for note in found.notes)
+    assert any("AUC moves in no resample" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
