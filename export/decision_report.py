@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import write_atomically
 from ..model.plots import FAINT, INK, TRAIN_COLOUR, VAL_COLOUR
+from ..model.samples import Source
 from ..model.uncertainty import Interval
 from .decision import Change, Criterion, Decision, Proportion
 from .page import data_url, page_from_template, thumbnail
@@ -97,12 +98,13 @@ def decision_text(decision: Decision) -> str:
     return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
 
 
-def write_page(path: str | Path, parity: Parity) -> None:
+def write_page(path: str | Path, parity: Parity, sources: Iterable[Source]) -> None:
     """Writes the page: verdict, figures, every flipped image, confusion, calibration, tensor errors, method.
 
     Args:
         path: the HTML file; it appears whole or not at all.
-        parity: has a decision; the images that it names are read again.
+        parity: has a decision.
+        sources: of the images that were compared; those that flipped are read again.
 
     Raises:
         ImageError: a flipped image cannot be read any more.
@@ -110,10 +112,9 @@ def write_page(path: str | Path, parity: Parity) -> None:
     """
     decision = parity.decision
     assert decision is not None
-    pictured = [
-        (flip, thumbnail(flip.image, THUMBNAIL), Path(flip.image).name)
-        for flip in decision.flips[:PICTURES_SHOWN]
-    ]
+    shown = {flip.image: flip for flip in decision.flips[:PICTURES_SHOWN]}
+    pictures = {str(each): (thumbnail(each, THUMBNAIL), each.name) for each in sources if str(each) in shown}
+    pictured = [(flip, *pictures[image]) for image, flip in shown.items()]
     page = page_from_template(
         _TEMPLATE,
         parity=parity,

@@ -298,7 +298,7 @@ def verify(
         if parity.decision is None:
             raise ArtefactError(f"{artefact}: no page was written, because {parity.no_decision}")
         report("writing the page")
-        write_page(page, parity)
+        write_page(page, parity, images.sources)
     return parity
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from PIL import Image
 from msmamba.cli import mmdeploy
 from msmamba.errors import ArtefactError, DataError, ImageError, InputError
 from msmamba.export.decision import INT8_BAR, Decision, DecisionBar, FlipLimit, decide
-from msmamba.export.decision_report import decision_text
-from msmamba.export.verify import verify
+from msmamba.export.decision_report import decision_text, write_page
+from msmamba.export.verify import Bar, compare, verify
 from msmamba.files import sha256_of
+from msmamba.images import StackedImage
 from msmamba.runtime import open_session
 
 LABELS = ("cyst", "node", "scar")
@@ -218,6 +220,26 @@ def test_a_coarse_artefact_misses_the_bar_and_the_page_shows_why(
     assert "http" not in re.sub(r'src="[^"]*"', "", html)
     for flip in decision["flips"]:
         assert Path(flip["image"]).name in html
+
+
+def test_images_of_a_stack_are_pictured_too(tmp_path: Path) -> None:
+    np.save(tmp_path / "cells.npy", np.random.default_rng(0).integers(0, 256, (4, 28, 28), dtype=np.uint8))
+    sources = [StackedImage(tmp_path / "cells.npy", index) for index in range(4)]
+    before, after, names = logits_of(0, 1, 2, 0), logits_of(0, 1, 2, 1), [str(source) for source in sources]
+    parity = compare(
+        before,
+        after,
+        images=names,
+        labels=LABELS,
+        bar=Bar(None, 1, "for a test"),
+        precision="int8",
+        executed_by="",
+    )
+    decision = decide(before, after, np.array([0, 1, 2, 0]), labels=LABELS, images=names, resamples=50)
+    write_page(tmp_path / "page.html", replace(parity, decision=decision), sources)
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert html.count("data:image/png") == 1
+    assert "<small>cells.npy[3]</small>" in html
 
 
 def test_int8_is_judged_by_what_it_decides_and_not_by_its_tensors(
