@@ -183,8 +183,7 @@ def train(
     6:2:2. Without options this is
     the paper's recipe. On N GPUs, or N processes of a CPU: torchrun --nproc-per-node N -m msmamba train …
     """
-    # Idle OpenMP threads spin by default: beside another busy process a step took six times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _let_idle_threads_sleep()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS picks its algorithms freely
 
@@ -248,7 +247,10 @@ def evaluate(
     DATA was imported, or holds {train,val,test}/<class>/* or <class>/*. Labels and preprocessing come from
     the model; give them where it does not say.
     """
-    from .export.evaluate import Described, evaluate_model
+    _let_idle_threads_sleep()
+
+    from .export.evaluate import evaluate_model
+    from .model.described import Described
 
     described = Described(_names(labels) if labels else None, mean, std, image_size)
     with _bar() as advance:
@@ -430,6 +432,8 @@ def verify(artefact: str, output_format: str, max_flips: str | None, **options: 
 
     The result goes into the bundle as parity.json. The exit status is 1 when the bar is missed.
     """
+    _let_idle_threads_sleep()
+
     from .export.decision import FlipLimit
     from .export.verify import verify as compare
 
@@ -441,6 +445,55 @@ def verify(artefact: str, output_format: str, max_flips: str | None, **options: 
     click.echo(parity.to_json() if output_format == "json" else parity.to_text(), nl=False)
     if not parity.passed:
         raise ParityError(f"{artefact} does not answer like its reference: {parity.failure}")
+
+
+@mmdeploy.command()
+@click.argument("checkpoint")
+@click.argument("images", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, metavar="DIR", help="The folder for the pictures.")
+@click.option("--method", type=click.Choice(["gradcam", "occlusion"]), default="gradcam", show_default=True)
+@click.option(
+    "--layer", metavar="NAME", help="Of gradcam: stage1 … or layers.I.blocks.J. [default: the last]"
+)
+@click.option("--class", "label", metavar="NAME", help="Whose evidence to show. [default: the likeliest]")
+@click.option("--size", "image_size", type=click.IntRange(32), help="Side of the square input, in pixels.")
+@click.option("--labels", metavar="NAMES|FILE", help="Class names, by commas, or a file with one a line.")
+@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Channel means, of values in [0, 1].")
+@click.option("--std", type=float, nargs=3, metavar="R G B", help="Channel standard deviations.")
+def explain(
+    checkpoint: str,
+    images: tuple[str, ...],
+    output: str,
+    labels: str | None,
+    image_size: int | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    **chosen: Any,
+) -> None:
+    """Show where in IMAGES the network of CHECKPOINT finds the evidence for a class, as heat maps.
+
+    IMAGES are files, folders (with all below them) or quoted patterns. An image that cannot be used gets a
+    line with the reason, and the exit status is 1 in the end.
+    """
+    _let_idle_threads_sleep()
+
+    from .errors import ImageError
+    from .model.described import Described
+    from .model.explanation import explain_images
+    from .runtime.infer import find_images
+
+    described = Described(_names(labels) if labels else None, mean, std, image_size)
+    found = find_images(images)
+    failures = 0
+    with _bar() as advance:
+        results = explain_images(checkpoint, found, output, described=described, **chosen)
+        for done, result in enumerate(results, start=1):
+            said = f"{result.label} {result.probability:.4f}  {result.picture}"
+            click.echo(f"{result.image}  {f'error: {result.error}' if result.error else said}")
+            failures += bool(result.error)
+            advance(done, len(found))
+    if failures:
+        raise ImageError(f"{failures} of {len(found)} images could not be explained: their lines say why")
 
 
 @mmdeploy.group()
@@ -565,6 +618,14 @@ def table(
         write_atomically(output, text.encode())
     else:
         click.echo(text, nl=False)
+
+
+def _let_idle_threads_sleep() -> None:
+    """Idle OpenMP threads spin by default: beside other busy processes PyTorch is six to eight times as slow.
+
+    To be called before PyTorch is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

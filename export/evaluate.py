@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..errors import ArtefactError, BackendError, TargetError
 from ..files import write_atomically
 from ..images import Transform
 from ..model.data import match_labels, read_evaluation_folder
+from ..model.described import Described, described_by, undescribed
 from ..model.evaluation import BATCH_SIZE, Predictor, evaluate
 from ..model.metrics import ClassMetrics, Metrics
 from ..model.plots import write_confusion_matrix
@@ -31,17 +32,6 @@ from ..runtime import open_session
 from ..runtime.artefact import is_checkpoint
 
 METRICS_FILE, CONFUSION_FILE = "metrics.json", "confusion.png"
-
-
-@dataclass(frozen=True)
-class Described:
-    """What a user says of a model that does not say it itself, or in place of what it says."""
-
-    labels: Sequence[str] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    image_size: int | None = None
-    """S, pixels."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +191,7 @@ def _opened(
         std=described.std,
     ) as session:
         if session.labels is None or session.transform is None:
-            raise _undescribed(model, labels=session.labels, preprocessing=session.transform)
+            raise undescribed(str(model), labels=session.labels, preprocessing=session.transform)
         if described.image_size not in (None, session.transform.size):
             raise ArtefactError(
                 f"{model} takes {session.transform.size}x{session.transform.size} images, not "
@@ -225,19 +215,7 @@ def _checkpoint_classifier(
     if device == "cuda" and not torch.cuda.is_available():
         raise BackendError(f"device 'cuda' was asked for, but PyTorch {torch.__version__} finds no CUDA")
     checkpoint = load_checkpoint(model)
-    said = checkpoint.preprocessing
-    labels = checkpoint.labels if described.labels is None else tuple(described.labels)
-    mean = described.mean or (said.mean if said else None)
-    std = described.std or (said.std if said else None)
-    if labels is None or mean is None or std is None:
-        raise _undescribed(model, labels=labels, preprocessing=mean and std)
-    if len(labels) != checkpoint.network.arch.num_classes:
-        raise ArtefactError(
-            f"{len(labels)} labels were given, but {model} has {checkpoint.network.arch.num_classes} classes"
-        )
-    red, green, blue = mean
-    red_std, green_std, blue_std = std
-    size = described.image_size or (said.image_size if said else 224)
+    labels, transform = described_by(checkpoint, described, str(model))
     network = checkpoint.network.to(device)
 
     def predict(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -245,11 +223,4 @@ def _checkpoint_classifier(
             logits: npt.NDArray[np.float32] = network(torch.from_numpy(images).to(device)).cpu().numpy()
         return logits
 
-    transform = Transform(size, (red, green, blue), (red_std, green_std, blue_std))
     return _Classifier(predict, labels, transform, f"PyTorch {torch.__version__} on {device}")
-
-
-def _undescribed(model: Path, *, labels: object, preprocessing: object) -> ArtefactError:
-    missing = [] if labels else ["its class names (--labels)"]
-    missing += [] if preprocessing else ["its channels' mean and std (--mean, --std)"]
-    return ArtefactError(f"{model} does not say {' and '.join(missing)}: give what is missing")

@@ -17,7 +17,7 @@ ROOT = Path(msmamba.__file__).parent
 
 HEAVY = (
     *("torch", "onnxruntime", "onnx", "onnxscript", "onnx_ir", "tensorrt", "tensorrt_rtx", "triton", "cuda"),
-    *("mamba_ssm", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "jinja2", "ray"),
+    *("mamba_ssm", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "jinja2", "ray", "captum"),
 )
 
 # Who may know whom; everyone knows itself and the errors.

@@ -17,8 +17,9 @@ from PIL import Image
 from msmamba.cli import mmdeploy
 from msmamba.errors import ArtefactError, DataError, TargetError
 from msmamba.export.bundle import ExportOptions, export_bundle
-from msmamba.export.evaluate import Described, evaluate_model
+from msmamba.export.evaluate import evaluate_model
 from msmamba.model.checkpoint import save_checkpoint
+from msmamba.model.described import Described
 from msmamba.model.network import Architecture, MicroscopicMamba
 from msmamba.plugins.selective_scan import cpu
 
