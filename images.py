@@ -159,9 +159,12 @@ class Transform:
         shape = (self.size, self.size)
         return np.asarray(Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR))
 
-    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(S, S, 3) uint8 to (3, S, S) float32: scaled, centred, channels first."""
-        out = np.empty((3, *pixels.shape[:2]), np.float32)
+    def normalise(
+        self, pixels: NDArray[np.uint8], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """(S, S, 3) uint8 to (3, S, S) float32: scaled, centred, channels first; into ``out`` where given."""
+        if out is None:
+            out = np.empty((3, *pixels.shape[:2]), np.float32)
         for channel, table in enumerate(self._tables):
             np.take(table, pixels[..., channel], out=out[channel], mode="clip")  # clip: no bounds buffer
         return out

@@ -235,17 +235,23 @@ def test_workers_together_keep_to_the_bound(samples: list[Sample]) -> None:
     """What each worker has kept is asked by an image that tells it in place of its pixels."""
 
     class Telling(EvaluationImages):
-        def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        def pixels(self, index: int) -> tuple[np.ndarray, int]:
             self.images.read(index)
             kept = sum(pixels.nbytes for pixels in self.images._cache.values())
-            return np.array([os.getpid(), kept], np.float32), 0
+            return np.frombuffer(np.array([os.getpid(), kept, 0], np.int32).tobytes(), np.uint8).reshape(
+                2, 2, 3
+            ), 0
 
     images = Images(samples, 20_000)
     told: dict[int, int] = {}
-    loader = Batches(Telling(images, PLAIN), 2, batch_size=1)
+    bytes_as_they_are = Transform(2, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+    loader = Batches(Telling(images, bytes_as_they_are), 2, batch_size=1)
     for _ in range(2):
         for values, _labels in loader:
-            told[int(values[0, 0])] = int(values[0, 1])
+            process, kept, _ = np.frombuffer(
+                values[0].permute(1, 2, 0).to(torch.uint8).numpy().tobytes(), np.int32
+            )
+            told[int(process)] = int(kept)
     assert len(told) == 2
     assert all(0 < kept <= 10_000 for kept in told.values())
     assert images._cache == {}
