@@ -95,7 +95,8 @@ def initialise() -> None:
 
 
 def _no_driver(error: RuntimeError) -> BackendError:
-    return BackendError(f"no NVIDIA driver on this machine: {' '.join(str(error).split())}")
+    said = " ".join(str(error).split())[:60]
+    return BackendError(f"no NVIDIA driver on this machine (cuda-bindings: {said}…)")
 
 
 def device(ordinal: int = 0) -> Device:

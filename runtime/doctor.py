@@ -14,13 +14,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from .. import __version__
-from ..plugins import tensorrt_library
+from ..errors import BackendError
+from ..plugins import cuda_driver, tensorrt_library
 from ..plugins.selective_scan import cpu
+from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES
 from . import machine
-from .onnxruntime_backend import register_native_kernels
+from .engine_plan import NAMES as ENGINE_LIBRARIES
+from .onnxruntime_backend import GPU_PROVIDERS, NV_PLUGIN, register_native_kernels
 
 _INT8_FEATURES = ("avx512_vnni", "amx_tile", "asimddp", "i8mm")
 _IMPORT_SECONDS = 120
@@ -81,17 +86,19 @@ class Report:
 
 def examine() -> Report:
     """Examines this machine; takes a few seconds where TensorRT is installed."""
+    _library.cache_clear()
     checks: tuple[Callable[[], Ability], ...] = (
         _onnxruntime,
         _native_kernels,
         _int8_products,
-        _cuda_driver,
-        _onnxruntime_cuda,
         _training,
         _export,
         _triton,
-        _tensorrt_rtx,
-        _tensorrt,
+        _cuda_driver,
+        _cuda_bindings,
+        *(partial(_builds_engines, library) for library in ENGINE_LIBRARIES),
+        *(partial(_runs_engines, library) for library in ENGINE_LIBRARIES),
+        *(partial(_onnxruntime_on, provider) for provider in GPU_PROVIDERS),
     )
     return Report(_machine(), tuple(check() for check in checks))
 
@@ -170,20 +177,40 @@ def _device(driver: ctypes.CDLL, index: int) -> str:
     return f"{label.value.decode()} (compute capability {major.value}.{minor.value})"
 
 
-def _onnxruntime_cuda() -> Ability:
-    name, fix = "classify on CUDA", "pip uninstall onnxruntime; pip install onnxruntime-gpu"
+def _cuda_bindings() -> Ability:
+    name, number = "reach the GPU from Python", _version("cuda-bindings")
+    fix = "pip install cuda-bindings, of the driver's CUDA version or an older one"
+    if number is None:
+        return Ability(name, False, "cuda-bindings is not installed", fix)
+    try:
+        found = cuda_driver.device()
+    except BackendError as error:
+        return Ability(name, False, f"cuda-bindings {number}: {error}", "see above")
+    if found.compute_capability not in BLOCK_SHAPES:
+        known = ", ".join(f"{sm / 10:.1f}" for sm in BLOCK_SHAPES)
+        capability = f"compute capability {found.compute_capability / 10:.1f}"
+        fix = "build engines with --no-plugin, or take ONNX Runtime"
+        return Ability(name, False, f"{found.name} has {capability}; the scan has kernels for {known}", fix)
+    return Ability(name, True, f"cuda-bindings {number}")
+
+
+def _onnxruntime_on(provider: str) -> Ability:
+    """One of ONNX Runtime's execution providers for GPUs."""
+    package, remedy = GPU_PROVIDERS[provider]
+    short = package.removesuffix("ExecutionProvider")
+    name = f"ONNX Runtime on {'CUDA' if provider == 'cuda' else short}"
     try:
         import onnxruntime
     except ImportError:
-        return Ability(name, False, "needs ONNX Runtime", fix)
-    offered = ", ".join(
-        item.removesuffix("ExecutionProvider") for item in onnxruntime.get_available_providers()
-    )
-    if "CUDA" not in offered:
-        return Ability(name, False, f"this ONNX Runtime offers {offered}", fix)
+        return Ability(name, False, "needs ONNX Runtime", remedy)
+    offered = onnxruntime.get_available_providers()
+    plugin = provider == "nv-tensorrt-rtx" and find_spec(NV_PLUGIN) is not None
+    if package not in offered and not plugin:
+        shown = ", ".join(item.removesuffix("ExecutionProvider") for item in offered)
+        return Ability(name, False, f"this ONNX Runtime offers {shown}", remedy)
     if not _cuda_driver().works:
-        return Ability(name, False, "ONNX Runtime offers CUDA, but there is no GPU", "see above")
-    return Ability(name, True, f"ONNX Runtime offers {offered}")
+        return Ability(name, False, f"ONNX Runtime offers {short}, but there is no GPU", "see above")
+    return Ability(name, True, f"ONNX Runtime {onnxruntime.__version__}, {package}")
 
 
 def _training() -> Ability:
@@ -206,33 +233,55 @@ def _packages(name: str, extra: str, wanted: tuple[str, ...]) -> Ability:
 def _triton() -> Ability:
     name, number = "compile the scan for GPUs", _version("triton")
     if number is None:
-        return Ability(name, False, "triton is not installed", "pip install triton (Linux; needs no GPU)")
+        fix = "pip install triton (Linux; needs no GPU), or build engines from bundles that carry the kernels"
+        return Ability(name, False, "triton is not installed", fix)
     return Ability(name, True, f"triton {number}")
 
 
-def _tensorrt_rtx() -> Ability:
-    name, number = "build TensorRT-RTX engines", _version("tensorrt-rtx")
-    if number is None:
-        return Ability(name, False, "not installed", "pip install tensorrt-rtx (needs no GPU)")
-    link = tensorrt_library.missing_parser_link()
+_HOW_TO_GET = {
+    "tensorrt": "install TensorRT from NVIDIA (on a Jetson it comes with JetPack)",
+    "tensorrt_rtx": "pip install tensorrt-rtx (needs no GPU to build)",
+}
+
+
+def _builds_engines(library: str) -> Ability:
+    name = f"build {ENGINE_LIBRARIES[library]} engines"
+    found, obstacle = _library(library)
+    if obstacle:
+        return Ability(name, False, obstacle, _HOW_TO_GET[library])
+    link = tensorrt_library.missing_parser_link() if library == "tensorrt_rtx" else None
     if link is not None:
-        found = f"tensorrt-rtx {number}, whose ONNX parser would abort: {link} is missing"
-        return Ability(name, False, found, f"ln -s {link.name}.1 {link}")
-    obstacle = _why_not_importable("tensorrt_rtx")
-    if obstacle is not None:
-        return Ability(name, False, f"tensorrt-rtx {number} does not import: {obstacle}", "install it again")
-    return Ability(name, True, f"tensorrt-rtx {number}")
+        said = f"{found}, whose ONNX parser would abort the process: {link} is missing"
+        return Ability(name, False, said, tensorrt_library.link_command(link))
+    if find_spec("onnx") is None:
+        return Ability(name, False, f"{found}, but no onnx", "pip install onnx")
+    if library == "tensorrt":  # which builds for the GPU that it runs on
+        gpu = _cuda_bindings()
+        if not gpu.works:
+            return Ability(name, False, f"{found}, but {gpu.found}", gpu.fix)
+    return Ability(name, True, str(found))
 
 
-def _tensorrt() -> Ability:
-    name, number = "build TensorRT engines", _version("tensorrt")
-    fix = "install TensorRT from NVIDIA (on a Jetson it comes with JetPack)"
-    if number is None:
-        return Ability(name, False, "not installed", fix)
-    obstacle = _why_not_importable("tensorrt")
+def _runs_engines(library: str) -> Ability:
+    name = f"run {ENGINE_LIBRARIES[library]} engines"
+    found, obstacle = _library(library)
+    if obstacle:
+        return Ability(name, False, obstacle, _HOW_TO_GET[library])
+    gpu = _cuda_bindings()
+    if not gpu.works:
+        return Ability(name, False, f"{found}, but {gpu.found}", gpu.fix)
+    return Ability(name, True, f"{found}, {gpu.found}")
+
+
+@cache
+def _library(name: str) -> tuple[str | None, str | None]:
+    """A TensorRT library with its version, or why there is none; imported in a process of its own."""
+    if find_spec(name) is None:
+        return None, "not installed"
+    number, obstacle = _import_elsewhere(name)
     if obstacle is not None:
-        return Ability(name, False, f"tensorrt {number} does not import: {obstacle}", fix)
-    return Ability(name, True, f"tensorrt {number}")
+        return None, f"{name} does not import: {obstacle}"
+    return f"{name} {number}", None
 
 
 def _version(package: str) -> str | None:
@@ -242,20 +291,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _why_not_importable(module: str) -> str | None:
-    """Why a module does not import, tried in a process of its own; None if it does."""
+def _import_elsewhere(module: str) -> tuple[str | None, str | None]:
+    """A module's version, or why it does not import; tried in a process of its own."""
+    code = f"import {module}; print(getattr({module}, '__version__', 'of no known version'))"
     try:
-        subprocess.run(
-            [sys.executable, "-c", f"import {module}"],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=_IMPORT_SECONDS,
+        done = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=_IMPORT_SECONDS
         )
     except subprocess.TimeoutExpired:
-        return f"no answer in {_IMPORT_SECONDS} s"
+        return None, f"no answer in {_IMPORT_SECONDS} s"
     except subprocess.CalledProcessError as error:
         if error.returncode < 0:
-            return f"the process died of signal {-error.returncode}"
-        return str(error.stderr).strip().splitlines()[-1]
-    return None
+            return None, f"the process died of signal {-error.returncode}"
+        return None, str(error.stderr).strip().splitlines()[-1]
+    return done.stdout.strip(), None

@@ -29,9 +29,9 @@ PROVIDERS = ("auto", "engine", "cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
 """What may be insisted on; ``engine`` is the bundle's own, and not ONNX Runtime's."""
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-_NV_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"  # brings the provider to an ONNX Runtime that lacks it
-_GPU_PROVIDERS = {
-    # what is asked for: ONNX Runtime's name, and how to get it
+NV_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+"""Module that brings the provider to an ONNX Runtime that lacks it."""
+GPU_PROVIDERS = {
     "cuda": (_CUDA, "pip install onnxruntime-gpu in place of onnxruntime"),
     "tensorrt": (
         "TensorrtExecutionProvider",
@@ -39,6 +39,7 @@ _GPU_PROVIDERS = {
     ),
     "nv-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
 }
+"""By what is asked for: ONNX Runtime's name, and how to get it."""
 # Tiny at 224, two threads, two cores that other processes wanted too: idle threads that spin made an image
 # take 185 ms and 97 ms of processor time, idle threads that sleep 122 ms and 62 ms.
 _IDLE_THREADS_SLEEP = ("session.intra_op.allow_spinning", "0")
@@ -181,14 +182,14 @@ def _providers(runtime: Any, options: Any, device: str, provider: str) -> list[s
         if device == "cuda" and _CUDA not in available:
             raise BackendError(
                 f"device 'cuda' needs ONNX Runtime with CUDA; this one offers {', '.join(available)}: "
-                f"{_GPU_PROVIDERS['cuda'][1]}, or use --device cpu"
+                f"{GPU_PROVIDERS['cuda'][1]}, or use --device cpu"
             )
         return [_CUDA, _CPU] if device != "cpu" and _CUDA in available else [_CPU]
     if (provider == "cpu") != (device == "cpu") and device != "auto":
         raise BackendError(f"provider '{provider}' and device '{device}' exclude each other: leave one out")
     if provider == "cpu":
         return [_CPU]
-    name, remedy = _GPU_PROVIDERS[provider]
+    name, remedy = GPU_PROVIDERS[provider]
     if name not in available and not (provider == "nv-tensorrt-rtx" and _add_nv_plugin(runtime, options)):
         raise BackendError(
             f"provider '{provider}' is ONNX Runtime's {name}, and this one offers {', '.join(available)}: "
@@ -204,7 +205,7 @@ def _add_nv_plugin(runtime: Any, options: Any) -> bool:
         BackendError: the package finds no GPU.
     """
     try:
-        plugin = importlib.import_module(_NV_PLUGIN)
+        plugin = importlib.import_module(NV_PLUGIN)
     except ImportError:
         return False
     name = plugin.get_ep_name()
@@ -212,7 +213,7 @@ def _add_nv_plugin(runtime: Any, options: Any) -> bool:
         runtime.register_execution_provider_library(name, plugin.get_library_path())
     except _errors() as error:
         if "already" not in str(error):  # an earlier session of this process did it
-            raise BackendError(f"{_NV_PLUGIN} does not load: {_first_line(error)}") from error
+            raise BackendError(f"{NV_PLUGIN} does not load: {_first_line(error)}") from error
     devices = [device for device in runtime.get_ep_devices() if device.ep_name == name]
     if not devices:
         raise BackendError("provider 'nv-tensorrt-rtx' finds no RTX GPU: 'mmdeploy doctor' shows the driver")

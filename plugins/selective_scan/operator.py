@@ -3,21 +3,25 @@
 Importing this module registers the operator with its gradient and its shape rule, so that autograd,
 ``torch.compile`` and ``torch.export`` treat it as one node. Shapes and meaning: the package's contract.
 
-On the CPU it runs the compiled scan (`cpu`). The plain recurrence (`reference`) computes what that does not
-take: float64, other devices, and machines where the package was installed without a compiler. The last two
-are said once.
+On the CPU it runs the compiled scan (`cpu`). On CUDA it runs ``mamba_ssm``'s kernel where that is installed
+(`mamba_scan`), forward and backward; else the Triton kernel (`triton_scan`), which has no backward: gradients
+then come from the plain recurrence, slowly, so train with ``mamba_ssm``. The plain recurrence (`reference`)
+computes what none of them takes: float64, other devices, and machines where the package was installed without
+a compiler. Whatever is slow is said once. Nothing on CUDA has been executed yet.
 """
 
 from __future__ import annotations
 
 import warnings
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import DIRECTIONS, ScanShape, cpu, reference
+from . import DIRECTIONS, ScanShape, cpu, mamba_scan, reference
+from .gpu_launch import BLOCK_SHAPES
 
 _NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias")
 _COMPILED_TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -83,7 +87,15 @@ def selective_scan_2d(
     """
     check_arguments(x, delta, A, B, C, D, delta_bias)
     inputs = (x, delta, A, B, C, D, delta_bias)
-    if not _runs_compiled(x, A, D, delta_bias):
+    chosen = _implementation(x, A, D, delta_bias)
+    if chosen == "mamba_ssm":
+        return mamba_scan.selective_scan_2d(*inputs)
+    if chosen == "triton":
+        from .triton_scan import selective_scan_2d as on_gpu  # imports Triton
+
+        held_x, *rest = (tensor.contiguous() for tensor in inputs)
+        return on_gpu(held_x, *rest)  # type: ignore[arg-type]  # mypy counts no starred arguments
+    if chosen == "reference":
         return reference.selective_scan_2d(*inputs)
     held = {name: tensor.contiguous() for name, tensor in zip(_NAMES, inputs, strict=True)}
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -101,7 +113,15 @@ def selective_scan_2d_backward(
     Half-precision inputs are widened to float32 and their gradients rounded back.
     """
     inputs = (x, delta, A, B, C, D, delta_bias)
-    if not _runs_compiled(x, A, D, delta_bias):
+    chosen = _implementation(x, A, D, delta_bias)
+    if chosen == "mamba_ssm":
+        with torch.enable_grad():
+            leaves = tuple(tensor.detach().requires_grad_() for tensor in inputs)
+            y = mamba_scan.selective_scan_2d(*leaves)  # type: ignore[arg-type]  # mypy counts no starred ones
+        return torch.autograd.grad(y, leaves, grad)  # type: ignore[return-value]  # as many as leaves
+    if chosen == "triton":
+        _warn_slow("the Triton scan has no backward: install mamba_ssm to train on CUDA")
+    if chosen != "cpu":
         return reference.selective_scan_2d_backward(grad, *inputs)
     held = [tensor.float().contiguous() for tensor in (grad, *inputs)]
     gradients = [torch.empty_like(tensor) for tensor in held[1:]]
@@ -137,13 +157,41 @@ def _(
     )
 
 
-def _runs_compiled(x: Tensor, *states: Tensor) -> bool:
-    """Whether the compiled scan takes these tensors; says once why a slower one runs in its place."""
-    if x.device.type != "cpu":
-        _warn_slow(f"tensors on {x.device.type} have no faster implementation yet")
-        return False
-    fits = x.dtype in _COMPILED_TYPES and all(tensor.dtype == torch.float32 for tensor in states)
-    return fits and _is_compiled()
+def _implementation(x: Tensor, A: Tensor, *states: Tensor) -> str:
+    """What runs these tensors; says once why a slower one runs in the place of a fast one.
+
+    Returns:
+        ``cpu``, ``mamba_ssm``, ``triton`` or ``reference``.
+    """
+    if x.dtype not in _COMPILED_TYPES or any(tensor.dtype != torch.float32 for tensor in (A, *states)):
+        return "reference"
+    if x.device.type == "cpu":
+        return "cpu" if _is_compiled() else "reference"
+    if x.device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(x.device)
+        chosen, obstacle = _cuda_implementation(x.dtype, A.shape[-1], 10 * major + minor)
+    else:
+        chosen, obstacle = "reference", f"tensors on {x.device.type} have no faster implementation"
+    if obstacle:
+        _warn_slow(obstacle)
+    return chosen
+
+
+@cache
+def _cuda_implementation(dtype: torch.dtype, states: int, compute_capability: int) -> tuple[str, str]:
+    """What runs a scan on CUDA, and why nothing faster, which is empty where something fast does."""
+    if mamba_scan.is_installed():
+        return "mamba_ssm", ""
+    wrong = []
+    if find_spec("triton") is None:
+        wrong.append("neither mamba_ssm nor triton is installed")
+    if dtype == torch.bfloat16:
+        wrong.append("the Triton scan takes float32 and float16, not bfloat16")
+    if states < 2 or states & (states - 1):
+        wrong.append(f"the Triton scan takes a power of two of states, not {states}")
+    if compute_capability not in BLOCK_SHAPES:
+        wrong.append(f"the Triton scan has no blocks for compute capability {compute_capability / 10:.1f}")
+    return ("reference", "; ".join(wrong)) if wrong else ("triton", "")
 
 
 @cache

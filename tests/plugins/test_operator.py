@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msmamba.plugins.selective_scan import DIRECTIONS, reference
+from msmamba.plugins.selective_scan import DIRECTIONS, mamba_scan, operator, reference
 from msmamba.plugins.selective_scan.operator import selective_scan_2d
 
 NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias")
@@ -129,3 +129,123 @@ def test_every_mismatch_is_named_at_once() -> None:
     inputs[1], inputs[5] = inputs[1][:1], inputs[5][:2]
     with pytest.raises(ValueError, match=r"delta is .*; D is "):
         selective_scan_2d(*inputs)
+
+
+def sequence_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor,
+    delta_bias: Tensor,
+    delta_softplus: bool,
+) -> Tensor:
+    """What ``mamba_ssm.selective_scan_fn`` computes, step by step (mamba_ssm itself wants a GPU)."""
+    assert delta_softplus
+    batch, dim, length = u.shape
+    step = torch.nn.functional.softplus(delta + delta_bias[:, None])
+    repeats = dim // B.shape[1]
+    into, out = (tensor.repeat_interleave(repeats, 1) for tensor in (B, C))  # (batch, dim, N, L)
+    state = u.new_zeros(batch, dim, A.shape[1])
+    outputs = []
+    for t in range(length):
+        decay = torch.exp(step[..., t, None] * A)
+        state = decay * state + (step[..., t] * u[..., t])[..., None] * into[..., t]
+        outputs.append((state * out[..., t]).sum(-1))
+    return torch.stack(outputs, -1) + D[:, None] * u
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 3, 5, 4, 2), (1, 4, 4, 3, 16)], ids=str)
+def test_the_scan_by_sequences_is_the_scan_in_value_and_gradient(
+    shape: tuple[int, int, int, int, int],
+) -> None:
+    inputs = [tensor.requires_grad_() for tensor in arguments(*shape, dtype=torch.float64)]
+    y = mamba_scan.selective_scan_2d(*inputs, sequence_scan=sequence_scan)
+    expected = reference.selective_scan_2d(*inputs)
+    torch.testing.assert_close(y, expected)
+    grad = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
+    plain = [tensor.detach() for tensor in inputs]
+    for name, found, truth in zip(
+        NAMES,
+        torch.autograd.grad(y, inputs, grad),
+        reference.selective_scan_2d_backward(grad, *plain),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, truth, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("installed", "scan", "expected"),
+    [
+        pytest.param(
+            {"mamba_ssm", "triton"}, (torch.bfloat16, 5, 70), ("mamba_ssm", ""), id="mamba-takes-all"
+        ),
+        pytest.param({"triton"}, (torch.float16, 16, 89), ("triton", ""), id="triton"),
+        pytest.param(
+            set(),
+            (torch.float32, 16, 89),
+            ("reference", "neither mamba_ssm nor triton is installed"),
+            id="nothing-installed",
+        ),
+        pytest.param(
+            {"triton"},
+            (torch.bfloat16, 5, 70),
+            (
+                "reference",
+                "the Triton scan takes float32 and float16, not bfloat16; "
+                "the Triton scan takes a power of two of states, not 5; "
+                "the Triton scan has no blocks for compute capability 7.0",
+            ),
+            id="what-triton-does-not-take",
+        ),
+    ],
+)
+def test_what_runs_on_cuda_is_chosen_by_what_is_there(
+    installed: set[str],
+    scan: tuple[torch.dtype, int, int],
+    expected: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (mamba_scan, operator):
+        monkeypatch.setattr(module, "find_spec", lambda name: name in installed or None)
+    operator._cuda_implementation.cache_clear()
+    try:
+        assert operator._cuda_implementation(*scan) == expected
+    finally:
+        operator._cuda_implementation.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 16), (3, 7, 5, 33, 16), (2, 14, 14, 96, 16)], ids=str)
+@pytest.mark.filterwarnings("ignore:scanning by the slow plain recurrence:RuntimeWarning")
+def test_on_cuda_values_and_gradients_are_as_exact_as_the_reference(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch finds no CUDA device")
+    on_cpu = arguments(*shape, dtype=dtype)
+    grad = torch.linspace(-1, 1, on_cpu[0].numel()).view_as(on_cpu[0]).to(dtype)
+    exact_inputs = [tensor.double() for tensor in on_cpu]
+    exact = [
+        reference.selective_scan_2d(*exact_inputs),
+        *reference.selective_scan_2d_backward(grad.double(), *exact_inputs),
+    ]
+    own = [reference.selective_scan_2d(*on_cpu), *reference.selective_scan_2d_backward(grad, *on_cpu)]
+    inputs = [tensor.cuda().requires_grad_() for tensor in on_cpu]
+    y = selective_scan_2d(*inputs)
+    found = [y.detach(), *torch.autograd.grad(y, inputs, grad.cuda())]
+    for name, value, ours, truth in zip(("y", *NAMES), found, own, exact, strict=True):
+        allowed = 2 * (ours.double() - truth).abs().max()
+        allowed += 4 * torch.finfo(value.dtype).eps * truth.abs().max()
+        assert (value.cpu().double() - truth).abs().max() <= allowed, name
+
+
+@pytest.mark.gpu
+def test_opcheck_passes_on_cuda() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch finds no CUDA device")
+    inputs = [tensor.cuda() for tensor in arguments(states=16)]
+    torch.library.opcheck(torch.ops.msmamba.selective_scan_2d.default, inputs)

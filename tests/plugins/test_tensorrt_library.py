@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -55,6 +56,18 @@ def test_a_read_only_folder_is_answered_with_another_way(
     monkeypatch.setattr(Path, "symlink_to", read_only)
     with pytest.raises(BackendError, match=r"Permission denied.*LD_LIBRARY_PATH"):
         link_parser_library()
+
+
+def test_the_command_for_a_read_only_folder_needs_none_of_it(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(BackendError, match=rf"ln -s {wheel / LIBRARY} .*LD_LIBRARY_PATH"):
+        import_tensorrt("tensorrt_rtx")
+
+
+def test_running_engines_wants_no_parser(wheel: Path) -> None:
+    assert import_tensorrt("tensorrt_rtx", to_parse=False).__name__ == "tensorrt_rtx"
 
 
 def test_nothing_is_missing_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

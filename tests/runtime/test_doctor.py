@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from recording_gpu import RecordingDriver
 
 from msmamba.cli import mmdeploy
-from msmamba.plugins import tensorrt_library
+from msmamba.plugins import cuda_driver, tensorrt_library
 from msmamba.plugins.selective_scan import cpu
 from msmamba.runtime import doctor
 
@@ -65,16 +67,80 @@ def test_without_onnxruntime_nothing_is_promised(monkeypatch: pytest.MonkeyPatch
     assert "fix: pip install onnxruntime" in result.stdout
 
 
-def test_the_missing_link_of_tensorrt_rtx_is_found_without_importing_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def ability(name: str) -> doctor.Ability:
+    return next(item for item in doctor.examine().abilities if item.name == name)
+
+
+@pytest.fixture
+def missing_link(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """TensorRT-RTX as its wheel installs it."""
     link = tmp_path / "libtensorrt_rtx.so"
-    monkeypatch.setattr(doctor, "_version", lambda package: "1.7.1")
     monkeypatch.setattr(tensorrt_library, "missing_parser_link", lambda: link)
-    monkeypatch.setattr(doctor, "_why_not_importable", lambda module: pytest.fail("it must not be imported"))
-    ability = doctor._tensorrt_rtx()
-    assert not ability.works
-    assert ability.fix == f"ln -s libtensorrt_rtx.so.1 {link}"
+    return link
+
+
+def test_the_missing_link_of_tensorrt_rtx_keeps_it_from_building(missing_link: Path) -> None:
+    found = ability("build TensorRT-RTX engines")
+    assert not found.works
+    assert f"would abort the process: {missing_link} is missing" in found.found
+    assert found.fix == f"ln -s libtensorrt_rtx.so.1 {missing_link}"
+
+
+def test_where_its_folder_is_read_only_the_fix_is_another_folder(
+    missing_link: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    fix = ability("build TensorRT-RTX engines").fix
+    library = missing_link.with_name("libtensorrt_rtx.so.1")
+    assert fix.startswith(f"mkdir -p ~/.local/lib/tensorrt_rtx && ln -s {library} ~/.local/lib/tensorrt_rtx/")
+    assert fix.endswith("LD_LIBRARY_PATH=~/.local/lib/tensorrt_rtx:$LD_LIBRARY_PATH")
+
+
+def test_without_the_link_engines_run_all_the_same(
+    missing_link: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_driver, "driver", lambda: RecordingDriver(89))
+    found = ability("run TensorRT-RTX engines")
+    assert found.works
+    assert found.found.startswith("tensorrt_rtx 1.")
+
+
+@pytest.mark.parametrize("name", ["run TensorRT-RTX engines", "reach the GPU from Python"])
+def test_without_a_gpu_engines_do_not_run(no_gpu: None, name: str) -> None:
+    found = ability(name)
+    assert not found.works
+    assert "no NVIDIA driver on this machine" in found.found
+
+
+def test_a_gpu_without_scan_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_driver, "driver", lambda: RecordingDriver(70))
+    found = ability("run TensorRT-RTX engines")
+    assert not found.works
+    assert "Recording has compute capability 7.0; the scan has kernels for 7.5, 8.0" in found.found
+    assert "--no-plugin" in found.fix
+
+
+def test_what_is_not_installed_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "_import_elsewhere", lambda module: pytest.fail("it must not be imported"))
+    for name in ("build TensorRT engines", "run TensorRT engines"):
+        found = ability(name)
+        assert (found.works, found.found) == (False, "not installed")
+        assert "JetPack" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("ONNX Runtime on CUDA", "onnxruntime-gpu"),
+        ("ONNX Runtime on Tensorrt", "onnxruntime-gpu"),
+        ("ONNX Runtime on NvTensorRTRTX", "onnxruntime-ep-nv-tensorrt-rtx"),
+    ],
+)
+def test_every_provider_is_there_or_says_how_to_get_it(no_gpu: None, name: str, fix: str) -> None:
+    found = ability(name)
+    assert not found.works
+    assert fix in found.fix or "but there is no GPU" in found.found
 
 
 @pytest.mark.parametrize(
@@ -90,5 +156,5 @@ def test_a_library_that_breaks_on_import_does_not_take_us_along(
 ) -> None:
     (tmp_path / "breaking.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert reason in (doctor._why_not_importable("breaking") or "")
-    assert doctor._why_not_importable("json") is None
+    assert reason in (doctor._import_elsewhere("breaking")[1] or "")
+    assert doctor._import_elsewhere("json") == (json.__version__, None)
