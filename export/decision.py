@@ -371,7 +371,8 @@ def _criteria(
     if bar.max_accuracy_drop is not None:
         yield Criterion(
             "accuracy drop",
-            round(-100 * accuracy.change, 9),  # 0.5 points of 200 images must not exceed 0.5 by a rounding
+            round(-100 * accuracy.change, 9)
+            + 0.0,  # 0.5 points of 200 images must not exceed 0.5 by a rounding
             bar.max_accuracy_drop,
             -100 * accuracy.change_interval.low,
             "points",
@@ -379,7 +380,7 @@ def _criteria(
     if bar.max_auc_drop is not None:
         yield Criterion(
             "AUC drop",
-            None if auc is None else round(-auc.change, 12),
+            None if auc is None else round(-auc.change, 12) + 0.0,
             bar.max_auc_drop,
             None if auc is None else -auc.change_interval.low,
             "",

@@ -349,7 +349,7 @@ def _with_decision(
     bar: DecisionBar,
 ) -> Parity:
     assert images.truth is not None
-    broken = int((~np.isfinite(found).all(axis=1)).sum())
+    broken = int((~np.isfinite(expected + found).all(axis=1)).sum())
     if broken:
         return replace(parity, no_decision=f"the logits of {broken} images are not finite")
     names = [str(source) for source in images.sources]
