@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import ArtefactError, ImageError, InputError, TargetError
+from ..errors import ArtefactError, BackendError, ImageError, InputError, TargetError
 from ..files import write_atomically
 from ..images import Transform, read_image
 from .checkpoint import load_checkpoint
@@ -96,6 +96,7 @@ def explain_images(
         CheckpointError: the checkpoint cannot be used.
         ArtefactError: it does not say its labels and preprocessing.
         InputError: there is no such method, layer or class.
+        BackendError: Captum is not installed.
         TargetError: a picture cannot be written.
     """
     loaded = load_checkpoint(checkpoint)
@@ -154,6 +155,7 @@ class Explainer:
 
     Raises:
         InputError: there is no such method or layer, or a layer for a method that has none.
+        BackendError: Captum is not installed.
     """
 
     def __init__(
@@ -167,6 +169,12 @@ class Explainer:
             raise InputError(f"there is no method '{method}': choose one of {', '.join(METHODS)}")
         if method == "occlusion" and layer is not None:
             raise InputError("occlusion looks at no layer: leave the layer out, or choose gradcam")
+        try:
+            import captum.attr  # noqa: F401  # before anything is computed
+        except ImportError as error:
+            raise BackendError(
+                "heat maps need Captum, which is not installed: pip install 'msmamba[train]'"
+            ) from error
         self.network = deepcopy(network).requires_grad_(False)
         self.method = method
         names = layer_names(self.network)

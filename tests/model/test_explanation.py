@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from torch.nn import functional
 
 from msmamba.cli import mmdeploy
-from msmamba.errors import InputError, TargetError
+from msmamba.errors import BackendError, InputError, TargetError
 from msmamba.model import MicroscopicMamba
 from msmamba.model.explanation import Explainer, default_layer, explain_images, layer_names
 from msmamba.model.network import SIZES, Architecture
@@ -206,3 +207,11 @@ def test_a_folder_that_cannot_be_made_is_named(checkpoint: Path, pictures: Path,
     (tmp_path / "file").touch()
     with pytest.raises(TargetError, match="cannot make the folder"):
         next(explain_images(checkpoint, [pictures / "a" / "x.png"], tmp_path / "file" / "out"))
+
+
+def test_without_captum_it_says_how_to_get_it(
+    disc_finder: MicroscopicMamba, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(BackendError, match=r"need Captum, which is not installed: pip install"):
+        Explainer(disc_finder, SIDE)
