@@ -543,6 +543,8 @@ def import_data(kind: str, source: str, output: str, **chosen: Any) -> None:
         click.echo(f"skipped: {reason if name in reason else f'{name}: {reason}'}", err=True)
     for difference in manifest.differences:
         click.echo(f"warning: differs from what was published: {difference}", err=True)
+    if manifest.differences:
+        click.echo("imported all the same; --strict refuses such a copy", err=True)
 
 
 @data.command("check")

@@ -41,6 +41,8 @@ STACK_ROW = np.dtype([("split", "u1"), ("class", "u2"), ("stack", "u1"), ("row",
 
 Channels = tuple[float, float, float]
 
+_STORED = {"links": "hard links to the source", "copies": "copies", "stack": "stacks, mapped into memory"}
+
 
 @dataclass(frozen=True)
 class IndexRow:
@@ -75,7 +77,7 @@ class DataManifest:
     counts: dict[str, dict[str, int]]
     """Images by split and class name."""
     grouped_by: str
-    """What keeps images together: ``patient``, say; empty where nothing is known of them."""
+    """What keeps images together: ``patient`` or ``pattern …``, say; empty where nothing is known of it."""
     groups: dict[str, int]
     """Groups by split; empty where nothing is known of them."""
     split: str
@@ -149,7 +151,8 @@ class DataManifest:
         """A table of the splits, and what was decided."""
         rows = {"images": [sum(counts.values()) for counts in self.counts.values()]}
         if self.groups:
-            rows[f"{self.grouped_by}s" if self.grouped_by.isalpha() else "groups"] = [*self.groups.values()]
+            pattern = self.grouped_by.startswith("pattern ")
+            rows["groups" if pattern else f"{self.grouped_by}s"] = [*self.groups.values()]
         for label in self.labels:
             rows[label] = [counts[label] for counts in self.counts.values()]
         width = max(map(len, rows))
@@ -163,7 +166,7 @@ class DataManifest:
             "",
             f"split     {self.split}",
             f"channels  mean {mean}, std {std}",
-            f"stored    as {'a stack' if self.stacks else self.stored}",
+            f"stored    as {_STORED.get(self.stored, self.stored)}",
             *(f"note      {note}" for note in self.notes),
         ]
         return "\n".join(lines) + "\n"

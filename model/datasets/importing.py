@@ -100,7 +100,8 @@ def import_data_set(
     source, output = Path(source), Path(output)
     if options.group_by is not None and kind != _FOLDER:
         raise InputError(f"what is kept together in {kind} is known: leave the group pattern out")
-    _check_apart(source, output)
+    if kind != _STACK:  # of which one file is read, whatever stands beside it
+        _check_apart(source, output)
     with resumable_folder(output, options.force, marker=MANIFEST) as folder:
         if kind == _STACK:
             return _import_stacks(source, folder, options, advance)
@@ -306,8 +307,9 @@ def deal_images(
         except DataError as error:
             raise DataError(f"{source}: {error}") from error
 
-    whole = f", whole {listing.grouped_by}s" if listing.grouped_by in ("patient", "slide", "image") else ""
-    whole = whole or (", whole groups" if listing.grouped_by else "")
+    whole = ""
+    if listing.grouped_by:
+        whole = ", whole groups" if options.group_by else f", whole {listing.grouped_by}s"
     if not keep:
         names = dealt(np.ones(len(images), bool), FOLDS)
         how = f"6:2:2, stratified by class{whole}, seed {options.seed}"

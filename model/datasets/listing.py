@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,13 +101,13 @@ def files_below(source: Path) -> Iterator[tuple[str, Path]]:
                 yield path.relative_to(source).as_posix(), path
 
 
-def images_below(source: Path) -> tuple[list[str], list[str]]:
-    """The images below a folder, as paths below it, and a note on what was passed over."""
+def images_below(source: Path, tables: Collection[Path] = ()) -> tuple[list[str], list[str]]:
+    """The images below a folder, as paths below it, and a note on what was passed over besides ``tables``."""
     images, others = [], Counter[str]()
     for origin, path in files_below(source):
         if path.suffix.lower() in SUFFIXES:
             images.append(origin)
-        else:
+        elif path not in tables:
             others[path.name if path.name == "Thumbs.db" else path.suffix.lower() or "other"] += 1
     passed = [f"{count:,} {name}" for name, count in sorted(others.items())]
     return images, [f"files that are no images are passed over: {some(passed)}"] if passed else []

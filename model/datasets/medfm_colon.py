@@ -46,7 +46,7 @@ def list_medfm_colon(source: Path) -> Listing:
     tables = [path for _, path in files_below(root) if path.suffix.lower() == ".csv" and _is_table(path)]
     if not tables:
         raise DataError(f"{source}: has no csv file that begins with {','.join(COLUMNS)}")
-    origins, notes = images_below(root)
+    origins, notes = images_below(root, tables)
     files = _by_name(root, origins)
 
     images: dict[str, Listed] = {}

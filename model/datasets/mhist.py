@@ -32,7 +32,7 @@ def list_mhist(source: Path) -> Listing:
     if len(tables) != 1:
         raise DataError(f"{source}: has {len(tables)} files annotations.csv; expected one, and images/*.png")
     rows, blank = rows_of(tables[0], COLUMNS)
-    origins, notes = images_below(root)
+    origins, notes = images_below(root, tables)
     files: dict[str, list[str]] = {}
     for origin in origins:
         files.setdefault(PurePosixPath(origin).name, []).append(origin)

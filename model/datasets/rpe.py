@@ -49,7 +49,7 @@ def list_rpe(source: Path) -> Listing:
         raise DataError(
             f"{source}: {found}; expected <x>_<image>_<window>_<class>_<y>.tif with a class of 1 to 4"
         )
-    listing = Listing(images, tuple(PUBLISHED), grouped_by="image", notes=notes)
+    listing = Listing(images, tuple(PUBLISHED), grouped_by="source image", notes=notes)
     listing.compare(PUBLISHED)
     if listing.differences and len(images) == sum(PUBLISHED.values()):
         raise DataError(

@@ -112,7 +112,7 @@ class TestMhist:
         assert classes(listing) == {"HP": 28, "SSA": 12}
         assert Counter(image.split for image in listing.images) == {"train": 30, "test": 10}
         assert listing.grouped_by == ""
-        assert listing.notes == ["files that are no images are passed over: 1 .csv"]
+        assert listing.notes == []
         assert listing.differences == [
             "HP: 28 images, published 2,162",
             "SSA: 12 images, published 990",
