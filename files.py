@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -181,10 +181,14 @@ def resumable_folder(
         raise _target_error(shown, error) from error
     try:
         with _locked(temporary, shown):
-            yield temporary
-            _flush_folder(temporary)
-            _take_place(temporary, target)
-            _flush_folder(target.parent)
+            try:
+                yield temporary
+                _flush_folder(temporary)
+                _take_place(temporary, target)
+                _flush_folder(target.parent)
+            finally:
+                with suppress(OSError):
+                    temporary.rmdir()  # where nothing is in it to go on from
     except OSError as error:
         named = (str(name) for name in (error.filename, error.filename2) if name is not None)
         if error.errno in _WRITE_ERRORS or any(name.startswith(str(temporary)) for name in named):

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import pytest
 
 from msmamba.errors import TargetError
-from msmamba.files import atomic_file, atomic_folder, sha256_of, write_atomically
+from msmamba.files import atomic_file, atomic_folder, resumable_folder, sha256_of, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -195,3 +195,48 @@ def test_the_old_folder_comes_back_when_the_rename_fails(
         fill(target, b"new", force=True)
     assert (target / "manifest.json").read_bytes() == b"old"
     assert names(tmp_path) == ["bundle"]
+
+
+def test_a_resumable_folder_finds_what_was_done_and_then_appears(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+
+    def begin() -> None:
+        with resumable_folder(target) as folder:
+            (folder / "first").write_bytes(b"1")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        begin()
+    assert names(tmp_path) == [".out.partial"]
+    with resumable_folder(target) as folder:
+        assert names(folder) == ["first"]
+        (folder / "manifest.json").write_bytes(b"2")
+    assert names(tmp_path) == ["out"]
+    assert names(target) == ["first", "manifest.json"]
+    with pytest.raises(TargetError, match="exists already"), resumable_folder(target):
+        pass
+    with resumable_folder(target, force=True) as folder:
+        (folder / "manifest.json").write_bytes(b"3")
+    assert names(target) == ["manifest.json"]
+
+
+def test_a_resumable_folder_with_nothing_in_it_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), resumable_folder(tmp_path / "out"):
+        raise ZeroDivisionError
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
+def test_a_resumable_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
+    with (
+        resumable_folder(tmp_path / "out"),
+        pytest.raises(TargetError, match="is being written by another process"),
+        resumable_folder(tmp_path / "out"),
+    ):
+        pass
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_full_disk_while_filling_a_resumable_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="the disk is full"), resumable_folder(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

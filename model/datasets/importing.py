@@ -25,9 +25,10 @@ from ...errors import DataError, InputError
 from ...files import resumable_folder, sha256_of, write_atomically
 from ..imported import INDEX, MANIFEST, STACK_INDEX, Channels, DataManifest, IndexRow, index_of
 from ..splitting import FOLDS, SMALLEST_CLASS, SPLITS, Names, check_class_sizes, deal, joined, shared_groups
+from ..threads import usable_cores
 from .examining import Examined, examine
 from .folder import list_folder
-from .listing import Listed, Listing
+from .listing import Listed, Listing, refuse_differences
 from .malaria import list_malaria
 from .medfm_colon import list_medfm_colon
 from .mhist import list_mhist
@@ -106,7 +107,8 @@ def import_data_set(
         if kind == _STACK:
             return _import_stacks(source, folder, options, advance)
         listing = _list(kind, source, options)
-        _check_published(source, listing, options)
+        if options.strict:
+            refuse_differences(source, listing.differences)
         return _import_files(kind, source.resolve(), listing, folder, options, advance)
 
 
@@ -129,14 +131,6 @@ def _check_apart(source: Path, output: Path) -> None:
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise InputError(
             f"'{output}' and '{source}' lie in one another: give an output folder beside the source"
-        )
-
-
-def _check_published(source: Path, listing: Listing, options: ImportOptions) -> None:
-    if options.strict and listing.differences:
-        raise DataError(
-            f"{source}: differs from what was published: {'; '.join(listing.differences)}. "
-            "Import it without --strict to use it all the same"
         )
 
 
@@ -204,9 +198,8 @@ def _import_stacks(
     source: Path, folder: Path, options: ImportOptions, advance: Callable[[int, int], None]
 ) -> DataManifest:
     """Fills ``folder`` with a data set whose images are in few files."""
-    stacks = unpack(source, folder, advance)
+    stacks = unpack(source, folder, options.strict, advance)
     listing = stacks.listing()
-    _check_published(source, listing, options)
     names, notes, how = deal_images(source, listing.images, stacks.contents(), listing, options)
     write_index(folder, stacks.index(names))
     mean, std = channels_of(*stacks.channel_means(names))
@@ -381,11 +374,6 @@ def channels_of(mean: npt.NDArray[np.float64], square: npt.NDArray[np.float64]) 
     red, green, blue = mean.tolist()
     red_std, green_std, blue_std = deviations
     return (red, green, blue), (red_std, green_std, blue_std)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

@@ -59,6 +59,20 @@ class Listing:
         ]
 
 
+def refuse_differences(source: Path, differences: Sequence[str]) -> None:
+    """Refuses a copy that differs from what was published.
+
+    Raises:
+        DataError: there are differences; all of them are named.
+    """
+    if differences:
+        raise DataError(
+            f"{source}: differs from what was published: {'; '.join(differences)}. Import it without "
+            "--strict "
+            "to use it all the same"
+        )
+
+
 def check_source(source: Path) -> Path:
     """The folder to import from, links in its own name resolved.
 

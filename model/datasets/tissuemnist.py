@@ -19,7 +19,6 @@ import math
 import shutil
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from ...files import atomic_file, sha256_of, write_atomically
 from ..imported import STACK_INDEX, STACK_ROW
 from ..splitting import SPLITS
 from .examining import value_counts
-from .listing import Listed, Listing
+from .listing import Listed, Listing, refuse_differences
 
 LABELS = (
     "Collecting Duct, Connecting Tubule",
@@ -76,16 +75,7 @@ class Stacks:
             for split, labels in self.labels.items()
             for row, label in enumerate(labels.tolist())
         ]
-        found = Counter(image.split for image in images)
-        return Listing(
-            images,
-            LABELS,
-            differences=[
-                f"{split}: {found[split]:,} images, published {count:,}"
-                for split, count in PUBLISHED.items()
-                if found[split] != count
-            ],
-        )
+        return Listing(images, LABELS, differences=_differences(self.shapes))
 
     def contents(self) -> list[bytes]:
         """A fingerprint of each image, in the order of the listing: equal for equal pixels."""
@@ -140,12 +130,13 @@ class Stacks:
                 yield np.frombuffer(file.read(count * size), np.uint8).reshape(count, *shape[1:])
 
 
-def unpack(source: Path, folder: Path, advance: Callable[[int, int], None]) -> Stacks:
+def unpack(source: Path, folder: Path, strict: bool, advance: Callable[[int, int], None]) -> Stacks:
     """Unpacks an npz file's images into ``folder``, those aside that an earlier attempt has unpacked.
 
     Args:
         source: the file, or a folder that holds one such.
         folder: where to.
+        strict: refuse other numbers of images than the published ones.
         advance: called with the images unpacked and all images.
 
     Raises:
@@ -160,6 +151,8 @@ def unpack(source: Path, folder: Path, advance: Callable[[int, int], None]) -> S
                 raise DataError(
                     f"{path}: holds images of several sizes: {some([*map(str, shapes.values())])}"
                 )
+            if strict:
+                refuse_differences(path, _differences(shapes))
             labels = {
                 split: _labels(path, archive, f"{split}_labels.npy", shapes[split][0]) for split in SPLITS
             }
@@ -172,6 +165,14 @@ def unpack(source: Path, folder: Path, advance: Callable[[int, int], None]) -> S
             raise
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     return Stacks(folder, shapes, labels, checksums)
+
+
+def _differences(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    return [
+        f"{split}: {shapes[split][0]:,} images, published {count:,}"
+        for split, count in PUBLISHED.items()
+        if shapes[split][0] != count
+    ]
 
 
 def _find(source: Path) -> Path:

@@ -9,22 +9,15 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from published_layouts import write_image
 
 from msmamba.cli import _DATA_SETS, mmdeploy
 from msmamba.errors import DataError, ImageError, InputError, TargetError
 from msmamba.model.datasets import KINDS, ImportOptions, import_data_set
 from msmamba.model.datasets.examining import JOURNAL
 from msmamba.model.imported import INDEX, MANIFEST, IndexRow, read_index, read_manifest
-
-
-def write_image(path: Path, seed: int, size: tuple[int, int] = (8, 6)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture
@@ -64,7 +57,7 @@ def test_a_folder_becomes_the_authors_layout_with_whole_groups(source: Path, tmp
         splits.setdefault(row.group, set()).add(row.split)
         assert row.file == f"{row.split}/{row.label}/{Path(row.origin).name}"
         assert (output / row.file).samefile(source / row.origin)  # a hard link
-        assert (row.width, row.height) == (8, 6)
+        assert (row.width, row.height) == (12, 10)
     assert len(splits) == 10
     assert all(len(each) == 1 for each in splits.values())
     assert sorted(path.name for path in output.iterdir()) == [
@@ -203,6 +196,7 @@ def test_sources_that_are_refused(
     with pytest.raises(kind, match=message):
         import_data_set("folder", which(source), tmp_path / "out")  # type: ignore[operator]
     assert not (tmp_path / "out").exists()
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_too_small_a_class_is_refused(source: Path, tmp_path: Path) -> None:

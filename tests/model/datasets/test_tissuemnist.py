@@ -200,6 +200,15 @@ def test_a_file_that_is_something_else_is_refused(
         import_data_set("tissuemnist", make(tmp_path / "source"), tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out.partial/*.json"))
+
+
+def test_a_part_is_refused_when_strict_before_anything_is_unpacked(tmp_path: Path, arrays: Arrays) -> None:
+    with pytest.raises(DataError, match="train: 280 images, published 165,466; val: 40 images"):
+        import_data_set(
+            "tissuemnist", write(tmp_path / "source", arrays), tmp_path / "out", ImportOptions(strict=True)
+        )
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_names_in_the_archive_are_never_paths(tmp_path: Path, arrays: Arrays) -> None:
