@@ -300,7 +300,7 @@ def deal_images(
         except DataError as error:
             raise DataError(f"{source}: {error}") from error
 
-    whole = ""
+    whole = ", image by image"
     if listing.grouped_by:
         whole = ", whole groups" if options.group_by else f", whole {listing.grouped_by}s"
     if not keep:
@@ -313,6 +313,8 @@ def deal_images(
             train = published == "train"
             names[train] = dealt(train, {"train": 3, "val": 1})
             how += f"; a quarter of train validates, stratified by class{whole}, seed {options.seed}"
+    if not (names == "train").any():
+        raise DataError(f"{source}: has no images to train on in its published split")
     notes += _notes_on_leaks(groups if listing.grouped_by else [], contents, names, listing.grouped_by)
     notes += [
         f"the {split} split has no image of {label!r}"

@@ -48,6 +48,9 @@ LABELS = (
 """By the number that stands for them in the file."""
 PUBLISHED = {"train": 165_466, "val": 23_640, "test": 47_280}
 
+MOST_IMAGES, MOST_PIXELS = 10_000_000, 2_048
+"""Of an archive that is believed: what a header promises costs nobody memory before it is unpacked."""
+
 DONE = "unpacked.json"
 """What has been unpacked so far; part of an unfinished import only."""
 
@@ -97,9 +100,7 @@ class Stacks:
         for split in self.shapes:
             for block in self._blocks(split):
                 chosen = block[names[place : place + len(block)] == "train"]
-                counts += value_counts(
-                    chosen if chosen.ndim == 4 else chosen[..., None]
-                )  # grey is each channel
+                counts += value_counts(chosen if chosen.ndim == 4 else chosen[..., None])  # grey: all three
                 place += len(block)
         shares = counts / counts.sum(axis=1, keepdims=True)
         values = np.arange(256) / 255
@@ -265,11 +266,11 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> tuple[tuple[int,
 def _check_images(path: Path, archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
     shape, dtype = _member(path, archive, name)
     grey, colour = len(shape) == 3, len(shape) == 4 and shape[3] == 3
+    found = f"{path}: {name} holds {'x'.join(map(str, shape))} {dtype}"
     if dtype != np.uint8 or not (grey or colour) or min(shape[:3]) < 1 or shape[1] != shape[2]:
-        raise DataError(
-            f"{path}: {name} holds {'x'.join(map(str, shape))} {dtype}; expected (N, S, S) or (N, S, "
-            "S, 3) uint8"
-        )
+        raise DataError(f"{found}; expected (N, S, S) or (N, S, S, 3) uint8")
+    if shape[0] > MOST_IMAGES or shape[1] > MOST_PIXELS:
+        raise DataError(f"{found}; expected at most {MOST_IMAGES:,} images of {MOST_PIXELS} pixels a side")
     return shape
 
 

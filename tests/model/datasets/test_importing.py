@@ -9,15 +9,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from published_layouts import write_image
 
 from msmamba.cli import _DATA_SETS, mmdeploy
 from msmamba.errors import DataError, ImageError, InputError, TargetError
 from msmamba.model.datasets import KINDS, ImportOptions, import_data_set
 from msmamba.model.datasets.examining import JOURNAL
+from msmamba.model.datasets.importing import deal_images
+from msmamba.model.datasets.listing import Listed, Listing
 from msmamba.model.imported import INDEX, MANIFEST, IndexRow, read_index, read_manifest
+from msmamba.model.splitting import joined, shared_groups
 
 
 @pytest.fixture
@@ -70,6 +76,33 @@ def test_a_folder_becomes_the_authors_layout_with_whole_groups(source: Path, tmp
     assert list(tmp_path.glob(".*")) == []
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    images=st.integers(60, 150),
+    patients=st.integers(20, 40),
+    contents=st.integers(120, 2000),
+    grouped=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_neither_a_group_nor_an_image_is_ever_in_two_splits(
+    images: int, patients: int, contents: int, grouped: bool, seed: int
+) -> None:
+    """Whatever is drawn: patients of unequal size, and images of which several patients have the same."""
+    generator = np.random.default_rng(seed)
+    who = (patients * generator.random(images) ** 2).astype(int).tolist()
+    what = generator.integers(contents, size=images).tolist()
+    listed = [
+        Listed(f"{number}.png", "ab"[number % 2], f"P{patient}" if grouped else "")
+        for number, patient in enumerate(who)
+    ]
+    listing = Listing(listed, ("a", "b"), grouped_by="patient" if grouped else "")
+    if grouped and len({*joined(who, what).tolist()}) < 5:
+        return  # copies have joined nearly all patients; that this is refused is shown elsewhere
+    names, _, _ = deal_images(Path("x"), listed, what, listing, ImportOptions(seed=seed))
+    assert shared_groups(what, names) == {}
+    assert not grouped or shared_groups(who, names) == {}
+
+
 def test_the_seed_decides(source: Path, tmp_path: Path) -> None:
     dealt = []
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
@@ -86,6 +119,13 @@ def test_a_split_that_is_there_is_kept(tmp_path: Path) -> None:
     assert [sum(counts.values()) for counts in manifest.counts.values()] == [12, 4, 6]
     assert manifest.split == "as published"
     assert all(row.origin.startswith(row.split) for row in rows_of(tmp_path / "out"))
+
+
+def test_a_split_without_training_images_is_refused(tmp_path: Path) -> None:
+    for number in range(8):
+        write_image(tmp_path / "source" / "val" / "ab"[number % 2] / f"{number}.png", number)
+    with pytest.raises(DataError, match="has no images to train on in its published split"):
+        import_data_set("folder", tmp_path / "source", tmp_path / "out")
 
 
 def test_without_a_val_split_a_quarter_of_train_validates(tmp_path: Path) -> None:

@@ -157,7 +157,10 @@ class TestMhist:
         source = write_mhist(tmp_path)
         manifest = import_data_set("mhist", source, tmp_path / "out", ImportOptions(official_split=True))
         assert [sum(counts.values()) for counts in manifest.counts.values()] == [22, 8, 10]
-        assert manifest.split == "as published; a quarter of train validates, stratified by class, seed 0"
+        assert (
+            manifest.split
+            == "as published; a quarter of train validates, stratified by class, image by image, seed 0"
+        )
         published = {image.origin: image.split for image in list_mhist(source).images}
         for row in read_index(tmp_path / "out"):
             assert (row.split == "test") == (published[row.origin] == "test")

@@ -220,6 +220,15 @@ def test_names_in_the_archive_are_never_paths(tmp_path: Path, arrays: Arrays) ->
     assert not list(tmp_path.rglob("escaped.npy"))
 
 
+def test_an_archive_that_promises_too_much_is_not_begun(
+    tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_IMAGES", 279)
+    with pytest.raises(DataError, match="holds 280x28x28 uint8; expected at most 279 images of 2048 pixels"):
+        import_data_set("tissuemnist", write(tmp_path / "source", arrays), tmp_path / "out")
+    assert list(tmp_path.glob(".*")) == []
+
+
 def test_too_little_room_is_told_before_anything_is_written(
     tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
