@@ -21,9 +21,9 @@ from ..runtime.artefact import ENGINE_NAME, MANIFEST_NAME, MODEL_NAME, Kind, ope
 from ..runtime.manifest import EngineFacts, Manifest
 from .engine import Engine, EngineOptions, engine_from_onnx
 from .inlining import inlined_model
-from .kernels import compiler_from, has_triton
+from .kernels import KERNELS_SUFFIX, compiler_from, has_triton
 
-LOG_NAME = "build.log"
+LOG_NAME, PARITY_NAME = "build.log", "parity.json"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def engine_bundle(
         report("reading the bundle")
         manifest, files = _read(Path(source))
         model = onnx.load_model_from_string(files[MODEL_NAME])
-        kernels = {name: content for name, content in files.items() if name != MODEL_NAME}
+        kernels = {name: content for name, content in files.items() if name.endswith(KERNELS_SUFFIX)}
         engine = engine_from_onnx(
             inlined_model(model),
             options,
@@ -119,7 +119,7 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def _read(source: Path) -> tuple[Manifest, Mapping[str, bytes]]:
-    """The manifest without an earlier engine's facts, and the ONNX file with the kernels."""
+    """The manifest without an earlier engine's facts, and the files that do not come from that engine."""
     kind = recognise(source)
     if kind is Kind.ENGINE:
         raise ArtefactError(f"'{source}' is an engine already: build another from the bundle it came from")
@@ -131,8 +131,8 @@ def _read(source: Path) -> tuple[Manifest, Mapping[str, bytes]]:
     else:
         bundle = open_bundle(source)
         manifest = bundle.manifest
-        names = [MODEL_NAME, *(name for name in manifest.files if name.endswith(".kernels"))]
-        files = {name: bundle.read(name) for name in names}
+        replaced = (ENGINE_NAME, LOG_NAME, PARITY_NAME)
+        files = {name: bundle.read(name) for name in (MODEL_NAME, *manifest.files) if name not in replaced}
     proven: dict[str, Any] = {
         key: value for key, value in manifest.precision_proven.items() if key != "engine"
     }

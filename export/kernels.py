@@ -17,12 +17,13 @@ from ..plugins.selective_scan.gpu_package import ELEMENT_TYPES, KernelPackage
 from ..plugins.selective_scan.onnx_function import OP_TYPE
 from ..plugins.selective_scan.tensorrt_plugin import Compiler
 
+KERNELS_SUFFIX = ".kernels"
 _ELEMENT_TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
 
 
 def kernel_file(element_type: str) -> str:
     """Name of the file in a bundle."""
-    return f"scan.{element_type}.kernels"
+    return f"scan.{element_type}{KERNELS_SUFFIX}"
 
 
 def has_triton() -> bool:

@@ -80,12 +80,26 @@ def test_a_device_builds_from_a_bundle_without_pytorch_and_triton(
 
 
 def test_another_engine_takes_the_place_of_the_first(bundles: dict[str, Path], tmp_path: Path) -> None:
-    first = engine_bundle(bundles["fp16"], tmp_path / "first", RTX_89)
+    first = engine_bundle(_with_files(bundles["fp16"], tmp_path), tmp_path / "first", RTX_89)
+    assert {"calibration.json"} < set(first.manifest.files)  # what belongs to the model comes along
+    assert "parity.json" not in first.manifest.files  # it is of what ran then
     second = engine_bundle(first.path, tmp_path / "second", EngineOptions((80,), batches=(1, 2, 2)))
     assert second.manifest.compute_capabilities == ("8.0",)
     assert second.manifest.engine["batches"] == [1, 2, 2]
     assert set(second.manifest.files) == set(first.manifest.files)
     assert second.manifest.files["model.onnx"] == first.manifest.files["model.onnx"]
+
+
+def _with_files(bundle: Path, folder: Path) -> Path:
+    """A copy of a bundle with two files more."""
+    copy = folder / "with files"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for name in ("calibration.json", "parity.json"):
+        (copy / name).write_text("{}")
+        manifest["files"][name] = sha256_of(copy / name)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
 
 
 def test_a_bare_file_is_built_with_triton(bundles: dict[str, Path], tmp_path: Path) -> None:

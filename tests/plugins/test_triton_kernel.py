@@ -87,12 +87,13 @@ def test_first_stage_agrees_with_the_reference(interpreted: Callable[..., NDArra
     truth(inputs).check(interpreted(inputs, 1, (32, 8)))
 
 
+@pytest.mark.parametrize("element_type", ["float32", "float16"])
 def test_each_direction_is_scanned_in_its_own_order(
-    interpreted: Callable[..., NDArray[np.generic]],
+    interpreted: Callable[..., NDArray[np.generic]], element_type: str
 ) -> None:
     """Only the named direction hears the input: the other three have C and D zero."""
     for direction in range(4):
-        inputs = ScanCase(1, 5, 4, 3).inputs(seed=direction)
+        inputs = ScanCase(1, 5, 4, 3, element_type).inputs(seed=direction)
         silent = [k for k in range(4) if k != direction]
         inputs["C"][:, :, :, silent] = 0
         inputs["D"][silent] = 0

@@ -6,6 +6,7 @@ CUDA and TensorRT's runtime are played (see `recording_gpu`); plans, headers and
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -594,7 +595,25 @@ def test_a_bare_engine_without_a_gpu_says_so(no_gpu: None, tmp_path: Path) -> No
         open_session(tmp_path / "engine")
 
 
-def test_two_devices_and_none(driver: RecordingDriver, engine_file: Path) -> None:
+def test_without_cuda_bindings_the_error_says_what_to_install(
+    engine_bundle: Callable[..., Path], driver: RecordingDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(BackendError, match=r"cuda-bindings, which does not import .*: pip install"):
+        open_session(engine_bundle(), provider="engine")
+
+
+def test_without_the_library_of_the_engine_the_error_says_what_to_install(
+    tmp_path: Path, driver: RecordingDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    (tmp_path / "orin").write_bytes(plan(b"ftrt"))
+    with pytest.raises(BackendError, match=r"tensorrt does not import .*JetPack"):
+        open_session(tmp_path / "orin")
+
+
+def test_a_machine_without_devices_says_so(driver: RecordingDriver, engine_file: Path) -> None:
     driver.devices = 0
     with pytest.raises(BackendError, match="finds no CUDA device: check nvidia-smi and CUDA_VISIBLE_DEVICES"):
         open_session(engine_file)
