@@ -547,7 +547,7 @@ def import_data(kind: str, source: str, output: str, **chosen: Any) -> None:
         click.echo("imported all the same; --strict refuses such a copy", err=True)
 
 
-@data.command("check")
+@data.command("check", short_help="Compare every file with its checksum.")
 @click.argument("folder", metavar="DATA")
 def check_data(folder: str) -> None:
     """Compare every file of the imported data set DATA with its checksum."""
