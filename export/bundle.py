@@ -9,7 +9,7 @@ ranges, and ``plan.json``.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..errors import ExportError
 from ..files import atomic_folder
 from ..model.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from ..runtime.manifest import Manifest
-from .engine import Engine, EngineOptions, engine_from_onnx
+from .engine import Engine, EngineOptions, buildable, engine_from_onnx
 from .engine_bundle import building, seal, write_engine
 from .int8 import Int8, Int8Options, Prepared, int8_network, prepare
 from .kernels import compiler_from, kernels_for
@@ -104,6 +104,7 @@ def export_bundle(
     Raises:
         CheckpointError: the checkpoint cannot be used.
         ExportError: labels or channel statistics are missing, or the model cannot be exported as asked.
+        BackendError: an engine is asked for, and TensorRT is missing or would abort the process.
         TargetError: the bundle exists already, or cannot be written.
     """
     options = options or ExportOptions()
@@ -111,6 +112,7 @@ def export_bundle(
         report("reading the checkpoint")
         loaded = load_checkpoint(checkpoint)
         manifest = _manifest(loaded, options, str(checkpoint))
+        engine_options = _engine_options(options)
         int8_how = _int8_prepared(manifest, options, report)
         report("tracing PyTorch to ONNX")
         model = onnx_from_network(loaded.network, manifest.image_size, opset=options.opset)
@@ -125,7 +127,11 @@ def export_bundle(
         proof = _proven(model, options.precision)
         report("compiling the scan for GPUs")
         kernels = kernels_for(model)
-        engine = _engine(model, kernels, options, report)
+        engine = None
+        if engine_options is not None:
+            flat = flat_model(model) if options.precision == "fp32" else model
+            compiler = compiler_from(kernels, "the export") if kernels else None
+            engine = engine_from_onnx(flat, engine_options, building(report), compiler)
         report("writing the bundle")
         types = proof.to_dict()
         if int8 is not None:
@@ -175,24 +181,26 @@ def _int8_prepared(
     return prepare(how, manifest.labels, report)
 
 
-def _engine(
-    model: ModelProto, kernels: Mapping[str, bytes], options: ExportOptions, report: Callable[[str], None]
-) -> Engine | None:
-    """The engine asked for, from the model in its final precision."""
+def _engine_options(options: ExportOptions) -> EngineOptions | None:
+    """What to build an engine for, None for the target ``onnx``.
+
+    Raises:
+        ExportError: the options do not fit together, or not this machine.
+        BackendError: TensorRT is missing or would abort the process.
+    """
     if options.target == "onnx":
         return None
-    chosen = EngineOptions.of(
-        options.target,
-        options.compute_capabilities,
-        batches=options.batches,
-        plugin=options.plugin,
-        version_compatible=options.version_compatible,
-        hardware_compatibility=options.hardware_compatibility,
-        timing_cache=options.timing_cache,
+    return buildable(
+        EngineOptions.of(
+            options.target,
+            options.compute_capabilities,
+            batches=options.batches,
+            plugin=options.plugin,
+            version_compatible=options.version_compatible,
+            hardware_compatibility=options.hardware_compatibility,
+            timing_cache=options.timing_cache,
+        )
     )
-    flat = flat_model(model) if options.precision == "fp32" else model
-    compiler = compiler_from(kernels, "the export") if kernels else None
-    return engine_from_onnx(flat, chosen, building(report), compiler)
 
 
 def _proven(model: ModelProto, precision: str) -> PrecisionProof:

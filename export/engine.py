@@ -168,9 +168,8 @@ def engine_from_onnx(
     """
     started = time.perf_counter()
     report = progress or (lambda phase, done: None)
+    options = buildable(options)
     trt = import_tensorrt(options.library)
-    _check_options(trt, options)
-    options = _for_this_gpu(options)
     logger = collecting_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(_strongly_typed(trt))
@@ -210,8 +209,19 @@ def engine_from_onnx(
     )
 
 
+def buildable(options: EngineOptions) -> EngineOptions:
+    """The options as this machine builds them, for ``tensorrt`` with its GPU: to be asked before work starts.
+
+    Raises:
+        ExportError: they do not fit together or not this machine; every mismatch is named.
+        BackendError: the library is missing or would abort the process, or ``tensorrt`` finds no GPU.
+    """
+    _check_options(import_tensorrt(options.library), options)
+    return _for_this_gpu(options)
+
+
 def _check_options(trt: Any, options: EngineOptions) -> None:
-    """Refuses what cannot be built, before the work starts; collects every mismatch."""
+    """Refuses what cannot be built; collects every mismatch."""
     wrong = []
     least, usual, largest = options.batches
     if not 1 <= least <= usual <= largest:

@@ -127,9 +127,11 @@ def test_gpus_that_no_engine_can_be_built_for_are_refused(
 ) -> None:
     link_parser_library()
     options = ExportOptions(image_size=32, target="tensorrt-rtx", compute_capabilities=sm)
+    steps: list[str] = []
     with pytest.raises(ExportError, match=message):
-        export_bundle(checkpoint, tmp_path / "bundle", options)
+        export_bundle(checkpoint, tmp_path / "bundle", options, report=steps.append)
     assert list(tmp_path.iterdir()) == []
+    assert steps == ["reading the checkpoint"]  # refused before the work
 
 
 def test_steps_are_reported_in_order(
