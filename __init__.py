@@ -14,7 +14,7 @@ __all__ = ["__version__", "open"]
 
 
 def open(path: str | os.PathLike[str], **options: Any) -> Session:
-    """Opens a bundle or an ONNX file for classification; see `msmamba.runtime.open_session` for the options.
+    """Opens a bundle, an ONNX file or an engine; see `msmamba.runtime.open_session` for the options.
 
     Example:
         with msmamba.open("colon.fp16") as session:

@@ -100,8 +100,8 @@ def infer(
 ) -> None:
     """Classify IMAGES: files, folders (with all below them) or quoted patterns.
 
-    ARTEFACT is a bundle or an ONNX file. An image that cannot be used gets a row with the reason, and the
-    exit status is 1 in the end.
+    ARTEFACT is a bundle, an ONNX file or an engine. An image that cannot be used gets a row with the reason,
+    and the exit status is 1 in the end.
     """
     from .runtime.infer import find_images
     from .runtime.infer import infer as classify

@@ -21,15 +21,16 @@ from .. import __version__
 from ..errors import ExportError
 from ..files import atomic_folder
 from ..model.checkpoint import Checkpoint, Preprocessing, load_checkpoint
+from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME
 from ..runtime.manifest import Manifest
 from .engine import Engine, EngineOptions, buildable, engine_from_onnx
-from .engine_bundle import building, seal, write_engine
+from .engine_bundle import PARITY_NAME, building, seal, write_engine
 from .int8 import Int8, Int8Options, Prepared, int8_network, prepare
 from .kernels import compiler_from, kernels_for
 from .onnx_model import DEFAULT_OPSET, flat_model, onnx_from_network
 from .precision import PrecisionProof, fp16_from_fp32, precision_proof
 
-MODEL_FILE, MANIFEST_FILE, PARITY_FILE = "model.onnx", "manifest.json", "parity.json"
+MODEL_FILE, MANIFEST_FILE, PARITY_FILE = MODEL_NAME, MANIFEST_NAME, PARITY_NAME
 CALIBRATION_FILE, PLAN_FILE = "calibration.json", "plan.json"
 SENSITIVITY_FILE, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -12,6 +12,7 @@ answers that an engine is invalid and gives no reason, and users report the same
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..errors import ArtefactError, BackendError
@@ -136,7 +137,7 @@ def rebuild_command(plan: Plan, bundle: str, device: Device) -> str:
 
 def _runs(built: str, installed: str, compatible: bool) -> bool:
     """Whether a library runs the engines of a version of it; the fourth number, the build, is left out."""
-    built_by, here = ([int(part) for part in text.split(".")[:3]] for text in (built, installed))
+    built_by, here = ([int(part) for part in re.findall(r"\d+", text)[:3]] for text in (built, installed))
     return built_by <= here if compatible else built_by == here
 
 

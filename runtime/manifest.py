@@ -8,6 +8,7 @@ twice with the same versions gives the same bytes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
@@ -241,7 +242,10 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "versions": ("package names with versions", _are_texts),
     "compute_capabilities": (
         "a list such as ['8.7']",
-        lambda value: _is_list(value) and all(isinstance(item, str) for item in value),
+        lambda value: (
+            _is_list(value)
+            and all(isinstance(item, str) and re.fullmatch(r"\d+\.\d", item) for item in value)
+        ),
     ),
     "engine": ("nothing, or the facts of an engine", lambda value: value == {} or _are_engine_facts(value)),
 }

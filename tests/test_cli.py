@@ -84,3 +84,18 @@ def test_the_module_is_the_command() -> None:
 def test_the_public_surface_is_this() -> None:
     assert set(msmamba.__all__) == {"__version__", "open"}
     assert callable(msmamba.open)
+
+
+def test_the_providers_on_the_command_line_are_those_of_the_runtime() -> None:
+    from msmamba import cli
+    from msmamba.runtime.onnxruntime_backend import PROVIDERS
+
+    assert cli._PROVIDERS == PROVIDERS
+
+
+def test_the_compatibilities_on_the_command_line_are_those_of_the_builder() -> None:
+    from msmamba.export.engine import HARDWARE_COMPATIBILITIES
+
+    (option,) = (item for item in mmdeploy.commands["export"].params if item.name == "hardware_compatibility")
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == HARDWARE_COMPATIBILITIES

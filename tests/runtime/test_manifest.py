@@ -117,6 +117,7 @@ def test_a_newer_format_says_upgrade_and_nothing_else() -> None:
         ("checkpoint_sha256", "xyz"),
         ("versions", {"torch": 2}),
         ("compute_capabilities", "8.7"),
+        ("compute_capabilities", ["sm_87"]),
         ("format_version", "1"),
         ("format_version", 0),
     ],
