@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 
-import torch
-
-from ..plugins.selective_scan import cpu
-
 
 def set_threads(count: int) -> None:
     """Limits PyTorch's operators, the scan among them, to ``count`` threads.
@@ -15,6 +11,10 @@ def set_threads(count: int) -> None:
     Raises:
         ValueError: ``count`` is not positive.
     """
+    import torch
+
+    from ..plugins.selective_scan import cpu
+
     if count < 1:
         raise ValueError(f"the number of threads is {count}, expected at least 1")
     torch.set_num_threads(count)

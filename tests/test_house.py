@@ -115,6 +115,22 @@ def test_help_loads_nothing() -> None:
     assert loaded_by(HELP) & {*HEAVY, "numpy", "PIL", "rich"} == set()
 
 
+IMPORT_DATA = """
+import sys
+from msmamba.model.datasets import ImportOptions, import_data_set
+import_data_set("folder", sys.argv[1], sys.argv[2], ImportOptions(seed=1))
+"""
+
+
+def test_importing_data_loads_nothing_heavy(tmp_path: Path) -> None:
+    from published_layouts import write_image
+
+    for number in range(12):
+        write_image(tmp_path / "cells" / "ab"[number % 2] / f"{number}.png", number)
+    loaded = loaded_by(IMPORT_DATA, str(tmp_path / "cells"), str(tmp_path / "out"))
+    assert loaded & set(HEAVY) == set()
+
+
 CLASSIFY = """
 import sys
 import numpy
