@@ -1,6 +1,6 @@
-"""Forward plus backward of tiny: the compiled scan against the plain recurrence under autograd.
+"""Forward plus backward of tiny: the compiled scan against the plain recurrence; and the step of Adam.
 
-    python benchmarks/training_step.py [--image-size 128] [--batch 8] [--rounds 5]
+    python benchmarks/training_step.py [--image-size 128] [--batch 8] [--rounds 5] [--no-recurrence]
 
 The plain recurrence keeps every state for its backward pass, about 15 GB at 224 pixels and batch 8, hence
 the smaller default.
@@ -19,6 +19,7 @@ from msmamba.model import MicroscopicMamba, network
 from msmamba.plugins.selective_scan import operator, reference
 
 THREADS = 2
+ADAMS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 SCANS = {
     "compiled": operator.selective_scan_2d,
     "plain recurrence": reference.selective_scan_2d,
@@ -39,21 +40,35 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-recurrence", action="store_true", help="time the compiled scan alone")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(THREADS)
     net = MicroscopicMamba.of_size("t", num_classes=4).train()
     images = torch.randn(arguments.batch, 3, arguments.image_size, arguments.image_size)
     labels = torch.randint(0, 4, (arguments.batch,))
-    taken: dict[str, list[float]] = {name: [] for name in SCANS}
+    scans = dict(list(SCANS.items())[:1]) if arguments.no_recurrence else SCANS
+    adams = {
+        name: torch.optim.Adam(net.parameters(), lr=1e-6, weight_decay=1e-4, **how)
+        for name, how in ADAMS.items()
+    }
+    taken: dict[str, list[float]] = {name: [] for name in (*scans, *adams)}
     for number in range(arguments.rounds + 1):  # the first round warms up
-        for name, scan in SCANS.items():
+        for name, scan in scans.items():
             network.selective_scan_2d = scan
             seconds = step(net, images, labels)
             if number:
                 taken[name].append(seconds)
+        for name, adam in adams.items():
+            start = time.perf_counter()
+            adam.step()
+            if number:
+                taken[name].append(time.perf_counter() - start)
     for name, samples in taken.items():
-        print(f"{name:17} median {np.median(samples):8.3f} s  min {min(samples):8.3f} s")
+        shown = f"Adam, {name}" if name in adams else name
+        print(f"{shown:17} median {np.median(samples):8.4f} s  min {min(samples):8.4f} s")
+    if arguments.no_recurrence:
+        return
     ratio = np.median(np.array(taken["plain recurrence"]) / np.array(taken["compiled"]))
     print(f"ratio within rounds, median: {ratio:.1f}")
 

@@ -10,6 +10,7 @@ Dims: B batch, H W map, C channels of a stage, h = C/2, d_model, D = 2*d_model, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -212,7 +213,10 @@ class ShuffledBranch(nn.Module):
 
     def __init__(self, block: HybridBlock) -> None:
         super().__init__()
-        self.branch = block.pvm_layer
+        self.branch = copy.deepcopy(block.pvm_layer)
+        # The exporter folds small tensors only, and engines' kernels need A as a constant.
+        decay = self.branch.mamba.decay().detach()
+        self.branch.mamba.decay = lambda: decay  # type: ignore[method-assign]  # of this copy alone
         self.shuffle_groups = block.shuffle_groups
 
     def forward(self, x: Tensor) -> Tensor:

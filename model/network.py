@@ -202,6 +202,10 @@ class ARVSS(nn.Module):
         self.A_logs.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_logs))
         nn.init.ones_(self.Ds)
 
+    def decay(self) -> Tensor:
+        """The scan's A, negative: (K, D, N)."""
+        return -torch.exp(self.A_logs.float()).view(DIRECTIONS, -1, self.d_state)
+
     def scan(self, x: Tensor) -> Tensor:
         """SS2D with its projections: (B, H, W, D) to (B, H, W, D)."""
         batch, height, width, d_inner = x.shape
@@ -215,7 +219,7 @@ class ARVSS(nn.Module):
         return selective_scan_2d(
             x,
             delta.view(batch, height, width, DIRECTIONS, d_inner),
-            -torch.exp(self.A_logs.float()).view(DIRECTIONS, d_inner, states),
+            self.decay(),
             B.view(batch, height, width, DIRECTIONS, states),
             C.view(batch, height, width, DIRECTIONS, states),
             self.Ds.float().view(DIRECTIONS, d_inner),

@@ -530,6 +530,7 @@ def _optimiser_of(network: MicroscopicMamba, recipe: Recipe) -> torch.optim.Adam
     return torch.optim.Adam(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=recipe.learning_rate,
+        fused=True,  # a quarter of the time of PyTorch's default on the CPU, a loop over the tensors
     )
 
 

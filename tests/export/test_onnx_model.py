@@ -17,6 +17,7 @@ from msmamba.errors import ExportError
 from msmamba.export.onnx_model import flat_model, onnx_from_network, scan_nodes
 from msmamba.export.precision import fp16_from_fp32, precision_proof
 from msmamba.model import MicroscopicMamba
+from msmamba.model.network import Architecture
 
 Images = npt.NDArray[np.float32]
 
@@ -127,6 +128,17 @@ def test_ablations_export_and_agree(
     np.testing.assert_allclose(
         run(onnx_from_network(network, 32), images), answers(network, images), rtol=0, atol=1e-5
     )
+
+
+def test_the_scans_a_is_a_constant_however_large_and_without_psffn_too() -> None:
+    torch.manual_seed(0)
+    network = MicroscopicMamba(Architecture(depths=(1,), dims=(768,), num_classes=2, psffn=False)).eval()
+    model = onnx_from_network(network, 32)
+    (scan,) = scan_nodes(model)
+    constants = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    assert constants[scan.input[2]] == (4, 192, 16)
+    images = some_images(1)
+    np.testing.assert_allclose(run(model, images), answers(network, images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
