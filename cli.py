@@ -57,6 +57,9 @@ def _device_options(command: Callable[..., None]) -> Callable[..., None]:
             default="auto",
             help="Insist on the engine, or on one of ONNX Runtime's execution providers.",
         ),
+        click.option(
+            "--trust-engine-code", is_flag=True, help="Run what a --version-compatible engine carries."
+        ),
     ):
         command = option(command)
     return command

@@ -109,6 +109,7 @@ def evaluate_model(
     threads: int | None = None,
     kernels: str = "auto",
     provider: str = "auto",
+    trust_engine_code: bool = False,
     batch_size: int = BATCH_SIZE,
     skip_bad: bool = False,
     advance: Callable[[int, int], None] = lambda done, images: None,
@@ -124,6 +125,7 @@ def evaluate_model(
         threads: of the CPU.
         kernels: of an exported artefact (see `open_session`).
         provider: likewise.
+        trust_engine_code: likewise.
         batch_size: images at a time, fewer where the artefact takes fewer.
         skip_bad: read every image first, and leave out those that cannot be read.
         advance: called after each batch with the images done and all images.
@@ -140,7 +142,8 @@ def evaluate_model(
         folder = without(folder, unreadable_images(folder, threads=threads, advance=advance))
         for name in folder.splits:
             folder.split(name)  # raises where none are left
-    with _opened(Path(model), described or Described(), device, threads, kernels, provider) as classifier:
+    execution = {"kernels": kernels, "provider": provider, "trust_engine_code": trust_engine_code}
+    with _opened(Path(model), described or Described(), device, threads, **execution) as classifier:
         matched = match_labels(folder, classifier.labels)
         ((name, samples),) = matched.splits.items()
         done = 0
@@ -175,7 +178,7 @@ class _Classifier:
 
 @contextmanager
 def _opened(
-    model: Path, described: Described, device: str, threads: int | None, kernels: str, provider: str
+    model: Path, described: Described, device: str, threads: int | None, **execution: Any
 ) -> Iterator[_Classifier]:
     if model.is_file() and is_checkpoint(model):
         yield _checkpoint_classifier(model, described, device, threads)
@@ -184,8 +187,7 @@ def _opened(
         model,
         device=device,
         threads=threads,
-        kernels=kernels,
-        provider=provider,
+        **execution,
         labels=described.labels,
         mean=described.mean,
         std=described.std,

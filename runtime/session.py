@@ -314,6 +314,7 @@ def open_session(
     threads: int | None = None,
     kernels: str = "auto",
     provider: str = "auto",
+    trust_engine_code: bool = False,
     labels: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -329,6 +330,8 @@ def open_session(
         provider: insists on what executes: ``engine`` (the bundle's or the file), or ONNX Runtime's ``cpu``,
             ``cuda``, ``tensorrt`` or ``nv-tensorrt-rtx``, the last two for comparison. ``auto`` lets the
             device decide.
+        trust_engine_code: lets an engine built with ``--version-compatible`` run the library that it
+            carries, in this process.
         labels: the classes' names, for a file that does not carry them, or in place of those it carries.
         mean: of the channels, likewise, three numbers.
         std: of the channels, likewise, three numbers.
@@ -360,7 +363,7 @@ def open_session(
             ) from error
         backend = TensorRtBackend(read_file(name), name)
     elif provider == "engine" or (bundle and manifest and manifest.engine and provider == "auto"):
-        backend, obstacle = _engine_of(bundle, name, device, provider)
+        backend, obstacle = _engine_of(bundle, name, device, provider, trust_engine_code)
     if backend is None:
         backend = _onnx_backend(bundle, name, obstacle, device, provider, threads=threads, kernels=kernels)
     if manifest is None and METADATA_KEY in backend.metadata:
@@ -376,7 +379,7 @@ def open_session(
 
 
 def _engine_of(
-    bundle: Bundle | None, name: str, device: str, provider: str
+    bundle: Bundle | None, name: str, device: str, provider: str, trust_engine_code: bool
 ) -> tuple[Backend | None, str | None]:
     """The bundle's engine opened, or why it is not.
 
@@ -397,7 +400,8 @@ def _engine_of(
         return None, "asked for the CPU"
     try:
         cuda_driver.initialise()  # before the engine is read and a TensorRT library is loaded for nothing
-        return TensorRtBackend(bundle.read(ENGINE_NAME), name, bundle.manifest), None
+        plan = bundle.read(ENGINE_NAME)
+        return TensorRtBackend(plan, name, bundle.manifest, trust_engine_code=trust_engine_code), None
     except BackendError as error:
         if provider == "engine":
             raise

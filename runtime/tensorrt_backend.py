@@ -62,6 +62,7 @@ class TensorRtBackend:
         manifest: Manifest | None = None,
         *,
         graphs: bool = True,
+        trust_engine_code: bool = False,
         cache_folder: Path | None = None,
     ) -> None:
         """Checks an engine against this machine, then loads it.
@@ -71,27 +72,34 @@ class TensorRtBackend:
             name: of the artefact, for messages.
             manifest: of its bundle; None for a bare plan.
             graphs: whether batches are captured and replayed as CUDA graphs.
+            trust_engine_code: lets a version-compatible engine run the library that it carries.
             cache_folder: where TensorRT-RTX's compiled kernels are kept between processes; by default
                 ``$XDG_CACHE_HOME/msmamba``.
 
         Raises:
             ArtefactError: the engine is truncated or damaged, or is no image classifier.
-            BackendError: a library, the driver or a GPU is missing, the engine was built for others, or its
-                memory cannot be had.
+            BackendError: a library, the driver or a GPU is missing, the engine was built for others, its
+                memory cannot be had, or it carries code that is not trusted.
         """
         read = Plan.of(plan, name)
         cuda_driver.initialise()
         trt = import_tensorrt(read.library, to_parse=False)
         facts = EngineFacts.of(manifest) if manifest else None
+        carries_code = facts is not None and facts.version_compatible
         self._cache = _KernelCache(plan, read.library, cache_folder)
         self._why_no_graphs = "" if graphs else "asked for"
         self._lock = threading.Lock()
         self._context = cuda_driver.Context()
         try:
             check_fit(read, manifest, name=name, library_version=trt.__version__, device=self._context.device)
+            if carries_code and not trust_engine_code:
+                raise BackendError(
+                    f"the engine of '{name}' carries a library that would run in this process (it was built "
+                    "with --version-compatible): where you trust who built it, open it with "
+                    "trust_engine_code=True (--trust-engine-code)"
+                )
             with self._context.entered():
-                trusts = facts is not None and facts.version_compatible
-                self._loaded: _Loaded | None = _Loaded(trt, plan, name, trusts, self._cache.read())
+                self._loaded: _Loaded | None = _Loaded(trt, plan, name, carries_code, self._cache.read())
         except BaseException:
             self._context.close()
             raise

@@ -500,6 +500,19 @@ def test_a_bundles_engine_runs_where_it_fits(
         assert [item.label for item in session.classify(colours)] == ["red", "green", "blue"]
 
 
+def test_a_library_inside_an_engine_runs_only_where_it_is_trusted(
+    engine_bundle: Callable[..., Path], driver: RecordingDriver
+) -> None:
+    bundle = engine_bundle(version_compatible=True)
+    with open_session(bundle) as session:
+        assert session.provider == "CPUExecutionProvider"
+        assert "carries a library that would run in this process" in session.path
+    with pytest.raises(BackendError, match="trust_engine_code=True"):
+        open_session(bundle, provider="engine")
+    with open_session(bundle, provider="engine", trust_engine_code=True) as session:
+        assert session.provider == "tensorrt_rtx"
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [({"device": "cpu"}, "not the engine: asked for the CPU"), ({"provider": "cpu"}, "")],
