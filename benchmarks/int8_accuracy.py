@@ -1,7 +1,6 @@
 """What int8 costs in answers: methods, numbers of calibration images, kinds of products, precision around.
 
-Ranges are measured on DATA's training images, answers on its test images, always beside float32's. Peak
-memory is that of this process while it calibrates.
+Ranges are measured on DATA's training images, answers on its test images, always beside float32's.
 
     python benchmarks/int8_accuracy.py CHECKPOINT DATA [--images 24 128 500] [-o FILE]
 """
@@ -10,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,11 +37,6 @@ from msmamba.model.checkpoint import load_checkpoint
 from msmamba.model.data import match_labels, read_evaluation_folder
 from msmamba.model.metrics import metrics_of
 from msmamba.runtime.onnxruntime_backend import OnnxRuntimeBackend
-
-
-def peak_mb() -> float:
-    """Resident high-water mark of this process; 10^6 bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def main() -> None:
@@ -109,24 +101,12 @@ def main() -> None:
         {product.activation for product in found}
         | {product.output for product in found if product.kind != LINEAR}
     )
-    calibrations = []
-    before = peak_mb()
     with tempfile.TemporaryDirectory() as folder:
         for count in arguments.images:
             chosen = choose(arguments.data, named, labels, count=count)
-            started = time.perf_counter()
             histograms = measure(
                 flat.SerializeToString(), values, chosen, transform, Path(folder) / str(count)
             )
-            calibrations.append(
-                {
-                    "images": len(chosen.images),
-                    "seconds": time.perf_counter() - started,
-                    "peak_mb": peak_mb(),
-                    "cache_bytes": (Path(folder) / str(count)).stat().st_size,
-                }
-            )
-            print(calibrations[-1], flush=True)
             for method in METHODS:
                 judge(f"{method}, {len(chosen.images)} images", histograms, method)
     last = f"{DEFAULT_METHOD}, {arguments.images[-1]} images"
@@ -152,13 +132,8 @@ def main() -> None:
             f"{100 * row['size_share']:.1f} %",
         )
     Console(width=130).print(table)
-    for item in calibrations:
-        print(
-            f"calibration on {item['images']} images: {item['seconds']:.0f} s, peak {item['peak_mb']:.0f} MB "
-            f"({before:.0f} MB before), cache {item['cache_bytes'] / 1e6:.2f} MB"
-        )
     if arguments.output:
-        arguments.output.write_text(json.dumps({"rows": rows, "calibrations": calibrations}, indent=1))
+        arguments.output.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

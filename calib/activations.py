@@ -117,6 +117,7 @@ def _session(content: bytes, values: Sequence[str]) -> tuple[onnxruntime.Inferen
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = False  # an arena would keep what the largest image took
     register_native_kernels(options)  # without them the file's own functions run: the same values, slower
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]

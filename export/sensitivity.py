@@ -29,6 +29,11 @@ Quantise = Callable[[Sequence[Product]], ModelProto]
 """From the products to quantise to the model with just those in int8."""
 
 
+RANKED_IMAGES = 64
+"""That one unit's harm is measured on, at most: the error of the logits ranks most of them, and that takes
+fewer images than counting flips does. The plan itself is judged on all."""
+
+
 @dataclass(frozen=True)
 class Judgement:
     """What a quantised network answers, beside the float32 one."""
@@ -212,8 +217,12 @@ class Judge:
         self._truth = np.array([labels.index(image.label) for image in images.images])
         self._expected: npt.NDArray[np.float32] | None = None
 
-    def of(self, model: ModelProto) -> Judgement:
+    def of(self, model: ModelProto, limit: int | None = None) -> Judgement:
         """Judges a model.
+
+        Args:
+            model: with the classes of the float32 network.
+            limit: look at this many images only, the first, which are as many of one class as of another.
 
         Raises:
             ArtefactError: its logits are not finite.
@@ -221,8 +230,7 @@ class Judge:
         """
         if self._expected is None:
             self._expected = self._logits(self._reference)
-        expected, found = self._expected, self._logits(model)
-        truth = self._truth
+        expected, truth, found = self._expected[:limit], self._truth[:limit], self._logits(model, limit)
         errors = found.astype(np.float64) - expected
         return Judgement(
             images=len(truth),
@@ -233,10 +241,12 @@ class Judge:
             largest_logit_error=float(np.abs(errors).max()),
         )
 
-    def _logits(self, model: ModelProto) -> npt.NDArray[np.float32]:
+    def _logits(self, model: ModelProto, limit: int | None = None) -> npt.NDArray[np.float32]:
         backend = OnnxRuntimeBackend(model.SerializeToString(), "the model")
         try:
-            rows = [backend.run(self._transform(read_image(source))[None]) for source in self._sources]
+            rows = [
+                backend.run(self._transform(read_image(source))[None]) for source in self._sources[:limit]
+            ]
         finally:
             backend.close()
         logits = np.concatenate(rows)
@@ -260,7 +270,8 @@ def measure_sensitivity(
 
     def harm(part: str, chosen: Sequence[Product]) -> Harm:
         judge.report(f"measuring the harm of int8 in {part}")
-        return Harm(part, judge.of(quantise(chosen)), sum(product.macs for product in chosen) / total)
+        judgement = judge.of(quantise(chosen), RANKED_IMAGES)
+        return Harm(part, judgement, sum(product.macs for product in chosen) / total)
 
     planned = [product for product in found if product.kind in Plan().kinds]
     units = [
