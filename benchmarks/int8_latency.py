@@ -21,13 +21,17 @@ from rich.console import Console
 from rich.table import Table
 
 from msmamba.export.bundle import ExportOptions, export_bundle
+from msmamba.export.decision import FlipLimit
 from msmamba.export.int8 import Int8Options
 from msmamba.export.onnx_model import flat_model
+from msmamba.export.quantise import KINDS, Plan
+from msmamba.export.sensitivity import Limits
 from msmamba.runtime import machine
 from msmamba.runtime.onnxruntime_backend import register_native_kernels
 
 THREADS = 2
 PROFILED = 15
+NO_LIMITS = Limits(accuracy_drop=100, flips=FlipLimit(100, per_cent=True))
 SHOWN = 9
 
 
@@ -109,10 +113,15 @@ def main() -> None:
 
 def export(checkpoint: str, data: str, folder: Path) -> dict[str, Path]:
     """The files to measure, by case."""
+    cache, plan = folder / "int8.calib", folder / "all.json"
+    plan.write_text(Plan(kinds=KINDS).to_json())
     options = {
         "fp32": ExportOptions(),
-        "int8": ExportOptions(precision="int8", int8=Int8Options(data)),
-        "int8.fp16": ExportOptions(precision="int8", int8=Int8Options(data, half=True)),
+        "int8": ExportOptions(precision="int8", int8=Int8Options(data, cache=cache)),
+        "int8.fp16": ExportOptions(precision="int8", int8=Int8Options(data, cache=cache, half=True)),
+        "int8.all": ExportOptions(
+            precision="int8", int8=Int8Options(data, cache=cache, plan=plan, limits=NO_LIMITS)
+        ),
     }
     for name, chosen in options.items():
         if not (folder / name).exists():
@@ -125,6 +134,7 @@ def export(checkpoint: str, data: str, folder: Path) -> dict[str, Path]:
         "float32, flat, native scan": flat,
         "int8, float32 around, native scan": folder / "int8" / "model.onnx",
         "int8, float16 around, native scan": folder / "int8.fp16" / "model.onnx",
+        "int8, depthwise convolutions too": folder / "int8.all" / "model.onnx",
     }
 
 

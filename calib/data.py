@@ -106,9 +106,9 @@ def choose(
     images, plain = [], []
     for number, (source, label) in enumerate(dealt, 1):
         pixels = read_image(source)
-        if (pixels == pixels[:1, :1]).all():
-            plain.append(source.name)
         name = str(source).removeprefix(f"{Path(root)}/")
+        if (pixels == pixels[:1, :1]).all():
+            plain.append(name)
         is_stacked = isinstance(source, StackedImage)
         digest = hashlib.sha256(pixels.tobytes()).hexdigest() if is_stacked else sha256_of(source)
         images.append(CalibrationImage(source, name, label, digest))
