@@ -21,8 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from ..model.metrics import LEVEL, RESAMPLES, ClassMetrics, Metrics, log_softmax, metrics_of
+from ..model.metrics import ClassMetrics, Metrics, log_softmax, metrics_of
 from ..model.uncertainty import (
+    LEVEL,
+    RESAMPLES,
     SEED,
     Interval,
     Reliability,

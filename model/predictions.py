@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..files import write_atomically
-from .metrics import RESAMPLES, Interval, Metrics, metric_intervals, metrics_of
+from .metrics import Metrics, metrics_of
+from .uncertainty import RESAMPLES, Interval, metric_intervals
 
 PREDICTIONS = "predictions.csv"
 _FIXED = ("split", "image", "group", "true", "predicted")

@@ -1,8 +1,8 @@
 """The paper's tables for the runs at hand: a run's figures above those that the paper prints for its network.
 
 Multiply-adds and parameters are counted as the paper counts (see `complexity`), at 224x224 and with its
-number of classes, so that the columns can be compared. Intervals are of the images (see `metrics`), not of
-training runs.
+number of classes, so that the columns can be compared. Intervals are of the images (see `uncertainty`), not
+of training runs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 from ..errors import TrainingError
 from .complexity import complexity
-from .metrics import RESAMPLES, Interval
 from .paper import ABLATIONS, METRICS, PEERS, PaperRow, Results, read_published
 from .predictions import PREDICTIONS, read_predictions
 from .run import METRICS as METRICS_FILE
 from .run import RunFolder
+from .uncertainty import RESAMPLES, Interval
 
 PAPER_SIZE = 224
 """Of the images that the paper counts multiply-adds for."""
@@ -192,7 +192,7 @@ def runs_table(rows: Sequence[Row]) -> Table:
                 for name in METRICS
                 for column, value in zip(
                     (name, f"{name}_low", f"{name}_high"),
-                    (row.metrics.get(name), *(row.intervals.get(name) or (None, None))),
+                    (row.metrics.get(name), *_ends(row.intervals.get(name))),
                     strict=True,
                 )
             },
@@ -229,6 +229,10 @@ def runs_table(rows: Sequence[Row]) -> Table:
         notes=notes,
         words=3,
     )
+
+
+def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
+    return (None, None) if interval is None else (interval.low, interval.high)
 
 
 def ablations_table() -> Table:

@@ -2,25 +2,28 @@
 
 Resampling is stratified: each resample draws, with replacement, as many images of every class as there are,
 so that no class can vanish and AUC is defined in all of them. Several models are measured on the same
-resamples, so the interval of a difference between two is that of paired images. (`metrics.bootstrap_interval`
-is for one model and any statistic, and can draw whole patients.)
+resamples, so the interval of a difference between two is that of paired images. `bootstrap_interval` is for
+one model and any statistic, and can draw whole patients.
 
 Dims: N images, C classes, R resamples, G distinct scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .metrics import LEVEL, RESAMPLES
+from .metrics import log_softmax, weighted_mean
 
 Floats = npt.NDArray[np.float64]
 
+RESAMPLES = 2000
+"""Of a bootstrap: the ends of a 95 % interval then rest on the 50 outermost resamples of each side."""
+LEVEL = 0.95
 SEED = 0
 BINS = 15
 """Equal parts of [0, 1] into which confidences are counted for the calibration error."""
@@ -147,6 +150,131 @@ def resample(
         for row, kept in zip(measures, values, strict=True)
     ]
     return [Figures(row[0], row[1], row[2] if len(row) > 2 else None) for row in figures]
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float | None],
+    *arrays: npt.NDArray[Any],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    groups: npt.NDArray[Any] | None = None,
+) -> Interval | None:
+    """The percentile bootstrap: the interval that a statistic of resampled images falls into.
+
+    Args:
+        statistic: of the arrays, each with some of the N rows, drawn with replacement and the same in all;
+            None or NaN where it has no value (AUC where a resample holds one class only).
+        arrays: at least one, each of N rows.
+        seed: of the resamples: the same arrays give the same interval.
+        resamples: how many are drawn.
+        level: share of the statistics that lies within, half of the rest on either side.
+        groups: (N,), the patient or slide of each row. Whole groups are drawn then: the images of one patient
+            resemble each other, so drawing them one by one makes an interval too narrow.
+
+    Returns:
+        None where the statistic has no value in more than half of the resamples.
+
+    Raises:
+        ValueError: arrays of no or different lengths, or figures that make no sense.
+    """
+    lengths = [len(array) for array in (*arrays, *(() if groups is None else (groups,)))]
+    if not arrays or len(set(lengths)) > 1 or not lengths[0]:
+        raise ValueError(f"the arrays have {lengths} rows; expected the same number, at least one, in each")
+    if resamples < 1 or not 0 < level < 1:
+        raise ValueError(f"cannot take {resamples} resamples to a level of {level}")
+    generator = np.random.default_rng(seed)
+    count = lengths[0]
+    members: list[npt.NDArray[np.intp]] | None = None
+    if groups is not None:
+        _, places, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        members = np.split(np.argsort(places, kind="stable"), np.cumsum(sizes)[:-1])
+    values = np.full(resamples, np.nan)
+    for number in range(resamples):
+        if members is None:
+            rows = generator.integers(count, size=count)
+        else:
+            drawn = generator.integers(len(members), size=len(members))
+            rows = np.concatenate([members[group] for group in drawn])
+        value = statistic(*(array[rows] for array in arrays))
+        if value is not None:
+            values[number] = value
+    if 2 * np.isnan(values).sum() > resamples:
+        return None
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def metric_intervals(
+    logits: npt.NDArray[Any],
+    truth: npt.NDArray[Any],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    groups: npt.NDArray[Any] | None = None,
+) -> dict[str, Interval | None]:
+    """95 % intervals of what `metrics_of` reports of the same predictions.
+
+    Args:
+        logits: (N, C), finite.
+        truth: (N,), class indices.
+        seed: of the resamples.
+        resamples: how many are drawn.
+        groups: (N,), the patient or slide of each image (see `bootstrap_interval`).
+
+    Returns:
+        By the names of `Metrics`' fields; None where a metric has no value.
+    """
+    classes = logits.shape[1]
+    probabilities = np.exp(log_softmax(logits))
+    # Scores as their places in order, equal ones alike: a resample's AUC is then counted, not sorted.
+    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in probabilities.T], axis=1)
+    predicted = logits.argmax(axis=1)
+
+    def shares(truth: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> tuple[Any, Any, Any]:
+        """Right answers, images and predictions of each class."""
+        hits = np.bincount(truth[truth == predicted], minlength=classes)
+        return hits, np.bincount(truth, minlength=classes), np.bincount(predicted, minlength=classes)
+
+    def accuracy(truth: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> float:
+        return float((truth == predicted).mean())
+
+    def precision(truth: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> float:
+        hits, images, given = shares(truth, predicted)
+        return float(images @ (hits / np.maximum(given, 1)) / len(truth))
+
+    def f1(truth: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> float:
+        hits, images, given = shares(truth, predicted)
+        return float(images @ (2 * hits / np.maximum(images + given, 1)) / len(truth))
+
+    def auc(truth: npt.NDArray[Any], ranks: npt.NDArray[Any]) -> float | None:
+        columns = [1] if classes == 2 else range(classes)
+        aucs = [_auc_of_ranks(truth == column, ranks[:, column]) for column in columns]
+        weights = np.bincount(truth, minlength=classes)[columns] / len(truth)
+        return weighted_mean(aucs, weights)
+
+    def interval(statistic: Callable[..., float | None], *arrays: npt.NDArray[Any]) -> Interval | None:
+        return bootstrap_interval(statistic, *arrays, seed=seed, resamples=resamples, groups=groups)
+
+    within = interval(accuracy, truth, predicted)
+    return {
+        "accuracy": within,
+        "auc": interval(auc, truth, ranks),
+        "precision": interval(precision, truth, predicted),
+        "recall": within,  # weighted by class size, recall is accuracy
+        "f1": interval(f1, truth, predicted),
+    }
+
+
+def _auc_of_ranks(positive: npt.NDArray[np.bool_], ranks: npt.NDArray[Any]) -> float | None:
+    """The AUC as the share of pairs in order, ties counting half: as `_auc`, a hundred times as fast."""
+    positives = np.bincount(ranks[positive], minlength=ranks.max() + 1)
+    negatives = np.bincount(ranks[~positive], minlength=ranks.max() + 1)
+    pairs = int(positives.sum()) * int(negatives.sum())
+    if not pairs:
+        return None
+    below = np.cumsum(negatives) - negatives / 2
+    return float(positives @ below / pairs)
 
 
 def proportion_interval(successes: int, trials: int, level: float = LEVEL) -> Interval:

@@ -100,7 +100,7 @@ class TensorRtBackend:
                 )
             with self._context.entered():
                 self._loaded: _Loaded | None = _Loaded(trt, plan, name, carries_code, self._cache.read())
-        except BaseException:
+        except BaseException:  # an interrupt too: nothing on the GPU may outlive a backend that was not made
             self._context.close()
             raise
         engine = self._loaded.engine

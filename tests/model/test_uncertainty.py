@@ -9,7 +9,16 @@ from sklearn.metrics import roc_auc_score
 
 from msmamba.model import uncertainty
 from msmamba.model.metrics import metrics_of
-from msmamba.model.uncertainty import Resampled, mcnemar_p, proportion_interval, reliability, resample
+from msmamba.model.uncertainty import (
+    Interval,
+    Resampled,
+    bootstrap_interval,
+    mcnemar_p,
+    metric_intervals,
+    proportion_interval,
+    reliability,
+    resample,
+)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -200,3 +209,88 @@ def test_confidences_drawn_as_they_say_are_calibrated() -> None:
 def test_what_does_not_fit_together_is_refused(probabilities: np.ndarray, images: int) -> None:
     with pytest.raises(ValueError, match=r"expected \(N, C\) with N at least 1"):
         resample([probabilities], np.zeros(images, int))
+
+
+# One model, any statistic, and whole patients
+
+
+def ends(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high
+
+
+def random_predictions(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits with ties, and true classes that they often get right."""
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(classes, size=images)
+    return generator.integers(0, 4, size=(images, classes)) + 2.0 * np.eye(classes)[truth], truth
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_intervals_are_of_the_very_metrics_that_are_reported(classes: int) -> None:
+    logits, truth = random_predictions(60, classes)
+    labels = [str(label) for label in range(classes)]
+    # One group that is drawn once: every resample is the whole set, and the interval shrinks to the metric.
+    intervals = metric_intervals(logits, truth, groups=np.zeros(60), resamples=2)
+    metrics = metrics_of(logits, truth, labels)
+    for name, interval in intervals.items():
+        assert interval is not None
+        assert ends(interval) == pytest.approx((getattr(metrics, name),) * 2), name
+    assert intervals.keys() == {"accuracy", "auc", "precision", "recall", "f1"}
+    for name, interval in metric_intervals(logits, truth, resamples=300).items():
+        assert interval is not None
+        assert interval.low < getattr(metrics, name) < interval.high
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
+    right = np.arange(2000) % 5 > 0
+    interval = bootstrap_interval(np.mean, right, resamples=4000)
+    error = 1.96 * np.sqrt(0.8 * 0.2 / 2000)
+    assert interval is not None
+    assert ends(interval) == pytest.approx((0.8 - error, 0.8 + error), abs=0.1 * error)
+    narrower = bootstrap_interval(np.mean, right, resamples=4000, level=0.5)
+    assert narrower is not None
+    assert ends(narrower) == pytest.approx((0.8 - 0.344 * error, 0.8 + 0.344 * error), abs=0.1 * error)
+
+
+def test_the_seed_decides_an_interval() -> None:
+    right = np.arange(50) % 3 > 0
+    assert bootstrap_interval(np.mean, right) == bootstrap_interval(np.mean, right)
+    assert bootstrap_interval(np.mean, right) != bootstrap_interval(np.mean, right, seed=1)
+
+
+def test_rows_of_several_arrays_stay_together() -> None:
+    first = np.arange(30)
+    assert bootstrap_interval(lambda a, b: float((a == b).all()), first, first.copy()) == Interval(1, 1)
+
+
+def test_images_of_one_patient_widen_the_interval() -> None:
+    patients = np.repeat(np.arange(20), 50)
+    right = patients % 5 > 0  # a patient's images are all right or all wrong
+    alone, together = (bootstrap_interval(np.mean, right, groups=groups) for groups in (None, patients))
+    assert alone is not None
+    assert together is not None
+    assert together.high - together.low > 5 * (alone.high - alone.low)
+    # The order of the rows is nobody's business.
+    order = np.random.default_rng(0).permutation(1000)
+    shuffled = bootstrap_interval(np.mean, right[order], groups=patients[order])
+    assert shuffled is not None
+    assert ends(shuffled) == pytest.approx(ends(together))
+
+
+def test_a_statistic_without_a_value_is_left_out_or_leaves_no_interval() -> None:
+    logits, truth = random_predictions(12, 2)
+    one_sick = np.where(np.arange(12) == 3, 1, 0)  # a third of the resamples lack the only sick image
+    assert metric_intervals(logits, one_sick)["auc"] is not None
+    assert metric_intervals(logits, np.zeros(12, int))["auc"] is None
+    assert bootstrap_interval(lambda _: float("nan"), truth) is None
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[3, 4\] rows; expected the same number"):
+        bootstrap_interval(lambda a, b: 0.0, np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match=r"\[0\] rows; .* at least one"):
+        bootstrap_interval(np.mean, np.zeros(0))
+    with pytest.raises(ValueError, match=r"\[3, 2\] rows"):
+        bootstrap_interval(np.mean, np.zeros(3), groups=np.zeros(2))
+    with pytest.raises(ValueError, match="cannot take 10 resamples to a level of 95"):
+        bootstrap_interval(np.mean, np.zeros(3), resamples=10, level=95)
