@@ -104,6 +104,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             named), or with weights that are not finite.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a folder, not a checkpoint: expected a .safetensors or .pth file, such as a run's "
+            "best.safetensors or the one that a bundle was made from"
+        )
     try:
         with path.open("rb") as file:
             head = file.read(9)

@@ -196,6 +196,10 @@ def read_manifest(root: Path) -> DataManifest:
     path = root / MANIFEST
     try:
         text = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{root} holds no {MANIFEST}: expected a folder that 'mmdeploy data import' wrote"
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     return DataManifest.from_json(text, str(path))

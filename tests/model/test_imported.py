@@ -132,6 +132,11 @@ def test_a_damaged_data_set_is_refused(imported: Path, damage: object, message: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_that_was_not_imported_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no dataset\.json: expected .* 'mmdeploy data import'"):
+        check_contents(tmp_path)
+
+
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), min_size=1, max_size=12)
 
 
