@@ -295,7 +295,12 @@ _OF_CHECKPOINTS = ("image_size", "opset", "labels", "mean", "std")
 @click.option("--plan", metavar="FILE", help="Quantise what it says, such as another bundle's plan.json.")
 @click.option("--max-flips", metavar="COUNT|PER%", help="Labels that int8 may flip. [default: 0.5%]")
 @click.option("--max-accuracy-drop", type=float, help="Points that int8 may cost. [default: 0.3]")
-@click.option("--sensitivity", is_flag=True, help="Rank the blocks by the harm that int8 does, with a plot.")
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    default=None,
+    help="Rank the blocks by the harm that int8 does, with a plot.",
+)
 @click.option("--size", "image_size", type=click.IntRange(32), help="Side of the square input, in pixels.")
 @click.option("--opset", type=int, help="Version of the standard ONNX operators.")
 @click.option("--labels", metavar="NAMES|FILE", help="Class names, by commas, or a file with one a line.")
@@ -337,20 +342,14 @@ def export(
     given = _given(chosen)
     compute_capabilities = [text.strip() for text in sm.split(",") if text.strip()]
     if _is_artefact(source):
-        _add_engine(
-            source,
-            output,
-            compute_capabilities,
-            force,
-            {"fp16": fp16, "int8": int8, "labels": labels, **given},
-        )
+        said = _given({"fp16": fp16 or None, "int8": int8 or None, "labels": labels})
+        _add_engine(source, output, compute_capabilities, force, {**said, **given})
         return
     from .export.bundle import ExportOptions, export_bundle
     from .export.int8 import Int8Options
     from .export.sensitivity import limits_of
 
-    quantising = {name: given.pop(option) for option, name in _INT8_OPTIONS.items() if given.get(option)}
-    given.pop("sensitivity", None)
+    quantising = {name: given.pop(option) for option, name in _INT8_OPTIONS.items() if option in given}
     limits = {name: given.pop(name) for name in _INT8_LIMITS if name in given}
     if limits:
         quantising["limits"] = limits_of(**limits)
@@ -397,11 +396,8 @@ def _add_engine(
     from .export.engine import EngineOptions
     from .export.engine_bundle import engine_bundle
 
-    settled = [
-        name
-        for name in ("fp16", "int8", *_INT8_OPTIONS, *_INT8_LIMITS, *_OF_CHECKPOINTS)
-        if chosen.pop(name, None)
-    ]
+    of_the_export = ("fp16", "int8", *_INT8_OPTIONS, *_INT8_LIMITS, *_OF_CHECKPOINTS)
+    settled = [name for name in of_the_export if name in chosen]
     if settled:
         named = ", ".join(f"--{name.removeprefix('image_').replace('_', '-')}" for name in settled)
         raise click.UsageError(f"'{source}' is exported already, which settled {named}: leave it out")

@@ -74,6 +74,35 @@ def test_wrong_usage_exits_2() -> None:
     assert CliRunner().invoke(mmdeploy, ["no-such-command"]).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--int8"], id="no-images"),
+        pytest.param(["--calib", "cells"], id="no-int8"),
+        pytest.param(["--calib-seed", "0"], id="seed-of-zero"),
+        pytest.param(["--max-accuracy-drop", "0"], id="limit-of-zero"),
+        pytest.param(["--sensitivity"], id="sensitivity"),
+    ],
+)
+def test_options_of_int8_go_together(options: list[str]) -> None:
+    result = CliRunner().invoke(mmdeploy, ["export", "net.pth", *options, "-o", "bundle"])
+    assert result.exit_code == 2
+    assert "--int8 needs --calib DATA" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--int8"], ["--calib-seed", "0"], ["--max-accuracy-drop", "0"], ["--sensitivity"]],
+    ids=" ".join,
+)
+def test_a_bundle_has_settled_its_precision(option: list[str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        mmdeploy, ["export", str(tmp_path), *option, "--target", "tensorrt-rtx", "-o", "bundle"]
+    )
+    assert result.exit_code == 2
+    assert f"settled {option[0]}: leave it out" in " ".join(result.stderr.split())
+
+
 def test_the_module_is_the_command() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "msmamba", "--version"], capture_output=True, text=True, check=True
