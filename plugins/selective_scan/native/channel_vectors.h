@@ -39,17 +39,8 @@ class ChannelVectors {
 // (N, Lanes) from `A` (channels, N); idle lanes are zero.
 template <int Lanes>
 void pack_A(float* packed, const float* A, int64_t states, int lanes_used) {
-  int64_t whole = 0;  // states that go in squares of Lanes by Lanes
-  for (; lanes_used == Lanes && whole + Lanes <= states; whole += Lanes) {
-    Float<Lanes> square[Lanes];
-#pragma GCC unroll 16
-    for (int lane = 0; lane < Lanes; ++lane) square[lane] = load<Lanes>(A + lane * states + whole);
-    transpose<Lanes>(square);
-#pragma GCC unroll 16
-    for (int n = 0; n < Lanes; ++n) store<Lanes>(packed + (whole + n) * Lanes, square[n]);
-  }
   for (int lane = 0; lane < Lanes; ++lane) {
-    for (int64_t n = whole; n < states; ++n) {
+    for (int64_t n = 0; n < states; ++n) {
       packed[n * Lanes + lane] = lane < lanes_used ? element_at(A + lane * states + n) : 0.0f;
     }
   }

@@ -77,45 +77,6 @@ MSMAMBA_INLINE Float<Lanes> sums_of_rows(const float* rows) {
   }
 }
 
-// Lanes of `a` and `b` in turn: those of their lower halves, and those of their upper halves.
-template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> zipped_low(Float<Lanes> a, Float<Lanes> b) {
-  if constexpr (Lanes == 16) {
-    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  } else if constexpr (Lanes == 8) {
-    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-  } else {
-    return __builtin_shufflevector(a, b, 0, 4, 1, 5);
-  }
-}
-
-template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> zipped_high(Float<Lanes> a, Float<Lanes> b) {
-  if constexpr (Lanes == 16) {
-    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-  } else if constexpr (Lanes == 8) {
-    return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-  } else {
-    return __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  }
-}
-
-// Transposes `rows` in place: zipping the first half of the rows with the second, as often as a row can be halved.
-template <int Lanes>
-MSMAMBA_INLINE void transpose(Float<Lanes> (&rows)[Lanes]) {
-#pragma GCC unroll 4
-  for (int zips = 1; zips < Lanes; zips *= 2) {
-    Float<Lanes> zipped[Lanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < Lanes / 2; ++i) {
-      zipped[2 * i] = zipped_low<Lanes>(rows[i], rows[i + Lanes / 2]);
-      zipped[2 * i + 1] = zipped_high<Lanes>(rows[i], rows[i + Lanes / 2]);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < Lanes; ++i) rows[i] = zipped[i];
-  }
-}
-
 #if defined(__AVX512VL__)
 // The masked forms, with no lane masked, stand in for the plain ones: GCC 12 warns of an uninitialised
 // variable inside its own definitions of those (GCC bug 105593). The instructions are the same.
