@@ -6,7 +6,9 @@ The library is imported inside the commands, so that ``--help`` and ``--version`
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -290,11 +292,13 @@ _OF_CHECKPOINTS = ("image_size", "opset", "labels", "mean", "std")
     help="Of finding ranges. [default: percentile]",
 )
 @click.option("--calib-images", type=click.IntRange(1), help="To calibrate on. [default: 128]")
-@click.option("--calib-seed", type=int, help="Of their choice. [default: 0]")
+@click.option("--calib-seed", type=click.IntRange(0), help="Of their choice. [default: 0]")
 @click.option("--calib-cache", metavar="FILE", help="Of measured ranges. [default: BUNDLE.calib]")
 @click.option("--plan", metavar="FILE", help="Quantise what it says, such as another bundle's plan.json.")
 @click.option("--max-flips", metavar="COUNT|PER%", help="Labels that int8 may flip. [default: 0.5%]")
-@click.option("--max-accuracy-drop", type=float, help="Points that int8 may cost. [default: 0.3]")
+@click.option(
+    "--max-accuracy-drop", type=click.FloatRange(0), help="Points that int8 may cost. [default: 0.3]"
+)
 @click.option(
     "--sensitivity",
     is_flag=True,
@@ -736,4 +740,7 @@ def main() -> None:
     """Runs the command and ends the process; what `mmdeploy` and ``python -m msmamba`` call."""
     # Pillow warns of oddities in files that it reads all the same, and raises for the others.
     warnings.filterwarnings("ignore", module="PIL")
+    for stream in (sys.stdout, sys.stderr):  # file names that are not UTF-8 go out as they came in
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     mmdeploy(prog_name="mmdeploy")

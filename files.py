@@ -40,6 +40,12 @@ _CAUSES = {
 }
 
 
+def as_utf8(text: str) -> bytes:
+    """The text as UTF-8. Bytes of file names that are not UTF-8 reach Python as lone surrogates, which no
+    encoder takes; they become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content as 64 lower-case hex digits.
 

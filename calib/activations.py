@@ -11,6 +11,7 @@ import io
 import json
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,12 @@ def _write(cache: Path, key: _Key, histograms: Sequence[Histogram], done: int) -
     write_atomically(cache, content.getvalue())
 
 
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError),  # the last: a compression that Python has not
+)
+
+
 def _read(cache: Path, key: _Key) -> tuple[list[Histogram], int]:
     """What a cache holds, and the number of images that it covers.
 
@@ -153,7 +160,7 @@ def _read(cache: Path, key: _Key) -> tuple[list[Histogram], int]:
         if shapes != ((held, BINS), (held,), (held,)) or expected != ("i", FORMAT_VERSION):
             raise ValueError("another format")
         done = int(header["done"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"'{cache}' is no calibration cache that can be read ({error}): delete it, or name another with "
             "--calib-cache"

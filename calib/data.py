@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -66,7 +66,7 @@ def choose(
     *,
     count: int,
     seed: int = 0,
-    advance: Callable[[int, int], None] = lambda done, images: None,
+    for_ranges: bool = True,
 ) -> CalibrationSet:
     """Chooses images, as many of one class as of another while they last, and looks at each.
 
@@ -78,10 +78,11 @@ def choose(
         labels: every class that the model knows.
         count: images wanted; where there are fewer, all are taken.
         seed: of the choice.
-        advance: called after each image with the images done and all images.
+        for_ranges: whether ranges will be measured on them, for which every class must have images, and
+            none of a single colour.
 
     Raises:
-        DataError: no image was asked for, a class has none, or images show one colour only.
+        DataError: no image was asked for, there is none, or those there are will not do for ranges.
         ImageError: an image cannot be read.
     """
     if count < 1:
@@ -90,7 +91,7 @@ def choose(
     for source, label in samples:
         by_class[label].append(source)
     missing = [label for label, sources in by_class.items() if not sources]
-    if missing:
+    if missing and (for_ranges or len(missing) == len(by_class)):
         raise DataError(
             f"{root}: has no images of {some([repr(label) for label in missing])}: ranges measured without "
             "a class may cut its values off; add some"
@@ -104,7 +105,7 @@ def choose(
     dealt = [sources[turn] for turn in rounds for sources in shuffled if turn < len(sources)][:count]
 
     images, plain = [], []
-    for number, (source, label) in enumerate(dealt, 1):
+    for source, label in dealt:
         pixels = read_image(source)
         name = str(source).removeprefix(f"{Path(root)}/")
         if (pixels == pixels[:1, :1]).all():
@@ -112,8 +113,7 @@ def choose(
         is_stacked = isinstance(source, StackedImage)
         digest = hashlib.sha256(pixels.tobytes()).hexdigest() if is_stacked else sha256_of(source)
         images.append(CalibrationImage(source, name, label, digest))
-        advance(number, len(dealt))
-    if plain:
+    if plain and for_ranges:
         raise DataError(
             f"{root}: {len(plain)} of {len(images)} calibration images show a single colour: {some(plain)}; "
             "ranges measured on them would be wrong: take them out"

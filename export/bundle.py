@@ -19,7 +19,7 @@ from onnx import ModelProto
 
 from .. import __version__
 from ..errors import ExportError
-from ..files import atomic_folder
+from ..files import as_utf8, atomic_folder
 from ..model.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME
 from ..runtime.manifest import Manifest
@@ -122,7 +122,8 @@ def export_bundle(
             model = fp16_from_fp32(flat_model(model))
         int8 = None
         if int8_how is not None:
-            cache = Path(output).with_name(f"{Path(output).name}.calib")
+            target = Path(output).resolve()  # "." has a name too
+            cache = target.with_name(f"{target.name}.calib")
             int8 = int8_network(model, manifest.transform, int8_how, cache, report)
             model = int8.model
         proof = _proven(model, options.precision)
@@ -163,7 +164,7 @@ def export_bundle(
 
 def _write_int8(folder: Path, int8: Int8) -> None:
     """How the network was quantised, as files beside the model."""
-    (folder / CALIBRATION_FILE).write_text(int8.calibration_json(), encoding="utf-8")
+    (folder / CALIBRATION_FILE).write_bytes(as_utf8(int8.calibration_json()))
     (folder / PLAN_FILE).write_text(int8.plan.to_json(), encoding="utf-8")
     if int8.sensitivity is not None:
         (folder / SENSITIVITY_FILE).write_text(int8.sensitivity.to_json(int8.plan), encoding="utf-8")

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..model.data import match_labels, read_evaluation_folder
+from ..model.imported import is_imported
 from ..model.samples import Source
+from ..model.splitting import SPLITS
 from ..runtime.infer import find_images
 
 
@@ -74,7 +76,7 @@ def _labelled(
     try:
         folder = read_evaluation_folder(data[0], split)
     except DataError as error:
-        if required:
+        if required or _has_splits_of_classes(Path(data[0])):
             raise
         return ComparedImages([], unlabelled=str(error))
     if not set(folder.labels) & set(labels):
@@ -84,6 +86,13 @@ def _labelled(
         )
     ((name, samples),) = match_labels(folder, labels).splits.items()
     return ComparedImages([each.source for each in samples], np.array([each.label for each in samples]), name)
+
+
+def _has_splits_of_classes(folder: Path) -> bool:
+    """Whether a folder is meant as labelled, whatever is wrong with it."""
+    return is_imported(folder) or any(
+        child.is_dir() for name in SPLITS if (folder / name).is_dir() for child in (folder / name).iterdir()
+    )
 
 
 def spread(count: int, most: int) -> list[int]:

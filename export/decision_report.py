@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import write_atomically
+from ..files import as_utf8, write_atomically
 from ..model.plots import FAINT, INK, TRAIN_COLOUR, VAL_COLOUR
 from ..model.samples import Source
 from ..model.uncertainty import Interval
@@ -124,7 +124,7 @@ def write_page(path: str | Path, parity: Parity, sources: Iterable[Source]) -> N
         reliability=data_url(_reliability_svg(decision), "image/svg+xml"),
         interval_text=_proportion_text,
     )
-    write_atomically(path, page.encode())
+    write_atomically(path, as_utf8(page))
 
 
 def _verdict(criterion: Criterion | None) -> tuple[str, str]:

@@ -16,8 +16,8 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ..calib import CalibrationSet, choose, measure, range_of
-from ..errors import DataError, ExportError
+from ..calib import METHODS, CalibrationSet, choose, measure, range_of
+from ..errors import DataError, ExportError, InputError
 from ..images import Transform
 from ..model.data import match_labels, read_evaluation_folder
 from ..model.imported import is_imported, read_imported
@@ -128,14 +128,16 @@ def prepare(options: Int8Options, labels: tuple[str, ...], report: Report) -> Pr
     Raises:
         DataError: the folder cannot be calibrated on: empty, unknown classes, images of one colour.
         ImageError: an image cannot be read.
-        InputError: the plan cannot be read.
+        InputError: the method is unknown, or the plan cannot be read.
     """
+    if options.method not in METHODS:
+        raise InputError(f"method {options.method!r} is unknown: choose one of {', '.join(METHODS)}")
     plan = None if options.plan is None else _read_plan(options.plan)
     samples = calibration_samples(options.data, labels)
     report(f"choosing calibration images from {len(samples)}")
     calibration = _chosen(options, samples, labels, options.images)
     judged_on, others = _judging_samples(options.data, labels, samples, calibration)
-    judged = _chosen(options, others, labels, JUDGED_IMAGES)
+    judged = _chosen(options, others, labels, JUDGED_IMAGES, for_ranges=False)
     return Prepared(options, labels, plan, calibration, judged, judged_on)
 
 
@@ -186,7 +188,7 @@ def int8_network(
         return int8_from_fp32(base, ranges, names, outputs=True)
 
     judge = Judge(model, prepared.judged, prepared.labels, transform, report)
-    sensitivity = measure_sensitivity(judge, quantised, found, kinds) if options.sensitivity else None
+    sensitivity = measure_sensitivity(judge, quantised, found, plan, kinds) if options.sensitivity else None
     if prepared.plan is None:
         plan, final, judgement, sensitivity = find_plan(
             judge, quantised, found, plan, options.limits, sensitivity
@@ -222,17 +224,22 @@ def _values(found: Iterable[Product]) -> set[str]:
 
 
 def _chosen(
-    options: Int8Options, samples: Sequence[Sample], labels: tuple[str, ...], count: int
+    options: Int8Options,
+    samples: Sequence[Sample],
+    labels: tuple[str, ...],
+    count: int,
+    *,
+    for_ranges: bool = True,
 ) -> CalibrationSet:
     named = [(sample.source, labels[sample.label]) for sample in samples]
-    return choose(options.data, named, labels, count=count, seed=options.seed)
+    return choose(options.data, named, labels, count=count, seed=options.seed, for_ranges=for_ranges)
 
 
 def _judging_samples(
     data: str | Path, labels: tuple[str, ...], samples: Sequence[Sample], calibration: CalibrationSet
 ) -> tuple[str, Sequence[Sample]]:
     """The images that a plan is judged on: never the test split, and not those of the ranges if avoidable."""
-    if _splits(data)[:2] == ["train", "val"]:
+    if "val" in _splits(data):
         (validation,) = match_labels(read_evaluation_folder(data, "val"), labels).splits.values()
         return "validation images", validation
     taken = {image.source for image in calibration.images}
@@ -260,13 +267,20 @@ def _splits(data: str | Path) -> list[str]:
 
 
 def calibration_samples(data: str | Path, labels: tuple[str, ...]) -> Sequence[Sample]:
-    """The labelled images to calibrate on: the training split where there is one, else the whole folder.
+    """The labelled images to calibrate on: the training split, or the whole of a flat folder.
 
     Raises:
-        DataError: the folder has no images, or classes that the network does not know.
+        DataError: the folder has no images, classes that the network does not know, or other splits only.
     """
-    split = next(iter(_splits(data)), None)
-    (samples,) = match_labels(read_evaluation_folder(data, split), labels).splits.values()
+    splits = _splits(data)
+    if splits and "train" not in splits:
+        raise DataError(
+            f"{data}: has no training images to measure ranges on, only {' and '.join(splits)}: add train, "
+            "or give folders of classes without splits"
+        )
+    (samples,) = match_labels(
+        read_evaluation_folder(data, "train" if splits else None), labels
+    ).splits.values()
     return samples
 
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ArtefactError, DataError, ImageError
-from ..files import sha256_of, write_atomically
+from ..files import as_utf8, sha256_of, write_atomically
 from ..images import Transform, read_image
 from ..model.checkpoint import load_checkpoint
 from ..model.network import HybridBlock, MicroscopicMamba, channel_shuffle, channels_last
@@ -646,7 +646,7 @@ def _answers(
 
 
 def _write_into_bundle(bundle: Path, parity: Parity) -> None:
-    write_atomically(bundle / PARITY_FILE, parity.to_json().encode())
+    write_atomically(bundle / PARITY_FILE, as_utf8(parity.to_json()))
     manifest_file = bundle / MANIFEST_FILE
     manifest = Manifest.from_json(manifest_file.read_bytes(), str(manifest_file))
     files = {**manifest.files, PARITY_FILE: sha256_of(bundle / PARITY_FILE)}

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import ArtefactError, BackendError, ImageError, InputError, TargetError
-from ..files import write_atomically
+from ..files import as_utf8, write_atomically
 from ..images import Transform, read_image
 from .checkpoint import load_checkpoint
 from .described import Described, described_by
@@ -288,7 +288,7 @@ def _explained(
 
 def _pictures(images: Sequence[Path], output: Path, method: str) -> dict[Path, Path]:
     """Where each image's picture goes: its place below their common folder; never the image's own name."""
-    parents = [path.absolute().parent for path in images]
+    parents = [path.parent.resolve() for path in images]  # a ".." would lead out of `output`
     common = commonpath(parents) if parents else ""
     folders = [output / parent.relative_to(common) for parent in parents]
     stems = Counter((folder, path.stem) for folder, path in zip(folders, images, strict=True))
@@ -320,19 +320,21 @@ def _write_picture(target: Path, pixels: npt.NDArray[np.uint8], result: Explanat
     laid_over.imshow(shown, interpolation="nearest")
     laid_over.imshow(spread, cmap=COLOURS, vmin=0, vmax=1, alpha=OPACITY * spread)
     said = f"{result.label} {100 * result.probability:.1f} %"
-    plain.set_title(f"predicted: {said}", fontsize=10, color=INK)
+    plain.set_title(f"predicted: {said}", fontsize=10, color=INK, parse_math=False)
     of = result.explained
     evidence = f"evidence for {of}" if strongest > 0 else f"no evidence for {of}"
     if of != result.label:
         evidence += f" ({100 * result.explained_probability:.1f} %)"
-    laid_over.set_title(evidence, fontsize=10, color=INK)
+    laid_over.set_title(evidence, fontsize=10, color=INK, parse_math=False)
     for axes in (plain, laid_over):
         axes.set_axis_off()
     opaque = ScalarMappable(Normalize(0, 1), COLOURS)
     bar = figure.colorbar(opaque, ax=laid_over, fraction=0.05, pad=0.03)
     bar.set_label(f"share of the strongest, {strongest:.3g}", fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=7, colors=INK)
-    figure.supxlabel(f"{Path(result.image).name}: {caption}, {len(heat)}x{len(heat)}", fontsize=7, color=INK)
+    name = as_utf8(Path(result.image).name).decode()
+    below = f"{name}: {caption}, {len(heat)}x{len(heat)}"
+    figure.supxlabel(below, fontsize=7, color=INK, parse_math=False)  # names may hold dollar signs
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     try:

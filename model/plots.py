@@ -111,8 +111,9 @@ def write_confusion_matrix(path: Path, metrics: Metrics, title: str) -> None:
         rotation=40 if crowded else 0,
         ha="right" if crowded else "center",
         rotation_mode="anchor",
+        parse_math=False,  # names may hold dollar signs
     )
-    axes.set_yticks(range(classes), labels)
+    axes.set_yticks(range(classes), labels, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     figure.suptitle(f"{title}: {metrics.images} images, accuracy {100 * metrics.accuracy:.1f} %")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, TextIO
 
 from ..errors import ImageError, InputError
-from ..files import atomic_file
+from ..files import as_utf8, atomic_file
 from ..images import SUFFIXES
 from .session import BATCH_SIZE, Prediction, Session
 
@@ -130,11 +130,9 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _row(image: str, result: Prediction | ImageError, labels: Sequence[str], top: int) -> Row:
-    # A name that is not UTF-8 reaches Python with lone surrogates, which no encoder takes.
-    name = image.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    name = as_utf8(image).decode()
     if isinstance(result, ImageError):
-        error = str(result).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        return Row(name, error=error)
+        return Row(name, error=as_utf8(str(result)).decode())
     ranked = sorted(zip(labels, result.probabilities, strict=True), key=lambda pair: -pair[1])
     return Row(name, tuple(ranked[:top]), result.notes)
 

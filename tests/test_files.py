@@ -11,7 +11,7 @@ from typing import BinaryIO
 import pytest
 
 from msmamba.errors import TargetError
-from msmamba.files import atomic_file, atomic_folder, resumable_folder, sha256_of, write_atomically
+from msmamba.files import as_utf8, atomic_file, atomic_folder, resumable_folder, sha256_of, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -240,3 +240,8 @@ def test_a_resumable_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
 def test_a_full_disk_while_filling_a_resumable_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="the disk is full"), resumable_folder(tmp_path / "out"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_any_text_becomes_utf_8() -> None:
+    assert as_utf8("größe") == "größe".encode()
+    assert as_utf8("caf\udce9.png") == "caf\ufffd.png".encode()

@@ -114,6 +114,22 @@ def test_what_is_no_cache_is_refused(
     assert (tmp_path / "cache").read_bytes() == content
 
 
+def test_a_cache_damaged_anywhere_is_refused_or_as_good_as_whole(
+    model: bytes, images: CalibrationSet, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    whole = plain(measure(model, VALUES, images, TRANSFORM, cache))
+    content = cache.read_bytes()
+    refused = 0
+    for place in range(0, len(content), max(1, len(content) // 97)):
+        cache.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        try:
+            assert plain(measure(model, VALUES, images, TRANSFORM, cache)) == whole  # a date, say
+        except InputError:
+            refused += 1
+    assert refused > 50
+
+
 def test_another_npz_file_is_refused(model: bytes, images: CalibrationSet, tmp_path: Path) -> None:
     with (tmp_path / "cache").open("wb") as file:
         np.savez(file, weights=np.zeros(3))

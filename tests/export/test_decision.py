@@ -333,6 +333,16 @@ def test_what_needs_labels_says_so_before_anything_runs(
     assert not Path("never.html").exists()
 
 
+def test_a_split_that_is_missing_is_no_reason_to_compare_without_labels(
+    bundles: dict[str, Path], labelled: Path, tmp_path: Path
+) -> None:
+    model = bundles["fp32"] / "model.onnx"
+    shutil.copytree(labelled / "train", tmp_path / "data" / "train")
+    with pytest.raises(DataError, match="test"):
+        verify(model, model, [tmp_path / "data"])
+    assert verify(model, model, [tmp_path / "data"], split="train").decision is not None
+
+
 def test_classes_are_known_or_named(bundles: dict[str, Path], labelled: Path, tmp_path: Path) -> None:
     model = bundles["fp32"] / "model.onnx"
     data = Path(shutil.copytree(labelled / "test", tmp_path / "data"))

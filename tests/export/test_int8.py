@@ -144,6 +144,26 @@ def test_folders_that_cannot_be_calibrated_on_are_refused_before_any_work(
         prepared(labelled, plan=tmp_path / "nowhere.json")
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_no_split_stands_in_for_training_images(split: str, labelled: Path, tmp_path: Path) -> None:
+    shutil.copytree(labelled / "val", tmp_path / "data" / split)
+    with pytest.raises(DataError, match=f"no training images to measure ranges on, only {split}"):
+        prepared(tmp_path / "data")
+
+
+def test_a_plan_is_judged_on_images_that_would_not_do_for_ranges(labelled: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(labelled, tmp_path / "data"))
+    shutil.rmtree(data / "val" / "basophil")
+    blank = next((data / "val").rglob("*.png"))
+    Image.new("RGB", (40, 40)).save(blank)
+    assert blank in {image.source for image in prepared(data).judged.images}
+
+
+def test_an_unknown_method_is_refused_before_any_image_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="method 'guess' is unknown: choose one of"):
+        prepared(tmp_path / "absent", method="guess")
+
+
 def test_what_a_plan_is_judged_on(labelled: Path) -> None:
     by_split = prepared(labelled)
     assert by_split.judged_on == "validation images"

@@ -88,7 +88,7 @@ def test_a_broken_network_is_refused(flat: ModelProto, judge: Judge) -> None:
 def test_units_are_ranked_by_the_harm_that_they_do(
     flat: ModelProto, judge: Judge, found: list[Product]
 ) -> None:
-    sensitivity = measure_sensitivity(judge, Quantiser(flat, found), found, KINDS)
+    sensitivity = measure_sensitivity(judge, Quantiser(flat, found), found, Plan(), KINDS)
     ranked = [harm.part for harm in sensitivity.units]
     assert set(ranked[:2]) == set(BAD_UNITS)
     assert len(ranked) == len(set(ranked)) == 8
@@ -135,8 +135,10 @@ def test_limits_that_no_plan_meets_are_an_error(flat: ModelProto, judge: Judge, 
         (2, 0.9, r"2 of 200 labels flip \(allowed 0\.5 %\)"),
         (0, 0.89, r"accuracy drops by 1\.00 points \(allowed 0\.3\)"),
         (0, 0.95, ""),
+        (0, 0.897, ""),
+        (0, float("nan"), r"accuracy drops by nan points"),
     ],
-    ids=["met", "flips", "accuracy", "better-than-float32"],
+    ids=["met", "flips", "accuracy", "better-than-float32", "just-what-is-allowed", "nan"],
 )
 def test_what_was_missed_is_said(flips: int, accuracy: float, message: str) -> None:
     judgement = Judgement(200, flips, accuracy, 0.9, 0.1, 0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,6 +174,23 @@ def test_each_image_gets_its_own_picture_and_a_broken_one_a_reason(
     }
     with Image.open(tmp_path / "out" / "b" / "wide.gradcam.png") as picture:
         assert picture.width > 2 * 420  # the image and its map, each enlarged
+
+
+def test_pictures_stay_in_their_folder_and_any_name_can_be_written(
+    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "costs").mkdir()
+    shutil.copy(pictures / "a" / "x.png", tmp_path / "costs" / "$x$ {\\y}.png")
+    monkeypatch.chdir(pictures / "b")
+    outside = [Path("../a/x.png"), Path("x.png"), Path("../../costs/$x$ {\\y}.png")]
+    results = list(explain_images(checkpoint, outside, tmp_path / "out"))
+    assert [result.error for result in results] == [""] * 3
+    made = {result.picture.relative_to(tmp_path / "out").as_posix() for result in results if result.picture}
+    assert made == {
+        "slides/a/x.gradcam.png",
+        "slides/b/x.gradcam.png",
+        "costs/$x$ {\\y}.gradcam.png",
+    }
 
 
 def test_another_class_is_explained_when_asked(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:

@@ -211,6 +211,16 @@ def test_what_does_not_fit_together_is_refused(probabilities: np.ndarray, images
         resample([probabilities], np.zeros(images, int))
 
 
+def test_equal_shares_of_images_are_equal_whatever_their_last_bits() -> None:
+    # Differences of shares of 10 images, half of them with an error of one unit in the last place.
+    generator = np.random.default_rng(0)
+    values = generator.binomial(10, 0.1, 1000) / 10
+    influence = np.where(np.arange(10) == 0, 0.9, -0.1)
+    noisy = np.nextafter(values, np.where(np.arange(1000) % 2, 1.0, -1.0))
+    clean = Resampled(0.1, values, influence).interval()
+    assert ends(Resampled(0.1, noisy, influence).interval()) == pytest.approx(ends(clean), abs=1e-12)
+
+
 # One model, any statistic, and whole patients
 
 
