@@ -386,11 +386,15 @@ def export(
 
 
 def _is_artefact(source: str) -> bool:
-    """Whether a path holds something exported, rather than a checkpoint."""
-    from .runtime.artefact import is_checkpoint
+    """Whether a path holds something exported; all else is for the checkpoint's reader to judge."""
+    from .errors import ArtefactError
+    from .runtime.artefact import recognise
 
-    path = Path(source)
-    return path.is_dir() or (path.is_file() and path.stat().st_size > 0 and not is_checkpoint(path))
+    try:
+        recognise(source)
+    except ArtefactError:
+        return False
+    return True
 
 
 def _add_engine(

@@ -208,7 +208,7 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> LoadedImage
             raise ImageError("the image's bytes are empty")
         return _from_file(io.BytesIO(source), "the image", max_pixels)
     if isinstance(source, StackedImage):
-        return _from_array(_stacked_pixels(source), max_pixels)
+        return _from_array(_stacked_pixels(source), max_pixels, f"'{source}'")
     return _from_path(Path(source), max_pixels)
 
 
@@ -226,15 +226,22 @@ def describe_source(source: ImageSource) -> str:
 
 
 def _stacked_pixels(source: StackedImage) -> NDArray[np.uint8]:
-    stack = _mapped_stack(source.stack)
+    try:
+        status = source.stack.stat()
+    except OSError as error:
+        raise ImageError(f"'{source.stack}' does not exist") from error
+    stack = _mapped_stack(source.stack, (status.st_ino, status.st_mtime_ns))
     if not 0 <= source.index < len(stack):
         raise ImageError(f"'{source}' does not exist: the stack holds {len(stack)} images")
     return stack[source.index]
 
 
 @lru_cache(maxsize=16)
-def _mapped_stack(path: Path) -> NDArray[np.uint8]:
-    """A stack, mapped once in each process. It counts as memory only while the system has room for it."""
+def _mapped_stack(path: Path, identity: tuple[int, int]) -> NDArray[np.uint8]:
+    """A stack, mapped once in each process for each ``identity``, so that one which was replaced is seen.
+
+    It counts as memory only while the system has room for it.
+    """
     try:
         stack = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
@@ -303,14 +310,14 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> LoadedImage:
     return LoadedImage(np.array(upright.convert("RGB")), tuple(notes))
 
 
-def _from_array(array: NDArray[Any], max_pixels: int) -> LoadedImage:
+def _from_array(array: NDArray[Any], max_pixels: int, name: str = "the array") -> LoadedImage:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(
-            f"the array has shape {array.shape}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
+            f"{name} has shape {array.shape}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
         )
     if array.dtype not in (np.uint8, np.uint16, np.bool_):
-        raise ImageError(f"the array holds {array.dtype}: expected uint8 (0 to 255), uint16 or bool")
-    _check_sides(array.shape[0], array.shape[1], "the array", max_pixels)
+        raise ImageError(f"{name} holds {array.dtype}: expected uint8 (0 to 255), uint16 or bool")
+    _check_sides(array.shape[0], array.shape[1], name, max_pixels)
     notes: list[str] = []
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255

@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-PUBLISHED = {"train": 165_466, "val": 23_640, "test": 47_280}
+from msmamba.model.datasets.tissuemnist import PUBLISHED
+
 BATCH_SIZE = 16
 
 

@@ -22,7 +22,7 @@ from ..errors import DataError, some
 from ..images import SUFFIXES, StackedImage
 from .imported import INDEX, STACK_INDEX, Channels, is_imported, read_imported
 from .samples import Sample, Samples, Source, classes_of
-from .splitting import FOLDS, SMALLEST_CLASS, SPLITS, check_class_sizes, deal
+from .splitting import FOLDS, SMALLEST_CLASS, SPLITS, check_class_sizes, deal, group_in
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ImageFolder:
             for name, samples in sorted(self.splits.items())
             for sample in samples
         ]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read_training_folder(
@@ -287,14 +287,14 @@ def _split_flat(root: Path, seed: int, group_by: re.Pattern[str] | None) -> Imag
 
 def _groups(root: Path, samples: Iterable[Sample], group_by: re.Pattern[str]) -> list[str]:
     names = [sample.source.name for sample in samples]
-    matches = [(name, group_by.search(name)) for name in names]
-    unmatched = [name for name, match in matches if match is None]
+    groups = [group_in(name, group_by) for name in names]
+    unmatched = [name for name, group in zip(names, groups, strict=True) if not group]
     if unmatched:
         raise DataError(
             f"{root}: {len(unmatched)} file names do not match the group pattern {group_by.pattern!r}: "
             f"{some(unmatched)}"
         )
-    return [match[1 if group_by.groups else 0] for _, match in matches if match is not None]
+    return groups
 
 
 def _check_groups_apart(data: ImageFolder, group_by: re.Pattern[str]) -> None:

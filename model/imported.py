@@ -112,7 +112,9 @@ class DataManifest:
             DataError: it is something else, or of a newer version.
         """
         try:
-            values: dict[str, Any] = json.loads(text)
+            # File names in it need not be UTF-8.
+            written = text if isinstance(text, str) else text.decode("utf-8", "surrogateescape")
+            values: dict[str, Any] = json.loads(written)
             version = values.pop("format")
             if not isinstance(version, int) or version > FORMAT:
                 raise DataError(
@@ -283,6 +285,8 @@ def check_contents(
     expected = {name: digest for name, digest in manifest.files.items() if name not in (INDEX, STACK_INDEX)}
     if manifest.in_files:
         expected |= {row.file: row.sha256 for row in read_index(root)}
+    for name in manifest.files:
+        _check_inside(root / MANIFEST, name)
     wrong = {}
     for done, (name, digest) in enumerate(expected.items(), start=1):
         try:

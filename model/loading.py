@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..errors import ImageError
 from ..images import StackedImage, Transform, read_image
+from .imported import Channels
 from .samples import Sample
 
 Pixels = npt.NDArray[np.uint8]
@@ -29,8 +30,6 @@ Item = tuple[npt.NDArray[np.float32], int]
 """A normalised image (3, S, S) and its class index."""
 Key = tuple[int, int]
 """An epoch and an image's index: all that an augmentation depends on, beside the seed."""
-
-Channels = tuple[float, float, float]
 
 CACHE_BYTES = 1 << 30
 """Decoded images kept in memory, at most."""

@@ -62,7 +62,7 @@ class PaperRow:
     @property
     def published(self) -> Published:
         """Its size there."""
-        return PUBLISHED.get(self.key, Published())
+        return PUBLISHED.get(self.key, Published(classes=PUBLISHED[self.size].classes))
 
     def architecture(self, num_classes: int) -> Architecture:
         """The network."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..files import write_atomically
+from ..files import as_utf8, write_atomically
 from .metrics import Metrics, metrics_of
 from .uncertainty import RESAMPLES, Interval, metric_intervals
 
@@ -70,7 +70,7 @@ def write_predictions(path: Path, splits: Mapping[str, Predictions]) -> None:
             # The shortest decimal that gives the same float32 back.
             logits = [np.format_float_positional(logit, trim="-") for logit in found.logits[number]]
             writer.writerow([split, image, group, true, said, *logits])
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, as_utf8(text.getvalue()))
 
 
 def read_predictions(path: Path) -> dict[str, Predictions]:

@@ -106,6 +106,8 @@ class Beginning:
     arch: Architecture
     group_by: str | None
     """Pattern of the groups in file names."""
+    skipped: bool = False
+    """Whether it left images out that could not be read."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,10 @@ class RunFolder:
                 for key, value in config["architecture"].items()
             }
             return Beginning(
-                Recipe.from_dict(config["recipe"]), Architecture(**arch), config["data"]["group_by"]
+                Recipe.from_dict(config["recipe"]),
+                Architecture(**arch),
+                config["data"]["group_by"],
+                bool(config.get("skipped")),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise TrainingError(

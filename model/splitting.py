@@ -7,6 +7,7 @@ Dims: N images.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def deal(
             f"groups needs at least {count}"
         )
     return _deal_groups(classes, members, seed, folds)
+
+
+def group_in(text: str, pattern: re.Pattern[str]) -> str:
+    """The group that a pattern finds in a name: its first parenthesis, or the whole match; "" if none."""
+    match = pattern.search(text)
+    return "" if match is None else match[1 if pattern.groups else 0] or ""
 
 
 def joined(groups: Sequence[Hashable], copies: Sequence[Hashable]) -> npt.NDArray[np.int64]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import TrainingError
 from .complexity import complexity
-from .paper import ABLATIONS, METRICS, PEERS, PaperRow, Results, read_published
+from .paper import ABLATIONS, METRICS, PEERS, PUBLISHED, PaperRow, Results, read_published
 from .predictions import PREDICTIONS, read_predictions
 from .run import METRICS as METRICS_FILE
 from .run import RunFolder
@@ -97,7 +97,7 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
     own = Row(
         network=row.name if row else f"depths {begun.arch.depths}, dims {begun.arch.dims}",
         source=str(run),
-        table=row.table if row else UNKNOWN,
+        table=row.table if row and row.key in PUBLISHED else UNKNOWN,
         data=data,
         split=split,
         images=found["images"],
@@ -111,7 +111,7 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
         best_epoch=results["best_epoch"],
         seconds=results["seconds"],
     )
-    return [own, paper_row(row, data, published)] if row else [own]
+    return [own, paper_row(row, data, published)] if row and row.key in PUBLISHED else [own]
 
 
 def paper_row(row: PaperRow, data: str | None = None, published: Results | None = None) -> Row:

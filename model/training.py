@@ -203,17 +203,17 @@ def train_folder(
     arch = Architecture.of_size(size or "t") if size or begun is None else begun.arch
     changed: dict[str, Any] = dict(switches or {})
     arch = replace(arch, **changed)
-    pattern = group_by or (begun.group_by if begun else None)
+    pattern = group_by if group_by is not None else begun.group_by if begun else None
     try:
         base = begun.recipe if begun and preset is None else Recipe.of_preset(preset or "paper")
         recipe = base.with_figures(**(figures or {}))
-        groups = re.compile(pattern) if pattern else None
+        groups = re.compile(pattern) if pattern is not None else None
     except ValueError as error:
         raise InputError(f"the recipe makes no sense: {error}") from error
     except re.error as error:
         raise InputError(f"the group pattern {pattern!r} is no regular expression: {error}") from error
     data = read_training_folder(folder, seed=recipe.seed, group_by=groups)
-    if skip_bad:
+    if skip_bad or (begun is not None and begun.skipped):
         threads = (hardware or Hardware()).threads
         data = without(data, processes.from_first(lambda: unreadable_images(data, threads=threads)))
         check_trainable(data)

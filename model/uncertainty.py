@@ -156,7 +156,7 @@ def resample(
 def bootstrap_interval(
     statistic: Callable[..., float | None],
     *arrays: npt.NDArray[Any],
-    seed: int = 0,
+    seed: int = SEED,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     groups: npt.NDArray[Any] | None = None,
@@ -210,7 +210,7 @@ def metric_intervals(
     logits: npt.NDArray[Any],
     truth: npt.NDArray[Any],
     *,
-    seed: int = 0,
+    seed: int = SEED,
     resamples: int = RESAMPLES,
     groups: npt.NDArray[Any] | None = None,
 ) -> dict[str, Interval | None]:

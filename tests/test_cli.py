@@ -96,11 +96,18 @@ def test_options_of_int8_go_together(options: list[str]) -> None:
     ids=" ".join,
 )
 def test_a_bundle_has_settled_its_precision(option: list[str], tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
     result = CliRunner().invoke(
         mmdeploy, ["export", str(tmp_path), *option, "--target", "tensorrt-rtx", "-o", "bundle"]
     )
     assert result.exit_code == 2
     assert f"settled {option[0]}: leave it out" in " ".join(result.stderr.split())
+
+
+def test_a_folder_that_is_no_bundle_is_not_taken_for_one(tmp_path: Path) -> None:
+    result = CliRunner().invoke(mmdeploy, ["export", str(tmp_path), "-o", str(tmp_path / "bundle")])
+    assert result.exit_code == 1
+    assert "is a folder, not a checkpoint" in result.stderr
 
 
 def test_the_module_is_the_command() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from msmamba.errors import ImageError, InputError
-from msmamba.images import MAX_PIXELS, Transform, load_image, read_image
+from msmamba.images import MAX_PIXELS, StackedImage, Transform, load_image, read_image
 
 
 def picture(height: int = 5, width: int = 7, channels: int = 3, dtype: Any = np.uint8) -> np.ndarray:
@@ -356,3 +356,10 @@ def test_reduction_is_antialiased() -> None:
 def test_a_senseless_transform_is_refused(size: int, mean: Any, std: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Transform(size, mean, std)
+
+
+def test_a_stack_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    for value in (1, 2):
+        np.save(tmp_path / "new.npy", np.full((3, 4, 4), value, np.uint8))
+        (tmp_path / "new.npy").rename(tmp_path / "stack.npy")
+        assert (load_image(StackedImage(tmp_path / "stack.npy", 1)).pixels == value).all()

@@ -85,10 +85,12 @@ def examine(
     with ThreadPoolExecutor(threads) as pool, known:
         remaining = iter(todo)
         while chunk := list(islice(remaining, threads * _IMAGES_A_THREAD)):
+            # Before they are read: one that is replaced meanwhile is then read again the next time.
+            keys = [_key(root, origin) for origin in chunk]
             results = pool.map(_examined, [root / origin for origin in chunk])
-            for origin, result in zip(chunk, results, strict=True):
+            for origin, key, result in zip(chunk, keys, results, strict=True):
                 if isinstance(result, Examined):
-                    known.add(_key(root, origin), result)
+                    known.add(key, result)
                     found[origin] = result
                 else:
                     bad[origin] = str(result)

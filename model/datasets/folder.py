@@ -6,7 +6,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from ...errors import DataError, some
-from ..splitting import SPLITS
+from ..splitting import SPLITS, group_in
 from .listing import Listed, Listing, check_source, images_below
 
 LAYOUT = "<class>/* or {train,val,test}/<class>/*"
@@ -58,5 +58,4 @@ def list_folder(source: Path, group_by: re.Pattern[str] | None = None) -> Listin
 def _group(origin: str, group_by: re.Pattern[str] | None) -> str:
     if group_by is None:
         return ""
-    match = group_by.search(origin if "/" in group_by.pattern else PurePosixPath(origin).name)
-    return "" if match is None else match[1 if match.re.groups else 0] or ""
+    return group_in(origin if "/" in group_by.pattern else PurePosixPath(origin).name, group_by)

@@ -115,7 +115,7 @@ def import_data_set(
 def _list(kind: str, source: Path, options: ImportOptions) -> Listing:
     if kind == _FOLDER:
         try:
-            pattern = re.compile(options.group_by) if options.group_by else None
+            pattern = re.compile(options.group_by) if options.group_by is not None else None
         except re.error as error:
             raise InputError(
                 f"the group pattern {options.group_by!r} is no regular expression: {error}"
@@ -291,8 +291,13 @@ def deal_images(
         own = [contents[place] for place in places]
         try:
             if listing.grouped_by:
-                together = joined([groups[place] for place in places], own)
-                return deal(classes[chosen], together.tolist(), seed=options.seed, folds=folds)
+                their = [groups[place] for place in places]
+                named: dict[int, str] = {}  # groups that copies join go by the name of the first
+                together = [
+                    named.setdefault(number, group)
+                    for number, group in zip(joined(their, own).tolist(), their, strict=True)
+                ]
+                return deal(classes[chosen], together, seed=options.seed, folds=folds)
             numbers: dict[Hashable, int] = {}
             copies = np.array([numbers.setdefault(content, len(numbers)) for content in own])
             firsts = np.unique(copies, return_index=True)[1]
@@ -391,13 +396,16 @@ def versions() -> dict[str, str]:
 def _file_names(images: Sequence[Listed], names: Names) -> list[str]:
     """``<split>/<class>/<name>`` for each image; a name that is taken gets a number."""
     taken: set[str] = set()
+    last: dict[str, int] = {}  # number given to a name: many folders may each hold an `image.png`
     files = []
     for image, split in zip(images, names, strict=True):
         path = PurePosixPath(image.origin)
-        file, number = f"{split}/{image.label}/{path.name}", 1
+        file = wanted = f"{split}/{image.label}/{path.name}"
+        number = last.get(wanted, 1)
         while file in taken:
             number += 1
             file = f"{split}/{image.label}/{path.stem}-{number}{path.suffix}"
+        last[wanted] = number
         taken.add(file)
         files.append(file)
     return files

@@ -14,7 +14,15 @@ from msmamba.errors import DataError
 from msmamba.files import sha256_of
 from msmamba.model.data import match_labels, read_evaluation_folder, read_training_folder
 from msmamba.model.datasets import ImportOptions, import_data_set
-from msmamba.model.imported import INDEX, MANIFEST, IndexRow, check_contents, index_of, read_index
+from msmamba.model.imported import (
+    INDEX,
+    MANIFEST,
+    IndexRow,
+    check_contents,
+    index_of,
+    read_index,
+    read_manifest,
+)
 from msmamba.model.loading import Images, channel_statistics
 
 
@@ -135,6 +143,12 @@ def test_a_damaged_data_set_is_refused(imported: Path, damage: object, message: 
 def test_a_folder_that_was_not_imported_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no dataset\.json: expected .* 'mmdeploy data import'"):
         check_contents(tmp_path)
+
+
+def test_only_files_of_the_data_set_are_checked(imported: Path) -> None:
+    change_manifest(imported, files={**read_manifest(imported).files, "../../outside": "0" * 64})
+    with pytest.raises(DataError, match=r"'\.\./\.\./outside' leads out of the data set"):
+        check_contents(imported)
 
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), min_size=1, max_size=12)

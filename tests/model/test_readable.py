@@ -87,6 +87,10 @@ def test_training_names_it_and_goes_on_only_when_asked(few: Path, tmp_path: Path
     assert "left out, because it cannot be read: round/7.png" in done.stdout
     assert "round/7.png" in (tmp_path / "other" / "config.json").read_text()
 
+    # Continued without saying it again: it is among the run's own options.
+    done = CliRunner().invoke(mmdeploy, ["train", str(few), "-o", str(tmp_path / "other"), "--resume"])
+    assert done.exit_code == 0, done.stderr
+
     measure = ["eval", str(tmp_path / "other" / "best.safetensors"), str(few), "--threads", "1"]
     stopped = CliRunner().invoke(mmdeploy, measure)
     assert stopped.exit_code == 1

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from msmamba.cli import mmdeploy
 from msmamba.errors import DataError, InputError, TrainingError
 from msmamba.model.network import Architecture
-from msmamba.model.paper import ABLATIONS, PEERS, PaperRow, read_published
+from msmamba.model.paper import ABLATIONS, PEERS, PUBLISHED, PaperRow, read_published
 from msmamba.model.table import ablations_table, compare, run_rows
 
 
@@ -155,3 +155,9 @@ def test_the_command_takes_runs_or_ablations(run: Path, tmp_path: Path) -> None:
     assert target.read_text().rstrip().endswith(r"\end{tabular}")
     shown = runner.invoke(mmdeploy, ["table", str(run), "--resamples", "100"])
     assert shown.output.count("Microscopic-Mamba-t w/o MIFA") == 2
+
+
+def test_only_networks_of_the_paper_have_a_row_of_it() -> None:
+    assert PaperRow("t", ("mifa",)).key in PUBLISHED
+    assert PaperRow("b", ("mifa",)).key not in PUBLISHED
+    assert PaperRow("b", ("mifa",)).published.classes == 8

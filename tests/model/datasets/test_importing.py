@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +20,12 @@ from published_layouts import write_image
 
 from msmamba.cli import _DATA_SETS, mmdeploy
 from msmamba.errors import DataError, ImageError, InputError, TargetError
+from msmamba.model.data import read_training_folder
 from msmamba.model.datasets import KINDS, ImportOptions, import_data_set
 from msmamba.model.datasets.examining import JOURNAL
 from msmamba.model.datasets.importing import deal_images
 from msmamba.model.datasets.listing import Listed, Listing
-from msmamba.model.imported import INDEX, MANIFEST, IndexRow, read_index, read_manifest
+from msmamba.model.imported import INDEX, MANIFEST, IndexRow, check_contents, read_index, read_manifest
 from msmamba.model.splitting import joined, shared_groups
 
 
@@ -381,3 +384,33 @@ def test_the_command_prints_what_it_made(source: Path, tmp_path: Path) -> None:
     check = CliRunner().invoke(mmdeploy, ["data", "check", str(output)])
     assert check.exit_code == 1
     assert "1 files are not what was imported: train/a/P0_0.png no such" in check.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux")
+def test_names_that_are_not_utf_8_are_imported_and_trained_on(source: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(source / "a") + b"/P0_k\xf6rper.png"))
+    shutil.copy(source / "a" / "P0_0.png", odd)  # a copy, which the manifest's notes name
+    import_data_set("folder", source, tmp_path / "out", ImportOptions())
+    manifest = read_manifest(tmp_path / "out")
+    assert any("\udcf6" in note for note in manifest.notes)
+    assert check_contents(tmp_path / "out")[1] == {}
+    data = read_training_folder(tmp_path / "out")
+    assert sum(len(samples) for samples in data.splits.values()) == 41
+    assert len(read_training_folder(source).digest) == 64
+
+
+@pytest.mark.parametrize("pattern", ["", r"^(Q\d)?"], ids=["empty", "optional"])
+def test_a_pattern_that_finds_no_group_deals_nobody_apart(pattern: str, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="40 paths do not match the group pattern"):
+        import_data_set("folder", source, tmp_path / "out", ImportOptions(group_by=pattern))
+    with pytest.raises(DataError, match="40 file names do not match the group pattern"):
+        read_training_folder(source, group_by=re.compile(pattern))
+
+
+def test_many_images_of_one_name_get_numbers_of_their_own(tmp_path: Path) -> None:
+    for number in range(12):
+        write_image(tmp_path / "source" / "ab"[number % 2] / f"case {number}" / "image.png", number)
+    import_data_set("folder", tmp_path / "source", tmp_path / "out", ImportOptions())
+    files = [row.file for row in rows_of(tmp_path / "out")]
+    assert len(files) == len(set(files)) == 12
+    assert {Path(file).name for file in files} >= {"image.png", "image-2.png"}
