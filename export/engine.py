@@ -11,6 +11,7 @@ Nothing here imports PyTorch; Triton is needed only where no compiled kernels ar
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -231,6 +232,9 @@ def _check_options(trt: Any, options: EngineOptions) -> None:
             f"hardware compatibility {options.hardware_compatibility!r} is unknown: "
             f"choose one of {', '.join(HARDWARE_COMPATIBILITIES)}"
         )
+    cache = options.timing_cache
+    if cache is not None and not os.access(cache.resolve().parent, os.W_OK):
+        wrong.append(f"the timing cache '{cache}' cannot be written: name a file in a folder that can")
     if options.library == "tensorrt" and len(options.compute_capabilities) > 1:
         wrong.append("tensorrt builds for the GPU of this machine only: give one compute capability")
     if options.library == "tensorrt_rtx":

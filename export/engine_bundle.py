@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
+from onnx import ModelProto
 
 from .. import __version__
 from ..errors import ArtefactError
 from ..files import atomic_folder, sha256_of
 from ..plugins.selective_scan.tensorrt_plugin import PLUGIN_VERSION
-from ..runtime.artefact import ENGINE_NAME, MANIFEST_NAME, MODEL_NAME, Kind, open_bundle, recognise
+from ..runtime.artefact import ENGINE_NAME, MANIFEST_NAME, MODEL_NAME, Kind, open_bundle, read_file, recognise
 from ..runtime.manifest import EngineFacts, Manifest
 from .engine import Engine, EngineOptions, engine_from_onnx
 from .inlining import inlined_model
@@ -61,7 +63,7 @@ def engine_bundle(
     with atomic_folder(output, force) as folder:
         report("reading the bundle")
         manifest, files = _read(Path(source))
-        model = onnx.load_model_from_string(files[MODEL_NAME])
+        model = _parsed(files[MODEL_NAME], Path(source))
         kernels = {name: content for name, content in files.items() if name.endswith(KERNELS_SUFFIX)}
         engine = engine_from_onnx(
             inlined_model(model),
@@ -118,14 +120,21 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     return sealed
 
 
+def _parsed(content: bytes, source: Path) -> ModelProto:
+    try:
+        return onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise ArtefactError(f"the model of '{source}' is damaged: copy or export it again") from error
+
+
 def _read(source: Path) -> tuple[Manifest, Mapping[str, bytes]]:
     """The manifest without an earlier engine's facts, and the files that do not come from that engine."""
     kind = recognise(source)
     if kind is Kind.ENGINE:
         raise ArtefactError(f"'{source}' is an engine already: build another from the bundle it came from")
     if kind is Kind.ONNX:
-        content = source.read_bytes()
-        model = onnx.load_model_from_string(content)
+        content = read_file(str(source))
+        model = _parsed(content, source)
         metadata = {entry.key: entry.value for entry in model.metadata_props}
         manifest, files = Manifest.from_metadata(metadata, f"'{source}'"), {MODEL_NAME: content}
     else:

@@ -15,7 +15,7 @@ from ..errors import BackendError, ExportError
 from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES
 from ..plugins.selective_scan.gpu_package import ELEMENT_TYPES, KernelPackage
 from ..plugins.selective_scan.onnx_function import OP_TYPE
-from ..plugins.selective_scan.tensorrt_plugin import Compiler
+from ..plugins.selective_scan.tensorrt_plugin import Compiler, compile_with_triton
 
 KERNELS_SUFFIX = ".kernels"
 _ELEMENT_TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
@@ -39,10 +39,8 @@ def kernels_for(model: ModelProto) -> dict[str, bytes]:
     """
     if not has_triton():
         return {}
-    from ..plugins.selective_scan.triton_scan import compile_package  # imports Triton and PyTorch
-
     return {
-        kernel_file(element_type): compile_package(element_type, states, tuple(BLOCK_SHAPES)).to_bytes()
+        kernel_file(element_type): compile_with_triton(element_type, states, tuple(BLOCK_SHAPES)).to_bytes()
         for element_type, states in scan_kinds(model)
     }
 

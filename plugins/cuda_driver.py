@@ -70,12 +70,14 @@ class Device:
         name: as the driver calls it.
         compute_capability: ``10 * major + minor``.
         multiprocessors: their number.
+        shares_memory: with the processor, as on a Jetson.
     """
 
     ordinal: int
     name: str
     compute_capability: int
     multiprocessors: int
+    shares_memory: bool = False
 
 
 def initialise() -> None:
@@ -137,17 +139,18 @@ def current_device() -> Device:
 
 def _device(library: Any, handle: Any, ordinal: int) -> Device:
     attribute = library.CUdevice_attribute
-    major, minor, multiprocessors = (
+    major, minor, multiprocessors, integrated = (
         checked(library.cuDeviceGetAttribute(name, handle), "cuDeviceGetAttribute")
         for name in (
             attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
             attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
             attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+            attribute.CU_DEVICE_ATTRIBUTE_INTEGRATED,
         )
     )
     label = checked(library.cuDeviceGetName(128, handle), "cuDeviceGetName")
     name = bytes(label).split(b"\0")[0].decode(errors="replace")
-    return Device(ordinal, name, 10 * major + minor, multiprocessors)
+    return Device(ordinal, name, 10 * major + minor, multiprocessors, bool(integrated))
 
 
 class Context:
@@ -310,10 +313,12 @@ class Stream:
     def close(self) -> None:
         """Destroys the stream, after what is on it."""
         if self.handle:
-            self.synchronize()
-            checked(driver().cuEventDestroy(self._event), "cuEventDestroy")
-            checked(driver().cuStreamDestroy(self.handle), "cuStreamDestroy")
-            self.handle = 0
+            handle, self.handle = self.handle, 0
+            synchronised = driver().cuStreamSynchronize(handle)
+            destroyed = driver().cuEventDestroy(self._event), driver().cuStreamDestroy(handle)
+            checked(synchronised, "cuStreamSynchronize")  # told once all is given back
+            checked(destroyed[0], "cuEventDestroy")
+            checked(destroyed[1], "cuStreamDestroy")
 
 
 class Capture:
@@ -362,6 +367,6 @@ class Graph:
 
     def close(self) -> None:
         """Destroys it; the stream that it was last launched on must have been synchronised."""
-        if self._handle is not None:
-            checked(driver().cuGraphExecDestroy(self._handle), "cuGraphExecDestroy")
-            self._handle = None
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            checked(driver().cuGraphExecDestroy(handle), "cuGraphExecDestroy")

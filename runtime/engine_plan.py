@@ -28,6 +28,7 @@ NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 _HEADER_BYTES = 64
 _SIZE, _VERSION, _TARGETS = slice(16, 24), slice(24, 28), slice(32, 36)
 _RTX_TARGETS = (75, 80, 86, 89, 120, 121)  # from the lowest bit on
+_LONGEST_NAME = 40
 _KERNELS_PREFIX = KERNELS_MAGIC.rstrip(b"\n").rstrip(b"0123456789")
 
 
@@ -69,7 +70,8 @@ class Plan:
                 "copy or build it again"
             )
         start = content.find(_KERNELS_PREFIX)
-        kernels = content[start : content.find(b"\n", start)].decode(errors="replace") if start >= 0 else ""
+        named = content[start : start + _LONGEST_NAME].split(b"\n")[0] if start >= 0 else b""
+        kernels = named.decode(errors="replace")
         if library == "tensorrt_rtx":
             bits = int.from_bytes(content[_TARGETS], "little")
             known = tuple(sm for bit, sm in enumerate(_RTX_TARGETS) if bits >> bit & 1)
@@ -137,7 +139,7 @@ def rebuild_command(plan: Plan, bundle: str, device: Device) -> str:
 
 def _runs(built: str, installed: str, compatible: bool) -> bool:
     """Whether a library runs the engines of a version of it; the fourth number, the build, is left out."""
-    built_by, here = ([int(part) for part in re.findall(r"\d+", text)[:3]] for text in (built, installed))
+    built_by, here = ([int(part) for part in re.findall(r"\d{1,9}", text)[:3]] for text in (built, installed))
     return built_by <= here if compatible else built_by == here
 
 

@@ -244,7 +244,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a list such as ['8.7']",
         lambda value: (
             _is_list(value)
-            and all(isinstance(item, str) and re.fullmatch(r"\d+\.\d", item) for item in value)
+            and all(isinstance(item, str) and re.fullmatch(r"\d{1,3}\.\d", item) for item in value)
         ),
     ),
     "engine": ("nothing, or the facts of an engine", lambda value: value == {} or _are_engine_facts(value)),

@@ -99,7 +99,9 @@ class OnnxRuntimeBackend:
         obstacle = _why_not_native(options, kernels, providers)
         try:
             # No fallback: ONNX Runtime would print a banner and try the same again.
-            named = [item for item in providers if item in runtime.get_available_providers()]
+            # One that `options` has from a plugin must not be named again, nor must another be.
+            plugged = providers[0] not in runtime.get_available_providers()
+            named = None if plugged else providers
             session = runtime.InferenceSession(model, options, providers=named, enable_fallback=False)
             self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
             interface = _interface(session, name)
@@ -161,6 +163,8 @@ def _errors() -> tuple[type[Exception], ...]:
     )
 
     names = (
+        "EPFail",
+        "EngineError",
         "Fail",
         "InvalidArgument",
         "InvalidGraph",
@@ -168,7 +172,7 @@ def _errors() -> tuple[type[Exception], ...]:
         "NotImplemented",
         "RuntimeException",
     )
-    return tuple(getattr(state, name) for name in names)
+    return tuple(getattr(state, name) for name in names if hasattr(state, name))  # older ones lack some
 
 
 def _providers(runtime: Any, options: Any, device: str, provider: str) -> list[str]:

@@ -362,20 +362,24 @@ def open_session(
                 f"belongs to, or its {MODEL_NAME}"
             ) from error
         backend = TensorRtBackend(read_file(name), name)
-    elif provider == "engine" or (bundle and manifest and manifest.engine and provider == "auto"):
+    elif provider == "engine" or (bundle and ENGINE_NAME in bundle.manifest.files and provider == "auto"):
         backend, obstacle = _engine_of(bundle, name, device, provider, trust_engine_code)
     if backend is None:
         backend = _onnx_backend(bundle, name, obstacle, device, provider, threads=threads, kernels=kernels)
-    if manifest is None and METADATA_KEY in backend.metadata:
-        manifest = Manifest.from_metadata(backend.metadata, f"'{name}'")
-    _check_fit(backend, name, manifest, labels)
-    return Session(
-        backend,
-        name,
-        manifest,
-        tuple(labels) if labels is not None else manifest.labels if manifest else None,
-        _transform(backend, manifest, mean, std),
-    )
+    try:
+        if manifest is None and METADATA_KEY in backend.metadata:
+            manifest = Manifest.from_metadata(backend.metadata, f"'{name}'")
+        _check_fit(backend, name, manifest, labels)
+        return Session(
+            backend,
+            name,
+            manifest,
+            tuple(labels) if labels is not None else manifest.labels if manifest else None,
+            _transform(backend, manifest, mean, std),
+        )
+    except BaseException:  # whatever it is, what the backend holds on a GPU does not go by itself
+        backend.close()
+        raise
 
 
 def _engine_of(

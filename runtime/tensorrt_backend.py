@@ -4,7 +4,8 @@ What a batch does: the images go into pinned memory and from there, or straight 
 memory, into the engine's input; the engine runs; the logits come back; one wait at the end. The memory is
 allocated once, for the largest batch. The first time that a batch size comes it runs plainly, which lets
 TensorRT do what it puts off until then, and is captured afterwards; from then on its graph is replayed,
-which spares the processor the launch of some hundred kernels and the plugin's Python.
+which spares the processor the launch of some hundred kernels and the plugin's Python. So it goes for the
+first few batch sizes; further ones run plainly.
 
 CUDA contexts: see `plugins.cuda_driver.Context`. With several GPUs, choose by ``CUDA_VISIBLE_DEVICES`` or by
 making a context on one current before opening.
@@ -16,7 +17,7 @@ import hashlib
 import os
 import threading
 import warnings
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -99,7 +100,9 @@ class TensorRtBackend:
                     "trust_engine_code=True (--trust-engine-code)"
                 )
             with self._context.entered():
-                self._loaded: _Loaded | None = _Loaded(trt, plan, name, carries_code, self._cache.read())
+                self._loaded: _Loaded | None = _Loaded(
+                    trt, plan, name, self._context.device, carries_code, self._cache.read()
+                )
         except BaseException:  # an interrupt too: nothing on the GPU may outlive a backend that was not made
             self._context.close()
             raise
@@ -135,13 +138,19 @@ class TensorRtBackend:
             if loaded is None:
                 raise BackendError("the session is closed: open the artefact again")
             with self._context.entered():
-                loaded.put(images, self._context.device.ordinal)
                 # A batch below the engine's least is filled up with what lies in memory.
                 shape = max(batch, self._least)
-                if loaded.replay(shape):
-                    return loaded.logits(batch)
-                loaded.run(shape)
+                try:
+                    loaded.put(images, self._context.device.ordinal)
+                    replayed = loaded.replay(shape)
+                    if not replayed:
+                        loaded.run(shape)
+                except BaseException:  # an interrupt too: the caller's array may go once this returns
+                    loaded.wait_whatever_comes()
+                    raise
                 logits = loaded.logits(batch)
+                if replayed:
+                    return logits
                 self._capture(loaded, shape)
                 self._cache.write(loaded.engine.runtime_cache())
                 return logits
@@ -151,13 +160,15 @@ class TensorRtBackend:
         with self._lock:
             loaded, self._loaded = self._loaded, None
             if loaded is not None:
-                with self._context.entered():
-                    loaded.close()
-                self._context.close()
+                try:
+                    with self._context.entered():
+                        loaded.close()
+                finally:
+                    self._context.close()
 
     def _capture(self, loaded: _Loaded, batch: int) -> None:
         """Captures what was just run; where that fails, `path` says why and batches keep running plainly."""
-        if self._why_no_graphs:
+        if self._why_no_graphs or not loaded.engine.has_own_context:
             return
         try:
             loaded.capture(batch)
@@ -174,7 +185,13 @@ class _Loaded:
     """
 
     def __init__(
-        self, trt: ModuleType, plan: bytes, name: str, trusts_host_code: bool, runtime_cache: bytes | None
+        self,
+        trt: ModuleType,
+        plan: bytes,
+        name: str,
+        device: cuda_driver.Device,
+        trusts_host_code: bool,
+        runtime_cache: bytes | None,
     ) -> None:
         """Loads the engine and takes all memory that it will need.
 
@@ -187,13 +204,15 @@ class _Loaded:
             )
             images = (engine.batches[1], 3, engine.image_size, engine.image_size)
             logits = (engine.batches[1], engine.classes)
-            _require_memory(name, engine, sum(_bytes(shape) for shape in (images, logits)))
+            if not device.shares_memory:  # there, Linux gives much back that does not count as free
+                _require_memory(name, engine, sum(_bytes(shape) for shape in (images, logits)))
             engine.start(runtime_cache)
-            self._stream = stack.enter_context(closing(cuda_driver.Stream()))
             self._device_images = stack.enter_context(closing(cuda_driver.DeviceBuffer(_bytes(images))))
             self._device_logits = stack.enter_context(closing(cuda_driver.DeviceBuffer(_bytes(logits))))
             self._host_images = stack.enter_context(closing(cuda_driver.PinnedArray(images, np.float32)))
             self._host_logits = stack.enter_context(closing(cuda_driver.PinnedArray(logits, np.float32)))
+            # After the memory, so that it is waited for before the memory goes.
+            self._stream = stack.enter_context(closing(cuda_driver.Stream()))
             engine.bind(self._device_images.address, self._device_logits.address)
             self.engine = engine
             self._graphs: dict[int, cuda_driver.Graph] = {}
@@ -236,7 +255,7 @@ class _Loaded:
         with self._stream.capture() as capture:
             self._enqueue(batch)
         assert capture.graph is not None  # its block has ended well
-        self._graphs[batch] = capture.graph
+        self._graphs[batch] = self._closing.enter_context(closing(capture.graph))
 
     def replay(self, batch: int) -> bool:
         """Runs the graph of a batch size on what was put, and waits; False where there is none."""
@@ -252,10 +271,14 @@ class _Loaded:
         return found
 
     def close(self) -> None:
-        """Frees everything; nothing may be running."""
-        for graph in self._graphs.values():
-            graph.close()
+        """Frees everything, after what is running; what fails keeps nothing else from being freed."""
+        self.wait_whatever_comes()
         self._closing.close()
+
+    def wait_whatever_comes(self) -> None:
+        """Waits for what is enqueued, after a failure that is being told already."""
+        with suppress(BackendError):
+            self._stream.synchronize()
 
     def _enqueue(self, batch: int) -> None:
         self.engine.enqueue(self._stream.handle)
@@ -289,17 +312,24 @@ class _KernelCache:
     """
 
     def __init__(self, plan: bytes, library: str, folder: Path | None) -> None:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        name = f"{hashlib.sha256(plan).hexdigest()[:32]}.rtx-cache"
-        self._file = (folder or base / "msmamba") / name if library == "tensorrt_rtx" else None
+        self._file: Path | None = None
         self._size = 0
+        if library == "tensorrt_rtx":
+            home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+            name = f"{hashlib.sha256(plan).hexdigest()[:32]}.rtx-cache"
+            self._file = (folder or Path(home) / "msmamba") / name
 
     def read(self) -> bytes | None:
         """What an earlier process kept."""
         try:
-            return self._file.read_bytes() if self._file else None
-        except OSError:  # there is none yet
+            content = self._file.read_bytes() if self._file else None
+        except FileNotFoundError:  # there is none yet
             return None
+        except OSError as error:
+            self._give_up(error)
+            return None
+        self._size = len(content or b"")
+        return content
 
     def write(self, content: bytes | None) -> None:
         """Keeps the kernels where there are more than before; said once where that cannot be."""
@@ -310,6 +340,9 @@ class _KernelCache:
             write_atomically(self._file, content)
             self._size = len(content)
         except (OSError, TargetError) as error:
-            self._file = None
-            said = f"TensorRT-RTX will compile its kernels again in the next process: {error}"
-            warnings.warn(said, RuntimeWarning, stacklevel=3)
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._file = None
+        said = f"TensorRT-RTX will compile its kernels again in the next process: {error}"
+        warnings.warn(said, RuntimeWarning, stacklevel=4)

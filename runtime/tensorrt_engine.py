@@ -14,9 +14,15 @@ from ..errors import ArtefactError, BackendError
 from ..plugins.selective_scan import tensorrt_plugin
 from ..plugins.tensorrt_library import collecting_logger
 
+MOST_CONTEXTS = 4
+"""Batch sizes that get an execution context of their own; each takes memory for the largest batch."""
+
 
 class LoadedEngine:
-    """An engine on the current context's GPU, with one execution context; owned until `close`.
+    """An engine on the current context's GPU; owned until `close`.
+
+    The first few batch sizes have an execution context each, since NVIDIA advises one CUDA graph a context;
+    further ones share another.
 
     Attributes:
         input: name of the input, (batch, 3, S, S) float32.
@@ -42,19 +48,27 @@ class LoadedEngine:
         """
         self._trt, self._name = trt, name
         self._rtx = trt.__name__ == "tensorrt_rtx"
-        self._context: Any = None
+        self._context: Any = None  # of the batch that was set
+        self._contexts: dict[int, Any] = {}
+        self._spare: Any = None
+        self._addresses: dict[str, int] = {}
         self._config: Any = None
         self._cache: Any = None
+        self._engine: Any = None
         tensorrt_plugin.register(trt)
         tensorrt_plugin.take_refusals()
         self._logger = collecting_logger(trt)
         self._runtime = trt.Runtime(self._logger)
-        if trusts_host_code:
-            self._runtime.engine_host_code_allowed = True
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise BackendError(self._said("does not load"))
-        self._read_interface()
+        try:
+            if trusts_host_code:
+                self._runtime.engine_host_code_allowed = True
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
+            if self._engine is None:
+                raise BackendError(self._said("does not load"))
+            self._read_interface()
+        except BaseException:  # the error's traceback would keep the engine beyond its CUDA context
+            self.close()
+            raise
         memory = getattr(self._engine, "device_memory_size_v2", None)  # from TensorRT 10.1 on
         self.memory_bytes: int = self._engine.device_memory_size if memory is None else memory
 
@@ -79,11 +93,15 @@ class LoadedEngine:
             # batch's own are compiled.
             strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
             self._config.dynamic_shapes_kernel_specialization_strategy = strategy
-            self._context = self._engine.create_execution_context(self._config)
-        else:
-            self._context = self._engine.create_execution_context()
-        if self._context is None:
+        self._spare = self._new_context()
+
+    def _new_context(self) -> Any:
+        of = () if self._config is None else (self._config,)
+        context = self._engine.create_execution_context(*of)
+        if context is None:
             raise BackendError(self._said("cannot start"))
+        self._bind(context)
+        return context
 
     def bind(self, image: int, logits: int) -> None:
         """Tells where input and output lie; they must stay there.
@@ -91,16 +109,27 @@ class LoadedEngine:
         Raises:
             BackendError: TensorRT refuses the addresses.
         """
-        for tensor, address in ((self.input, image), (self.output, logits)):
-            if not self._context.set_tensor_address(tensor, address):
+        self._addresses = {self.input: image, self.output: logits}
+        self._bind(self._spare)
+
+    def _bind(self, context: Any) -> None:
+        for tensor, address in self._addresses.items():
+            if not context.set_tensor_address(tensor, address):
                 raise BackendError(self._said(f"does not take memory for '{tensor}'"))
 
     def set_batch(self, batch: int) -> None:
         """Sets the number of images of the next `enqueue`.
 
         Raises:
-            BackendError: it is outside the engine's profile.
+            BackendError: it is outside the engine's profile, or there is no memory for its context.
         """
+        context = self._contexts.get(batch)
+        if context is None:
+            context = self._spare or self._new_context()
+            self._spare = context
+            if len(self._contexts) < MOST_CONTEXTS:
+                self._contexts[batch], self._spare = context, None
+        self._context = context
         size = self.image_size
         if not self._context.set_input_shape(self.input, (batch, 3, size, size)):
             raise BackendError(self._said(f"does not take a batch of {batch}"))
@@ -114,6 +143,11 @@ class LoadedEngine:
         if not self._context.execute_async_v3(stream):
             raise BackendError(self._said("failed"))
 
+    @property
+    def has_own_context(self) -> bool:
+        """Whether no other batch size uses the context of the one that was set."""
+        return self._context is not self._spare
+
     def is_capturable(self, stream: int) -> bool:
         """Whether `enqueue` may be captured in a CUDA graph; TensorRT cannot be asked, and shows it."""
         return not self._rtx or bool(self._context.is_stream_capturable(stream))
@@ -124,7 +158,8 @@ class LoadedEngine:
 
     def close(self) -> None:
         """Frees everything, in the order in which one part uses the other."""
-        self._context = None
+        self._context = self._spare = None
+        self._contexts.clear()
         self._config = None
         self._cache = None
         self._engine = None

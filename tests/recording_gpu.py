@@ -80,6 +80,7 @@ class RecordingDriver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
         CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT="multiprocessors",
+        CU_DEVICE_ATTRIBUTE_INTEGRATED="integrated",
     )
     CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL="ordinal")
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING="non-blocking")
@@ -89,6 +90,7 @@ class RecordingDriver:
     def __init__(self, compute_capability: int = 89, devices: int = 1) -> None:
         self.capability, self.devices = compute_capability, devices
         self.calls: list[str] = []
+        self.integrated = 0
         self.failing: dict[str, str] = {}
         self.free = 8 << 30
         self.allocations: dict[int, Allocation] = {}
@@ -148,7 +150,8 @@ class RecordingDriver:
 
     def cuDeviceGetAttribute(self, name: str, device: int) -> tuple[Any, ...]:
         major, minor = divmod(self.capability, 10)
-        return ({"major": major, "minor": minor, "multiprocessors": 128}[name],)
+        known = {"major": major, "minor": minor, "multiprocessors": 128, "integrated": self.integrated}
+        return (known[name],)
 
     def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[Any, ...]:
         self.retained += 1
@@ -440,12 +443,14 @@ class Context:
         self.warmed: set[int] = set()
         self.enqueued = 0
         self.fails = self.fails_captured = False
+        self.captured: int | None = None
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.addresses[name] = memory
         return memory % ALIGNMENT == 0
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self.captured in (None, shape[0]), "a context serves the graph of one shape"
         self.batch = shape[0]
         least, _, largest = self.engine.batches
         return shape[1:] == self.engine.shapes["image"][1:] and least <= shape[0] <= largest
@@ -462,6 +467,7 @@ class Context:
             return False
         assert batch in self.warmed or not capturing, "captured before the first plain run of this batch"
         self.warmed.add(batch)
+        self.captured = batch if capturing else self.captured
         self.enqueued += 1
         image, logits = self.addresses["image"], self.addresses["logits"]
         if self.config is not None and self.config.cache is not None:

@@ -6,7 +6,6 @@ A launch allocates no device memory and synchronises nothing, so it may be captu
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +51,7 @@ class LoadedKernels:
             BackendError: There is no context, no kernel for this device, or the driver refuses them.
         """
         # Not its handle, which a later context may have too.
-        key = (cuda_driver.current_context_id(), hashlib.sha256(package.to_bytes()).hexdigest())
+        key = (cuda_driver.current_context_id(), package.digest)
         if key not in _LOADED:
             _LOADED[key] = cls(package)
         return _LOADED[key]

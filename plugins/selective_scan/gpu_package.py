@@ -8,6 +8,8 @@ the machine that runs it needs neither Triton nor a compiler.
 from __future__ import annotations
 
 import base64
+import functools
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable
@@ -17,6 +19,7 @@ from typing import Any
 from ...errors import BackendError
 
 MAGIC = b"msmamba-kernels-1\n"
+_MOST_BYTES = 64 << 20  # unpacked, some hundred times a package for every GPU
 ELEMENT_TYPES = ("float16", "float32")
 """Types of x, delta, B, C and y that kernels are compiled for; A, D and delta_bias are always float32."""
 
@@ -39,6 +42,16 @@ class KernelPackage:
     element_type: str  # one of ELEMENT_TYPES
     states: int  # N
     kernels: dict[int, dict[str, CompiledKernel]]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that is launched, in hexadecimal."""
+        digest = hashlib.sha256()
+        for sm, kernels in sorted(self.kernels.items()):
+            for name, kernel in sorted(kernels.items()):
+                described = (sm, name, *(value for key, value in vars(kernel).items() if key != "cubin"))
+                digest.update(repr((described, len(kernel.cubin))).encode() + kernel.cubin)
+        return digest.hexdigest()
 
     @property
     def compute_capabilities(self) -> tuple[int, ...]:
@@ -99,7 +112,11 @@ class KernelPackage:
                 "the engine was built by another version of msmamba; rebuild it"
             )
         try:
-            document: dict[str, Any] = json.loads(zlib.decompress(data[len(MAGIC) :]))
+            inflate = zlib.decompressobj()
+            text = inflate.decompress(data[len(MAGIC) :], _MOST_BYTES)
+            if not inflate.eof:
+                raise ValueError("they are cut off, or larger than kernels are")
+            document: dict[str, Any] = json.loads(text)
             kernels = {
                 int(sm): {
                     name: CompiledKernel(**{**fields, "cubin": base64.b64decode(fields["cubin"])})
@@ -108,7 +125,7 @@ class KernelPackage:
                 for sm, listing in document["kernels"].items()
             }
             return cls(document["element_type"], document["states"], kernels)
-        except (zlib.error, ValueError, KeyError, TypeError) as error:
+        except (zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BackendError(f"the scan kernels in an engine are damaged ({error}); rebuild it") from error
 
 

@@ -193,6 +193,7 @@ class OneGpu:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=8,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=7,
         CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT=16,
+        CU_DEVICE_ATTRIBUTE_INTEGRATED=1,
     )
 
     def __getattr__(self, call: str) -> Callable[..., tuple[object, ...]]:

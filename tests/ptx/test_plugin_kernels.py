@@ -36,10 +36,11 @@ class EmulatedDriver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
         CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT="multiprocessors",
+        CU_DEVICE_ATTRIBUTE_INTEGRATED="integrated",
     )
 
     def __init__(self, compute_capability: int, multiprocessors: int, cache: Path) -> None:
-        self.attributes = {"multiprocessors": multiprocessors}
+        self.attributes = {"multiprocessors": multiprocessors, "integrated": 0}
         self.attributes["major"], self.attributes["minor"] = divmod(compute_capability, 10)
         self.cache = cache
         self.ptx: dict[bytes, str] = {}  # by the machine code made from it

@@ -21,6 +21,7 @@ from msmamba.plugins import cuda_driver
 from msmamba.runtime import open_session, tensorrt_backend
 from msmamba.runtime.manifest import EngineFacts
 from msmamba.runtime.session import Session
+from msmamba.runtime.tensorrt_engine import MOST_CONTEXTS
 
 from .conftest import LABELS, SIZE
 
@@ -93,19 +94,70 @@ def test_a_session_runs_an_engine_as_it_runs_anything(session: Session, colours:
 def test_the_first_run_of_a_batch_size_is_plain_and_the_next_ones_are_replayed(
     session: Session, driver: RecordingDriver, engine: Engine
 ) -> None:
-    (context,) = engine.contexts
+    def all_enqueued() -> int:
+        return sum(context.enqueued for context in engine.contexts)
+
     for seed, batch in enumerate([1, 1, 3, 3, 1, 3, 3]):
         driver.calls.clear()
-        enqueued = context.enqueued
+        enqueued = all_enqueued()
         found = session.run(images(batch, seed))
         np.testing.assert_allclose(found, logits_of(images(batch, seed)), rtol=1e-6)
         first = seed in (0, 2)
         assert driver.calls.count("cuGraphLaunch") == (0 if first else 1)
         assert driver.calls.count("cuGraphInstantiate") == (1 if first else 0)
         # Plainly, and once more into the capture; a replay does not touch the engine.
-        assert context.enqueued - enqueued == (2 if first else 0)
+        assert all_enqueued() - enqueued == (2 if first else 0)
         assert driver.calls.count("cuStreamSynchronize") == 1
         assert not {"cuMemAlloc", "cuMemHostAlloc", "cuMemFree", "cuStreamCreate"} & set(driver.calls)
+
+
+def test_more_batch_sizes_than_contexts_answer_too(
+    engine: Engine, engine_file: Path, driver: RecordingDriver
+) -> None:
+    engine.batches = (1, 4, 7)
+    with open_session(engine_file) as session:
+        for batch in (1, 2, 3, 4, 5, 6, 7, 5, 1, 6, 2):
+            found = session.run(images(batch, batch))
+            np.testing.assert_allclose(found, logits_of(images(batch, batch)), rtol=1e-6)
+        assert len(engine.contexts) == MOST_CONTEXTS + 1
+    assert driver.calls.count("cuGraphInstantiate") == MOST_CONTEXTS
+
+
+def test_what_fails_to_open_gives_everything_back(engine_file: Path, driver: RecordingDriver) -> None:
+    for options, error in (
+        ({"labels": ["only one"]}, ArtefactError),
+        ({"mean": (1,), "std": (1,)}, InputError),
+    ):
+        with pytest.raises(error):
+            open_session(engine_file, **options)
+
+
+def test_closing_gives_back_what_it_can(engine_file: Path, driver: RecordingDriver) -> None:
+    session = open_session(engine_file)
+    session.run(images(1))
+    driver.failing["cuGraphExecDestroy"] = "CUDA_ERROR_ILLEGAL_ADDRESS"
+    with pytest.raises(BackendError, match="cuGraphExecDestroy"):
+        session.close()
+    driver.executables.clear()  # the one that could not be destroyed
+
+
+def test_what_a_failed_run_has_enqueued_is_waited_for(
+    engine: Engine, engine_file: Path, driver: RecordingDriver
+) -> None:
+    with open_session(engine_file) as session:
+        engine.contexts[0].fails = True
+        with pytest.raises(BackendError):
+            session.run(images(2))
+
+
+def test_memory_that_linux_gives_back_counts_as_free(
+    engine: Engine, engine_file: Path, driver: RecordingDriver
+) -> None:
+    engine.device_memory_size_v2 = 1 << 50
+    with pytest.raises(BackendError, match="of GPU memory"):
+        open_session(engine_file)
+    driver.integrated = 1
+    open_session(engine_file).close()
 
 
 def test_replayed_and_plain_runs_answer_alike(engine_file: Path, driver: RecordingDriver) -> None:
@@ -438,9 +490,10 @@ def test_where_they_cannot_be_kept_it_is_said_once(
     engine_file: Path, tmp_path: Path, driver: RecordingDriver
 ) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
-    with open_session(engine_file) as session:
-        with pytest.warns(RuntimeWarning, match="compile its kernels again in the next process"):
-            session.run(images(1))
+    with pytest.warns(RuntimeWarning, match="compile its kernels again in the next process"):
+        session = open_session(engine_file)
+    with session:
+        session.run(images(1))
         session.run(images(2))
 
 
