@@ -55,17 +55,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[24, 500])
     arguments = parser.parse_args()
 
-    from msmamba.export.int8 import calibration_samples
+    from msmamba.export.int8 import calibration_samples, measured_values
     from msmamba.export.onnx_model import flat_model, onnx_from_network
-    from msmamba.export.quantise import LINEAR, merged, products
+    from msmamba.export.quantise import merged, products
     from msmamba.model.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(arguments.checkpoint)
     said, labels = loaded.preprocessing, loaded.labels
     flat = merged(flat_model(onnx_from_network(loaded.network, said.image_size)))
-    found = products(flat)
-    values = {product.activation for product in found}
-    values |= {product.output for product in found if product.kind != LINEAR}
+    values = measured_values(products(flat))
     samples = calibration_samples(arguments.data, labels)
     with tempfile.TemporaryDirectory() as name:
         request = Path(name) / "request.json"

@@ -20,12 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from msmamba.calib import METHODS, Histogram, choose, measure, range_of
-from msmamba.export.int8 import DEFAULT_METHOD, calibration_samples
+from msmamba.export.int8 import DEFAULT_METHOD, calibration_samples, measured_values
 from msmamba.export.onnx_model import flat_model, onnx_from_network
 from msmamba.export.precision import fp16_from_fp32
 from msmamba.export.quantise import (
     KINDS,
-    LINEAR,
     QUANTISED_KINDS,
     int8_from_fp32,
     int8_proof,
@@ -97,10 +96,7 @@ def main() -> None:
 
     samples = calibration_samples(arguments.data, labels)
     named = [(sample.source, labels[sample.label]) for sample in samples]
-    values = sorted(
-        {product.activation for product in found}
-        | {product.output for product in found if product.kind != LINEAR}
-    )
+    values = sorted(measured_values(found))
     with tempfile.TemporaryDirectory() as folder:
         for count in arguments.images:
             chosen = choose(arguments.data, named, labels, count=count)

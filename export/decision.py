@@ -262,7 +262,7 @@ def decide(
         auc = _change(figures[0].auc, figures[1].auc)
     flip_share = Proportion(len(flips) / count, proportion_interval(len(flips), count))
     accuracy = _accuracy_change(figures[0].accuracy, figures[1].accuracy, lost + gained)
-    criteria = tuple(_criteria(bar, accuracy, auc, flip_share, count))
+    criteria = tuple(_criteria(bar, accuracy, auc, len(flips), flip_share.interval.high, count))
     return Decision(
         images=count,
         accuracy=accuracy,
@@ -368,7 +368,7 @@ def _proportion(part: int, whole: int) -> Proportion:
 
 
 def _criteria(
-    bar: DecisionBar, accuracy: Change, auc: Change | None, flip_share: Proportion, images: int
+    bar: DecisionBar, accuracy: Change, auc: Change | None, flips: int, most_flips: float, images: int
 ) -> Iterator[Criterion]:
     if bar.max_accuracy_drop is not None:
         yield Criterion(
@@ -387,17 +387,10 @@ def _criteria(
             None if auc is None else -auc.change_interval.low,
             "",
         )
-    assert flip_share.value is not None
     if bar.max_flips.per_cent:
-        yield Criterion(
-            "flips",
-            100 * round(flip_share.value * images) / images,
-            bar.max_flips.amount,
-            100 * flip_share.interval.high,
-            "%",
-        )
+        yield Criterion("flips", 100 * flips / images, bar.max_flips.amount, 100 * most_flips, "%")
     else:
-        yield Criterion("flips", round(flip_share.value * images), bar.max_flips.amount, None, "")
+        yield Criterion("flips", flips, bar.max_flips.amount, None, "")
 
 
 def _notes(

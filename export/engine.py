@@ -26,7 +26,7 @@ from ..errors import ExportError
 from ..files import write_atomically
 from ..plugins import cuda_driver
 from ..plugins.selective_scan import tensorrt_plugin
-from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES
+from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES, dotted
 from ..plugins.selective_scan.onnx_function import DOMAIN, OP_TYPE
 from ..plugins.tensorrt_library import collecting_logger, import_tensorrt
 from .engine_program import product_types
@@ -141,7 +141,7 @@ class Engine:
         """What was built, in one line."""
         layers = ", ".join(f"{count} {kind}" for kind, count in self.proof.layers.items())
         return (
-            f"engine for {_dotted(self.options.compute_capabilities)}: {len(self.plan) / 1e6:.1f} MB "
+            f"engine for {dotted(self.options.compute_capabilities)}: {len(self.plan) / 1e6:.1f} MB "
             f"in {self.build_s:.1f} s, {len(self.proof.plugins)} plugin layers, layers by type: {layers}"
         )
 
@@ -250,8 +250,8 @@ def _check_options(trt: Any, options: EngineOptions) -> None:
         unknown = [sm for sm in options.compute_capabilities if str(sm) not in known]
         if unknown:
             wrong.append(
-                f"compute capability {_dotted(unknown)} is not among those that TensorRT-RTX "
-                f"{trt.__version__} builds for: {_dotted(sorted(int(sm) for sm in known))}"
+                f"compute capability {dotted(unknown)} is not among those that TensorRT-RTX "
+                f"{trt.__version__} builds for: {dotted(sorted(int(sm) for sm in known))}"
             )
     if wrong:
         raise ExportError("; ".join(wrong))
@@ -280,7 +280,7 @@ def _for_this_gpu(options: EngineOptions) -> EngineOptions:
     if options.compute_capabilities not in ((), (found.compute_capability,)):
         raise ExportError(
             f"tensorrt builds for the GPU of this machine, {found.name} with compute capability "
-            f"{_dotted([found.compute_capability])}, not for {_dotted(options.compute_capabilities)}: "
+            f"{dotted([found.compute_capability])}, not for {dotted(options.compute_capabilities)}: "
             "export there, or leave --sm out"
         )
     return replace(options, compute_capabilities=(found.compute_capability,))
@@ -292,10 +292,6 @@ def _compute_capability(text: str) -> int:
     if not (major.isdecimal() and minor.isdecimal() and len(minor) == 1):
         raise ExportError(f"compute capability {text!r} is not of the form 8.9")
     return 10 * int(major) + int(minor)
-
-
-def _dotted(compute_capabilities: Iterable[int]) -> str:
-    return ", ".join(f"{sm / 10:.1f}" for sm in compute_capabilities)
 
 
 def _one_line(problems: Iterable[str]) -> str:
@@ -428,7 +424,7 @@ def _configure(
         config.num_compute_capabilities = len(options.compute_capabilities)
         for i, sm in enumerate(options.compute_capabilities):
             if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), i):
-                raise ExportError(f"TensorRT-RTX {trt.__version__} does not build for {_dotted([sm])}")
+                raise ExportError(f"TensorRT-RTX {trt.__version__} does not build for {dotted([sm])}")
         # What NVIDIA asks for where the application captures the engine in a CUDA graph.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     # On by default: float32 products would round their inputs to 10 bits of mantissa.

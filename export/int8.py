@@ -168,7 +168,7 @@ def int8_network(
     # All of them, so that the cache serves every plan.
     histograms = measure(
         flat.SerializeToString(deterministic=True),
-        sorted(_values(found)),
+        sorted(measured_values(found)),
         prepared.calibration,
         transform,
         default_cache if options.cache is None else options.cache,
@@ -176,7 +176,7 @@ def int8_network(
     )
     report(f"finding ranges by {options.method}")
     kinds = KINDS if options.sensitivity else plan.kinds
-    needed = _values(product for product in found if product.kind in kinds)
+    needed = measured_values(product for product in found if product.kind in kinds)
     ranges = {name: range_of(histograms[name], options.method) for name in sorted(needed)}
 
     def quantised(chosen: Sequence[Product]) -> ModelProto:
@@ -202,7 +202,7 @@ def int8_network(
     missing = sorted({product.node for product in plan.chosen(found)} - set(proof.products))
     if missing:
         raise ExportError(f"{len(missing)} products were to be int8 and are not: {', '.join(missing)}")
-    used = _values(plan.chosen(found))
+    used = measured_values(plan.chosen(found))
     ranges = {name: value for name, value in ranges.items() if name in used}
     return Int8(final, proof, plan, prepared, ranges, judgement, sensitivity)
 
@@ -216,7 +216,7 @@ def _untouched(model: ModelProto, chosen: Sequence[Product]) -> list[str]:
     ]
 
 
-def _values(found: Iterable[Product]) -> set[str]:
+def measured_values(found: Iterable[Product]) -> set[str]:
     """The activations that ranges are needed of."""
     listed = list(found)
     outputs = {product.output for product in listed if product.kind != LINEAR}

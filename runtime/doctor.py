@@ -22,7 +22,7 @@ from .. import __version__
 from ..errors import BackendError
 from ..plugins import cuda_driver, tensorrt_library
 from ..plugins.selective_scan import cpu
-from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES
+from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES, dotted
 from . import machine
 from .engine_plan import NAMES as ENGINE_LIBRARIES
 from .onnxruntime_backend import GPU_PROVIDERS, NV_PLUGIN, register_native_kernels
@@ -187,7 +187,7 @@ def _cuda_bindings() -> Ability:
     except BackendError as error:
         return Ability(name, False, f"cuda-bindings {number}: {error}", "see above")
     if found.compute_capability not in BLOCK_SHAPES:
-        known = ", ".join(f"{sm / 10:.1f}" for sm in BLOCK_SHAPES)
+        known = dotted(BLOCK_SHAPES)
         capability = f"compute capability {found.compute_capability / 10:.1f}"
         fix = "build engines with --no-plugin, or take ONNX Runtime"
         return Ability(name, False, f"{found.name} has {capability}; the scan has kernels for {known}", fix)

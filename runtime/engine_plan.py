@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from ..errors import ArtefactError, BackendError
 from ..plugins.cuda_driver import Device
+from ..plugins.selective_scan.gpu_launch import dotted
 from ..plugins.selective_scan.gpu_package import MAGIC as KERNELS_MAGIC
 from ..plugins.selective_scan.gpu_package import KernelPackage
 from ..plugins.selective_scan.tensorrt_plugin import PLUGIN_VERSION
@@ -107,9 +108,8 @@ def check_fit(
         problems.append(f"it was built by {library} {found} and this machine has {library_version}")
     targets = plan.compute_capabilities or _targets(manifest)
     if targets and device.compute_capability not in targets:
-        known = ", ".join(f"{sm / 10:.1f}" for sm in targets)
         problems.append(
-            f"it is for compute capability {known} and this GPU, {device.name}, has "
+            f"it is for compute capability {dotted(targets)} and this GPU, {device.name}, has "
             f"{device.compute_capability / 10:.1f}"
         )
     if plan.has_plugin and plan.kernels != KERNELS_MAGIC.decode().strip():

@@ -20,6 +20,7 @@ Without a split the first launch does not happen. No atomics: the result is dete
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...errors import BackendError
@@ -65,6 +66,11 @@ BLOCK_SHAPES: dict[int, BlockShape] = {
 }
 
 
+def dotted(compute_capabilities: Iterable[int]) -> str:
+    """Compute capabilities as people write them: 87 and 89 as ``8.7, 8.9``."""
+    return ", ".join(f"{sm / 10:.1f}" for sm in compute_capabilities)
+
+
 def block_shape(compute_capability: int) -> BlockShape:
     """The block shape for a compute capability written as ``10 * major + minor``.
 
@@ -74,7 +80,7 @@ def block_shape(compute_capability: int) -> BlockShape:
     try:
         return BLOCK_SHAPES[compute_capability]
     except KeyError:
-        known = ", ".join(f"{sm / 10:.1f}" for sm in BLOCK_SHAPES)
+        known = dotted(BLOCK_SHAPES)
         raise BackendError(
             f"compute capability {compute_capability / 10:.1f} has no scan kernel; choose from {known}"
         ) from None

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...errors import BackendError
+from .gpu_launch import dotted
 
 MAGIC = b"msmamba-kernels-1\n"
 _MOST_BYTES = 64 << 20  # unpacked, some hundred times a package for every GPU
@@ -67,7 +68,7 @@ class KernelPackage:
             return self.kernels[compute_capability]
         except KeyError:
             raise BackendError(
-                f"the engine's scan kernels are for compute capability {_dotted(self.compute_capabilities)}; "
+                f"the engine's scan kernels are for compute capability {dotted(self.compute_capabilities)}; "
                 f"this device has {compute_capability / 10:.1f}: "
                 f"rebuild the engine with --sm {compute_capability / 10:.1f}"
             ) from None
@@ -82,8 +83,8 @@ class KernelPackage:
         missing = [sm for sm in wanted if sm not in self.kernels]
         if missing:
             raise BackendError(
-                f"the compiled scan kernels are for compute capability {_dotted(self.compute_capabilities)}, "
-                f"not for {_dotted(missing)}: export the ONNX bundle again, where Triton is installed"
+                f"the compiled scan kernels are for compute capability {dotted(self.compute_capabilities)}, "
+                f"not for {dotted(missing)}: export the ONNX bundle again, where Triton is installed"
             )
         return KernelPackage(self.element_type, self.states, {sm: self.kernels[sm] for sm in wanted})
 
@@ -127,7 +128,3 @@ class KernelPackage:
             return cls(document["element_type"], document["states"], kernels)
         except (zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BackendError(f"the scan kernels in an engine are damaged ({error}); rebuild it") from error
-
-
-def _dotted(compute_capabilities: Iterable[int]) -> str:
-    return ", ".join(f"{sm / 10:.1f}" for sm in compute_capabilities)

@@ -1,4 +1,4 @@
-"""Packages of compiled kernels: equal ones are known as such, and what is no package is refused in one line."""
+"""Packages of compiled kernels: equal ones are known as such, and others are refused in one line."""
 
 from __future__ import annotations
 
