@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
     from .runtime.session import Session
 
-__version__ = "0.1.0"
+from .version import __version__
+
 __all__ = ["__version__", "open"]
 
 

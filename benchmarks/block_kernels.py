@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from msmamba.export.inference_form import InferenceForm
+from msmamba import machine
 from msmamba.model import MicroscopicMamba
+from msmamba.model.networks.microscopic_mamba_inference import InferenceForm
 from msmamba.plugins.hybrid_block import DOMAIN, cpu
 from msmamba.plugins.hybrid_block.onnx_functions import block_functions
 from msmamba.plugins.selective_scan import DIRECTIONS
 from msmamba.plugins.selective_scan import cpu as scan
 from msmamba.plugins.selective_scan.onnx_function import scan_function
-from msmamba.runtime import machine
 
 GROUPS = 4
 SIDES = (56, 28, 14, 7)

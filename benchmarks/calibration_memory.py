@@ -17,7 +17,7 @@ from pathlib import Path
 
 from msmamba.calib import choose, measure
 from msmamba.images import Transform
-from msmamba.runtime.machine import peak_memory_bytes
+from msmamba.machine import peak_memory_bytes
 
 PROBE = "--probe"
 
@@ -55,10 +55,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[24, 500])
     arguments = parser.parse_args()
 
-    from msmamba.export.int8 import calibration_samples, measured_values
-    from msmamba.export.onnx_model import flat_model, onnx_from_network
-    from msmamba.export.quantise import merged, products
-    from msmamba.model.checkpoint import load_checkpoint
+    from msmamba.export.graph.int8 import calibration_samples, measured_values
+    from msmamba.export.graph.onnx_model import flat_model, onnx_from_network
+    from msmamba.export.graph.quantise import merged, products
+    from msmamba.model.networks.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(arguments.checkpoint)
     said, labels = loaded.preprocessing, loaded.labels

@@ -29,11 +29,12 @@ from torch import Tensor
 from torch.nn import functional
 
 import msmamba
+from msmamba import machine
 from msmamba.export.bundle import ExportOptions, export_bundle
-from msmamba.model import MicroscopicMamba, network
-from msmamba.model.checkpoint import save_checkpoint
+from msmamba.model import MicroscopicMamba
+from msmamba.model.networks import microscopic_mamba as network
+from msmamba.model.networks.checkpoint import save_checkpoint
 from msmamba.plugins.selective_scan import reference
-from msmamba.runtime import machine
 
 THREADS = 2
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from msmamba.export.bundle import ExportOptions, export_bundle
-from msmamba.export.engine import EngineOptions
-from msmamba.export.engine_bundle import engine_bundle
+from msmamba.export.engine.build import EngineOptions
+from msmamba.export.engine.engine_bundle import engine_bundle
 from msmamba.model import MicroscopicMamba
-from msmamba.model.checkpoint import save_checkpoint
+from msmamba.model.networks.checkpoint import save_checkpoint
 from msmamba.plugins.tensorrt_library import link_parser_library
 
 

@@ -20,21 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from msmamba.calib import METHODS, Histogram, choose, measure, range_of
-from msmamba.export.int8 import DEFAULT_METHOD, calibration_samples, measured_values
-from msmamba.export.onnx_model import flat_model, onnx_from_network
-from msmamba.export.precision import fp16_from_fp32
-from msmamba.export.quantise import (
-    KINDS,
-    QUANTISED_KINDS,
-    int8_from_fp32,
-    int8_proof,
-    merged,
-    products,
-)
+from msmamba.data.folders import match_labels, read_evaluation_folder
+from msmamba.export.graph.int8 import DEFAULT_METHOD, calibration_samples, measured_values
+from msmamba.export.graph.onnx_model import flat_model, onnx_from_network
+from msmamba.export.graph.precision import fp16_from_fp32
+from msmamba.export.graph.quantise import KINDS, QUANTISED_KINDS, int8_from_fp32, int8_proof, merged, products
 from msmamba.images import Transform, read_image
-from msmamba.model.checkpoint import load_checkpoint
-from msmamba.model.data import match_labels, read_evaluation_folder
-from msmamba.model.metrics import metrics_of
+from msmamba.measures.metrics import metrics_of
+from msmamba.model.networks.checkpoint import load_checkpoint
 from msmamba.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 

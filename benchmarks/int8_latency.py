@@ -20,13 +20,13 @@ import onnxruntime
 from rich.console import Console
 from rich.table import Table
 
+from msmamba import machine
 from msmamba.export.bundle import ExportOptions, export_bundle
-from msmamba.export.decision import FlipLimit
-from msmamba.export.int8 import Int8Options
-from msmamba.export.onnx_model import flat_model
-from msmamba.export.quantise import KINDS, Plan
-from msmamba.export.sensitivity import Limits
-from msmamba.runtime import machine
+from msmamba.export.graph.int8 import Int8Options
+from msmamba.export.graph.onnx_model import flat_model
+from msmamba.export.graph.quantise import KINDS, Plan
+from msmamba.export.graph.sensitivity import Limits
+from msmamba.measures.decision import FlipLimit
 from msmamba.runtime.onnxruntime_backend import register_native_kernels
 
 THREADS = 2

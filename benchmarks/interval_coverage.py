@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import norm
 
-from msmamba.model.uncertainty import resample
+from msmamba.measures.uncertainty import resample
 
 CASES = ((1, 60), (2, 60), (3, 60), (4, 60), (4, 105), (2, 20))
 """Distance of the distributions in standard deviations, and images of each class."""

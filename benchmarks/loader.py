@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from msmamba.model.datasets.tissuemnist import PUBLISHED
+from msmamba.data.published.tissuemnist import PUBLISHED
 
 BATCH_SIZE = 16
 
@@ -80,9 +80,9 @@ def peaks() -> Iterator[dict[str, int]]:
 
 def read(folder: Path, workers: int, image_size: int, rounds: int) -> dict[str, Any]:
     """Reads the data set and gives images a second, one of each round, and memory in bytes."""
+    from msmamba.data.folders import read_training_folder
     from msmamba.images import Transform
-    from msmamba.model.data import read_training_folder
-    from msmamba.model.loading import (
+    from msmamba.model.training.loading import (
         Augmentation,
         Batches,
         EvaluationImages,
@@ -129,7 +129,7 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def bring_in(source: str, output: str) -> dict[str, Any]:
     """Imports the file and gives the time and the memory."""
-    from msmamba.model.datasets import import_data_set
+    from msmamba.data.published import import_data_set
 
     before = memory()[0]
     started = time.perf_counter()

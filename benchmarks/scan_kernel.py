@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from msmamba import machine
 from msmamba.plugins.selective_scan import DIRECTIONS, cpu, onnx_function, reference
-from msmamba.runtime import machine
 
 STAGES = {  # (batch: the four channel groups, H, W, D, N)
     "stage 1": (4, 56, 56, 24, 16),

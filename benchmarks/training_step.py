@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from msmamba.model import MicroscopicMamba, network
+from msmamba.model import MicroscopicMamba
+from msmamba.model.networks import microscopic_mamba as network
 from msmamba.plugins.selective_scan import operator, reference
 
 THREADS = 2

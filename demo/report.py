@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from msmamba.export.page import data_url, page_from_template, thumbnail
-from msmamba.model.data import read_training_folder
+from msmamba.data.folders import read_training_folder
+from msmamba.pages.page import data_url, page_from_template, thumbnail
 
 THUMBNAIL = 96
 """Side of the pictures in the gallery, pixels."""

@@ -17,20 +17,19 @@ from typing import Any
 
 from onnx import ModelProto
 
-from .. import __version__
 from ..errors import ExportError
 from ..files import as_utf8, atomic_folder
-from ..model.checkpoint import Checkpoint, Preprocessing, load_checkpoint
-from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME
+from ..model.networks.checkpoint import Checkpoint, Preprocessing, load_checkpoint
+from ..runtime.artefact import MODEL_NAME
 from ..runtime.manifest import Manifest
-from .engine import Engine, EngineOptions, buildable, engine_from_onnx
-from .engine_bundle import PARITY_NAME, building, seal, write_engine
-from .int8 import Int8, Int8Options, Prepared, int8_network, prepare
-from .kernels import compiler_from, kernels_for
-from .onnx_model import DEFAULT_OPSET, flat_model, onnx_from_network
-from .precision import PrecisionProof, fp16_from_fp32, precision_proof
+from ..version import __version__
+from .engine.build import Engine, EngineOptions, buildable, engine_from_onnx
+from .engine.engine_bundle import building, seal, write_engine
+from .engine.kernels import compiler_from, kernels_for
+from .graph.int8 import Int8, Int8Options, Prepared, int8_network, prepare
+from .graph.onnx_model import DEFAULT_OPSET, flat_model, onnx_from_network
+from .graph.precision import PrecisionProof, fp16_from_fp32, precision_proof
 
-MODEL_FILE, MANIFEST_FILE, PARITY_FILE = MODEL_NAME, MANIFEST_NAME, PARITY_NAME
 CALIBRATION_FILE, PLAN_FILE = "calibration.json", "plan.json"
 SENSITIVITY_FILE, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -141,7 +140,7 @@ def export_bundle(
         manifest = replace(manifest, precision_proven=types)
         for key, value in manifest.to_metadata().items():
             model.metadata_props.add(key=key, value=value)
-        (folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        (folder / MODEL_NAME).write_bytes(model.SerializeToString(deterministic=True))
         for name, content in kernels.items():
             (folder / name).write_bytes(content)
         if engine is not None:
@@ -155,7 +154,7 @@ def export_bundle(
         proof=proof,
         nodes=len(model.graph.node),
         scans=sum(node.op_type == "SelectiveScan2D" for node in model.graph.node),
-        bytes=(Path(output) / MODEL_FILE).stat().st_size,
+        bytes=(Path(output) / MODEL_NAME).stat().st_size,
         kernels_bytes=sum(map(len, kernels.values())),
         engine=engine,
         int8=int8,

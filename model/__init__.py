@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .network import MicroscopicMamba
+    from .networks.microscopic_mamba import MicroscopicMamba
 
 __all__ = ["MicroscopicMamba"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "MicroscopicMamba":
-        from .network import MicroscopicMamba
+        from .networks.microscopic_mamba import MicroscopicMamba
 
         return MicroscopicMamba
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,7 @@ from .manifest import Manifest
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 ENGINE_NAME = "model.engine"
+PARITY_NAME = "parity.json"
 
 ENGINE_MAGICS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
 """First bytes of a plan, and the library that it is for."""

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .. import __version__
+from .. import machine
 from ..errors import BackendError, InputError
 from ..images import read_image
-from . import machine
+from ..version import __version__
 from .artefact import ENGINE_MAGICS, ENGINE_NAME, MODEL_NAME
 from .benchmark_report import STEPS, Benchmark, Case, Result, Spread
 from .session import Session, open_session

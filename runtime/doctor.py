@@ -18,12 +18,12 @@ from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from .. import __version__
+from .. import machine
 from ..errors import BackendError
 from ..plugins import cuda_driver, tensorrt_library
 from ..plugins.selective_scan import cpu
 from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES, dotted
-from . import machine
+from ..version import __version__
 from .engine_plan import NAMES as ENGINE_LIBRARIES
 from .onnxruntime_backend import GPU_PROVIDERS, NV_PLUGIN, register_native_kernels
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import machine
+from .. import machine
 from .session import open_session
 
 _BATCHES = 3  # the runtime allocates its buffers in the first, and settles

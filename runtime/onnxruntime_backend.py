@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import machine
 from ..errors import ArtefactError, BackendError
 from ..plugins.selective_scan import cpu
-from . import machine
 
 if TYPE_CHECKING:
     import onnxruntime

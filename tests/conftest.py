@@ -6,7 +6,7 @@ to 256 channels, for 32x32 images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ def small_network(seed: int = 0, **changes: object) -> MicroscopicMamba:
     """A small network whose every weight and statistic is away from its initial value."""
     import torch
 
-    from msmamba.model.network import Architecture, MicroscopicMamba
+    from msmamba.model.networks.microscopic_mamba import Architecture, MicroscopicMamba
 
     torch.manual_seed(seed)
     fields = {"depths": SMALL_DEPTHS, "dims": SMALL_DIMS, "num_classes": len(SMALL_LABELS), **changes}
@@ -57,7 +57,7 @@ def network() -> MicroscopicMamba:
 @pytest.fixture(scope="session")
 def checkpoint(network: MicroscopicMamba, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small network's checkpoint; not to be changed."""
-    from msmamba.model.checkpoint import save_checkpoint
+    from msmamba.model.networks.checkpoint import save_checkpoint
 
     path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
     save_checkpoint(
@@ -97,6 +97,41 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = np.clip(generator.normal(base, 40, size=(40, 40, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / split / label / f"{number}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of :func:`write_cells`; read it, do not write to it."""
+    return write_cells(tmp_path_factory.mktemp("data") / "cells")
+
+
+def write_cells(root: Path, images: int = 12) -> Path:
+    """A flat folder of two classes, ``round`` and ``square`` spots on noise, split by nobody yet."""
+    generator = np.random.default_rng(0)
+    rows, columns = np.mgrid[:40, :40]
+    for label in ("round", "square"):
+        (root / label).mkdir(parents=True)
+        for number in range(images):
+            centre = generator.integers(14, 26, 2)
+            distance = np.stack([abs(rows - centre[0]), abs(columns - centre[1])])
+            spot = (distance**2).sum(0) < 100 if label == "round" else distance.max(0) < 10
+            pixels = generator.integers(150, 220, (40, 40, 3))
+            pixels[spot] = (90, 40, 120) if label == "round" else (120, 40, 60)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / label / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def threads_as_before() -> Iterator[None]:
+    """For runs that limit the threads of the whole process: what follows gets them back."""
+    import torch
+
+    from msmamba.plugins.selective_scan import cpu
+
+    before = torch.get_num_threads(), cpu.threads()
+    yield
+    torch.set_num_threads(before[0])
+    cpu.set_threads(before[1])
 
 
 @pytest.fixture(scope="session")

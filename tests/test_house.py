@@ -20,22 +20,44 @@ HEAVY = (
     *("mamba_ssm", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "jinja2", "ray", "captum"),
 )
 
-# Who may know whom; everyone knows itself and the errors.
-MAY_IMPORT = {
+# The ground floor, known by all: who stands later may know who stands earlier.
+GROUND = ("version", "errors", "files", "machine", "images", "data", "pages", "measures")
+
+# Who may know whom beside the ground floor; everyone knows itself.
+MAY_IMPORT: dict[str, set[str]] = {
     "plugins": set(),
-    "runtime": {"plugins", "images", "files"},
-    "model": {"plugins", "images", "files"},
-    "calib": {"runtime", "images", "files"},
-    "export": {"model", "plugins", "calib", "runtime", "images", "files"},
-    "errors": set(),
-    "files": set(),
-    "images": set(),
+    "runtime": {"plugins"},
+    "calib": {"runtime"},
+    "model": {"plugins"},
+    "export": {"model", "plugins", "calib", "runtime"},
+    "cli": {"model", "export", "plugins", "calib", "runtime"},
 }
+
+# Inside a room, folders and files named later may know the earlier ones.
+ORDER = {
+    "model": ("networks", "training", "evaluation"),
+    "export": ("graph", "engine", "proof", "bundle"),
+}
+
+FACE = ("__init__", "__main__", "setup")
+OUTSIDE = ("tests", "benchmarks", "demo", "docs", "build")
 
 
 def sources(part: str) -> list[Path]:
     folder = ROOT / part
     return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+
+
+def module_of(path: Path) -> str:
+    """The absolute name of a source file's module."""
+    parts = ["msmamba", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def package() -> dict[str, Path]:
+    """Every source file of the package, by module."""
+    parts = (*GROUND, *MAY_IMPORT)
+    return {module_of(path): path for part in parts for path in sources(part)}
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -51,10 +73,44 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("part", MAY_IMPORT)
+def known(module: str, modules: dict[str, Path]) -> set[str]:
+    """The modules of the package that a module imports: of a name in a package, the file that has it."""
+    found = {name for name in imported(modules[module]) if name in modules}
+    # ``from .package import name`` counts as the submodule where there is one, else as the package.
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)} - {module}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The ways round: groups of two and more that reach each other."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        seen: set[str] = set()
+        waiting = list(graph[start])
+        while waiting:
+            each = waiting.pop()
+            if each not in seen:
+                seen.add(each)
+                waiting.extend(graph.get(each, ()))
+        reached[start] = seen
+    groups = {
+        tuple(sorted({other for other in reached[each] if each in reached.get(other, ())}))
+        for each in graph
+        if each in reached[each]
+    }
+    return sorted(map(list, groups))
+
+
+def test_every_part_has_its_place() -> None:
+    parts = {path.stem for path in ROOT.iterdir() if path.suffix == ".py"}
+    parts |= {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()}
+    assert parts - set(OUTSIDE) == {*FACE, *GROUND, *MAY_IMPORT}
+
+
+@pytest.mark.parametrize("part", [*GROUND, *MAY_IMPORT])
 def test_each_part_knows_only_those_it_may(part: str) -> None:
-    parts = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()}
-    allowed = {part, "errors"} | MAY_IMPORT[part]
+    parts = {*GROUND, *MAY_IMPORT, "__init__", "__main__"}
+    below = GROUND[: GROUND.index(part)] if part in GROUND else GROUND
+    allowed = {part, *below, *MAY_IMPORT.get(part, ())}
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in sources(part)
@@ -64,16 +120,53 @@ def test_each_part_knows_only_those_it_may(part: str) -> None:
     assert wrong == []
 
 
-def test_calibration_never_imports_torch() -> None:
-    assert [
-        name for path in sources("calib") for name in imported(path) if name.split(".")[0] == "torch"
-    ] == []
+@pytest.mark.parametrize("part", [*GROUND, *MAY_IMPORT])
+def test_nothing_knows_the_face(part: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources(part)
+        for name in imported(path)
+        if name.startswith("msmamba.") and name.split(".")[1] not in (*GROUND, *MAY_IMPORT)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_inside_a_room_the_later_know_the_earlier(room: str) -> None:
+    order = ORDER[room]
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for place, inner in enumerate(order)
+        for path in sources(f"{room}/{inner}")
+        for name in imported(path)
+        if name.startswith(f"msmamba.{room}.") and name.split(".")[2] in order[place + 1 :]
+    ]
+    assert wrong == []
+    inside = {path.stem for path in (ROOT / room).glob("*.py")}
+    inside |= {path.parent.name for path in (ROOT / room).glob("*/__init__.py")}
+    assert inside - {"__init__"} == set(order)
+
+
+def test_no_two_files_import_each_other() -> None:
+    modules = package()
+    assert circles({module: known(module, modules) for module in modules}) == []
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}
+    assert circles(graph) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("part", [*GROUND, "calib"])
+def test_the_ground_floor_and_calibration_never_import_torch(part: str) -> None:
+    assert [name for path in sources(part) for name in imported(path) if name.split(".")[0] == "torch"] == []
 
 
 def test_the_runtime_never_imports_torch_or_onnx() -> None:
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
-        for path in (*sources("runtime"), *sources("images"), *sources("files"), *sources("errors"))
+        for part in (*GROUND, "runtime")
+        for path in sources(part)
         for name in imported(path)
         if name.split(".")[0] in ("torch", "onnx", "safetensors", "onnxscript")
     ]
@@ -95,7 +188,8 @@ def loaded_by(code: str, *arguments: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["msmamba", "msmamba.runtime", "msmamba.plugins", "msmamba.plugins.selective_scan"]
+    "module",
+    ["msmamba", "msmamba.runtime", "msmamba.plugins", "msmamba.plugins.selective_scan", "msmamba.model"],
 )
 def test_importing_is_light(module: str) -> None:
     assert loaded_by(f"import {module}") & set(HEAVY) == set()
@@ -117,7 +211,7 @@ def test_help_loads_nothing() -> None:
 
 IMPORT_DATA = """
 import sys
-from msmamba.model.datasets import ImportOptions, import_data_set
+from msmamba.data.published import ImportOptions, import_data_set
 import_data_set("folder", sys.argv[1], sys.argv[2], ImportOptions(seed=1))
 """
 

@@ -45,9 +45,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     inside = {name.parts[1] for name in names if name.parts[0] == "msmamba"}
     assert inside >= {
         "__init__.py",
-        "cli.py",
+        "cli",
         "errors.py",
         "py.typed",
+        "data",
+        "measures",
+        "pages",
         "model",
         "export",
         "plugins",
@@ -56,7 +59,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert not inside & {"setup.py", "conftest.py", "tests", "benchmarks", "demo", "docs"}
     assert {name.parts[0] for name in names} <= {"msmamba", f"{wheel.name.split('-')[0]}-0.1.0.dist-info"}
     assert any(name.name.startswith("_native") for name in names)
-    assert PurePosixPath("msmamba/export/decision.html.jinja") in names
+    assert PurePosixPath("msmamba/export/proof/decision.html.jinja") in names
     assert not any(name.suffix in (".cpp", ".h", ".o") for name in names)
 
 

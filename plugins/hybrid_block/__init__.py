@@ -2,7 +2,7 @@
 
 Between the scans the network is many small steps on thin maps, and runtimes lose most of their time moving
 those maps between layouts. Four operators, channels last from end to end, hold all that a hybrid block
-does around its scan (`model.network.HybridBlock`)::
+does around its scan (`model.networks.microscopic_mamba.HybridBlock`)::
 
     x ──► LocalBranch ───────────────────────────────► local ─┐
       └─► ScanInputs ─► SelectiveScan2D ─► ScanOutputs ─► scanned ─► MIFA ─► the block's output

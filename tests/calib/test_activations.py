@@ -12,7 +12,7 @@ import pytest
 
 from msmamba.calib import CalibrationSet, Histogram, choose, measure
 from msmamba.errors import ArtefactError, InputError
-from msmamba.export.onnx_model import flat_model, onnx_from_network
+from msmamba.export.graph.onnx_model import flat_model, onnx_from_network
 from msmamba.images import Transform, read_image
 from msmamba.model import MicroscopicMamba
 

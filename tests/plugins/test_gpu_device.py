@@ -13,12 +13,7 @@ from numpy.typing import NDArray
 
 from msmamba.plugins.cuda_driver import current_device
 from msmamba.plugins.selective_scan.gpu_driver import LoadedKernels
-from msmamba.plugins.selective_scan.gpu_launch import (
-    ScanShape,
-    block_shape,
-    chosen_chunks,
-    launch_plan,
-)
+from msmamba.plugins.selective_scan.gpu_launch import ScanShape, block_shape, chosen_chunks, launch_plan
 from msmamba.plugins.selective_scan.triton_scan import compile_package
 
 pytestmark = pytest.mark.gpu

@@ -12,9 +12,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from msmamba import machine
 from msmamba.cli import mmdeploy
 from msmamba.errors import ArtefactError, BackendError, ImageError, InputError
-from msmamba.runtime import Session, machine
+from msmamba.runtime import Session
 from msmamba.runtime import benchmark as module
 from msmamba.runtime.benchmark import BenchmarkOptions, benchmark
 from msmamba.runtime.benchmark_report import Benchmark, Spread

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from msmamba.errors import BackendError, InputError
-from msmamba.export.engine import EngineOptions
-from msmamba.export.engine_bundle import engine_bundle
-from msmamba.export.verify import OwnError
-from msmamba.model.network import MicroscopicMamba
+from msmamba.export.engine.build import EngineOptions
+from msmamba.export.engine.engine_bundle import engine_bundle
+from msmamba.export.proof.verify import OwnError
+from msmamba.model.networks.microscopic_mamba import MicroscopicMamba
 from msmamba.plugins import cuda_driver
 from msmamba.plugins.tensorrt_library import import_tensorrt, link_parser_library
 from msmamba.runtime import open_session

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from msmamba.errors import ArtefactError, BackendError
-from msmamba.export.engine import EngineOptions
-from msmamba.export.engine_bundle import engine_bundle
+from msmamba.export.engine.build import EngineOptions
+from msmamba.export.engine.engine_bundle import engine_bundle
 from msmamba.plugins.cuda_driver import Device
 from msmamba.plugins.selective_scan.gpu_package import CompiledKernel, KernelPackage
 from msmamba.plugins.tensorrt_library import LIBRARIES, import_tensorrt, link_parser_library

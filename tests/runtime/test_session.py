@@ -322,8 +322,8 @@ def test_metadata_wins_nothing_over_a_bundles_manifest(make_bundle: Callable[...
 
 
 def test_the_runtime_sees_what_training_evaluates_on(session: Session, tmp_path: Path) -> None:
-    from msmamba.model.data import Sample
-    from msmamba.model.loading import EvaluationImages, Images
+    from msmamba.data.folders import Sample
+    from msmamba.model.training.loading import EvaluationImages, Images
 
     values = np.random.default_rng(0)
     files = {

@@ -1,0 +1,69 @@
+"""The command `mmdeploy`: each command parses, calls one function of the library and prints.
+
+Exit status: 0 done; 1 failed, with one line ``error: …`` on standard error; 2 wrong usage; 130 interrupted.
+The library is imported inside the commands, so that ``--help`` and ``--version`` load nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from ..errors import MsmambaError
+from ..version import __version__
+from .bench import bench
+from .data import data
+from .doctor import doctor
+from .evaluate import evaluate
+from .explain import explain
+from .export import export
+from .infer import infer
+from .info import info
+from .table import table
+from .train import train
+from .verify import verify
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class _Commands(click.Group):
+    """The one place where errors become lines and exit statuses."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:
+            raise  # whoever read the output has seen enough; click ends quietly
+        except (MsmambaError, OSError) as error:  # OSError: standard output on a full disk, say
+            if context.params["debug"]:
+                raise
+            click.echo(f"error: {error}", err=True)
+            context.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            context.exit(_INTERRUPTED)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="msmamba")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def mmdeploy(debug: bool) -> None:
+    """Takes Microscopic-Mamba to the machine beside the microscope: train, export, verify, infer."""
+
+
+for _command in (train, evaluate, export, verify, infer, bench, explain, data, table, info, doctor):
+    mmdeploy.add_command(_command)
+
+
+def main() -> None:
+    """Runs the command and ends the process; what `mmdeploy` and ``python -m msmamba`` call."""
+    # Pillow warns of oddities in files that it reads all the same, and raises for the others.
+    warnings.filterwarnings("ignore", module="PIL")
+    for stream in (sys.stdout, sys.stderr):  # file names that are not UTF-8 go out as they came in
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
+    mmdeploy(prog_name="mmdeploy")

@@ -1,0 +1,20 @@
+"""`mmdeploy doctor`: what this machine can run."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text")
+@click.pass_context
+def doctor(context: click.Context, output_format: str) -> None:
+    """Tell what this machine can run, and what the rest would need.
+
+    The exit status is 1 when not even classification on the CPU works.
+    """
+    from ..runtime.doctor import examine
+
+    report = examine()
+    click.echo(report.to_json() if output_format == "json" else report.to_text())
+    context.exit(0 if report.can_infer else 1)

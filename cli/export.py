@@ -1,0 +1,168 @@
+"""`mmdeploy export`: a checkpoint to a bundle, a bundle to an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import given, names, steps
+
+_INT8_OPTIONS = {
+    "calib": "data",
+    "method": "method",
+    "calib_images": "images",
+    "calib_seed": "seed",
+    "calib_cache": "cache",
+    "plan": "plan",
+    "sensitivity": "sensitivity",
+}
+
+
+_INT8_LIMITS = ("max_flips", "max_accuracy_drop")
+
+
+_OF_CHECKPOINTS = ("image_size", "opset", "labels", "mean", "std")
+
+
+@click.command()
+@click.argument("source")
+@click.option("-o", "--output", required=True, metavar="BUNDLE", help="The folder to write.")
+@click.option("--fp16", is_flag=True, help="Compute in float16 wherever accuracy allows.")
+@click.option(
+    "--int8", is_flag=True, help="Multiply in int8; with --fp16, or for an engine, float16 around it."
+)
+@click.option("--calib", metavar="DATA", help="Labelled images to measure int8 ranges on.")
+@click.option(
+    "--method",
+    type=click.Choice(["entropy", "percentile", "minmax"]),
+    help="Of finding ranges. [default: percentile]",
+)
+@click.option("--calib-images", type=click.IntRange(1), help="To calibrate on. [default: 128]")
+@click.option("--calib-seed", type=click.IntRange(0), help="Of their choice. [default: 0]")
+@click.option("--calib-cache", metavar="FILE", help="Of measured ranges. [default: BUNDLE.calib]")
+@click.option("--plan", metavar="FILE", help="Quantise what it says, such as another bundle's plan.json.")
+@click.option("--max-flips", metavar="COUNT|PER%", help="Labels that int8 may flip. [default: 0.5%]")
+@click.option(
+    "--max-accuracy-drop", type=click.FloatRange(0), help="Points that int8 may cost. [default: 0.3]"
+)
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    default=None,
+    help="Rank the blocks by the harm that int8 does, with a plot.",
+)
+@click.option("--size", "image_size", type=click.IntRange(32), help="Side of the square input, in pixels.")
+@click.option("--opset", type=int, help="Version of the standard ONNX operators.")
+@click.option("--labels", metavar="NAMES|FILE", help="Class names, by commas, or a file with one a line.")
+@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Channel means, of values in [0, 1].")
+@click.option("--std", type=float, nargs=3, metavar="R G B", help="Channel standard deviations.")
+@click.option("--target", type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx"]), default="onnx")
+@click.option("--sm", metavar="8.6,8.9", default="", help="Compute capabilities that an engine is for.")
+@click.option(
+    "--batches", type=int, nargs=3, metavar="LEAST USUAL MOST", help="Of an engine. [default: 1 1 16]"
+)
+@click.option("--plugin/--no-plugin", default=True, help="The scan as a plugin in engines, or as a loop.")
+@click.option("--version-compatible", is_flag=True, help="Let later versions of tensorrt run the engine.")
+@click.option(
+    "--hardware-compatibility",
+    type=click.Choice(["none", "ampere-plus", "same-compute-capability"]),
+    default="none",
+    help="Let other GPUs run a tensorrt engine.",
+)
+@click.option(
+    "--timing-cache", type=click.Path(path_type=Path, dir_okay=False), help="Of tensorrt; made or extended."
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+def export(
+    source: str,
+    output: str,
+    fp16: bool,
+    int8: bool,
+    labels: str | None,
+    sm: str,
+    force: bool,
+    **chosen: Any,
+) -> None:
+    """Export SOURCE as a bundle: a checkpoint (safetensors, or the authors' .pth), or a bundle.
+
+    Labels, channel statistics and image size come from the checkpoint; give them where it does not say. An
+    engine for another --target is built beside the ONNX file; no GPU is needed for tensorrt-rtx. From a
+    bundle, the engine is built without PyTorch, in the precision that the bundle has.
+    """
+    chosen_options = given(chosen)
+    compute_capabilities = [text.strip() for text in sm.split(",") if text.strip()]
+    if _is_artefact(source):
+        said = given({"fp16": fp16 or None, "int8": int8 or None, "labels": labels})
+        _add_engine(source, output, compute_capabilities, force, {**said, **chosen_options})
+        return
+    from ..export.bundle import ExportOptions, export_bundle
+    from ..export.graph.int8 import Int8Options
+    from ..export.graph.sensitivity import limits_of
+
+    quantising = {
+        name: chosen_options.pop(option) for option, name in _INT8_OPTIONS.items() if option in chosen_options
+    }
+    limits = {name: chosen_options.pop(name) for name in _INT8_LIMITS if name in chosen_options}
+    if limits:
+        quantising["limits"] = limits_of(**limits)
+    if int8 != ("data" in quantising) or (quantising and not int8):
+        raise click.UsageError("--int8 needs --calib DATA, and both --calib and its options go with --int8")
+    options = ExportOptions(
+        precision="int8" if int8 else "fp16" if fp16 else "fp32",
+        int8=Int8Options(**quantising, half=fp16) if int8 else None,
+        labels=names(labels) if labels else None,
+        compute_capabilities=compute_capabilities,
+        **chosen_options,
+    )
+    with steps() as report:
+        result = export_bundle(source, output, options, force=force, report=report)
+    nodes = ", ".join(f"{count} {kind}" for kind, count in result.proof.nodes.items())
+    click.echo(
+        f"{result.path}: {result.bytes / 1e6:.1f} MB, {result.nodes} nodes ({nodes}), {result.scans} scans"
+    )
+    if result.int8 is not None:
+        click.echo(f"  {result.int8.summary}")
+    if result.engine is not None:
+        click.echo(f"  {result.engine.summary}")
+    for reason in sorted(set(result.proof.float32_nodes.values())):
+        count = sum(reason == other for other in result.proof.float32_nodes.values())
+        click.echo(f"  {count} nodes: {reason}")
+    if result.kernels_bytes:
+        click.echo(f"  {result.kernels_bytes / 1e3:.0f} kB of kernels, to build engines from without Triton")
+    else:
+        click.echo("  no kernels to build engines from: triton is not installed here")
+
+
+def _is_artefact(source: str) -> bool:
+    """Whether a path holds something exported; all else is for the checkpoint's reader to judge."""
+    from ..errors import ArtefactError
+    from ..runtime.artefact import recognise
+
+    try:
+        recognise(source)
+    except ArtefactError:
+        return False
+    return True
+
+
+def _add_engine(
+    source: str, output: str, compute_capabilities: list[str], force: bool, chosen: dict[str, Any]
+) -> None:
+    """Builds an engine beside a bundle's ONNX file; refuses options that the export has settled."""
+    from ..export.engine.build import EngineOptions
+    from ..export.engine.engine_bundle import engine_bundle
+
+    of_the_export = ("fp16", "int8", *_INT8_OPTIONS, *_INT8_LIMITS, *_OF_CHECKPOINTS)
+    settled = [name for name in of_the_export if name in chosen]
+    if settled:
+        named = ", ".join(f"--{name.removeprefix('image_').replace('_', '-')}" for name in settled)
+        raise click.UsageError(f"'{source}' is exported already, which settled {named}: leave it out")
+    target = chosen.pop("target")
+    if target == "onnx":
+        raise click.UsageError(f"'{source}' is exported already: say which engine to build with --target")
+    with steps() as report:
+        options = EngineOptions.of(target, compute_capabilities, **chosen)
+        result = engine_bundle(source, output, options, force=force, report=report)
+    click.echo(f"{result.path}: {result.engine.summary}")

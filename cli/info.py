@@ -1,0 +1,37 @@
+"""`mmdeploy info`: parameters and multiply-adds."""
+
+from __future__ import annotations
+
+import click
+
+from .options import ablation_options, given
+
+
+@click.command()
+@click.argument("model", metavar="CHECKPOINT|t|s|b")
+@click.option("--image-size", type=click.IntRange(32), default=224, show_default=True)
+@ablation_options
+def info(model: str, image_size: int, **switches: bool | None) -> None:
+    """Count parameters and multiply-adds, the paper's way and in full.
+
+    A checkpoint says itself which ablation it is; the switches are for sizes.
+    """
+    from ..model.networks.checkpoint import load_checkpoint
+    from ..model.networks.complexity import complexity
+    from ..model.networks.microscopic_mamba import SIZES, Architecture
+
+    if model in SIZES:
+        arch = Architecture.of_size(model, **given(switches))
+    elif given(switches):
+        raise click.UsageError(
+            f"{model} is a checkpoint, which says itself what it is: leave the switches out"
+        )
+    else:
+        arch = load_checkpoint(model).network.arch
+    count = complexity(arch, image_size)
+    click.echo(f"depths {arch.depths}, dims {arch.dims}, {arch.num_classes} classes, {image_size} pixels")
+    click.echo(f"parameters      {count.parameters:>13,}  in a checkpoint (the paper's count)")
+    click.echo(f"                {count.used_parameters:>13,}  used by the forward pass")
+    click.echo(f"multiply-adds   {count.paper_macs:>13,}  the paper's count (ptflops)")
+    click.echo(f"                {count.macs:>13,}  in full, with projections and the scan")
+    click.echo(f"state updates   {count.state_updates:>13,}  of the scan")

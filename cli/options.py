@@ -1,0 +1,106 @@
+"""Options that several commands share, and how they show that they are at work."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+# As `runtime.onnxruntime_backend` has them; a test keeps the two alike.
+
+
+PROVIDERS = ("auto", "engine", "cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
+
+
+def device_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of `open_session` that every command which runs an artefact takes."""
+    for option in (
+        click.option("--kernels", type=click.Choice(["auto", "native", "functions"]), default="auto"),
+        click.option("--threads", type=click.IntRange(1), help="Default: every core this process may use."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
+        click.option(
+            "--provider",
+            type=click.Choice(PROVIDERS),
+            default="auto",
+            help="Insist on the engine, or on one of ONNX Runtime's execution providers.",
+        ),
+        click.option(
+            "--trust-engine-code", is_flag=True, help="Run what a --version-compatible engine carries."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def ablation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The switches of `Architecture`."""
+    for name, meaning in (
+        ("psffn", "End the scan's block in a linear layer."),
+        ("parallel", "One scan's block on all channels in place of four groups."),
+        ("mifa", "Concatenate the two branches."),
+    ):
+        option = click.option(f"--{name}/--no-{name}", default=None, help=f"Ablation: --no-{name}: {meaning}")
+        command = option(command)
+    return command
+
+
+def let_idle_threads_sleep() -> None:
+    """Idle OpenMP threads spin by default: beside other busy processes PyTorch is six to eight times as slow.
+
+    To be called before PyTorch is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that were given: the library has the defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """Shows on standard error what is being done and for how long: one changing line, or plain lines."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        started, last = time.monotonic(), ""
+
+        def say(step: str) -> None:
+            nonlocal last
+            if step != last:
+                click.echo(f"{time.monotonic() - started:6.1f} s  {step}", err=True)
+            last = step
+
+        yield say
+        return
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        yield lambda step: progress.update(task, description=step)
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[int, int], None]]:
+    """Shows how many images of all are done, on standard error and only where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("images", total=None)
+        yield lambda done, images: progress.update(task, completed=done, total=images)
+
+
+def names(text: str) -> list[str]:
+    """Class names from a comma-separated list, or from a file with one a line."""
+    file = Path(text)
+    if file.is_file():
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [name.strip() for name in text.split(",")]

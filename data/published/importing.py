@@ -1,0 +1,464 @@
+"""What every import does with the images that its importer lists: read, deal, link, and write down.
+
+Dims: N images.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import platform
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+from PIL import __version__ as pillow_version
+
+from ...errors import DataError, InputError
+from ...files import resumable_folder, sha256_of, write_atomically
+from ...machine import usable_cores
+from ...version import __version__
+from ..imported import INDEX, MANIFEST, STACK_INDEX, Channels, DataManifest, IndexRow, index_of
+from ..splitting import FOLDS, SMALLEST_CLASS, SPLITS, Names, check_class_sizes, deal, joined, shared_groups
+from .examining import Examined, examine
+from .folder import list_folder
+from .listing import Listed, Listing, refuse_differences
+from .malaria import list_malaria
+from .medfm_colon import list_medfm_colon
+from .mhist import list_mhist
+from .rpe import list_rpe
+from .tissuemnist import unpack, write_index
+
+_LISTERS: dict[str, Callable[[Path], Listing]] = {
+    "malaria": list_malaria,
+    "mhist": list_mhist,
+    "medfm-colon": list_medfm_colon,
+    "rpe": list_rpe,
+}
+_STACK, _FOLDER = "tissuemnist", "folder"
+KINDS = ("malaria", "mhist", _STACK, "medfm-colon", "rpe", _FOLDER)
+"""What can be imported."""
+
+# Where a hard link is refused because of where the files are, not because something is wrong.
+_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """How a data set is imported."""
+
+    seed: int = 0
+    """Of the split."""
+    official_split: bool = False
+    """Keep the published split; what it does not name is dealt."""
+    group_by: str | None = None
+    """Of a folder: regular expression that finds the group in a file name, or in a path if it has a ``/``."""
+    strict: bool = False
+    """Refuse what differs from what was published."""
+    skip_bad: bool = False
+    """Leave images out that cannot be read."""
+    copy: bool = False
+    """Copy the images, even where they could be linked."""
+    force: bool = False
+    """Replace an existing data set."""
+    threads: int | None = None
+    """That read images; every core that this process may use by default."""
+
+
+def import_data_set(
+    kind: str,
+    source: str | Path,
+    output: str | Path,
+    options: ImportOptions | None = None,
+    *,
+    advance: Callable[[int, int], None] = lambda done, images: None,
+) -> DataManifest:
+    """Imports a data set into a new folder, which appears whole or not at all.
+
+    An import that was killed goes on where it was when it is called again.
+
+    Args:
+        kind: one of `KINDS`.
+        source: as it was published.
+        output: the folder to write (see `imported`).
+        options: the defaults where None.
+        advance: called with the images read and all images.
+
+    Raises:
+        DataError: the source is something else, is too small to be split, or differs from what was published
+            and must not.
+        ImageError: an image cannot be read; the message names it.
+        InputError: options that do not fit.
+        TargetError: the output exists or cannot be written.
+    """
+    options = options or ImportOptions()
+    source, output = Path(source), Path(output)
+    if options.group_by is not None and kind != _FOLDER:
+        raise InputError(f"what is kept together in {kind} is known: leave the group pattern out")
+    if kind != _STACK:  # of which one file is read, whatever stands beside it
+        _check_apart(source, output)
+    with resumable_folder(output, options.force, marker=MANIFEST) as folder:
+        if kind == _STACK:
+            return _import_stacks(source, folder, options, advance)
+        listing = _list(kind, source, options)
+        if options.strict:
+            refuse_differences(source, listing.differences)
+        return _import_files(kind, source.resolve(), listing, folder, options, advance)
+
+
+def _list(kind: str, source: Path, options: ImportOptions) -> Listing:
+    if kind == _FOLDER:
+        try:
+            pattern = re.compile(options.group_by) if options.group_by is not None else None
+        except re.error as error:
+            raise InputError(
+                f"the group pattern {options.group_by!r} is no regular expression: {error}"
+            ) from error
+        return list_folder(source, pattern)
+    if kind not in _LISTERS:
+        raise InputError(f"there is no importer {kind!r}: choose one of {', '.join(KINDS)}")
+    return _LISTERS[kind](source)
+
+
+def _check_apart(source: Path, output: Path) -> None:
+    inner, outer = output.resolve(), source.resolve()
+    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+        raise InputError(
+            f"'{output}' and '{source}' lie in one another: give an output folder beside the source"
+        )
+
+
+def _import_files(
+    kind: str,
+    source: Path,
+    listing: Listing,
+    folder: Path,
+    options: ImportOptions,
+    advance: Callable[[int, int], None],
+) -> DataManifest:
+    """Fills ``folder`` with a data set of image files."""
+    threads = options.threads or usable_cores()
+    origins = [image.origin for image in listing.images]
+    found, bad = examine(source, origins, folder, threads=threads, skip_bad=options.skip_bad, advance=advance)
+    images = [image for image in listing.images if image.origin in found]
+    examined = [found[image.origin] for image in images]
+    contents = [read.sha256 for read in examined]
+    names, notes, how = deal_images(source, images, contents, listing, options)
+
+    files = _file_names(images, names)
+    linked = _place(source, [image.origin for image in images], files, folder, options.copy)
+    rows = [
+        IndexRow(
+            split,
+            image.label,
+            image.group,
+            file,
+            read.size,
+            read.sha256,
+            read.width,
+            read.height,
+            image.origin,
+        )
+        for split, image, file, read in zip(names, images, files, examined, strict=True)
+    ]
+    rows.sort(key=lambda row: (SPLITS.index(row.split), row.file))
+    write_atomically(folder / INDEX, index_of(rows))
+    mean, std = statistics_of([read for split, read in zip(names, examined, strict=True) if split == "train"])
+    return _finish(
+        folder,
+        DataManifest(
+            kind=kind,
+            source=str(source),
+            labels=listing.labels,
+            counts=_counts(images, names, listing),
+            grouped_by=listing.grouped_by,
+            groups=_group_counts(images, names) if listing.grouped_by else {},
+            split=how,
+            seed=options.seed,
+            mean=mean,
+            std=std,
+            stored="links" if linked else "copies",
+            differences=tuple(listing.differences),
+            notes=(*listing.notes, *notes, *([] if linked or options.copy else [_COPIED])),
+            skipped=bad,
+            files={INDEX: sha256_of(folder / INDEX)},
+            versions=versions(),
+        ),
+        {INDEX, *files},
+    )
+
+
+def _import_stacks(
+    source: Path, folder: Path, options: ImportOptions, advance: Callable[[int, int], None]
+) -> DataManifest:
+    """Fills ``folder`` with a data set whose images are in few files."""
+    stacks = unpack(source, folder, options.strict, advance)
+    listing = stacks.listing()
+    names, notes, how = deal_images(source, listing.images, stacks.contents(), listing, options)
+    write_index(folder, stacks.index(names))
+    mean, std = channels_of(*stacks.channel_means(names))
+    return _finish(
+        folder,
+        DataManifest(
+            kind=_STACK,
+            source=str(source.resolve()),
+            labels=listing.labels,
+            counts=_counts(listing.images, names, listing),
+            grouped_by="",
+            groups={},
+            split=how,
+            seed=options.seed,
+            mean=mean,
+            std=std,
+            stored="stack",
+            stacks=stacks.files,
+            differences=tuple(listing.differences),
+            notes=(*listing.notes, *notes),
+            files={STACK_INDEX: sha256_of(folder / STACK_INDEX), **stacks.checksums},
+            versions=versions(),
+        ),
+        {STACK_INDEX, *stacks.files},
+    )
+
+
+def _finish(folder: Path, manifest: DataManifest, files: set[str]) -> DataManifest:
+    """Leaves the files and the manifest in the folder, and nothing else."""
+    _keep_only(folder, files)
+    write_atomically(folder / MANIFEST, manifest.to_json().encode("utf-8", "surrogateescape"))
+    return manifest
+
+
+def _counts(images: Sequence[Listed], names: Names, listing: Listing) -> dict[str, dict[str, int]]:
+    tally = Counter(zip(names.tolist(), (image.label for image in images), strict=True))
+    return {
+        split: {label: tally[split, label] for label in listing.labels}
+        for split in SPLITS
+        if (names == split).any()
+    }
+
+
+def _group_counts(images: Sequence[Listed], names: Names) -> dict[str, int]:
+    groups: dict[str, set[str]] = {}
+    for image, split in zip(images, names, strict=True):
+        groups.setdefault(split, set()).add(image.group)
+    return {split: len(groups[split]) for split in SPLITS if split in groups}
+
+
+_COPIED = "the images were copied, because they cannot be linked (another file system, or not yours)"
+
+
+def deal_images(
+    source: Path,
+    images: Sequence[Listed],
+    contents: Sequence[Hashable],
+    listing: Listing,
+    options: ImportOptions,
+) -> tuple[Names, list[str], str]:
+    """The split of each image, notes on it, and how it came to be, in words.
+
+    Copies of one image stay together, and so do the groups that share a copy.
+
+    Args:
+        source: for messages.
+        images: (N,) of the source.
+        contents: (N,) equal for equal images.
+        listing: what they are of.
+        options: seed, and whether a published split is kept.
+
+    Raises:
+        DataError: too few images or groups, or no published split to keep.
+    """
+    position = {label: number for number, label in enumerate(listing.labels)}
+    classes = np.array([position[image.label] for image in images], np.int32)
+    groups: Sequence[str] = [image.group for image in images]
+    published = np.array([image.split for image in images], dtype=object)
+    notes = _notes_on_copies(images, contents)
+    keep = options.official_split or listing.keeps_split
+    if keep and not published.all():
+        raise DataError(f"{source}: has no published split that could be kept: leave --official-split out")
+
+    def dealt(chosen: npt.NDArray[np.bool_], folds: dict[str, int]) -> Names:
+        counts = np.bincount(classes[chosen], minlength=len(listing.labels)).tolist()
+        least = sum(folds.values()) if listing.grouped_by else min(SMALLEST_CLASS, sum(folds.values()))
+        check_class_sizes(source, listing.labels, counts, least)
+        places = np.flatnonzero(chosen).tolist()
+        own = [contents[place] for place in places]
+        try:
+            if listing.grouped_by:
+                their = [groups[place] for place in places]
+                named: dict[int, str] = {}  # groups that copies join go by the name of the first
+                together = [
+                    named.setdefault(number, group)
+                    for number, group in zip(joined(their, own).tolist(), their, strict=True)
+                ]
+                return deal(classes[chosen], together, seed=options.seed, folds=folds)
+            numbers: dict[Hashable, int] = {}
+            copies = np.array([numbers.setdefault(content, len(numbers)) for content in own])
+            firsts = np.unique(copies, return_index=True)[1]
+            return deal(classes[chosen][firsts], seed=options.seed, folds=folds)[copies]
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from error
+
+    whole = ", image by image"
+    if listing.grouped_by:
+        whole = ", whole groups" if options.group_by else f", whole {listing.grouped_by}s"
+    if not keep:
+        names = dealt(np.ones(len(images), bool), FOLDS)
+        how = f"6:2:2, stratified by class{whole}, seed {options.seed}"
+    else:
+        names = published.copy()
+        how = "as published"
+        if not (published == "val").any():
+            train = published == "train"
+            names[train] = dealt(train, {"train": 3, "val": 1})
+            how += f"; a quarter of train validates, stratified by class{whole}, seed {options.seed}"
+    if not (names == "train").any():
+        raise DataError(f"{source}: has no images to train on in its published split")
+    notes += _notes_on_leaks(groups if listing.grouped_by else [], contents, names, listing.grouped_by)
+    notes += [
+        f"the {split} split has no image of {label!r}"
+        for split in SPLITS
+        for number, label in enumerate(listing.labels)
+        if (names == split).any() and not ((names == split) & (classes == number)).any()
+    ]
+    return names, notes, how
+
+
+def _notes_on_copies(images: Sequence[Listed], contents: Sequence[Hashable]) -> list[str]:
+    seen: dict[Hashable, list[Listed]] = {}
+    for image, content in zip(images, contents, strict=True):
+        seen.setdefault(content, []).append(image)
+    copies = [same for same in seen.values() if len(same) > 1]
+    if not copies:
+        return []
+    example = " and ".join(image.origin for image in copies[0][:2])
+    notes = [f"{len(copies):,} images occur more than once: {example}"]
+    contrary = [same for same in copies if len({image.label for image in same}) > 1]
+    if contrary:
+        example = " and ".join(f"{image.origin} ({image.label})" for image in contrary[0][:2])
+        notes.append(f"{len(contrary):,} images occur in several classes: {example}")
+    return notes
+
+
+def _notes_on_leaks(
+    groups: Sequence[str], contents: Sequence[Hashable], names: Names, grouped_by: str
+) -> list[str]:
+    notes = []
+    for what, values in ((f"groups ({grouped_by})", groups), ("images, by content,", contents)):
+        if values and (shared := shared_groups(values, names)):
+            first, splits = next(iter(shared.items()))
+            example = f", {first} for one in {' and '.join(splits)}" if values is groups else ""
+            notes.append(
+                f"{len(shared):,} {what} are in more than one split{example}: "
+                "figures on this split are too high"
+            )
+    return notes
+
+
+def statistics_of(images: Sequence[Examined]) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each channel, of values in [0, 1], every image weighing the same.
+
+    So they are those of images resized to one size, but for what resizing blurs. A channel without any
+    contrast gets a deviation of 1, so that normalising it divides by something.
+    """
+    weights = np.array([1 / (image.width * image.height) for image in images])
+    mean = (weights @ np.array([image.sums for image in images], np.float64)) / len(images) / 255
+    square = (weights @ np.array([image.squares for image in images], np.float64)) / len(images) / 255**2
+    return channels_of(mean, square)
+
+
+def channels_of(mean: npt.NDArray[np.float64], square: npt.NDArray[np.float64]) -> tuple[Channels, Channels]:
+    """Mean and deviation from the means of values and squares, (3,) each."""
+    deviations = [
+        math.sqrt(variance) if variance > 1e-12 else 1.0 for variance in (square - mean**2).tolist()
+    ]
+    red, green, blue = mean.tolist()
+    red_std, green_std, blue_std = deviations
+    return (red, green, blue), (red_std, green_std, blue_std)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides an import's result."""
+    return {
+        "msmamba": __version__,
+        "numpy": np.__version__,
+        "pillow": pillow_version,
+        "python": platform.python_version(),
+    }
+
+
+def _file_names(images: Sequence[Listed], names: Names) -> list[str]:
+    """``<split>/<class>/<name>`` for each image; a name that is taken gets a number."""
+    taken: set[str] = set()
+    last: dict[str, int] = {}  # number given to a name: many folders may each hold an `image.png`
+    files = []
+    for image, split in zip(images, names, strict=True):
+        path = PurePosixPath(image.origin)
+        file = wanted = f"{split}/{image.label}/{path.name}"
+        number = last.get(wanted, 1)
+        while file in taken:
+            number += 1
+            file = f"{split}/{image.label}/{path.stem}-{number}{path.suffix}"
+        last[wanted] = number
+        taken.add(file)
+        files.append(file)
+    return files
+
+
+def _place(source: Path, origins: Sequence[str], files: Sequence[str], folder: Path, copy: bool) -> bool:
+    """Links or copies the images to where they belong, and says whether they were linked."""
+    links = not copy
+    for parent in sorted({(folder / file).parent for file in files}):
+        parent.mkdir(parents=True, exist_ok=True)
+    for origin, file in zip(origins, files, strict=True):
+        image, target = (source / origin).resolve(), folder / file
+        if links:
+            try:
+                _link(image, target)
+                continue
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                links = False
+        _copy(image, target)
+    return links
+
+
+def _link(image: Path, target: Path) -> None:
+    if target.exists():
+        if target.samefile(image):
+            return
+        target.unlink()
+    os.link(image, target)
+
+
+def _copy(image: Path, target: Path) -> None:
+    status = image.stat()
+    if target.exists():
+        there = target.stat()
+        if not target.samefile(image) and (there.st_size, there.st_mtime_ns) == (
+            status.st_size,
+            status.st_mtime_ns,
+        ):
+            return
+        target.unlink()
+    with image.open("rb") as content:
+        write_atomically(target, lambda file: shutil.copyfileobj(content, file, 1 << 20))
+    # The time of change says that the copy is whole: it is set last.
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _keep_only(folder: Path, files: set[str]) -> None:
+    """Removes what earlier attempts left, and the journal."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in files:
+            path.unlink()

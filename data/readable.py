@@ -1,0 +1,90 @@
+"""Images that cannot be read: found before anything is computed, so that what is left out is known and named.
+
+A run that met one in its third epoch would have to stop, or to train on less than it said. Looking at every
+image first costs a pass of reading, and is done only when asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain, islice
+
+import numpy as np
+
+from ..errors import ImageError
+from ..images import read_image
+from ..machine import usable_cores
+from .folders import ImageFolder
+from .samples import Sample, Samples, Source
+
+_IMAGES_A_THREAD = 64
+"""That are handed out together."""
+
+Unreadable = dict[str, dict[int, str]]
+"""The reason, by split and place in it."""
+
+
+def unreadable_images(
+    data: ImageFolder,
+    *,
+    threads: int | None = None,
+    advance: Callable[[int, int], None] = lambda done, images: None,
+) -> Unreadable:
+    """Reads every image, and gives those that cannot be.
+
+    Args:
+        data: all of its splits are looked at.
+        threads: that read; every usable core by default.
+        advance: called with the images read and all images.
+    """
+    threads = threads or usable_cores()
+    images = sum(map(len, data.splits.values()))
+    places = chain.from_iterable(
+        ((name, place) for place in range(len(samples))) for name, samples in data.splits.items()
+    )
+    bad: Unreadable = {}
+    done = 0
+    with ThreadPoolExecutor(threads) as pool:
+        while chunk := list(islice(places, threads * _IMAGES_A_THREAD)):
+            reasons = pool.map(_why_unreadable, [data.splits[name][place].source for name, place in chunk])
+            for (name, place), reason in zip(chunk, reasons, strict=True):
+                if reason:
+                    bad.setdefault(name, {})[place] = reason
+            done += len(chunk)
+            advance(done, images)
+    return bad
+
+
+def without(data: ImageFolder, bad: Unreadable) -> ImageFolder:
+    """The data without some images, which `ImageFolder.skipped` then names."""
+    if not bad:
+        return data
+    kept = {
+        name: np.array([place for place in range(len(samples)) if place not in bad.get(name, {})], np.intp)
+        for name, samples in data.splits.items()
+    }
+    names = {name: data.names(name) for name in bad}
+    return replace(
+        data,
+        splits={name: _taken(samples, kept[name]) for name, samples in data.splits.items()},
+        groups={name: [groups[place] for place in kept[name]] for name, groups in data.groups.items()},
+        skipped={
+            names[name][place]: reason for name, found in bad.items() for place, reason in found.items()
+        },
+    )
+
+
+def _taken(samples: Sequence[Sample], places: np.typing.NDArray[np.intp]) -> Sequence[Sample]:
+    if isinstance(samples, Samples):
+        return samples.take(places)
+    return tuple(samples[place] for place in places)
+
+
+def _why_unreadable(source: Source) -> str:
+    try:
+        read_image(source)
+    except ImageError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,88 @@
+"""The scan's compiled kernels beside an ONNX file, so that a device builds its engine without Triton.
+
+One file for each type that the model's scans have, named after it, with the kernels for every compute
+capability that there are kernels for: about 150 kB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+
+from onnx import ModelProto, TensorProto
+
+from ...errors import BackendError, ExportError
+from ...plugins.selective_scan.gpu_launch import BLOCK_SHAPES
+from ...plugins.selective_scan.gpu_package import ELEMENT_TYPES, KernelPackage
+from ...plugins.selective_scan.onnx_function import OP_TYPE
+from ...plugins.selective_scan.tensorrt_plugin import Compiler, compile_with_triton
+
+KERNELS_SUFFIX = ".kernels"
+_ELEMENT_TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
+
+
+def kernel_file(element_type: str) -> str:
+    """Name of the file in a bundle."""
+    return f"scan.{element_type}{KERNELS_SUFFIX}"
+
+
+def has_triton() -> bool:
+    """Whether kernels can be compiled here."""
+    return find_spec("triton") is not None
+
+
+def kernels_for(model: ModelProto) -> dict[str, bytes]:
+    """Compiles the kernels of a model's scans: files by name, none where Triton is not installed.
+
+    Args:
+        model: with the types of its values.
+    """
+    if not has_triton():
+        return {}
+    return {
+        kernel_file(element_type): compile_with_triton(element_type, states, tuple(BLOCK_SHAPES)).to_bytes()
+        for element_type, states in scan_kinds(model)
+    }
+
+
+def compiler_from(files: Mapping[str, bytes], source: str) -> Compiler:
+    """What the plugin takes its kernels from while building an engine: a bundle's files in Triton's place.
+
+    Args:
+        files: by name, as `kernels_for` made them.
+        source: the bundle, for messages.
+    """
+
+    def compiler(element_type: str, states: int, compute_capabilities: tuple[int, ...]) -> KernelPackage:
+        name = kernel_file(element_type)
+        if name not in files:
+            raise BackendError(f"{source} holds no '{name}': export it again, where Triton is installed")
+        package = KernelPackage.from_bytes(files[name])
+        if package.states != states:
+            raise BackendError(f"'{name}' in {source} is for {package.states} states; the scan has {states}")
+        return package.only(compute_capabilities)
+
+    return compiler
+
+
+def scan_kinds(model: ModelProto) -> list[tuple[str, int]]:
+    """Element type and number of states of the model's scans: what kernels are compiled for.
+
+    Raises:
+        ExportError: the model does not state them, or has a type that there are no kernels for.
+    """
+    values = (*model.graph.input, *model.graph.value_info)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    states = {tensor.name: tensor.dims[-1] for tensor in model.graph.initializer if tensor.dims}
+    found = set()
+    for node in model.graph.node:
+        if node.op_type != OP_TYPE:
+            continue
+        element_type = _ELEMENT_TYPES.get(types.get(node.input[0], 0))
+        if element_type is None or node.input[2] not in states:
+            raise ExportError(
+                f"scan '{node.name}' has no type that kernels exist for ({', '.join(ELEMENT_TYPES)}), "
+                "or its A is no constant: export the model with mmdeploy"
+            )
+        found.add((element_type, states[node.input[2]]))
+    return sorted(found)

@@ -1,0 +1,335 @@
+"""Which parts of a network suffer from int8: harm measured unit by unit, and the plan that follows from it.
+
+Harm is what a clinician would see: labels that flip against the float32 network and accuracy lost, on
+labelled images that the ranges were not measured on; beside them the error of the logits, which tells units
+apart where no label flips. The plan keeps the fewest units in floating point, most harmful first, with which
+the whole network meets the limits; nothing is kept where all of it does.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto
+
+from ...calib import CalibrationSet
+from ...errors import ArtefactError, ExportError
+from ...images import Transform, read_image
+from ...measures.decision import FlipLimit
+from ...runtime.onnxruntime_backend import OnnxRuntimeBackend
+from .quantise import Plan, Product
+
+Quantise = Callable[[Sequence[Product]], ModelProto]
+"""From the products to quantise to the model with just those in int8."""
+
+
+RANKED_IMAGES = 64
+"""That one unit's harm is measured on, at most: the error of the logits ranks most of them, and that takes
+fewer images than counting flips does. The plan itself is judged on all."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a quantised network answers, beside the float32 one."""
+
+    images: int
+    flips: int
+    """Images whose label differs from the float32 network's."""
+    accuracy: float
+    float32_accuracy: float
+    logit_error: float
+    """Root mean square, over images and classes."""
+    largest_logit_error: float
+
+    @property
+    def accuracy_drop(self) -> float:
+        """Percentage points lost; below zero where the quantised network is the better one."""
+        # Rounded: 0.3 points of 1,000 images must not exceed 0.3 by a rounding.
+        return round(100 * (self.float32_accuracy - self.accuracy), 9)
+
+    @property
+    def summary(self) -> str:
+        """For a terminal."""
+        return (
+            f"{self.flips} labels flip, accuracy {100 * self.accuracy:.2f} % (float32 "
+            f"{100 * self.float32_accuracy:.2f} %), logits off by {self.logit_error:.3g} (root mean square)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+USUAL_FLIPS = FlipLimit(0.5, per_cent=True)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a quantised network must meet on the images that a plan is judged on.
+
+    Stricter than what `verify` allows on others by default (`decision.INT8_BAR`).
+    """
+
+    accuracy_drop: float = 0.3
+    """Percentage points of accuracy, at most."""
+    flips: FlipLimit = USUAL_FLIPS
+    """Images whose label differs from the float32 network's, at most."""
+
+    def missed(self, judgement: Judgement) -> str:
+        """What was missed, in words; empty when nothing was."""
+        missed = []
+        if not judgement.accuracy_drop <= self.accuracy_drop:  # NaN is met by nothing
+            missed.append(
+                f"accuracy drops by {judgement.accuracy_drop:.2f} points (allowed {self.accuracy_drop:g})"
+            )
+        if judgement.flips > self.flips.allowed(judgement.images):
+            missed.append(f"{judgement.flips} of {judgement.images} labels flip (allowed {self.flips})")
+        return " and ".join(missed)
+
+    def check(self, judgement: Judgement, what: str) -> None:
+        """Refuses what misses the limits.
+
+        Raises:
+            ExportError: it does; the message says by how much.
+        """
+        if missed := self.missed(judgement):
+            raise ExportError(
+                f"{what} misses the limits: {missed}: leave --plan out to have one found, calibrate on more "
+                "images, or allow more with --max-flips and --max-accuracy-drop"
+            )
+
+
+def limits_of(max_flips: str | None = None, max_accuracy_drop: float | None = None) -> Limits:
+    """The limits that a command line says, in place of the usual ones.
+
+    Raises:
+        InputError: the flips are neither a count nor a per cent.
+    """
+    usual = Limits()
+    return Limits(
+        accuracy_drop=usual.accuracy_drop if max_accuracy_drop is None else max_accuracy_drop,
+        flips=usual.flips if max_flips is None else FlipLimit.parse(max_flips),
+    )
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What happens when one part alone is quantised."""
+
+    part: str
+    """A unit, or all units' products of a kind."""
+    judgement: Judgement
+    share: float
+    """Of all multiply-adds."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The harm of each part, most harmful first."""
+
+    units: tuple[Harm, ...]
+    kinds: tuple[Harm, ...]
+
+    def to_json(self, plan: Plan) -> str:
+        """A file's content, with the plan that came of it."""
+        content = {
+            "units": [asdict(harm) for harm in self.units],
+            "kinds": [asdict(harm) for harm in self.kinds],
+            "kept": list(plan.kept),
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+    def plot(self, plan: Plan) -> bytes:
+        """The harm of each part, as a PNG."""
+        from matplotlib.figure import Figure
+
+        kept, quantised, ink = "#b2182b", "#2166ac", "#333333"
+        parts = [*self.units, *self.kinds]
+        figure = Figure(figsize=(9, 1.4 + 0.3 * len(parts)), layout="constrained")
+        axes = figure.subplots(
+            2, 1, sharex=True, height_ratios=(max(1, len(self.units)), max(1, len(self.kinds)))
+        )
+        largest = max(harm.judgement.logit_error for harm in parts)
+        titles = ("one unit in int8, the others in float32", "all products of one kind in int8")
+        for area, harms, title in zip(axes, (self.units, self.kinds), titles, strict=True):
+            rows = range(len(harms))
+            float_parts = [
+                harm.part in plan.kept or (harms is self.kinds and harm.part not in plan.kinds)
+                for harm in harms
+            ]
+            area.barh(
+                rows,
+                [harm.judgement.logit_error for harm in harms],
+                color=[kept if is_kept else quantised for is_kept in float_parts],
+                height=0.7,
+            )
+            for row, harm in zip(rows, harms, strict=True):
+                flips = harm.judgement.flips
+                note = f"{flips} flip{'s' if flips != 1 else ''}, {100 * harm.share:.1f} % of the work"
+                area.text(
+                    harm.judgement.logit_error + 0.01 * largest, row, note, va="center", fontsize=8, color=ink
+                )
+            area.set_yticks(rows, [harm.part for harm in harms], fontsize=9)
+            area.invert_yaxis()
+            area.set_title(title, loc="left", fontsize=10)
+            area.set_xlim(0, 1.35 * largest)
+            area.tick_params(left=False)
+            for side in ("top", "right", "left"):
+                area.spines[side].set_visible(False)
+        axes[1].set_xlabel("error of the logits, root mean square")
+        images = parts[0].judgement.images
+        figure.suptitle(
+            f"Harm of int8 on {images} images (blue: in int8 in the plan; red: kept in floating point)",
+            fontsize=11,
+        )
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=130)
+        return buffer.getvalue()
+
+
+class Judge:
+    """Runs models on labelled images beside the float32 network."""
+
+    def __init__(
+        self,
+        reference: ModelProto,
+        images: CalibrationSet,
+        labels: Sequence[str],
+        transform: Transform,
+        report: Callable[[str], None] = lambda step: None,
+    ) -> None:
+        """The float32 network's answers are computed when they are first needed.
+
+        Args:
+            reference: the float32 network.
+            images: labelled; read anew for each model, so that memory does not grow with their number.
+            labels: the networks' classes.
+            transform: to the networks' input.
+            report: is told each step as it begins.
+        """
+        self._reference, self._transform, self.report = reference, transform, report
+        self._sources = [image.source for image in images.images]
+        self._truth = np.array([labels.index(image.label) for image in images.images])
+        self._expected: npt.NDArray[np.float32] | None = None
+
+    def of(self, model: ModelProto, limit: int | None = None) -> Judgement:
+        """Judges a model.
+
+        Args:
+            model: with the classes of the float32 network.
+            limit: look at this many images only, the first, which are as many of one class as of another.
+
+        Raises:
+            ArtefactError: its logits are not finite.
+            BackendError: it does not run.
+        """
+        if self._expected is None:
+            self._expected = self._logits(self._reference)
+        expected, truth, found = self._expected[:limit], self._truth[:limit], self._logits(model, limit)
+        errors = found.astype(np.float64) - expected
+        return Judgement(
+            images=len(truth),
+            flips=int((found.argmax(1) != expected.argmax(1)).sum()),
+            accuracy=float((found.argmax(1) == truth).mean()),
+            float32_accuracy=float((expected.argmax(1) == truth).mean()),
+            logit_error=float(np.sqrt((errors**2).mean())),
+            largest_logit_error=float(np.abs(errors).max()),
+        )
+
+    def _logits(self, model: ModelProto, limit: int | None = None) -> npt.NDArray[np.float32]:
+        backend = OnnxRuntimeBackend(model.SerializeToString(), "the model")
+        try:
+            rows = [
+                backend.run(self._transform(read_image(source))[None]) for source in self._sources[:limit]
+            ]
+        finally:
+            backend.close()
+        logits = np.concatenate(rows)
+        if not np.isfinite(logits).all():
+            raise ArtefactError("the model's logits are not finite: calibrate it again")
+        return logits
+
+
+def measure_sensitivity(
+    judge: Judge, quantise: Quantise, found: Sequence[Product], plan: Plan, kinds: Sequence[str]
+) -> Sensitivity:
+    """Quantises each unit alone, and each kind of product alone, and ranks them by the harm done.
+
+    Args:
+        judge: on the images that decide.
+        quantise: from products to the model with those in int8.
+        found: all products of the network.
+        plan: whose kinds of product a unit's quantisation takes in.
+        kinds: those to measure by themselves.
+    """
+    total = sum(product.macs for product in found)
+
+    def harm(part: str, chosen: Sequence[Product]) -> Harm:
+        judge.report(f"measuring the harm of int8 in {part}")
+        judgement = judge.of(quantise(chosen), RANKED_IMAGES)
+        return Harm(part, judgement, sum(product.macs for product in chosen) / total)
+
+    planned = [product for product in found if product.kind in plan.kinds]
+    units = [
+        harm(unit, [product for product in planned if product.unit == unit])
+        for unit in dict.fromkeys(product.unit for product in planned)
+    ]
+    by_kind = [harm(kind, [product for product in found if product.kind == kind]) for kind in kinds]
+
+    def most_harmful_first(harms: Sequence[Harm]) -> tuple[Harm, ...]:
+        keys = [(-harm.judgement.flips, -harm.judgement.logit_error) for harm in harms]
+        return tuple(harms[i] for i in sorted(range(len(harms)), key=keys.__getitem__))
+
+    return Sensitivity(most_harmful_first(units), most_harmful_first(by_kind))
+
+
+def find_plan(
+    judge: Judge,
+    quantise: Quantise,
+    found: Sequence[Product],
+    plan: Plan,
+    limits: Limits,
+    sensitivity: Sensitivity | None = None,
+) -> tuple[Plan, ModelProto, Judgement, Sensitivity | None]:
+    """The plan that keeps the fewest units in floating point and meets the limits.
+
+    Units are kept in the order of the harm that they do alone, until the whole meets the limits. The order
+    is measured only when quantising everything does not do.
+
+    Args:
+        judge: on the images that decide.
+        quantise: from products to the model with those in int8.
+        found: all products of the network.
+        plan: to begin with.
+        limits: to be met.
+        sensitivity: where it is known already.
+
+    Returns:
+        The plan, its model, how that was judged, and the sensitivity where it is known.
+
+    Raises:
+        ExportError: no plan meets the limits.
+    """
+    while True:
+        kept = f" but {len(plan.kept)} units" if plan.kept else ""
+        judge.report(f"judging int8 in everything{kept}")
+        model = quantise(plan.chosen(found))
+        judgement = judge.of(model)
+        if not limits.missed(judgement):
+            return plan, model, judgement, sensitivity
+        if sensitivity is None:
+            sensitivity = measure_sensitivity(judge, quantise, found, plan, plan.kinds)
+        left = [harm.part for harm in sensitivity.units if harm.part not in plan.kept]
+        if len(left) < 2:
+            raise ExportError(
+                f"no plan meets the limits: with all units but {left[0]} in floating point, "
+                f"{limits.missed(judgement)}: allow more with --max-flips and --max-accuracy-drop, or export "
+                "in fp16"
+            )
+        plan = replace(plan, kept=(*plan.kept, left[0]))

@@ -1,0 +1,1 @@
+"""Whether an artefact still answers like its model: parity, decisions, metrics."""

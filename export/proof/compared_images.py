@@ -1,0 +1,100 @@
+"""Which images an artefact is compared on, and of which class they are where their folder says so.
+
+Dims: N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ...data.folders import match_labels, read_evaluation_folder
+from ...data.imported import is_imported
+from ...data.samples import Source
+from ...data.splitting import SPLITS
+from ...errors import DataError
+from ...runtime.infer import find_images
+
+
+@dataclass(frozen=True)
+class ComparedImages:
+    """What is compared."""
+
+    sources: list[Source]
+    truth: npt.NDArray[np.int64] | None = None
+    """(N,), class indices by the model's labels."""
+    split: str = ""
+    unlabelled: str = ""
+    """Why `truth` is not known."""
+
+
+def images_to_compare(
+    data: Sequence[str | Path], labels: Sequence[str], split: str | None, limit: int | None, asked: list[str]
+) -> ComparedImages:
+    """The images to compare, with their classes where one folder says them and the model knows them.
+
+    Args:
+        data: files and folders.
+        labels: the model's class names.
+        split: of labelled data.
+        limit: take at most this many, spread evenly.
+        asked: options given that need labels.
+
+    Raises:
+        DataError: no images, classes that the model does not know, or no labels although they are needed.
+        InputError: a folder without images, or a pattern that matches nothing.
+    """
+    images = _labelled(data, labels, split, required=bool(asked))
+    if images.truth is None:
+        if asked:
+            raise DataError(
+                f"{' and '.join(asked)} need labelled images, and {images.unlabelled}: give one folder "
+                "DATA/<class>/* or DATA/{train,val,test}/<class>/*"
+            )
+        images = replace(images, sources=[*find_images(data)])
+    if not images.sources:
+        raise DataError(f"no images in {', '.join(str(item) for item in data)}")
+    if limit is not None and len(images.sources) > limit:
+        kept = spread(len(images.sources), limit)
+        truth = None if images.truth is None else images.truth[kept]
+        images = replace(images, sources=[images.sources[i] for i in kept], truth=truth)
+    return images
+
+
+def _labelled(
+    data: Sequence[str | Path], labels: Sequence[str], split: str | None, required: bool
+) -> ComparedImages:
+    """Images with their classes, or why there are none."""
+    if len(data) != 1 or not Path(data[0]).is_dir():
+        return ComparedImages(
+            [], unlabelled=f"{', '.join(str(item) for item in data)} is not one folder of classes"
+        )
+    try:
+        folder = read_evaluation_folder(data[0], split)
+    except DataError as error:
+        if required or _has_splits_of_classes(Path(data[0])):
+            raise
+        return ComparedImages([], unlabelled=str(error))
+    if not set(folder.labels) & set(labels):
+        return ComparedImages(
+            [],
+            unlabelled=f"none of the folders in {data[0]} is a class of the model ({', '.join(labels)})",
+        )
+    ((name, samples),) = match_labels(folder, labels).splits.items()
+    return ComparedImages([each.source for each in samples], np.array([each.label for each in samples]), name)
+
+
+def _has_splits_of_classes(folder: Path) -> bool:
+    """Whether a folder is meant as labelled, whatever is wrong with it."""
+    return is_imported(folder) or any(
+        child.is_dir() for name in SPLITS if (folder / name).is_dir() for child in (folder / name).iterdir()
+    )
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many indices, spread evenly over ``count``."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int).tolist()

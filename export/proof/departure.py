@@ -1,0 +1,194 @@
+"""Where an artefact departs: every module's result beside the graph's, and the error that is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...model.networks.microscopic_mamba import HybridBlock, MicroscopicMamba, channel_shuffle, channels_last
+from .parity import Departure
+
+Floats = npt.NDArray[np.floating[Any]]
+Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+FLOOR_ULPS = 32
+"""The bar is never below this many float32 units in the last place of the largest logit."""
+
+
+class _RoundedToHalf(TorchDispatchMode):
+    """Rounds the result of every operator to float16: float16 storage with float32 arithmetic."""
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype == torch.float32:
+            return result.half().float()
+        return result
+
+
+def rounded_to_half(network: MicroscopicMamba) -> MicroscopicMamba:
+    """The network with every weight rounded to float16, stored in float32."""
+    rounded = deepcopy(network)
+    for tensor in (*rounded.parameters(), *rounded.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.half().float()
+    return rounded
+
+
+def run_of(network: MicroscopicMamba, half: bool = False) -> Run:
+    """The network as a function of NumPy images; with ``half``, every operator's result in float16."""
+
+    def run(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        batch = torch.from_numpy(images)
+        with torch.no_grad(), _RoundedToHalf() if half else nullcontext():
+            logits: npt.NDArray[np.float32] = network(batch.half().float() if half else batch).numpy()
+        return logits
+
+    return run
+
+
+@dataclass(frozen=True)
+class OwnError:
+    """The error that the network itself makes in a precision, against float64."""
+
+    logits: float
+    """Largest absolute error of a logit."""
+    float32_logits: float
+    """The same in float32."""
+    largest_logit: float
+    modules: Mapping[str, float]
+    """By module: largest absolute error over the largest absolute value of its result."""
+
+    @classmethod
+    def of(cls, network: MicroscopicMamba, images: npt.NDArray[np.float32], precision: str) -> OwnError:
+        """Measures it on a few images, (B, 3, S, S) float32."""
+        exact = module_results(deepcopy(network).double(), torch.from_numpy(images).double())
+        plain = module_results(network, torch.from_numpy(images))
+        if precision == "fp16":
+            own = module_results(
+                rounded_to_half(network), torch.from_numpy(images).half().float(), _RoundedToHalf()
+            )
+        else:
+            own = plain
+        return cls(
+            logits=float((own["head"].double() - exact["head"]).abs().max()),
+            float32_logits=float((plain["head"].double() - exact["head"]).abs().max()),
+            largest_logit=float(exact["head"].abs().max()),
+            modules={name: _relative_error(own[name].numpy(), exact[name].numpy()) for name in exact},
+        )
+
+
+def module_results(
+    network: MicroscopicMamba, images: Tensor, mode: AbstractContextManager[Any] | None = None
+) -> dict[str, Tensor]:
+    """What each module that the exported graph knows by name computes, in the order of computation.
+
+    Args:
+        network: in evaluation mode.
+        images: (B, 3, S, S).
+        mode: context to compute in.
+
+    Returns:
+        By module path, as the graph has it: the scan branch after its shuffle, the local branch channels
+        last, ``head`` the logits.
+    """
+    results: dict[str, Tensor] = {}
+    handles = []
+    for name, module in network.named_modules():
+        if view := _graph_view(name, network):
+            handles.append(module.register_forward_hook(_keeper(results, name, view)))
+    try:
+        with torch.no_grad(), mode or nullcontext():
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return results
+
+
+def _graph_view(name: str, network: MicroscopicMamba) -> Callable[[Tensor], Tensor] | None:
+    """How the graph shows a module's result; None for modules that it does not show."""
+    owner, _, leaf = name.rpartition(".")
+    if leaf == "Conv_branch":
+        return channels_last
+    if leaf == "pvm_layer":
+        block = network.get_submodule(owner)
+        assert isinstance(block, HybridBlock)
+        groups = block.shuffle_groups
+        return lambda result: channel_shuffle(result, groups)
+    if leaf == "MIFA" or name in ("patch_embed.0", "patch_embed.2", "head") or leaf == "reduction":
+        return lambda result: result
+    return None
+
+
+def _keeper(
+    results: dict[str, Tensor], name: str, view: Callable[[Tensor], Tensor]
+) -> Callable[[nn.Module, Any, Tensor], None]:
+    def keep(module: nn.Module, inputs: Any, result: Tensor) -> None:
+        results[name] = view(result)
+
+    return keep
+
+
+def first_departure(
+    model_file: Path, network: MicroscopicMamba, image: npt.NDArray[np.float32], own: OwnError
+) -> Departure | None:
+    """The first module whose result in the graph is off by more than twice the network's own error.
+
+    Args:
+        model_file: the ONNX file.
+        network: what it was made from.
+        image: (1, 3, S, S).
+        own: the network's own error in the file's precision.
+    """
+    expected = module_results(network, torch.from_numpy(image))
+    for name, found in _graph_values(model_file, list(expected), image):
+        error = _relative_error(found, expected[name].numpy())
+        floor = FLOOR_ULPS * float(np.finfo(np.float32).eps)
+        if not error <= max(2 * own.modules[name], floor):
+            return Departure(module=name, error=error, expected_error=own.modules[name])
+    return None
+
+
+def _graph_values(
+    model_file: Path, names: Sequence[str], image: npt.NDArray[np.float32]
+) -> Iterator[tuple[str, Floats]]:
+    """The values of these names that the graph has, as ONNX Runtime computes the file's own functions."""
+    import onnxruntime
+
+    model = onnx.load(model_file)
+    shown = {output for node in model.graph.node for output in node.output}
+    result = model.graph.output[0].name
+    wanted = [name for name in names if name in shown]
+    del model.graph.output[1:]
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    values = session.run([*wanted, result], {model.graph.input[0].name: image})
+    yield from zip([*wanted, "head"], values, strict=True)
+
+
+def _relative_error(found: Floats, expected: Floats) -> float:
+    if not np.isfinite(found).all():
+        return float("inf")
+    difference = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
+    return float(difference / max(float(np.abs(expected).max()), np.finfo(np.float32).tiny))

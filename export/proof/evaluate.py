@@ -1,0 +1,228 @@
+"""Metrics of a checkpoint or of anything exported from it, on a folder of labelled images.
+
+It stands here because it needs both sides: `model` runs checkpoints, `runtime` runs artefacts. Whichever
+runs, images are read and transformed by the same code, and the same lines count what is right.
+
+Dims: B batch, S side of the square network input, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...data.folders import match_labels, read_evaluation_folder
+from ...data.readable import unreadable_images, without
+from ...errors import ArtefactError, BackendError, TargetError
+from ...files import write_atomically
+from ...images import Transform
+from ...measures.confusion import write_confusion_matrix
+from ...measures.evaluation import BATCH_SIZE, Predictor, evaluate
+from ...measures.metrics import ClassMetrics, Metrics
+from ...model.networks.described import Described, described_by, undescribed
+from ...runtime import open_session
+from ...runtime.artefact import is_checkpoint
+
+METRICS_FILE, CONFUSION_FILE = "metrics.json", "confusion.png"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's metrics on a folder."""
+
+    model: str
+    data: str
+    split: str
+    """Of the folder; ``all`` for a flat one."""
+    ran_on: str
+    """Runtime and device, in words."""
+    metrics: Metrics
+    seconds: float
+    """Wall time, reading included and loading the model not."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Images that were left out because they cannot be read, with the reason."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**vars(self), "metrics": self.metrics.to_dict(), "seconds": round(self.seconds, 3)}
+
+    def to_json(self) -> str:
+        """JSON, one value a line."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def to_text(self) -> str:
+        """A table of the classes, and the figures of all."""
+        metrics = self.metrics
+        rows: list[tuple[str, int, ClassMetrics | Metrics]] = [
+            (result.label, result.images, result) for result in metrics.classes
+        ]
+        rows.append(("weighted", metrics.images, metrics))
+        width = max(len(name) for name, _, _ in rows)
+        lines = [
+            f"{self.model} on {self.data}, split {self.split}: {metrics.images} images "
+            f"in {self.seconds:.1f} s, {self.ran_on}",
+            "",
+            f"{'':{width}}  images  precision  recall      F1     AUC",
+        ]
+        for name, images, row in rows:
+            auc = "-" if row.auc is None else f"{row.auc:.4f}"
+            shares = f"{row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}"
+            lines.append(f"{name:{width}}  {images:6}  {shares}  {auc:>6}")
+        right = sum(row[index] for index, row in enumerate(metrics.confusion))
+        lines += ["", f"overall accuracy {metrics.accuracy:.4f} ({right} of {metrics.images})"]
+        lines += [f"left out: {reason}" for reason in self.skipped.values()]
+        lines.append("")
+        return "\n".join(lines)
+
+    def write(self, folder: str | Path) -> None:
+        """Writes `metrics.json` and draws `confusion.png` in a folder, which is made if it is not there.
+
+        Raises:
+            TargetError: it cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TargetError(f"cannot make the folder '{folder}': {error.strerror}") from error
+        write_atomically(folder / METRICS_FILE, self.to_json().encode())
+        write_confusion_matrix(
+            folder / CONFUSION_FILE, self.metrics, title=f"{Path(self.model).name}, {self.split}"
+        )
+
+
+def evaluate_model(
+    model: str | Path,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    described: Described | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    kernels: str = "auto",
+    provider: str = "auto",
+    trust_engine_code: bool = False,
+    batch_size: int = BATCH_SIZE,
+    skip_bad: bool = False,
+    advance: Callable[[int, int], None] = lambda done, images: None,
+) -> Evaluation:
+    """Measures a model on labelled images; a class is found by its name, not by its place.
+
+    Args:
+        model: a checkpoint, a bundle or an ONNX file, recognised by content.
+        data: an imported data set, ``{train,val,test}/<class>/*`` or ``<class>/*``.
+        split: of one that has splits, ``test`` by default; a flat folder is used whole.
+        described: labels and preprocessing of a model that does not say.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: of the CPU.
+        kernels: of an exported artefact (see `open_session`).
+        provider: likewise.
+        trust_engine_code: likewise.
+        batch_size: images at a time, fewer where the artefact takes fewer.
+        skip_bad: read every image first, and leave out those that cannot be read.
+        advance: called after each batch with the images done and all images.
+
+    Raises:
+        DataError: no such split, or classes that the model does not know.
+        ImageError: an image cannot be read; the message names it.
+        CheckpointError: the checkpoint cannot be used.
+        ArtefactError: the artefact cannot be used, or does not say its labels and preprocessing.
+        BackendError: the device asked for is not there.
+    """
+    folder = read_evaluation_folder(data, split)
+    if skip_bad:
+        folder = without(folder, unreadable_images(folder, threads=threads, advance=advance))
+        for name in folder.splits:
+            folder.split(name)  # raises where none are left
+    execution = {"kernels": kernels, "provider": provider, "trust_engine_code": trust_engine_code}
+    with _opened(Path(model), described or Described(), device, threads, **execution) as classifier:
+        matched = match_labels(folder, classifier.labels)
+        ((name, samples),) = matched.splits.items()
+        done = 0
+
+        def count(images: int) -> None:
+            nonlocal done
+            done += images
+            advance(done, len(samples))
+
+        started = time.perf_counter()
+        metrics = evaluate(
+            classifier.predict,
+            samples,
+            classifier.labels,
+            classifier.transform,
+            batch_size=min(batch_size, classifier.max_batch or batch_size),
+            advance=count,
+        )
+        seconds = time.perf_counter() - started
+    skipped = dict(folder.skipped)
+    return Evaluation(str(model), str(data), name, classifier.ran_on, metrics, seconds, skipped)
+
+
+@dataclass(frozen=True)
+class _Classifier:
+    predict: Predictor
+    labels: tuple[str, ...]
+    transform: Transform
+    ran_on: str
+    max_batch: int | None = None
+
+
+@contextmanager
+def _opened(
+    model: Path, described: Described, device: str, threads: int | None, **execution: Any
+) -> Iterator[_Classifier]:
+    if model.is_file() and is_checkpoint(model):
+        yield _checkpoint_classifier(model, described, device, threads)
+        return
+    with open_session(
+        model,
+        device=device,
+        threads=threads,
+        **execution,
+        labels=described.labels,
+        mean=described.mean,
+        std=described.std,
+    ) as session:
+        if session.labels is None or session.transform is None:
+            raise undescribed(str(model), labels=session.labels, preprocessing=session.transform)
+        if described.image_size not in (None, session.transform.size):
+            raise ArtefactError(
+                f"{model} takes {session.transform.size}x{session.transform.size} images, not "
+                f"{described.image_size}: export it with --size {described.image_size}"
+            )
+        yield _Classifier(session.run, session.labels, session.transform, session.path, session.max_batch)
+
+
+def _checkpoint_classifier(
+    model: Path, described: Described, device: str, threads: int | None
+) -> _Classifier:
+    import torch
+
+    from ...model.networks.checkpoint import load_checkpoint
+    from ...model.training.threads import set_threads
+
+    if threads is not None:
+        set_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendError(f"device 'cuda' was asked for, but PyTorch {torch.__version__} finds no CUDA")
+    checkpoint = load_checkpoint(model)
+    labels, transform = described_by(checkpoint, described, str(model))
+    network = checkpoint.network.to(device)
+
+    def predict(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: npt.NDArray[np.float32] = network(torch.from_numpy(images).to(device)).cpu().numpy()
+        return logits
+
+    return _Classifier(predict, labels, transform, f"PyTorch {torch.__version__} on {device}")

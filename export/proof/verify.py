@@ -1,0 +1,308 @@
+"""Parity: does an artefact answer like the PyTorch model it was made from, and if not, from where on?
+
+Three questions, on real images. How far are the logits apart? Which images change their label? And when
+the bar is missed, which is the first module whose result departs?
+
+On labelled images there is a fourth, which `decision` answers: what does it mean for whoever acts on them?
+An int8 artefact is judged by that alone, because its tensors are off by design.
+
+The bar on tensors is measured, not chosen. Against float64, an artefact may err twice as much as the network
+itself does in the artefact's precision: PyTorch's own error for float32, that of the same network with the
+result of every operator rounded to float16 for float16. What it is compared with is the float32 network,
+so that one's error is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ...data.samples import Source
+from ...errors import ArtefactError, DataError, ImageError
+from ...files import as_utf8, sha256_of, write_atomically
+from ...images import Transform, read_image
+from ...measures.decision import INT8_BAR, DecisionBar, FlipLimit, decide
+from ...model.networks.checkpoint import load_checkpoint
+from ...model.networks.microscopic_mamba import MicroscopicMamba
+from ...runtime import Manifest, open_session
+from ...runtime.artefact import MANIFEST_NAME, MODEL_NAME, PARITY_NAME, is_checkpoint
+from .compared_images import ComparedImages, images_to_compare, spread
+from .decision_page import write_page
+from .departure import FLOOR_ULPS, OwnError, Run, first_departure, rounded_to_half, run_of
+from .parity import Bar, Parity, compare
+
+NAMED = 5
+"""Unreadable images named in a message."""
+PROBED_IMAGES = 6
+"""Images on which the network's error against float64 is measured (float64 is slow)."""
+
+
+def verify(
+    artefact: str | Path,
+    reference: str | Path,
+    data: Sequence[str | Path],
+    *,
+    max_error: float | None = None,
+    max_flips: FlipLimit | None = None,
+    max_accuracy_drop: float | None = None,
+    max_auc_drop: float | None = None,
+    split: str | None = None,
+    page: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    report: Callable[[str], None] = lambda step: None,
+) -> Parity:
+    """Compares an artefact with what it was made from, and writes ``parity.json`` into a bundle.
+
+    Args:
+        artefact: a bundle or an ONNX file.
+        reference: the checkpoint it was made from, or another artefact of that checkpoint.
+        data: image files, and folders that are searched for them. One folder of the layout
+            ``{train,val,test}/<class>/*`` or ``<class>/*`` is labelled data: what becomes of the decisions is
+            measured too, on the test split or all of a flat folder.
+        max_error: bound on the error of any logit; None: measured for float32 and float16 against a
+            checkpoint, not judged otherwise.
+        max_flips: how many images may change their label; None: none, or 1 % for int8.
+        max_accuracy_drop: percentage points; None: not judged, or 0.5 for int8 on labelled data.
+        max_auc_drop: likewise, 0.002.
+        split: of labelled data, in place of ``test``.
+        page: an HTML file to write the decision to.
+        limit: compare at most this many images, spread evenly over those found.
+        batch_size: images at once.
+        report: is told each step as it begins.
+
+    Raises:
+        ArtefactError: the artefact or the reference cannot be used, or they do not belong together.
+        CheckpointError: the checkpoint cannot be used.
+        DataError: there are no images, classes are unknown to the model, or labels are needed (for a bar on
+            accuracy or AUC, a split, a page) and there are none, or one class only for a bar on AUC.
+        ImageError: images cannot be read; they are named.
+        TargetError: ``parity.json`` or the page cannot be written.
+    """
+    with open_session(artefact) as session:
+        manifest = session.manifest
+        if manifest is None:
+            raise ArtefactError(f"{artefact} has no manifest: verify a bundle or an ONNX file by msmamba")
+        needs_labels = {
+            "--max-accuracy-drop": max_accuracy_drop,
+            "--max-auc-drop": max_auc_drop,
+            "--split": split,
+            "--report": page,
+        }
+        images = images_to_compare(
+            data,
+            manifest.labels,
+            split,
+            limit,
+            [name for name, value in needs_labels.items() if value is not None],
+        )
+        if max_auc_drop is not None and images.truth is not None and len(set(images.truth.tolist())) == 1:
+            raise DataError(
+                f"all images of {data[0]} are of class '{manifest.labels[images.truth[0]]}', so AUC is not "
+                "defined: leave --max-auc-drop out, or add images of another class"
+            )
+        precision = manifest.precision_asked
+        default = INT8_BAR if precision == "int8" else DecisionBar()
+        decision_bar = DecisionBar(
+            default.max_accuracy_drop if max_accuracy_drop is None else max_accuracy_drop,
+            default.max_auc_drop if max_auc_drop is None else max_auc_drop,
+            default.max_flips if max_flips is None else max_flips,
+        )
+        allowed_flips = decision_bar.max_flips.allowed(len(images.sources))
+        report("opening the reference")
+        with _opened_reference(reference, manifest, str(artefact)) as opened:
+            network = opened.network
+            report(f"comparing {len(images.sources)} images")
+            runs: list[Run] = [opened.run, session.run]
+            if network is not None and precision == "fp16":
+                runs.append(run_of(rounded_to_half(network), half=True))
+            expected, found, *rounded = _answers(runs, images.sources, manifest.transform, batch_size, report)
+        own = None
+        if network is not None and precision != "int8":
+            report("measuring the network's own error")
+            probed = [images.sources[i] for i in spread(len(images.sources), PROBED_IMAGES)]
+            own = OwnError.of(network, _inputs(probed, manifest.transform), precision)
+            if rounded:  # on every image, not only those that float64 was computed for
+                own = replace(own, logits=max(own.logits, float(np.abs(rounded[0] - expected).max())))
+        parity = replace(
+            compare(
+                expected,
+                found,
+                images=[str(source) for source in images.sources],
+                labels=manifest.labels,
+                bar=_bar(own, max_error, allowed_flips, precision),
+                precision=precision,
+                executed_by=session.path,
+                checkpoint_sha256=opened.checkpoint_sha256,
+            ),
+            artefact=str(artefact),
+            reference=str(reference),
+            split=images.split,
+            no_decision=images.unlabelled,
+        )
+    if images.truth is not None:
+        report("resampling")
+        parity = _with_decision(parity, expected, found, images, manifest.labels, decision_bar)
+    if not parity.passed and network is not None and own is not None:
+        report("looking for the first module that departs")
+        worst = next(source for source in images.sources if str(source) == parity.worst_image)
+        model_file = Path(artefact) / MODEL_NAME if Path(artefact).is_dir() else Path(artefact)
+        departure = first_departure(model_file, network, _inputs([worst], manifest.transform), own)
+        parity = replace(parity, departure=departure)
+    if Path(artefact).is_dir():
+        _write_into_bundle(Path(artefact), parity)
+    if page is not None:
+        if parity.decision is None:
+            raise ArtefactError(f"{artefact}: no page was written, because {parity.no_decision}")
+        report("writing the page")
+        write_page(page, parity, images.sources)
+    return parity
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What an artefact is compared with."""
+
+    run: Run
+    checkpoint_sha256: str
+    network: MicroscopicMamba | None = None
+    """None when the reference is an artefact itself."""
+
+
+@contextmanager
+def _opened_reference(reference: str | Path, manifest: Manifest, artefact: str) -> Iterator[_Reference]:
+    """A checkpoint, or an artefact, that fits the artefact whose manifest this is."""
+    path = Path(reference)
+    if not path.is_dir() and (not path.is_file() or is_checkpoint(path)):
+        loaded = load_checkpoint(path)
+        _check_pair(manifest, loaded.sha256, loaded.network, artefact, str(reference))
+        yield _Reference(run_of(loaded.network), loaded.sha256, loaded.network)
+        return
+    with open_session(path) as session:
+        said = session.manifest
+        if said is None:
+            raise ArtefactError(f"{reference} has no manifest: give a bundle or an ONNX file by msmamba")
+        if said.checkpoint_sha256 and manifest.checkpoint_sha256:
+            _check_same_checkpoint(manifest, said.checkpoint_sha256, artefact, str(reference))
+        differing = [
+            name
+            for name in ("labels", "image_size", "mean", "std")
+            if getattr(said, name) != getattr(manifest, name)
+        ]
+        if differing:
+            raise ArtefactError(
+                f"{artefact} and {reference} differ in {', '.join(differing)}: compare artefacts that take "
+                "the same images to the same classes"
+            )
+        yield _Reference(session.run, said.checkpoint_sha256)
+
+
+def _with_decision(
+    parity: Parity,
+    expected: npt.NDArray[np.float32],
+    found: npt.NDArray[np.float32],
+    images: ComparedImages,
+    labels: Sequence[str],
+    bar: DecisionBar,
+) -> Parity:
+    assert images.truth is not None
+    broken = int((~np.isfinite(expected + found).all(axis=1)).sum())
+    if broken:
+        return replace(parity, no_decision=f"the logits of {broken} images are not finite")
+    names = [str(source) for source in images.sources]
+    return replace(
+        parity, decision=decide(expected, found, images.truth, labels=labels, images=names, bar=bar)
+    )
+
+
+def _bar(own: OwnError | None, max_error: float | None, max_flips: int, precision: str) -> Bar:
+    if max_error is not None:
+        return Bar(max_error, max_flips, "as asked")
+    if own is None:
+        reason = (
+            "int8 moves every tensor by design; what counts is what it decides"
+            if precision == "int8"
+            else "the network's own error cannot be measured without the checkpoint"
+        )
+        return Bar(None, max_flips, reason)
+    floor = FLOOR_ULPS * float(np.finfo(np.float32).eps) * own.largest_logit
+    return Bar(
+        max(2 * own.logits + own.float32_logits, floor),
+        max_flips,
+        f"twice the network's own {precision} error against float64 ({own.logits:.3g}) plus its float32 "
+        f"error ({own.float32_logits:.3g}), at least {FLOOR_ULPS} float32 ulp of the largest logit",
+    )
+
+
+def _check_pair(
+    manifest: Manifest, checkpoint_sha256: str, network: MicroscopicMamba, artefact: str, checkpoint: str
+) -> None:
+    _check_same_checkpoint(manifest, checkpoint_sha256, artefact, checkpoint)
+    if len(manifest.labels) != network.arch.num_classes:
+        raise ArtefactError(
+            f"{artefact} has {len(manifest.labels)} classes, {checkpoint} {network.arch.num_classes}"
+        )
+
+
+def _check_same_checkpoint(manifest: Manifest, sha256: str, artefact: str, reference: str) -> None:
+    if manifest.checkpoint_sha256 and manifest.checkpoint_sha256 != sha256:
+        raise ArtefactError(
+            f"{artefact} was made from another checkpoint (sha256 {manifest.checkpoint_sha256[:12]}…) than "
+            f"{reference} (sha256 {sha256[:12]}…): verify against the one it was made from"
+        )
+
+
+def _inputs(sources: Sequence[Source], transform: Transform) -> npt.NDArray[np.float32]:
+    """(B, 3, S, S)."""
+    return np.stack([transform(read_image(source)) for source in sources])
+
+
+def _answers(
+    runs: Sequence[Run],
+    sources: Sequence[Source],
+    transform: Transform,
+    batch_size: int,
+    report: Callable[[str], None],
+) -> list[npt.NDArray[np.float32]]:
+    """The logits of each run, (images, classes).
+
+    Raises:
+        ImageError: images cannot be read; all of them are looked at, so that all are counted.
+    """
+    logits: list[list[npt.NDArray[np.float32]]] = [[] for _ in runs]
+    unreadable: list[ImageError] = []
+    for start in range(0, len(sources), batch_size):
+        batch = []
+        for source in sources[start : start + batch_size]:
+            try:
+                batch.append(transform(read_image(source)))
+            except ImageError as error:
+                unreadable.append(error)
+        if unreadable:
+            continue
+        images = np.stack(batch)
+        for run, answers in zip(runs, logits, strict=True):
+            answers.append(run(images))
+        report(f"compared {min(start + batch_size, len(sources))} of {len(sources)} images")
+    if len(unreadable) == 1:
+        raise unreadable[0]
+    if unreadable:
+        more = f"; and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
+        raise ImageError(
+            f"{len(unreadable)} of {len(sources)} images cannot be used: "
+            f"{'; '.join(map(str, unreadable[:NAMED]))}{more}"
+        )
+    return [np.concatenate(answers) for answers in logits]
+
+
+def _write_into_bundle(bundle: Path, parity: Parity) -> None:
+    write_atomically(bundle / PARITY_NAME, as_utf8(parity.to_json()))
+    manifest_file = bundle / MANIFEST_NAME
+    manifest = Manifest.from_json(manifest_file.read_bytes(), str(manifest_file))
+    files = {**manifest.files, PARITY_NAME: sha256_of(bundle / PARITY_NAME)}
+    write_atomically(manifest_file, replace(manifest, files=files).to_json().encode())

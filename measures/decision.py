@@ -1,0 +1,423 @@
+"""What an artefact's answers mean for whoever acts on them: labelled images, reference against artefact.
+
+Tensor errors say how far numbers are apart. Here it is asked which images get another label, whether that
+harms or helps, and how far accuracy, AUC and calibration move, each with an interval: what a drop was on
+these images is known, what it is on others is not.
+
+A flip is an image whose label differs between the two: *lost* when the reference was right, *gained* when the
+artefact is, and *neither* when both are wrong.
+
+Dims: N images, C classes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from .metrics import ClassMetrics, Metrics, log_softmax, metrics_of
+from .uncertainty import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Interval,
+    Reliability,
+    Resampled,
+    mcnemar_p,
+    proportion_interval,
+    reliability,
+    resample,
+)
+
+
+@dataclass(frozen=True)
+class FlipLimit:
+    """How many images may change their label: a count, or a share of all."""
+
+    amount: float
+    per_cent: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> FlipLimit:
+        """Reads ``3`` or ``0.5%``.
+
+        Raises:
+            InputError: neither a count nor a per cent from 0 to 100.
+        """
+        digits, per_cent = (text.strip().removesuffix("%"), text.strip().endswith("%"))
+        try:
+            amount = float(digits) if per_cent else float(int(digits))
+        except ValueError:
+            amount = -1
+        if not 0 <= amount <= (100 if per_cent else float("inf")):
+            raise InputError(f"'{text}' flips: expected a count such as 2, or a per cent such as 0.5%")
+        return cls(amount, per_cent)
+
+    def allowed(self, images: int) -> int:
+        """The largest number of flips that meets the limit."""
+        # A share such as 0.7 % of 1,000 must give 7 although 0.7 / 100 * 1000 is a little less.
+        return int(self.amount / 100 * images + 1e-9) if self.per_cent else int(self.amount)
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} %" if self.per_cent else f"{self.amount:g}"
+
+
+@dataclass(frozen=True)
+class DecisionBar:
+    """What must not be lost; None: reported, not judged."""
+
+    max_accuracy_drop: float | None = None
+    """Percentage points."""
+    max_auc_drop: float | None = None
+    max_flips: FlipLimit = FlipLimit(0)
+
+
+INT8_BAR = DecisionBar(max_accuracy_drop=0.5, max_auc_drop=0.002, max_flips=FlipLimit(1, per_cent=True))
+"""For int8, whose tensors are off by design: what may change is the decision, and this little of it."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure of both models on the same images."""
+
+    reference: float
+    artefact: float
+    reference_interval: Interval
+    artefact_interval: Interval
+    change_interval: Interval
+    """Of artefact minus reference, image by image."""
+
+    @property
+    def change(self) -> float:
+        """Artefact minus reference."""
+        return self.artefact - self.reference
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An image that gets another label."""
+
+    image: str
+    truth: str
+    reference: str
+    """The label that the reference gives."""
+    artefact: str
+    reference_probability: float
+    """That the reference gives to its label."""
+    artefact_probability: float
+    outcome: str
+    """``lost``, ``gained`` or ``neither``."""
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """A share with its exact interval; None where there is nothing to take a share of."""
+
+    value: float | None
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """One class against all others."""
+
+    label: str
+    images: int
+    reference_sensitivity: Proportion
+    """Of the images of this class, the share that is given it."""
+    artefact_sensitivity: Proportion
+    reference_specificity: Proportion
+    """Of all other images, the share that is not given it."""
+    artefact_specificity: Proportion
+    flips: int
+    """Images of this class that get another label, of which `lost` and `gained`."""
+    lost: int
+    gained: int
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One part of the bar, and whether it is met on these images."""
+
+    name: str
+    found: float | None
+    """In `unit`; None where it is not defined on these images."""
+    allowed: float
+    worst: float | None
+    """The bad end of the interval of `found`: what these images cannot exclude. None for a count."""
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        """Whether what was found is allowed; true of what is not defined, which `Decision.notes` tell."""
+        return self.found is None or self.found <= self.allowed
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is met by all of the interval, so that these images are enough to say so."""
+        return self.found is not None and (self.worst is None or self.worst <= self.allowed)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How an artefact's answers on labelled images compare with its reference's."""
+
+    images: int
+    accuracy: Change
+    auc: Change | None
+    """As `metrics_of` has it; None where the images are all of one class."""
+    calibration_error: Change
+    """Expected calibration error."""
+    flips: tuple[Flip, ...]
+    """Lost ones first."""
+    flip_share: Proportion
+    lost: int
+    gained: int
+    mcnemar_p: float
+    """Exact, two-sided: of a split into lost and gained as uneven as this, if neither model were better."""
+    classes: tuple[ClassChange, ...]
+    reference_confusion: tuple[tuple[int, ...], ...]
+    """Images by true class (rows) and given class (columns)."""
+    artefact_confusion: tuple[tuple[int, ...], ...]
+    reference_reliability: Reliability
+    artefact_reliability: Reliability
+    criteria: tuple[Criterion, ...]
+    notes: tuple[str, ...]
+    """What these images cannot tell."""
+    level: float
+    """Of confidence, of all intervals."""
+    resamples: int
+    seed: int
+
+    @property
+    def met(self) -> bool:
+        """Whether every criterion is."""
+        return all(criterion.met for criterion in self.criteria)
+
+    @property
+    def certain(self) -> bool:
+        """Whether every criterion is met by all of its interval."""
+        return all(criterion.certain for criterion in self.criteria)
+
+    @property
+    def sentence(self) -> str:
+        """What happened to the labels, in words."""
+        if not self.flips:
+            return f"All {self.images} images keep their label."
+        neither = len(self.flips) - self.lost - self.gained
+        parts = [
+            f"{count} {_was(count)} {words}"
+            for count, words in (
+                (self.lost, "right and now wrong"),
+                (self.gained, "wrong and now right"),
+                (neither, "wrong and still wrong"),
+            )
+            if count
+        ]
+        gets = "gets" if len(self.flips) == 1 else "get"
+        return f"{len(self.flips)} of {self.images} images {gets} another label: {', '.join(parts)}."
+
+
+def decide(
+    reference: npt.NDArray[np.floating[Any]],
+    artefact: npt.NDArray[np.floating[Any]],
+    truth: npt.NDArray[np.integer[Any]],
+    *,
+    labels: Sequence[str],
+    images: Sequence[str],
+    bar: DecisionBar = DecisionBar(),
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Decision:
+    """Compares two models' logits on labelled images.
+
+    Args:
+        reference: (N, C) logits, finite.
+        artefact: (N, C) logits, finite.
+        truth: (N,), the index of each image's true class.
+        labels: the C class names.
+        images: the N images' names.
+        bar: what must not be lost.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: shapes that do not fit together, no image, or logits that are not finite.
+    """
+    before, after = (metrics_of(logits, truth, labels) for logits in (reference, artefact))
+    probabilities = [np.exp(log_softmax(logits)) for logits in (reference, artefact)]
+    figures = resample(probabilities, truth, resamples=resamples, seed=seed)
+    flips = _flips(probabilities, truth, labels, images)
+    outcomes = Counter(flip.outcome for flip in flips)
+    lost, gained = outcomes["lost"], outcomes["gained"]
+    count = len(truth)
+    auc = None
+    if figures[0].auc is not None and figures[1].auc is not None:
+        auc = _change(figures[0].auc, figures[1].auc)
+    flip_share = Proportion(len(flips) / count, proportion_interval(len(flips), count))
+    accuracy = _accuracy_change(figures[0].accuracy, figures[1].accuracy, lost + gained)
+    criteria = tuple(_criteria(bar, accuracy, auc, len(flips), flip_share.interval.high, count))
+    return Decision(
+        images=count,
+        accuracy=accuracy,
+        auc=auc,
+        calibration_error=_change(figures[0].calibration_error, figures[1].calibration_error),
+        flips=flips,
+        flip_share=flip_share,
+        lost=lost,
+        gained=gained,
+        mcnemar_p=mcnemar_p(lost, gained),
+        classes=tuple(_class_changes(before, after, flips)),
+        reference_confusion=before.confusion,
+        artefact_confusion=after.confusion,
+        reference_reliability=reliability(probabilities[0], truth),
+        artefact_reliability=reliability(probabilities[1], truth),
+        criteria=criteria,
+        notes=tuple(_notes(bar, before, auc, criteria)),
+        level=LEVEL,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _change(reference: Resampled, artefact: Resampled) -> Change:
+    return Change(
+        reference.estimate,
+        artefact.estimate,
+        reference.interval(),
+        artefact.interval(),
+        (artefact - reference).interval(),
+    )
+
+
+def _accuracy_change(reference: Resampled, artefact: Resampled, differing: int) -> Change:
+    """As `_change`, with exact intervals where resampling has nothing to vary: it then knows no doubt."""
+    change = _change(reference, artefact)
+    images = len(reference.influence)
+    intervals = [change.reference_interval, change.artefact_interval]
+    for index, figure in enumerate((reference, artefact)):
+        if figure.estimate in (0, 1):
+            intervals[index] = proportion_interval(round(figure.estimate * images), images)
+    difference = change.change_interval
+    if not differing:  # neither the share of lost images nor that of gained ones can be larger than this
+        most = proportion_interval(0, images).high
+        difference = Interval(-most, most, exact=True)
+    return Change(change.reference, change.artefact, intervals[0], intervals[1], difference)
+
+
+def _flips(
+    probabilities: Sequence[npt.NDArray[np.float64]],
+    truth: npt.NDArray[np.integer[Any]],
+    labels: Sequence[str],
+    images: Sequence[str],
+) -> tuple[Flip, ...]:
+    before, after = (rows.argmax(axis=1) for rows in probabilities)
+    order = ("lost", "gained", "neither")
+    flips = []
+    for index in np.flatnonzero(before != after).tolist():
+        right = (before[index] == truth[index], after[index] == truth[index])
+        flips.append(
+            Flip(
+                image=images[index],
+                truth=labels[truth[index]],
+                reference=labels[before[index]],
+                artefact=labels[after[index]],
+                reference_probability=float(probabilities[0][index].max()),
+                artefact_probability=float(probabilities[1][index].max()),
+                outcome="lost" if right[0] else "gained" if right[1] else "neither",
+            )
+        )
+    return tuple(sorted(flips, key=lambda flip: order.index(flip.outcome)))
+
+
+def _class_changes(before: Metrics, after: Metrics, flips: Sequence[Flip]) -> Iterator[ClassChange]:
+    outcomes = Counter((flip.truth, flip.outcome) for flip in flips)
+    totals = Counter(flip.truth for flip in flips)
+    for index, (old, new) in enumerate(zip(before.classes, after.classes, strict=True)):
+        yield ClassChange(
+            label=old.label,
+            images=old.images,
+            reference_sensitivity=_sensitivity(before, index),
+            artefact_sensitivity=_sensitivity(after, index),
+            reference_specificity=_specificity(before, old, index),
+            artefact_specificity=_specificity(after, new, index),
+            flips=totals[old.label],
+            lost=outcomes[old.label, "lost"],
+            gained=outcomes[old.label, "gained"],
+        )
+
+
+def _sensitivity(metrics: Metrics, index: int) -> Proportion:
+    return _proportion(metrics.confusion[index][index], metrics.classes[index].images)
+
+
+def _specificity(metrics: Metrics, result: ClassMetrics, index: int) -> Proportion:
+    others = metrics.images - result.images
+    mistaken = result.predicted - metrics.confusion[index][index]
+    return _proportion(others - mistaken, others)
+
+
+def _proportion(part: int, whole: int) -> Proportion:
+    return Proportion(part / whole if whole else None, proportion_interval(part, whole))
+
+
+def _criteria(
+    bar: DecisionBar, accuracy: Change, auc: Change | None, flips: int, most_flips: float, images: int
+) -> Iterator[Criterion]:
+    if bar.max_accuracy_drop is not None:
+        yield Criterion(
+            "accuracy drop",
+            round(-100 * accuracy.change, 9)
+            + 0.0,  # 0.5 points of 200 images must not exceed 0.5 by a rounding
+            bar.max_accuracy_drop,
+            -100 * accuracy.change_interval.low,
+            "points",
+        )
+    if bar.max_auc_drop is not None:
+        yield Criterion(
+            "AUC drop",
+            None if auc is None else round(-auc.change, 12) + 0.0,
+            bar.max_auc_drop,
+            None if auc is None else -auc.change_interval.low,
+            "",
+        )
+    if bar.max_flips.per_cent:
+        yield Criterion("flips", 100 * flips / images, bar.max_flips.amount, 100 * most_flips, "%")
+    else:
+        yield Criterion("flips", flips, bar.max_flips.amount, None, "")
+
+
+def _notes(
+    bar: DecisionBar, metrics: Metrics, auc: Change | None, criteria: Sequence[Criterion]
+) -> Iterator[str]:
+    images = metrics.images
+    absent = [result.label for result in metrics.classes if not result.images]
+    if auc is None:
+        present = next(result.label for result in metrics.classes if result.images)
+        yield f"AUC is not defined: all images are of class '{present}'; give images of another class too"
+    elif auc.change_interval.width == 0:
+        yield "AUC moves in no resample: these images do not tell how far it would on others"
+    if absent:
+        yield f"there are no images of {', '.join(absent)}, so nothing is said about such"
+    if bar.max_accuracy_drop is not None and 100 / images > bar.max_accuracy_drop:
+        yield (
+            f"one image of {images} is {100 / images:.2g} points: a bar of {bar.max_accuracy_drop:g} points "
+            "allows no image to be lost on balance"
+        )
+    for criterion in criteria:
+        if criterion.met and not criterion.certain and criterion.worst is not None:
+            yield (
+                f"{criterion.name}: met on these {images} images, which are too few to exclude "
+                f"{criterion.worst:.2g}{f' {criterion.unit}' if criterion.unit else ''} on others "
+                f"(allowed {criterion.allowed:g})"
+            )
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"

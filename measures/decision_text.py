@@ -1,0 +1,161 @@
+"""A decision as tables for a terminal, and its figures as text for any page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .decision import Change, Criterion, Decision, Proportion
+from .uncertainty import Interval
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+FLIPS_SHOWN = 10
+"""Flipped images named on a terminal; ``parity.json`` has all."""
+_TEXT_WIDTH = 118
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """One figure of both models as text."""
+
+    name: str
+    reference: str
+    artefact: str
+    change: str
+    interval: str
+    allowed: str = ""
+    verdict: str = ""
+    """``met``, ``MISSED``, ``not defined``, or empty where it is not judged."""
+
+
+def figure_rows(decision: Decision) -> list[FigureRow]:
+    """What the decision rests on, accuracy first."""
+    judged = {criterion.name: criterion for criterion in decision.criteria}
+    accuracy, share = decision.accuracy, decision.flip_share.interval
+    flips = len(decision.flips)
+    return [
+        FigureRow(
+            "accuracy",
+            f"{100 * accuracy.reference:.2f} %",
+            f"{100 * accuracy.artefact:.2f} %",
+            f"{_signed(100 * accuracy.change, 2)} points",
+            _signed_interval(accuracy.change_interval, 2, scale=100),
+            *_verdict(judged.get("accuracy drop")),
+        ),
+        FigureRow("AUC", "-", "-", "-", "one class only", *_verdict(judged.get("AUC drop")))
+        if decision.auc is None
+        else FigureRow("AUC", *_figures(decision.auc), *_verdict(judged.get("AUC drop"))),
+        FigureRow(
+            "flips",
+            "",
+            "",
+            f"{flips} ({100 * flips / decision.images:.2f} %)",
+            f"{100 * share.low:.2f} to {100 * share.high:.2f} %",
+            *_verdict(judged.get("flips")),
+        ),
+        FigureRow(
+            "lost, gained",
+            "",
+            "",
+            f"{decision.lost}, {decision.gained}",
+            f"McNemar p = {decision.mcnemar_p:.3g}",
+        ),
+        FigureRow("calibration error", *_figures(decision.calibration_error)),
+    ]
+
+
+def decision_text(decision: Decision) -> str:
+    """Tables for a terminal, lines ended."""
+    from rich.console import Console
+
+    file = io.StringIO()
+    console = Console(file=file, width=_TEXT_WIDTH, color_system=None, highlight=False, markup=False)
+    console.print(decision.sentence, soft_wrap=True)
+    for table in _tables(decision):
+        console.print()
+        console.print(table)
+    if decision.notes:
+        console.print()
+    for note in decision.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
+
+
+def _verdict(criterion: Criterion | None) -> tuple[str, str]:
+    if criterion is None:
+        return "", ""
+    allowed = f"{criterion.allowed:g} {criterion.unit}".strip()
+    if criterion.found is None:
+        return allowed, "not defined"
+    return allowed, "met" if criterion.met else "MISSED"
+
+
+def _figures(change: Change) -> tuple[str, str, str, str]:
+    return (
+        f"{change.reference:.4f}",
+        f"{change.artefact:.4f}",
+        _signed(change.change, 4),
+        _signed_interval(change.change_interval, 4),
+    )
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:+.{digits}f}"  # + 0.0: never a negative zero
+
+
+def _signed_interval(interval: Interval, digits: int, scale: float = 1) -> str:
+    return f"{_signed(scale * interval.low, digits)} to {_signed(scale * interval.high, digits)}"
+
+
+def _tables(decision: Decision) -> Iterator[Table]:
+    figures = _table("", "reference", "artefact", "change", f"{100 * decision.level:g} % interval")
+    if decision.criteria:
+        figures.add_column("allowed")
+        figures.add_column("")
+    for row in figure_rows(decision):
+        cells = (row.name, row.reference, row.artefact, row.change, row.interval, row.allowed, row.verdict)
+        figures.add_row(*cells[: len(figures.columns)])
+    yield figures
+    classes = _table("class", "images", "sensitivity", "specificity", "flips", "lost", "gained")
+    for each in decision.classes:
+        classes.add_row(
+            each.label,
+            str(each.images),
+            f"{_share(each.reference_sensitivity)} -> {_share(each.artefact_sensitivity)}",
+            f"{_share(each.reference_specificity)} -> {_share(each.artefact_specificity)}",
+            *map(str, (each.flips, each.lost, each.gained)),
+        )
+    yield classes
+    if not decision.flips:
+        return
+    flips = _table("flipped image", "truth", "reference", "artefact", "outcome")
+    for flip in decision.flips[:FLIPS_SHOWN]:
+        flips.add_row(
+            flip.image,
+            flip.truth,
+            f"{flip.reference} {flip.reference_probability:.2f}",
+            f"{flip.artefact} {flip.artefact_probability:.2f}",
+            flip.outcome,
+        )
+    if len(decision.flips) > FLIPS_SHOWN:
+        flips.add_row(f"… {len(decision.flips) - FLIPS_SHOWN} more")
+    yield flips
+
+
+def _table(first: str, *others: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+    for name in (first, *others):
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _share(share: Proportion) -> str:
+    return "-" if share.value is None else f"{100 * share.value:.1f} %"

@@ -1,0 +1,202 @@
+"""What the paper (arXiv 2409.07896) prints of its networks, as far as it is known here.
+
+That is parameters and multiply-adds, of its Tables I to III, and no results. Nothing stands in the place of a
+figure that is not known; `read_published` takes the results from whoever has the paper.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import InputError
+from ..networks.microscopic_mamba import SIZES, Architecture
+
+SWITCHES = ("mifa", "parallel", "psffn")
+"""The ablations, by the names of `Architecture`'s fields."""
+NAMES = {"t": "Microscopic-Mamba-t", "s": "Microscopic-Mamba-s", "b": "Microscopic-Mamba-b"}
+METRICS = ("accuracy", "auc", "precision")
+"""What the paper's tables give of a data set: OA, AUC and precision."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network's size in the paper."""
+
+    parameters: tuple[float, ...] = ()
+    """Millions. Several where the paper has several rows that this may be; none where it has no such row."""
+    macs: float | None = None
+    """10^9 at 224x224, counted by ptflops."""
+    classes: int = 1000
+    """Of the network that the paper counted, as far as its count tells."""
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A network of the paper's, or an ablation that it might have."""
+
+    size: str
+    """``t``, ``s`` or ``b``."""
+    off: tuple[str, ...] = ()
+    """Switches that are off."""
+
+    @property
+    def key(self) -> str:
+        """As options of `mmdeploy train` have it: ``t``, ``t --no-mifa``, …"""
+        return " ".join([self.size, *(f"--no-{name}" for name in self.off)])
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return NAMES[self.size] + "".join(f" w/o {name.upper()}" for name in self.off).replace(
+            "PARALLEL", "parallel"
+        )
+
+    @property
+    def table(self) -> str:
+        """Where it stands in the paper."""
+        return "II, III" if self.off else "I"
+
+    @property
+    def published(self) -> Published:
+        """Its size there."""
+        return PUBLISHED.get(self.key, Published(classes=PUBLISHED[self.size].classes))
+
+    def architecture(self, num_classes: int) -> Architecture:
+        """The network."""
+        return Architecture.of_size(self.size, num_classes=num_classes, **dict.fromkeys(self.off, False))
+
+    @classmethod
+    def of(cls, arch: Architecture) -> PaperRow | None:
+        """The row of an architecture, whatever its classes; None for one of another size."""
+        for size, fields in SIZES.items():
+            if (arch.depths, arch.dims, arch.d_state) == (fields["depths"], fields["dims"], 16):
+                return cls(size, tuple(name for name in SWITCHES if not getattr(arch, name)))
+        return None
+
+
+PUBLISHED = {
+    "t": Published((4.32,), 0.64),
+    "s": Published((4.97,), 0.76),
+    "b": Published((8.39,), 1.59, classes=8),
+    "t --no-mifa": Published((4.30,)),
+    "t --no-parallel": Published((8.83,)),
+    "t --no-psffn": Published((4.86, 4.89)),
+    "t --no-mifa --no-psffn": Published((4.86, 4.89)),
+}
+"""By `PaperRow.key`. The two rows without PSFFN have 4.86 and 4.89 million; which of them is also without
+MIFA is not known here, and neither number follows from the released code."""
+
+ABLATIONS = tuple(
+    PaperRow("t", tuple(name for name, off in zip(SWITCHES, bits, strict=True) if off))
+    for bits in (
+        (False, False, False),
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+        (True, False, True),
+        (True, True, False),
+        (False, True, True),
+        (True, True, True),
+    )
+)
+"""The tiny network with every combination of switches."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another network's row of Table I."""
+
+    name: str
+    parameters: float
+    """Millions."""
+    macs: float
+    """10^9 at 224x224."""
+
+
+PEERS = tuple(
+    Peer(name, parameters, macs)
+    for name, parameters, macs in (
+        ("ConvNext-tiny", 28.69, 4.49),
+        ("ConvNext-small", 50.22, 8.73),
+        ("RepVit-m1_0", 6.85, 1.13),
+        ("RepVit-m1_1", 8.29, 1.37),
+        ("Mobileone-s0", 5.29, 1.1),
+        ("Mobileone-s2", 7.88, 1.35),
+        ("Mobileone-s3", 10.17, 1.96),
+        ("PVT-small", 24.49, 3.71),
+        ("PVT-medium", 44.21, 6.49),
+        ("MpVit-tiny", 5.84, 1.84),
+        ("MpVit-small", 22.89, 5.32),
+        ("Twins-small", 24.11, 3.71),
+        ("Twins-base", 43.83, 6.49),
+        ("Vit-tiny", 5.71, 1.26),
+        ("Vit-small", 22.04, 4.62),
+        ("Vit-base", 86.54, 17.6),
+        ("FastVit-sa24", 21.55, 2.94),
+        ("FastVit-ma36", 44.07, 6.07),
+        ("SwiftFormer-S", 5.64, 1.01),
+        ("SwiftFormer-L1", 11.29, 1.62),
+        ("SwiftFormer-L3", 27.47, 4.05),
+        ("Uniformer-small", 21.55, 3.46),
+        ("Uniformer-base", 49.78, 7.81),
+        ("SMT-s", 22.55, 4.72),
+        ("SMT-b", 32.04, 7.81),
+        ("Medmamba-s", 19.39, 2.75),
+        ("Medmamba-b", 40.88, 6.16),
+        ("VMamba-t", 22.1, 4.4),
+        ("VMamba-s", 43.7, 9.0),
+    )
+)
+"""The other rows of Table I."""
+
+Results = dict[tuple[str, str], dict[str, float]]
+"""Metrics in [0, 1] by data set (lower case) and network: a `PaperRow.key` or a `Peer`'s name."""
+
+
+def read_published(path: str | Path) -> Results:
+    """Reads results of the paper that somebody copied from it.
+
+    Args:
+        path: a csv file with the columns ``dataset``, ``network`` (``t``, ``t --no-mifa``, ``Vit-base``, …),
+            ``accuracy``, ``auc`` and ``precision``, in per cent or as shares; a cell may be empty.
+
+    Raises:
+        InputError: it cannot be read, lacks a column, or has a network or figure that makes no sense.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [
+                name for name in ("dataset", "network", *METRICS) if name not in (reader.fieldnames or ())
+            ]
+            if missing:
+                raise InputError(f"{path}: has no column {', '.join(map(repr, missing))}")
+            rows = list(enumerate(reader, start=2))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    known = {*PUBLISHED, *(row.key for row in ABLATIONS), *(peer.name for peer in PEERS)}
+    results: Results = {}
+    for line, row in rows:
+        network = " ".join((row["network"] or "").split())
+        if network not in known:
+            raise InputError(f"{path}, line {line}: {network!r} is no network of the paper's, such as 't'")
+        results[(row["dataset"] or "").strip().lower(), network] = {
+            name: _share(row[name].strip(), f"{path}, line {line}, {name}")
+            for name in METRICS
+            if (row[name] or "").strip()
+        }
+    return results
+
+
+def _share(text: str, where: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError as error:
+        raise InputError(f"{where}: {text!r} is no number") from error
+    if not 0 <= value <= 100 or not math.isfinite(value):
+        raise InputError(f"{where}: {text} is neither a share nor in per cent")
+    return value / 100 if value > 1 else value

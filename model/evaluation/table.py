@@ -1,0 +1,358 @@
+"""The paper's tables for the runs at hand: a run's figures above those that the paper prints for its network.
+
+Multiply-adds and parameters are counted as the paper counts (see `complexity`), at 224x224 and with its
+number of classes, so that the columns can be compared. Intervals are of the images (see `uncertainty`), not
+of training runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import TrainingError
+from ...measures.predictions import PREDICTIONS, read_predictions
+from ...measures.uncertainty import RESAMPLES, Interval
+from ..networks.complexity import complexity
+from ..training.run import METRICS as METRICS_FILE
+from ..training.run import RunFolder
+from .paper import ABLATIONS, METRICS, PEERS, PUBLISHED, PaperRow, Results, read_published
+
+PAPER_SIZE = 224
+"""Of the images that the paper counts multiply-adds for."""
+UNKNOWN = "–"
+PAPER = "paper"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a run of ours, or what the paper prints."""
+
+    network: str
+    source: str
+    """The run folder, or ``paper``."""
+    table: str = UNKNOWN
+    """Of the paper."""
+    data: str | None = None
+    split: str | None = None
+    images: int | None = None
+    """Of the split."""
+    image_size: int | None = None
+    """Side of the network's input, pixels."""
+    parameters: tuple[float, ...] = ()
+    """Millions, with the paper's number of classes."""
+    own_parameters: int | None = None
+    """With the run's classes."""
+    macs: float | None = None
+    """10^9 at 224x224, the paper's count."""
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    """Shares, by the names in `METRICS`."""
+    intervals: dict[str, Interval | None] = field(default_factory=dict)
+    epochs: int | None = None
+    best_epoch: int | None = None
+    seconds: float | None = None
+    """Wall time of training."""
+
+
+def run_rows(run: str | Path, published: Results | None = None, resamples: int = RESAMPLES) -> list[Row]:
+    """A finished run's row, and the paper's below it where the network is in the paper.
+
+    Args:
+        run: the run folder.
+        published: results of the paper, where somebody has copied them.
+        resamples: of the bootstrap.
+
+    Raises:
+        TrainingError: not a run, or not a finished one.
+        DataError: its predictions cannot be read.
+    """
+    folder = RunFolder(run)
+    begun, config = folder.read_beginning(), folder.read_config()
+    if begun is None or config is None:
+        raise TrainingError(f"'{run}' is no run: expected a folder that 'mmdeploy train' wrote")
+    try:
+        results: dict[str, Any] = json.loads((folder.path / METRICS_FILE).read_bytes())
+        split = "test" if results["test"] else "val"
+        found = results[split]
+        metrics = {name: found[name] for name in METRICS}
+    except FileNotFoundError as error:
+        raise TrainingError(
+            f"'{run}' is not finished: continue it with 'mmdeploy train … --resume'"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"{folder.path / METRICS_FILE}: is not of a run of this version: {error!r}"
+        ) from error
+    intervals: dict[str, Interval | None] = {}
+    if (folder.path / PREDICTIONS).exists():
+        intervals = read_predictions(folder.path / PREDICTIONS)[split].intervals(resamples)
+    row = PaperRow.of(begun.arch)
+    data = config.get("dataset") or Path(config["root"]).name
+    count = complexity(row.architecture(row.published.classes) if row else begun.arch, PAPER_SIZE)
+    own = Row(
+        network=row.name if row else f"depths {begun.arch.depths}, dims {begun.arch.dims}",
+        source=str(run),
+        table=row.table if row and row.key in PUBLISHED else UNKNOWN,
+        data=data,
+        split=split,
+        images=found["images"],
+        image_size=begun.recipe.image_size,
+        parameters=(count.parameters / 1e6,),
+        own_parameters=complexity(begun.arch, PAPER_SIZE).parameters,
+        macs=count.paper_macs / 1e9,
+        metrics=metrics,
+        intervals=intervals,
+        epochs=results["epochs"],
+        best_epoch=results["best_epoch"],
+        seconds=results["seconds"],
+    )
+    return [own, paper_row(row, data, published)] if row and row.key in PUBLISHED else [own]
+
+
+def paper_row(row: PaperRow, data: str | None = None, published: Results | None = None) -> Row:
+    """What the paper prints of one of its networks, on a data set."""
+    return Row(
+        network=row.name,
+        source=PAPER,
+        table=row.table,
+        data=data,
+        image_size=PAPER_SIZE,
+        parameters=row.published.parameters,
+        macs=row.published.macs,
+        metrics=dict((published or {}).get(((data or "").lower(), row.key), {})),
+    )
+
+
+def peer_rows(data: str | None = None, published: Results | None = None) -> list[Row]:
+    """The other networks of Table I, on a data set."""
+    return [
+        Row(
+            network=peer.name,
+            source=PAPER,
+            table="I",
+            data=data,
+            image_size=PAPER_SIZE,
+            parameters=(peer.parameters,),
+            macs=peer.macs,
+            metrics=dict((published or {}).get(((data or "").lower(), peer.name), {})),
+        )
+        for peer in PEERS
+    ]
+
+
+def compare(
+    runs: Sequence[str | Path],
+    *,
+    published: str | Path | None = None,
+    peers: bool = False,
+    resamples: int = RESAMPLES,
+) -> Table:
+    """The table of some runs.
+
+    Args:
+        runs: finished run folders, at least one.
+        published: a file of the paper's results (see `read_published`).
+        peers: add the other networks of Table I, for each data set.
+        resamples: of the bootstrap.
+
+    Raises:
+        TrainingError: not a run, or not a finished one.
+        DataError: a run's predictions cannot be read.
+        InputError: the file of results makes no sense.
+    """
+    results = read_published(published) if published else None
+    rows = [row for run in runs for row in run_rows(run, results, resamples)]
+    if peers:
+        sets = dict.fromkeys(row.data for row in rows)
+        rows += [row for data in sets for row in peer_rows(data, results)]
+    return runs_table(rows)
+
+
+def runs_table(rows: Sequence[Row]) -> Table:
+    """The rows under each other."""
+    records = [
+        {
+            "network": row.network,
+            "from": row.source,
+            "table": row.table,
+            "data": row.data,
+            "split": row.split,
+            "images": row.images,
+            "image_size": row.image_size,
+            "parameters_m": " or ".join(map(str, row.parameters)) or None,
+            "own_parameters": row.own_parameters,
+            "gmacs": row.macs,
+            **{
+                column: value
+                for name in METRICS
+                for column, value in zip(
+                    (name, f"{name}_low", f"{name}_high"),
+                    (row.metrics.get(name), *_ends(row.intervals.get(name))),
+                    strict=True,
+                )
+            },
+            "best_epoch": row.best_epoch,
+            "epochs": row.epochs,
+            "seconds": row.seconds,
+        }
+        for row in rows
+    ]
+    notes = [
+        "params and GMACs as the paper counts: 1000 classes (base: 8), 224x224, no projections, no scan."
+    ]
+    if any(row.intervals for row in rows):
+        notes.append("[low, high]: 95 % bootstrap interval over the images, or their patients where known.")
+    if any(row.metrics and not row.intervals and row.source != PAPER for row in rows):
+        notes.append(f"No interval: the run has no {PREDICTIONS}; 'mmdeploy train … --resume' writes it.")
+    if any(row.source == PAPER and not row.metrics for row in rows):
+        notes.append(f"{UNKNOWN}: a figure of the paper that is not known here; give it with --published.")
+    return Table(
+        head=("network", "from", "data", "px", "params M", "GMACs", "OA %", "AUC", "precision %"),
+        lines=[
+            [
+                row.network,
+                row.source,
+                f"{row.data} ({row.split}, {row.images})" if row.images else row.data or UNKNOWN,
+                str(row.image_size or UNKNOWN),
+                _millions(row.parameters),
+                UNKNOWN if row.macs is None else f"{row.macs:.2f}",
+                *(_metric(row, name) for name in METRICS),
+            ]
+            for row in rows
+        ],
+        records=records,
+        notes=notes,
+        words=3,
+    )
+
+
+def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
+    return (None, None) if interval is None else (interval.low, interval.high)
+
+
+def ablations_table() -> Table:
+    """The tiny network with every combination of switches, counted, beside the paper's counts."""
+    lines, records = [], []
+    for row in ABLATIONS:
+        count, known = complexity(row.architecture(1000), PAPER_SIZE), row.published.parameters
+        millions = round(count.parameters / 1e6, 2)
+        reproduced = ("yes" if millions in known else "no") if known else UNKNOWN
+        lines.append(
+            [
+                row.name,
+                f"{count.parameters:,}",
+                f"{millions:.2f}",
+                _millions(known),
+                reproduced,
+                f"{count.paper_macs / 1e9:.2f}",
+                f"{count.macs / 1e9:.2f}",
+            ]
+        )
+        records.append(
+            {
+                "network": row.name,
+                "options": row.key,
+                "parameters": count.parameters,
+                "used_parameters": count.used_parameters,
+                "paper_parameters_m": " or ".join(map(str, known)) or None,
+                "reproduced": None if reproduced == UNKNOWN else reproduced,
+                "gmacs": count.paper_macs / 1e9,
+                "gmacs_in_full": count.macs / 1e9,
+            }
+        )
+    return Table(
+        head=("network", "parameters", "params M", "paper M", "reproduced", "GMACs", "GMACs in full"),
+        lines=lines,
+        records=records,
+        notes=[
+            "Reproduced: to two decimals. 1000 classes, 224x224; in full: with projections and scan.",
+            "The paper's rows without PSFFN have 4.86 and 4.89 M. Neither follows from the released code,",
+            "where out_proj takes its place; which of the two is also without MIFA is not known here.",
+        ],
+        words=1,
+    )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines of text under a head, and what they are made of."""
+
+    head: tuple[str, ...]
+    lines: list[list[str]]
+    records: list[dict[str, Any]]
+    """The values of each line, unrounded."""
+    notes: list[str]
+    """What a reader has to know."""
+    words: int
+    """Columns that hold words, the first ones; the others hold figures."""
+
+    def to_text(self) -> str:
+        """For a terminal, as wide as it needs: a cut figure is a wrong one."""
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table as RichTable
+
+        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+        for number, name in enumerate(self.head):
+            table.add_column(name, justify="left" if number < self.words else "right", no_wrap=True)
+        for line in self.lines:
+            table.add_row(*line)
+        text = io.StringIO()
+        Console(file=text, width=1000).print(table)
+        shown = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
+        return "\n".join([*shown, "", *self.notes, ""])
+
+    def to_csv(self) -> str:
+        """The records, unrounded; what is not known is empty."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.records)
+        return text.getvalue()
+
+    def to_latex(self) -> str:
+        """A tabular with the rules of the package booktabs, and the notes as comments."""
+        columns = "l" * self.words + "r" * (len(self.head) - self.words)
+        body = [" & ".join(_latex(cell) for cell in line) + r" \\" for line in (self.head, *self.lines)]
+        lines = [
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            body[0],
+            r"\midrule",
+            *body[1:],
+            r"\bottomrule",
+        ]
+        return "\n".join([*(f"% {note}" for note in self.notes), *lines, r"\end{tabular}", ""])
+
+
+def _metric(row: Row, name: str) -> str:
+    value, interval = row.metrics.get(name), row.intervals.get(name)
+    scale, decimals = (1, 4) if name == "auc" else (100, 2)
+    if value is None:
+        return UNKNOWN
+    text = f"{scale * value:.{decimals}f}"
+    if interval is None:
+        return text
+    return f"{text} [{scale * interval.low:.{decimals}f}, {scale * interval.high:.{decimals}f}]"
+
+
+def _millions(values: Sequence[float]) -> str:
+    return " or ".join(f"{value:.2f}" for value in values) or UNKNOWN
+
+
+_LATEX = {
+    **{character: rf"\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    UNKNOWN: "--",
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

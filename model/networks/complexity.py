@@ -1,0 +1,107 @@
+"""Parameters and multiply-adds, counted the paper's way and in full.
+
+The paper's figures follow ptflops, which sees layers: convolutions and linear layers with their biases, two
+operations an element for norms, one for activations, and all weights of a checkpoint. The forward pass
+also computes the step-size, B and C projections and the scan itself, and never uses some of the weights.
+Both counts are given. At 224x224 the paper's 0.64 and 0.76 GMACs (tiny, small) come out as 0.64 and 0.75;
+its 1.59 for base does not follow from the released architecture, which gives 1.50.
+
+Dims: L positions of a map, D inner channels, N states, R rank of the step size, K = 4 directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ...plugins.selective_scan import DIRECTIONS
+from .microscopic_mamba import ARVSS, PEVM, Architecture, MicroscopicMamba
+
+MACS_PER_STATE_UPDATE = 3
+"""Multiply-adds of one state at one position: the decay's exponent, the new value, the output's share."""
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What one image costs."""
+
+    parameters: int
+    """All weights of a checkpoint: the paper's count."""
+    used_parameters: int
+    """Those that the forward pass uses."""
+    layer_macs: int
+    """Multiply-adds of convolutions and linear layers."""
+    elementwise: int
+    """What ptflops adds for biases, norms and activations."""
+    projection_macs: int
+    """Those of the step-size, B and C projections."""
+    state_updates: int
+    """Updates of one state at one position, over all directions."""
+
+    @property
+    def paper_macs(self) -> int:
+        """The paper's count."""
+        return self.layer_macs + self.elementwise
+
+    @property
+    def macs(self) -> int:
+        """All multiply-adds: layers, projections and the scan."""
+        return self.layer_macs + self.projection_macs + MACS_PER_STATE_UPDATE * self.state_updates
+
+
+def complexity(arch: Architecture, image_size: int = 224) -> Complexity:
+    """Counts for one image of ``image_size`` pixels square; nothing is computed."""
+    with torch.device("meta"):
+        network = MicroscopicMamba(arch).eval()
+        images = torch.empty(1, 3, image_size, image_size)
+    elementwise = 0
+
+    def count(module: nn.Module, inputs: Any, result: torch.Tensor) -> None:
+        nonlocal elementwise
+        has_bias = isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None
+        is_norm = isinstance(module, nn.BatchNorm2d | nn.LayerNorm)
+        is_activation = isinstance(module, nn.ReLU | nn.GELU)
+        elementwise += result.numel() * (has_bias + 2 * is_norm + is_activation)
+
+    for module in network.modules():
+        module.register_forward_hook(count)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        network(images)
+    counted = counter.get_total_flops() // 2
+
+    projections = as_run = updates = 0
+    side = image_size // 4
+    for stage in network.layers:
+        positions = side * side
+        for branch in (module for module in stage.modules() if isinstance(module, PEVM)):
+            block = branch.mamba
+            each = positions * branch.groups
+            d_inner, rank, states = block.conv2d.in_channels, block.dt_rank, block.d_state
+            features = each * d_inner * DIRECTIONS * (rank + 2 * states)
+            projections += features + each * DIRECTIONS * rank * d_inner
+            as_run += features + each * (DIRECTIONS * rank) * (DIRECTIONS * d_inner)
+            updates += each * DIRECTIONS * d_inner * states
+        side //= 2
+    return Complexity(
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        used_parameters=sum(parameter.numel() for parameter in network.parameters())
+        - sum(_unused(module) for module in network.modules()),
+        layer_macs=counted - as_run,
+        elementwise=elementwise,
+        projection_macs=projections,
+        state_updates=updates,
+    )
+
+
+def _unused(module: nn.Module) -> int:
+    """Weights of a module that are in every checkpoint and in no forward pass."""
+    if isinstance(module, PEVM):
+        return sum(parameter.numel() for parameter in module.proj.parameters())
+    if isinstance(module, ARVSS) and module.PSFFN is not None:
+        return module.out_proj.weight.numel()
+    return 0

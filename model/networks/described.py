@@ -1,0 +1,61 @@
+"""What is known of a checkpoint's classes and images: what it says itself, or a user in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...errors import ArtefactError
+from ...images import Transform
+from .checkpoint import Checkpoint
+
+DEFAULT_SIZE = 224
+"""S of a checkpoint that does not say: the paper's."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a user says of a model that does not say it itself, or in place of what it says."""
+
+    labels: Sequence[str] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    image_size: int | None = None
+    """S, pixels."""
+
+
+def described_by(
+    checkpoint: Checkpoint, described: Described, name: str
+) -> tuple[tuple[str, ...], Transform]:
+    """A checkpoint's class names, and the transform to its input.
+
+    Args:
+        checkpoint: may say both, or neither (the authors' state dicts).
+        described: goes before what the checkpoint says.
+        name: of the checkpoint, for messages.
+
+    Raises:
+        ArtefactError: neither says the labels or the channel statistics, or the labels are not as many as
+            the classes.
+        InputError: the means or deviations are not three sensible numbers.
+    """
+    said = checkpoint.preprocessing
+    labels = checkpoint.labels if described.labels is None else tuple(described.labels)
+    mean = described.mean or (said.mean if said else None)
+    std = described.std or (said.std if said else None)
+    if labels is None or mean is None or std is None:
+        raise undescribed(name, labels=labels, preprocessing=mean and std)
+    classes = checkpoint.network.arch.num_classes
+    if len(labels) != classes:
+        raise ArtefactError(f"{len(labels)} labels were given, but {name} has {classes} classes")
+    red, green, blue = mean
+    red_std, green_std, blue_std = std
+    size = described.image_size or (said.image_size if said else DEFAULT_SIZE)
+    return labels, Transform(size, (red, green, blue), (red_std, green_std, blue_std))
+
+
+def undescribed(name: str, *, labels: object, preprocessing: object) -> ArtefactError:
+    """The error of a model that says too little; what is not there is None."""
+    missing = [] if labels else ["its class names (--labels)"]
+    missing += [] if preprocessing else ["its channels' mean and std (--mean, --std)"]
+    return ArtefactError(f"{name} does not say {' and '.join(missing)}: give what is missing")

@@ -1,0 +1,450 @@
+"""Microscopic-Mamba (arXiv 2409.07896): a four-stage network of convolutions and selective scans.
+
+Glossary, with the paper's names and the names in published checkpoints:
+
+    PCM block    `HybridBlock`      half the channels through convolutions, half through scans
+    local branch `Conv_branch`      three convolutions
+    PEVM         `pvm_layer`        four channel groups through one shared state-space block
+    ARVSS        `pvm_layer.mamba`  the state-space block: projections, 2D selective scan, gate, PSFFN
+    PSFFN        `…mamba.PSFFN`     feed-forward that convolves a quarter of its channels
+    MIFA         `MIFA`             each branch weights the other, then channel attention
+
+Dims: B batch, H W feature-map height and width, C channels of a stage, h = C/2 channels of a branch,
+d_model channels of an ARVSS block (h/4), D = 2*d_model inner channels, N states, R rank of the step
+size, K = 4 scan directions. Maps are channels last, (B, H, W, C), except inside convolutions.
+
+Where the paper and the released checkpoints differ, the checkpoints win; each place says so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...plugins.selective_scan import DIRECTIONS
+from ...plugins.selective_scan.operator import selective_scan_2d
+
+GROUPS = 4
+"""Channel groups that share one ARVSS block (the paper's parallel branches)."""
+
+SIZES = {
+    "t": {"depths": (2, 2, 4, 2), "dims": (96, 192, 384, 768)},
+    "s": {"depths": (2, 2, 8, 2), "dims": (96, 192, 384, 768)},
+    "b": {"depths": (2, 2, 12, 2), "dims": (128, 256, 512, 1024)},
+}
+"""Tiny, small and base (Table I)."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that a checkpoint's tensors depend on.
+
+    The three switches are the ablations of the paper's Tables II and III.
+    """
+
+    depths: tuple[int, ...] = (2, 2, 4, 2)
+    """Hybrid blocks in each stage."""
+    dims: tuple[int, ...] = (96, 192, 384, 768)
+    """Channels of each stage."""
+    num_classes: int = 1000
+    d_state: int = 16
+    """States per channel, N."""
+    drop_path_rate: float = 0.1
+    """Stochastic depth of the last block; it grows linearly from 0."""
+    mifa: bool = True
+    """Fuse the branches by MIFA; otherwise concatenate and shuffle them."""
+    parallel: bool = True
+    """Run four channel groups through one ARVSS block; otherwise one block on all channels."""
+    psffn: bool = True
+    """End the ARVSS block in PSFFN; otherwise in a linear projection."""
+
+    def __post_init__(self) -> None:
+        wrong = []
+        if len(self.depths) != len(self.dims) or not self.dims:
+            wrong.append(f"depths {self.depths} and dims {self.dims} must name the same stages")
+        if any(dim % 32 for dim in self.dims):
+            wrong.append(f"dims {self.dims} must be multiples of 32 (halves, then groups, then quarters)")
+        if any(after != 2 * before for before, after in zip(self.dims, self.dims[1:], strict=False)):
+            wrong.append(f"dims {self.dims} must double from stage to stage (patch merging)")
+        if self.num_classes < 1:
+            wrong.append(f"num_classes is {self.num_classes}, expected at least 1")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    @classmethod
+    def of_size(cls, size: str, **changes: Any) -> Architecture:
+        """The paper's tiny ``t``, small ``s`` or base ``b`` (Table I), with any field changed.
+
+        Raises:
+            ValueError: no such size.
+        """
+        if size not in SIZES:
+            raise ValueError(f"there is no size {size!r}: choose one of {', '.join(SIZES)}")
+        fields: dict[str, Any] = {**SIZES[size], **changes}
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Views the last axis as (groups, C/groups), transposes and flattens it; (…, C) to (…, C)."""
+    return x.unflatten(-1, (groups, -1)).transpose(-1, -2).flatten(-2)
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """(B, H, W, C) to (B, C, H, W), a view."""
+    return x.permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, H, W, C), a view."""
+    return x.permute(0, 2, 3, 1)
+
+
+def depthwise_conv(channels: int) -> nn.Conv2d:
+    """A 3x3 convolution of each channel by itself, with bias, keeping H and W."""
+    return nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
+
+
+class ConvNorm(nn.Sequential):
+    """A 3x3 convolution of stride 2 without bias, and its batch norm (`c` and `bn` in checkpoints)."""
+
+    c: nn.Conv2d
+    bn: nn.BatchNorm2d
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.add_module("c", nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=False))
+        self.add_module("bn", nn.BatchNorm2d(outputs))
+
+
+class PatchMerging(nn.Module):
+    """Gathers 2x2 neighbours into channels, LayerNorm, linear: (B, H, W, C) to (B, H/2, W/2, 2C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * channels)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        # Neighbours in the order (0,0) (1,0) (0,1) (1,1), (row, column): columns outermost.
+        x = x.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 4, 2, 5)
+        x = x.reshape(batch, height // 2, width // 2, 4 * channels)
+        merged: Tensor = self.reduction(self.norm(x))
+        return merged
+
+
+class PSFFN(nn.Module):
+    """The partial-selection feed-forward network: (B, H, W, D) to (B, W, H, d_model), **H and W swapped**.
+
+    The released code swaps the axes here and trained weights depend on it; this is why feature maps
+    must be square.
+    """
+
+    def __init__(self, d_inner: int, d_model: int) -> None:
+        super().__init__()
+        self.convolved = int(d_model * 0.25)
+        self.groups = d_model // 2
+        self.conv_0 = nn.Conv2d(d_inner, d_model, kernel_size=1)
+        self.conv_1 = depthwise_conv(self.convolved)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv_0.weight.flatten(1)  # a 1x1 convolution of a channels-last map is a linear layer
+        x = functional.silu(functional.linear(x, weight, self.conv_0.bias))  # (B, H, W, d_model)
+        part, rest = x[..., : self.convolved], x[..., self.convolved :]
+        part = channels_last(functional.silu(self.conv_1(channels_first(part))))
+        return channel_shuffle(torch.cat([part, rest], dim=-1), self.groups).transpose(1, 2)
+
+
+class ARVSS(nn.Module):
+    """The state-space block: (B, H, W, d_model) to the same shape (paper, section II-B).
+
+    One set of scan weights per direction. The projections of the step sizes, B and C act on one position
+    at a time, so they run once in raster order and only the scan knows directions.
+    """
+
+    def __init__(self, d_model: int, d_state: int, psffn: bool) -> None:
+        super().__init__()
+        d_inner = 2 * d_model
+        self.d_state = d_state
+        self.dt_rank = math.ceil(d_model / 16)
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        self.conv2d = depthwise_conv(d_inner)
+        self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, self.dt_rank + 2 * d_state, d_inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(DIRECTIONS, d_inner, self.dt_rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(DIRECTIONS, d_inner))
+        self.A_logs = nn.Parameter(torch.empty(DIRECTIONS * d_inner, d_state))
+        self.Ds = nn.Parameter(torch.empty(DIRECTIONS * d_inner))
+        self.out_norm = nn.LayerNorm(d_inner)
+        # In every checkpoint; part of the forward pass only where PSFFN is switched off.
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        self.PSFFN = PSFFN(d_inner, d_model) if psffn else None
+
+    @torch.no_grad()
+    def initialise_scan(self, shortest: float = 1e-3, longest: float = 0.1) -> None:
+        """Mamba's initialisation of the scan: A = -(1 … N), steps log-uniform in [shortest, longest]."""
+        for weight in self.x_proj_weight:
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # a linear layer's default
+        bound = self.dt_rank**-0.5
+        nn.init.uniform_(self.dt_projs_weight, -bound, bound)
+        step = torch.empty_like(self.dt_projs_bias).uniform_(math.log(shortest), math.log(longest)).exp()
+        self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+        self.A_logs.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_logs))
+        nn.init.ones_(self.Ds)
+
+    def decay(self) -> Tensor:
+        """The scan's A, negative: (K, D, N)."""
+        return -torch.exp(self.A_logs.float()).view(DIRECTIONS, -1, self.d_state)
+
+    def scan(self, x: Tensor) -> Tensor:
+        """SS2D with its projections: (B, H, W, D) to (B, H, W, D)."""
+        batch, height, width, d_inner = x.shape
+        rank, states = self.dt_rank, self.d_state
+        steps, inputs, outputs = self.x_proj_weight.split([rank, states, states], dim=1)
+        # All directions in one product each; the second product is one block per direction.
+        delta = functional.linear(x, steps.flatten(0, 1))  # (B, H, W, K*R)
+        delta = functional.linear(delta, torch.block_diag(*self.dt_projs_weight))  # (B, H, W, K*D)
+        B = functional.linear(x, inputs.flatten(0, 1))  # (B, H, W, K*N)
+        C = functional.linear(x, outputs.flatten(0, 1))
+        return selective_scan_2d(
+            x,
+            delta.view(batch, height, width, DIRECTIONS, d_inner),
+            self.decay(),
+            B.view(batch, height, width, DIRECTIONS, states),
+            C.view(batch, height, width, DIRECTIONS, states),
+            self.Ds.float().view(DIRECTIONS, d_inner),
+            self.dt_projs_bias.float(),
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x, z = self.in_proj(tokens).chunk(2, dim=-1)  # (B, H, W, D) each
+        x = functional.silu(channels_last(self.conv2d(channels_first(x)))).contiguous()
+        y = self.out_norm(self.scan(x)) * functional.silu(z)
+        y = self.out_proj(y) if self.PSFFN is None else self.PSFFN(y)
+        return y + tokens
+
+
+class PEVM(nn.Module):
+    """The scan branch: (B, H, W, h) to the same shape.
+
+    The same norm stands before and after, and the same ARVSS block runs on all groups, folded into
+    the batch.
+    """
+
+    def __init__(self, channels: int, arch: Architecture) -> None:
+        super().__init__()
+        self.groups = GROUPS if arch.parallel else 1
+        self.norm = nn.LayerNorm(channels)
+        self.mamba = ARVSS(channels // self.groups, arch.d_state, arch.psffn)
+        self.proj = nn.Linear(channels, channels)  # in every checkpoint, never used
+        self.skip_scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        x = self.norm(x).view(batch, height, width, self.groups, channels // self.groups)
+        tokens = x.permute(0, 3, 1, 2, 4).flatten(0, 1)  # (B*groups, H, W, d_model)
+        tokens = self.mamba(tokens) + self.skip_scale * tokens
+        x = tokens.unflatten(0, (batch, self.groups)).permute(0, 2, 3, 1, 4).flatten(3)
+        return self.norm(x)
+
+
+class ChannelAttention(nn.Module):
+    """Efficient channel attention: the mean over H and W, one weight per channel, sigmoid, scale."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, channels, kernel_size=1, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight.flatten()  # a grouped convolution over one element is a product
+        return x * torch.sigmoid(x.mean((1, 2), keepdim=True) * weight)
+
+
+class MIFA(nn.Module):
+    """Fuses the branches: two maps (B, H, W, h) to one (B, H, W, 2h) (paper, section II-C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.groups = channels // 2
+        self.DWConv = depthwise_conv(channels)
+        self.attention = ChannelAttention(2 * channels)
+
+    def forward(self, local: Tensor, scanned: Tensor) -> Tensor:
+        local_weight = functional.relu(self.DWConv(channels_first(local))).sigmoid()
+        scanned_weight = functional.gelu(self.DWConv(channels_first(scanned))).sigmoid()
+        fused = torch.cat(
+            [channels_last(local_weight) * scanned, channels_last(scanned_weight) * local], dim=-1
+        )
+        return self.attention(channel_shuffle(fused, self.groups))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops whole samples and scales the others up.
+
+    What is drawn may be for more images than pass here, those of other processes, so that each image is
+    dropped or kept as if all had been in one place.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.share: tuple[int, int, int] | None = None
+        """Images to draw for, and the first and last of them (excluded) that pass here; None for all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        drawn, first, last = self.share or (x.shape[0], 0, x.shape[0])
+        return x * x.new_empty(drawn, 1, 1, 1).bernoulli_(keep).div_(keep)[first:last]
+
+
+class HybridBlock(nn.Module):
+    """Convolutions on the first half of the channels, scans on the second: (B, H, W, C) to the same shape."""
+
+    def __init__(self, channels: int, drop_path: float, arch: Architecture) -> None:
+        super().__init__()
+        half = channels // 2
+        self.shuffle_groups = half // 2
+        self.MIFA = MIFA(half) if arch.mifa else None
+        self.Conv_branch = nn.Sequential(
+            nn.BatchNorm2d(half),
+            depthwise_conv(half),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, channels, kernel_size=3, padding=1, groups=half),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, half, kernel_size=1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+        )
+        self.pvm_layer = PEVM(half, arch)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=-1)
+        local = channels_last(self.Conv_branch(channels_first(left)))
+        scanned = channel_shuffle(self.drop_path(self.pvm_layer(right)), self.shuffle_groups)
+        if self.MIFA is None:
+            return channel_shuffle(torch.cat([local, scanned], dim=-1), self.shuffle_groups)
+        return self.MIFA(local, scanned)
+
+
+class Stage(nn.Module):
+    """Hybrid blocks of one width and, but in the last stage, patch merging."""
+
+    def __init__(self, channels: int, drop_paths: list[float], merge: bool, arch: Architecture) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(HybridBlock(channels, rate, arch) for rate in drop_paths)
+        self.downsample = PatchMerging(channels) if merge else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class MicroscopicMamba(nn.Module):
+    """The classifier: images (B, 3, S, S) float32, normalised, to logits (B, num_classes).
+
+    ``S`` must be a multiple of 32, and images square (see `PSFFN`). Names of the state dict are the
+    published ones.
+    """
+
+    def __init__(self, arch: Architecture | None = None) -> None:
+        super().__init__()
+        self.arch = arch = arch or Architecture()
+        first, last = arch.dims[0], arch.dims[-1]
+        self.patch_embed = nn.Sequential(ConvNorm(3, first // 2), nn.GELU(), ConvNorm(first // 2, first))
+        blocks = sum(arch.depths)
+        rates = iter(arch.drop_path_rate * i / max(1, blocks - 1) for i in range(blocks))
+        self.layers = nn.ModuleList(
+            Stage(channels, list(islice(rates, depth)), merge=channels != last, arch=arch)
+            for channels, depth in zip(arch.dims, arch.depths, strict=True)
+        )
+        self.head = nn.Linear(last, arch.num_classes)
+        self.initialise()
+
+    @classmethod
+    def of_size(cls, size: str, **changes: Any) -> MicroscopicMamba:
+        """The paper's tiny ``t``, small ``s`` or base ``b``; ``changes`` are fields of `Architecture`.
+
+        Raises:
+            ValueError: no such size, or fields that do not fit together.
+        """
+        return cls(Architecture.of_size(size, **changes))
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> MicroscopicMamba:
+        """The network of a checkpoint, in evaluation mode: safetensors, or the authors' ``.pth``.
+
+        Raises:
+            CheckpointError: unreadable, of another architecture, or not finite.
+        """
+        from .checkpoint import load_checkpoint
+
+        return load_checkpoint(path).network
+
+    def initialise(self) -> None:
+        """Fills all weights for training from scratch (the released code's initialisation)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, ARVSS):
+                module.initialise_scan()
+
+    def without_weight_decay(self) -> list[str]:
+        """Names of the parameters that take no weight decay: every `A_logs` and `Ds`."""
+        return [name for name, _ in self.named_parameters() if name.endswith((".A_logs", ".Ds"))]
+
+    def check_image_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuses batches that the network cannot take.
+
+        Raises:
+            ValueError: not (B, 3, S, S) with S a positive multiple of 32.
+        """
+        step = 4 * 2 ** (len(self.arch.dims) - 1)
+        if len(shape) != 4 or shape[1] != 3:
+            raise ValueError(f"images are {tuple(shape)}; expected (batch, 3, S, S)")
+        height, width = shape[2:]
+        if height != width:
+            raise ValueError(
+                f"images are {height}x{width}; this network takes square images only, because its PSFFN "
+                f"swaps height and width: resize or crop them"
+            )
+        if height == 0 or height % step:
+            raise ValueError(
+                f"images are {height}x{width}; the side must be a multiple of {step}: resize them"
+            )
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Every stage's output, channels last: (B, S/8, S/8, 2*dims[0]) … (B, S/32, S/32, dims[-1])."""
+        self.check_image_shape(tuple(images.shape))
+        x = channels_last(self.patch_embed(images))
+        outputs = []
+        for layer in self.layers:
+            x = layer(x)
+            outputs.append(x)
+        return outputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.features(images)[-1]
+        logits: Tensor = self.head(x.mean((1, 2)))
+        return logits

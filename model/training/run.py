@@ -1,0 +1,183 @@
+"""A run folder: what training leaves on disk, so that it survives being killed at any moment.
+
+It holds::
+
+    config.json        every figure of the run, written once, before the first epoch
+    last.pt            the whole state after the last finished epoch: what a run resumes from
+    best.safetensors   the weights of the best epoch, ready to export
+    history.jsonl      one line for each epoch
+    curve.png          the training curve
+    metrics.json       the best weights measured on the validation and test splits (at the end)
+    confusion.png      their confusion matrix on the test split (at the end)
+    predictions.csv    what they say of every image of both splits (at the end)
+
+Each file is replaced in one step. ``last.pt`` holds the best weights and the history too: whatever
+a kill between two files left behind is written again from it, and at most the running epoch is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import TargetError, TrainingError
+from ...files import write_atomically
+from ...measures.confusion import write_confusion_matrix
+from ...measures.predictions import PREDICTIONS, Predictions, write_predictions
+from ..networks.microscopic_mamba import Architecture
+from .history import Epoch, Result, best_of
+from .plots import write_training_curve
+from .recipe import Recipe
+
+CONFIG, STATE, BEST, HISTORY = "config.json", "last.pt", "best.safetensors", "history.jsonl"
+METRICS, CURVE, CONFUSION = "metrics.json", "curve.png", "confusion.png"
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run was begun with."""
+
+    recipe: Recipe
+    arch: Architecture
+    group_by: str | None
+    """Pattern of the groups in file names."""
+    skipped: bool = False
+    """Whether it left images out that could not be read."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that an epoch changes."""
+
+    history: tuple[Epoch, ...]
+    network: dict[str, Tensor]
+    best: dict[str, Tensor]
+    """The best epoch's weights, on the CPU."""
+    optimiser: dict[str, Any]
+    scaler: dict[str, Any]
+    """Of the mixed-precision loss; empty without."""
+
+
+class RunFolder:
+    """The files of one run. All writing methods raise TargetError where the disk refuses."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.best = self.path / BEST
+
+    def create(self) -> None:
+        """Makes the folder, or takes one that is empty.
+
+        Raises:
+            TargetError: it holds something, or cannot be made.
+        """
+        if (self.path / CONFIG).exists():
+            raise TargetError(
+                f"'{self.path}' holds a run already: resume it with --resume, or choose another folder"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            taken = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+        except OSError as error:
+            raise TargetError(f"cannot make the folder '{self.path}': {error.strerror}") from error
+        if taken:
+            raise TargetError(f"'{self.path}' holds {taken[0]!r} and is no run: choose a new folder")
+
+    def tidy(self) -> None:
+        """Removes the temporary files of a process that was killed while writing."""
+        for path in self.path.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+    def read_config(self) -> dict[str, Any] | None:
+        """The run's config; None where no run has begun.
+
+        Raises:
+            TrainingError: it cannot be read.
+        """
+        path = self.path / CONFIG
+        try:
+            config: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{path}: cannot be read: {error}") from error
+        return config
+
+    def read_beginning(self) -> Beginning | None:
+        """What the run was begun with; None where no run has begun.
+
+        Raises:
+            TrainingError: it cannot be read.
+        """
+        config = self.read_config()
+        if config is None:
+            return None
+        try:
+            arch: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in config["architecture"].items()
+            }
+            return Beginning(
+                Recipe.from_dict(config["recipe"]),
+                Architecture(**arch),
+                config["data"]["group_by"],
+                bool(config.get("skipped")),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise TrainingError(
+                f"{self.path / CONFIG}: is not the config of a run of this version: {error!r}"
+            ) from error
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Writes `config.json`."""
+        self._write_json(CONFIG, config)
+
+    def read_state(self) -> State | None:
+        """The state after the last finished epoch; None where none is finished.
+
+        Raises:
+            TrainingError: it cannot be read.
+        """
+        path = self.path / STATE
+        if not path.exists():
+            return None
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+            history = tuple(Epoch(**epoch) for epoch in values.pop("history"))
+            return State(history=history, **values)
+        except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"{path}: is not the state of a run of this version ({type(error).__name__}): "
+                f"begin the run again in a new folder"
+            ) from error
+
+    def write_state(self, state: State) -> None:
+        """Writes `last.pt`."""
+        values = {**vars(state), "history": [asdict(epoch) for epoch in state.history]}
+        write_atomically(self.path / STATE, lambda file: torch.save(values, file))
+
+    def write_history(self, history: Sequence[Epoch]) -> None:
+        """Writes `history.jsonl`."""
+        lines = [json.dumps(asdict(epoch)) + "\n" for epoch in history]
+        write_atomically(self.path / HISTORY, "".join(lines).encode())
+
+    def draw_curve(self, history: Sequence[Epoch]) -> None:
+        """Draws `curve.png`, from at least one epoch."""
+        write_training_curve(self.path / CURVE, history, best_of(history))
+
+    def write_result(self, result: Result, predictions: Mapping[str, Predictions]) -> None:
+        """Writes `predictions.csv`, by split, and `metrics.json`, and draws `confusion.png`."""
+        write_predictions(self.path / PREDICTIONS, predictions)
+        self._write_json(METRICS, result.to_dict())
+        metrics, split = (result.val, "validation") if result.test is None else (result.test, "test")
+        write_confusion_matrix(self.path / CONFUSION, metrics, title=f"{split} split".capitalize())
+
+    def _write_json(self, name: str, values: dict[str, Any]) -> None:
+        write_atomically(self.path / name, (json.dumps(values, indent=2) + "\n").encode())

@@ -1,0 +1,137 @@
+"""Errors become one line and an exit status, in one place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import msmamba
+from msmamba.cli import mmdeploy
+from msmamba.errors import MsmambaError
+
+
+@pytest.fixture
+def failing() -> Iterator[None]:
+    """Adds a command that fails as it is told."""
+
+    @mmdeploy.command("fail")
+    @click.argument("how")
+    def fail(how: str) -> None:
+        raise {
+            "ours": MsmambaError("found x, expected y: do z"),
+            "system": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            "stopped": KeyboardInterrupt(),
+        }[how]
+
+    yield
+    del mmdeploy.commands["fail"]
+
+
+@pytest.mark.usefixtures("failing")
+def test_an_error_is_one_line_on_standard_error() -> None:
+    result = CliRunner().invoke(mmdeploy, ["fail", "ours"])
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "error: found x, expected y: do z\n")
+
+
+@pytest.mark.usefixtures("failing")
+def test_an_error_of_the_system_is_one_line_too() -> None:
+    result = CliRunner().invoke(mmdeploy, ["fail", "system"])
+    assert (result.exit_code, result.stderr) == (1, "error: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
+def test_a_full_standard_output_is_one_line_too() -> None:
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "msmamba", "doctor"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (run.returncode, run.stderr) == (1, "error: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.usefixtures("failing")
+def test_debug_lets_the_error_through() -> None:
+    result = CliRunner().invoke(mmdeploy, ["--debug", "fail", "ours"])
+    assert isinstance(result.exception, MsmambaError)
+
+
+@pytest.mark.usefixtures("failing")
+def test_an_interrupt_exits_as_shells_expect() -> None:
+    result = CliRunner().invoke(mmdeploy, ["fail", "stopped"])
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+
+
+def test_wrong_usage_exits_2() -> None:
+    assert CliRunner().invoke(mmdeploy, ["--no-such-option"]).exit_code == 2
+    assert CliRunner().invoke(mmdeploy, ["no-such-command"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--int8"], id="no-images"),
+        pytest.param(["--calib", "cells"], id="no-int8"),
+        pytest.param(["--calib-seed", "0"], id="seed-of-zero"),
+        pytest.param(["--max-accuracy-drop", "0"], id="limit-of-zero"),
+        pytest.param(["--sensitivity"], id="sensitivity"),
+    ],
+)
+def test_options_of_int8_go_together(options: list[str]) -> None:
+    result = CliRunner().invoke(mmdeploy, ["export", "net.pth", *options, "-o", "bundle"])
+    assert result.exit_code == 2
+    assert "--int8 needs --calib DATA" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--int8"], ["--calib-seed", "0"], ["--max-accuracy-drop", "0"], ["--sensitivity"]],
+    ids=" ".join,
+)
+def test_a_bundle_has_settled_its_precision(option: list[str], tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    result = CliRunner().invoke(
+        mmdeploy, ["export", str(tmp_path), *option, "--target", "tensorrt-rtx", "-o", "bundle"]
+    )
+    assert result.exit_code == 2
+    assert f"settled {option[0]}: leave it out" in " ".join(result.stderr.split())
+
+
+def test_a_folder_that_is_no_bundle_is_not_taken_for_one(tmp_path: Path) -> None:
+    result = CliRunner().invoke(mmdeploy, ["export", str(tmp_path), "-o", str(tmp_path / "bundle")])
+    assert result.exit_code == 1
+    assert "is a folder, not a checkpoint" in result.stderr
+
+
+def test_the_module_is_the_command() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "msmamba", "--version"], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == f"mmdeploy, version {msmamba.__version__}\n"
+
+
+def test_the_public_surface_is_this() -> None:
+    assert set(msmamba.__all__) == {"__version__", "open"}
+    assert callable(msmamba.open)
+
+
+def test_the_providers_on_the_command_line_are_those_of_the_runtime() -> None:
+    from msmamba import cli
+    from msmamba.runtime.onnxruntime_backend import PROVIDERS
+
+    assert cli._PROVIDERS == PROVIDERS
+
+
+def test_the_compatibilities_on_the_command_line_are_those_of_the_builder() -> None:
+    from msmamba.export.engine.build import HARDWARE_COMPATIBILITIES
+
+    (option,) = (item for item in mmdeploy.commands["export"].params if item.name == "hardware_compatibility")
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == HARDWARE_COMPATIBILITIES

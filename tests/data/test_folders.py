@@ -1,0 +1,251 @@
+"""Folders of labelled images: what is read, how it is split, what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msmamba.data.folders import (
+    SPLITS,
+    ImageFolder,
+    match_labels,
+    read_evaluation_folder,
+    read_training_folder,
+)
+from msmamba.errors import DataError
+
+PATIENT = re.compile(r"^(P\d+)_")
+
+
+def make(root: Path, *names: str) -> Path:
+    """Empty files: reading a folder opens no image."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def numbered(folder: str, count: int, suffix: str = ".png") -> list[str]:
+    return [f"{folder}/{number:03}{suffix}" for number in range(count)]
+
+
+def names_of(data: ImageFolder, split: str) -> list[str]:
+    return [sample.source.relative_to(data.root).as_posix() for sample in data.splits[split]]
+
+
+def test_images_have_names_and_groups(tmp_path: Path) -> None:
+    images = ("P1_a.png", "P1_b.png", "P2_a.png", "P3_a.png", "P4_a.png", "P5_a.png")
+    make(tmp_path, *(f"{label}/{name}" for label in ("x", "y") for name in images))
+    data = read_training_folder(tmp_path, group_by=PATIENT)
+    for split in ("train", "val", "test"):
+        names, groups = data.names(split), data.groups_of(split)
+        assert groups is not None
+        assert [name[2:4] for name in names] == list(groups)
+        assert {name[0] for name in names} == {"x", "y"}
+    assert read_training_folder(tmp_path).groups_of("val") is None
+
+
+def test_the_authors_layout_is_read_in_order_with_sorted_classes(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        *(name for split in SPLITS for label in ("b", "a") for name in numbered(f"{split}/{label}", 2)),
+    )
+    data = read_training_folder(tmp_path)
+    assert data.labels == ("a", "b")
+    assert names_of(data, "val") == ["val/a/000.png", "val/a/001.png", "val/b/000.png", "val/b/001.png"]
+    assert [sample.label for sample in data.splits["val"]] == [0, 0, 1, 1]
+    assert data.counts()["test"] == {"a": 2, "b": 2}
+
+
+def test_hidden_files_thumbs_and_non_images_are_passed_over(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        *numbered("a", 4),
+        *numbered("b", 4, ".JPEG"),
+        "a/Thumbs.db",
+        "a/.000.png",
+        "a/._001.png",
+        "a/notes.txt",
+        "a/folder.png/inside.png",
+        ".ipynb_checkpoints/x.png",
+        "__MACOSX/x.png",
+        "README.md",
+    )
+    data = read_training_folder(tmp_path)
+    assert data.labels == ("a", "b")
+    found = sorted(name for split in SPLITS for name in names_of(data, split))
+    assert found == sorted([*numbered("a", 4), *numbered("b", 4, ".JPEG")])
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(4, 40), min_size=2, max_size=4), seed=st.integers(0, 9))
+def test_a_flat_folder_is_split_in_each_class_6_to_2_to_2(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int
+) -> None:
+    root = tmp_path_factory.mktemp("flat")
+    make(root, *(name for label, size in enumerate(sizes) for name in numbered(f"class {label}", size)))
+    data = read_training_folder(root, seed=seed)
+    everything = [name for split in SPLITS for name in names_of(data, split)]
+    assert len(everything) == len(set(everything)) == sum(sizes)
+    for label, size in enumerate(sizes):
+        counts = {split: data.counts()[split][f"class {label}"] for split in SPLITS}
+        assert counts["val"] == counts["test"] >= 1
+        assert abs(counts["val"] - size / 5) <= 2 / 3
+        assert counts["train"] >= 2
+
+
+def test_the_seed_decides_the_split(tmp_path: Path) -> None:
+    make(tmp_path, *numbered("a", 20), *numbered("b", 20))
+    first, again, other = (read_training_folder(tmp_path, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first.digest == again.digest
+    assert first.digest != other.digest
+    assert names_of(first, "test") != names_of(other, "test")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    patients=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=8, max_size=20),
+    seed=st.integers(0, 9),
+)
+def test_no_group_is_in_two_splits(
+    tmp_path_factory: pytest.TempPathFactory, patients: list[tuple[int, int]], seed: int
+) -> None:
+    root = tmp_path_factory.mktemp("grouped")
+    for patient, counts in enumerate(patients):
+        for label, count in zip("ab", counts, strict=True):
+            make(root, *(f"{label}/P{patient}_{number}.png" for number in range(count)))
+    data = read_training_folder(root, seed=seed, group_by=PATIENT)
+    groups = {split: {name.split("/")[1].split("_")[0] for name in names_of(data, split)} for split in SPLITS}
+    assert Counter(group for split in SPLITS for group in groups[split]) == Counter(
+        f"P{patient}" for patient in range(len(patients))
+    )
+    assert all(groups.values())
+
+
+def test_groups_of_equal_size_keep_6_to_2_to_2(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        *(f"{label}/P{patient}_{n}.png" for label in "ab" for patient in range(20) for n in range(5)),
+    )
+    data = read_training_folder(tmp_path, group_by=PATIENT)
+    assert data.counts() == {
+        "train": {"a": 60, "b": 60},
+        "val": {"a": 20, "b": 20},
+        "test": {"a": 20, "b": 20},
+    }
+
+
+def test_a_pattern_without_a_group_uses_its_whole_match(tmp_path: Path) -> None:
+    make(
+        tmp_path, *(f"{label}/P{patient}_{n}.png" for label in "ab" for patient in range(9) for n in range(2))
+    )
+    whole, part = (
+        read_training_folder(tmp_path, group_by=re.compile(pattern)) for pattern in (r"^P\d+_", r"^(P\d+)_")
+    )
+    assert whole.splits == part.splits
+    assert (whole.group_by, part.group_by) == (r"^P\d+_", r"^(P\d+)_")
+
+
+def test_groups_that_leak_in_the_authors_layout_are_named(tmp_path: Path) -> None:
+    for split, patients in {"train": (1, 2), "val": (3, 4), "test": (5, 2)}.items():
+        make(tmp_path, *(f"{split}/{label}/P{patient}_0.png" for label in "ab" for patient in patients))
+    with pytest.raises(DataError, match="1 groups are in more than one split: 'P2' in test and train"):
+        read_training_folder(tmp_path, group_by=PATIENT)
+    assert read_training_folder(tmp_path).labels == ("a", "b")
+
+
+REFUSED = {
+    "nothing-there": ([], "has no class folders"),
+    "files-only": (["a.png"], "has no class folders"),
+    "one-class": (numbered("a", 9), "has one class, 'a'; training needs at least two"),
+    "an-empty-class": ([*numbered("a", 9), "b/readme.txt"], "at least 4 images, but 'b' has 0"),
+    "one-image": ([*numbered("a", 9), *numbered("b", 1)], "at least 4 images, but 'b' has 1"),
+    "one-training-image": (
+        [name for split in SPLITS for name in (*numbered(f"{split}/a", 3), f"{split}/b/x.png")],
+        "at least 2 training images, but 'b' has 1",
+    ),
+    "no-val": ([*numbered("train/a", 3), *numbered("train/b", 3)], "has no images in a 'val' split"),
+    "no-train": (
+        [*numbered("val/a", 3), *numbered("val/b", 3)],
+        r"no images in a 'train' split \(splits with images: val\)",
+    ),
+    "empty-test": (
+        [
+            *(
+                name
+                for split in ("train", "val")
+                for label in "ab"
+                for name in numbered(f"{split}/{label}", 2)
+            ),
+            "test/a/readme.txt",
+        ],
+        "has no images in a 'test' split",
+    ),
+    "strange-class": (
+        [
+            *(
+                name
+                for split in ("train", "val")
+                for label in "ab"
+                for name in numbered(f"{split}/{label}", 2)
+            ),
+            "val/c/0.png",
+        ],
+        "val/c is no class of 'train', which has a, b",
+    ),
+}
+
+
+@pytest.mark.parametrize(("names", "message"), REFUSED.values(), ids=REFUSED)
+def test_folders_that_cannot_be_trained_on(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_training_folder(make(tmp_path, *names))
+
+
+def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="absent: does not exist"):
+        read_training_folder(tmp_path / "absent")
+    with pytest.raises(DataError, match="is not a folder"):
+        read_evaluation_folder(make(tmp_path, "file.png") / "file.png")
+
+
+def test_names_without_a_group_are_named(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{label}/P{n}_0.png" for label in "ab" for n in range(9)), "a/stray.png")
+    with pytest.raises(DataError, match=r"1 file names do not match .* stray\.png"):
+        read_training_folder(tmp_path, group_by=PATIENT)
+
+
+def test_too_few_groups_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{label}/P{n % 4}_{n}.png" for label in "ab" for n in range(12)))
+    with pytest.raises(
+        DataError, match=r"4 groups \(P0, P1, P2, P3\); a 6:2:2 split of whole groups needs at least 5"
+    ):
+        read_training_folder(tmp_path, group_by=PATIENT)
+
+
+def test_evaluation_takes_the_test_split_or_the_whole_flat_folder(tmp_path: Path) -> None:
+    layout = make(tmp_path / "layout", *(f"{split}/{label}/0.png" for split in SPLITS for label in "ab"))
+    flat = make(tmp_path / "flat", "a/0.png")
+    assert names_of(read_evaluation_folder(layout), "test") == ["test/a/0.png", "test/b/0.png"]
+    assert names_of(read_evaluation_folder(layout, "train"), "train") == ["train/a/0.png", "train/b/0.png"]
+    assert names_of(read_evaluation_folder(flat), "all") == ["a/0.png"]
+    with pytest.raises(DataError, match="has class folders but no 'val' folder"):
+        read_evaluation_folder(flat, "val")
+
+
+def test_labels_are_matched_by_name(tmp_path: Path) -> None:
+    data = read_evaluation_folder(make(tmp_path, "cell/0.png", "debris/0.png"))
+    matched = match_labels(data, ("debris", "dust", "cell"))
+    assert matched.labels == ("debris", "dust", "cell")
+    assert [sample.label for sample in matched.splits["all"]] == [2, 0]
+    with pytest.raises(
+        DataError, match=r"1 classes are unknown to the model: debris \(it knows cell, dust\)"
+    ):
+        match_labels(data, ("cell", "dust"))

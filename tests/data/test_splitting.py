@@ -1,0 +1,68 @@
+"""Dealing images to splits: no group and no copy in two of them, whatever the seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msmamba.data.splitting import deal, joined, shared_groups
+from msmamba.errors import DataError
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=8, max_size=30),
+    seed=st.integers(0, 99),
+    folds=st.sampled_from([None, {"train": 3, "val": 1}]),
+)
+def test_no_group_is_in_two_splits(
+    sizes: list[tuple[int, int]], seed: int, folds: dict[str, int] | None
+) -> None:
+    groups = [f"patient {number}" for number, pair in enumerate(sizes) for _ in range(sum(pair))]
+    classes = np.array([label for pair in sizes for label, count in enumerate(pair) for _ in range(count)])
+    if min(Counter(classes.tolist()).values()) < 5 or len(Counter(classes.tolist())) < 2:
+        return
+    names = deal(classes, groups, seed=seed, folds=folds)
+    assert shared_groups(groups, names) == {}
+    assert set(names) == set(folds or ("train", "val", "test"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 20)), min_size=1, max_size=40),
+)
+def test_groups_that_share_a_copy_become_one(pairs: list[tuple[int, int]]) -> None:
+    groups, copies = [group for group, _ in pairs], [content for _, content in pairs]
+    merged = joined(groups, copies).tolist()
+    for values in (groups, copies):  # neither a group nor a content has two numbers
+        assert len(set(zip(values, merged, strict=True))) == len(set(values))
+    # And nothing else was merged: a number's images hang together, group by content by group.
+    for number in set(merged):
+        members = [pair for pair, own in zip(pairs, merged, strict=True) if own == number]
+        reached = {members[0]}
+        while more := {
+            pair
+            for pair in members
+            if pair not in reached and any(pair[0] == one[0] or pair[1] == one[1] for one in reached)
+        }:
+            reached |= more
+        assert reached == set(members)
+
+
+def test_a_split_that_shares_groups_is_told() -> None:
+    names = np.array(["train", "test", "train", "val"], dtype=object)
+    assert shared_groups(["a", "a", "b", "b"], names) == {"a": ["test", "train"], "b": ["train", "val"]}
+
+
+def test_other_shares_are_kept() -> None:
+    names = deal(np.repeat([0, 1], 40), seed=3, folds={"train": 3, "val": 1})
+    assert Counter(names) == {"train": 60, "val": 20}
+
+
+def test_too_few_groups_are_named() -> None:
+    with pytest.raises(DataError, match=r"3 groups \(a, b, c\); a 6:2 split .* at least 4"):
+        deal(np.zeros(9, int), list("abcabcabc"), folds={"train": 3, "val": 1})

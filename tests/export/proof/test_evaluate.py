@@ -1,0 +1,214 @@
+"""`mmdeploy train` and `mmdeploy eval`: from folders to metrics, for checkpoints and artefacts alike."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from msmamba.cli import mmdeploy
+from msmamba.errors import ArtefactError, DataError, TargetError
+from msmamba.export.bundle import ExportOptions, export_bundle
+from msmamba.export.proof.evaluate import evaluate_model
+from msmamba.model.networks.checkpoint import save_checkpoint
+from msmamba.model.networks.described import Described
+from msmamba.model.networks.microscopic_mamba import Architecture, MicroscopicMamba
+from msmamba.plugins.selective_scan import cpu
+
+LABELS = ("blue", "green", "red")
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads_as_before() -> Iterator[None]:
+    """Runs here limit the threads of the whole process; what follows gets them back."""
+    before = torch.get_num_threads(), cpu.threads()
+    yield
+    torch.set_num_threads(before[0])
+    cpu.set_threads(before[1])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flat folder: seven noise images of three classes, of odd sizes."""
+    root = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for number in range(7):
+        folder = root / LABELS[number % 3]
+        folder.mkdir(exist_ok=True)
+        pixels = generator.integers(0, 256, (35 + number, 50 - number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with weights large enough that images differ in their logits."""
+    torch.manual_seed(0)
+    network = MicroscopicMamba(Architecture(depths=(1, 1), dims=(32, 64), num_classes=3)).eval()
+    with torch.no_grad():
+        network.head.weight.mul_(50)
+    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
+    save_checkpoint(path, network, labels=LABELS, image_size=32, mean=MEAN, std=STD)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / "small"
+    export_bundle(checkpoint, path, ExportOptions())
+    return path
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(mmdeploy, [str(argument) for argument in arguments], prog_name="mmdeploy")
+
+
+def test_a_checkpoint_a_bundle_and_an_onnx_file_get_the_same_metrics(
+    checkpoint: Path, bundle: Path, photos: Path
+) -> None:
+    first, *others = (
+        evaluate_model(model, photos, threads=1) for model in (checkpoint, bundle, bundle / "model.onnx")
+    )
+    assert first.split == "all"
+    assert first.metrics.images == 7
+    assert len({row.predicted for row in first.metrics.classes}) > 1  # not one answer for all
+    for other in others:
+        assert other.metrics.confusion == first.metrics.confusion
+        assert other.metrics.loss == pytest.approx(first.metrics.loss, rel=1e-3)
+        assert other.ran_on != first.ran_on
+
+
+def test_classes_are_matched_by_name_and_strangers_are_named(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos / "red", tmp_path / "fewer" / "red")
+    metrics = evaluate_model(checkpoint, tmp_path / "fewer").metrics
+    assert [row.images for row in metrics.classes] == [0, 0, 2]
+    shutil.copytree(photos / "red", tmp_path / "strange" / "violet")
+    with pytest.raises(
+        DataError, match=r"1 classes are unknown to the model: violet \(it knows blue, green, red\)"
+    ):
+        evaluate_model(checkpoint, tmp_path / "strange")
+
+
+def test_a_state_dict_without_labels_asks_for_them(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "published.pth"
+    torch.save({"model": MicroscopicMamba.from_checkpoint(checkpoint).state_dict()}, weights)
+    with pytest.raises(ArtefactError, match=r"class names \(--labels\) and its channels' mean and std"):
+        evaluate_model(weights, photos)
+    described = Described(labels=LABELS, mean=MEAN, std=STD, image_size=32)
+    metrics = evaluate_model(weights, photos, described=described).metrics
+    assert metrics == evaluate_model(checkpoint, photos).metrics
+    with pytest.raises(ArtefactError, match=r"2 labels were given, but .* has 3 classes"):
+        evaluate_model(weights, photos, described=Described(LABELS[:2], MEAN, STD, 32))
+
+
+def test_an_artefact_of_another_size_is_refused(bundle: Path, photos: Path) -> None:
+    with pytest.raises(ArtefactError, match="takes 32x32 images, not 64: export it with --size 64"):
+        evaluate_model(bundle, photos, described=Described(image_size=64))
+
+
+def test_progress_counts_every_image(checkpoint: Path, photos: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    evaluate_model(checkpoint, photos, batch_size=3, advance=lambda done, images: seen.append((done, images)))
+    assert seen == [(3, 7), (6, 7), (7, 7)]
+
+
+def test_eval_prints_a_table_or_json_and_writes_its_report(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    table = command("eval", checkpoint, photos)
+    assert table.exit_code == 0, table.output
+    assert [line.split()[0] for line in table.stdout.splitlines()[3:7]] == [*LABELS, "weighted"]
+    assert "overall accuracy" in table.stdout
+
+    report = tmp_path / "deep" / "report"
+    answer = command("eval", checkpoint, photos, "--format", "json", "-o", report)
+    values = json.loads(answer.stdout)
+    assert values["metrics"]["images"] == 7
+    assert json.loads((report / "metrics.json").read_text())["metrics"] == values["metrics"]
+    with Image.open(report / "confusion.png") as picture:
+        assert min(picture.size) > 300
+
+    (tmp_path / "file").touch()
+    with pytest.raises(TargetError, match="cannot make the folder"):
+        evaluate_model(checkpoint, photos).write(tmp_path / "file" / "report")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["absent", "{photos}"], "error: 'absent' does not exist", id="no-model"),
+        pytest.param(["{checkpoint}", "absent"], "error: absent: does not exist", id="no-data"),
+        pytest.param(
+            ["{checkpoint}", "{photos}", "--split", "val"], "error: .* no 'val' folder", id="no-split"
+        ),
+    ],
+)
+def test_eval_fails_in_one_line(arguments: list[str], message: str, checkpoint: Path, photos: Path) -> None:
+    answer = command(
+        "eval", *(argument.format(checkpoint=checkpoint, photos=photos) for argument in arguments)
+    )
+    assert answer.exit_code == 1
+    assert len(answer.stderr.splitlines()) == 1
+    assert re.match(message, answer.stderr)
+
+
+def test_train_then_eval_from_the_command_line(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for split in ("train", "val", "test"):
+        shutil.copytree(photos, data / split)
+    for label in LABELS[1:]:  # two training images of each class are the least
+        shutil.copy(next((photos / label).iterdir()), data / "train" / label / "again.png")
+    run = tmp_path / "run"
+    options = ["--epochs", 1, "--warm-up", 0, "--image-size", 32, "--crop-scale", 0.5, 1, "--horizontal-flip"]
+    answer = command("train", data, "-o", run, "--threads", 1, *options)
+    assert answer.exit_code == 0, answer.output
+    lines = answer.stdout.splitlines()
+    assert lines[0] == "train: 9 images (blue 3, green 3, red 3)"
+    assert lines[-3].startswith("best epoch 1 of 1")
+    config = json.loads((run / "config.json").read_text())
+    assert config["recipe"]["augmentation"]["crop_scale"] == [0.5, 1.0]
+    assert config["recipe"]["augmentation"]["horizontal_flip"] is True
+    assert config["architecture"]["depths"] == [2, 2, 4, 2]
+
+    # Resumed without its options: they are in the run.
+    assert command("train", data, "-o", run, "--resume").exit_code == 0
+    refused = command("train", data, "-o", run, "--resume", "--lr", 0.5)
+    assert refused.exit_code == 1
+    assert "recipe.learning_rate was 0.0001 and is 0.5" in refused.stderr
+    again = command("train", data, "-o", run)
+    assert again.exit_code == 1
+    assert "holds a run already" in again.stderr
+
+    measured = json.loads(command("eval", run / "best.safetensors", data, "--format", "json").stdout)
+    trained = json.loads((run / "metrics.json").read_text())["test"]
+    assert measured["metrics"]["confusion"] == trained["confusion"]
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        pytest.param(["--epochs", "5"], 1, "warmup_epochs is 10, which leaves no epoch of 5", id="warm-up"),
+        pytest.param(["--crop-scale", "1", "0"], 1, r"crop_scale is 1\.0 to 0\.0", id="crops"),
+        pytest.param(["--group-by", "("], 1, "is no regular expression", id="pattern"),
+        pytest.param(["--amp"], 1, "mixed precision needs CUDA", id="amp"),
+        pytest.param(["--size", "huge"], 2, "'huge' is not one of 't', 's', 'b'", id="size"),
+    ],
+)
+def test_train_refuses_before_it_writes(
+    options: list[str], status: int, message: str, photos: Path, tmp_path: Path
+) -> None:
+    answer = command("train", photos, "-o", tmp_path / "run", *options)
+    assert answer.exit_code == status
+    assert re.search(message, answer.stderr)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,75 @@
+"""Predictions survive a file to the last bit, whatever classes and images are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msmamba.errors import DataError
+from msmamba.measures.predictions import Predictions, read_predictions, write_predictions
+
+AWKWARD = ("Collecting Duct, Connecting Tubule", 'said "so"', "línea\n2")
+
+
+def predictions(images: int, seed: int = 0, groups: bool = False) -> Predictions:
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(images, 3)).astype(np.float32) * np.float32(10.0) ** generator.integers(
+        -30, 30, size=(images, 3)
+    ).astype(np.float32)
+    return Predictions(
+        AWKWARD,
+        tuple(f"{AWKWARD[1]}/{number}, of {images}.png" for number in range(images)),
+        generator.integers(3, size=images),
+        logits,
+        tuple(f"patient {number // 3}" for number in range(images)) if groups else None,
+    )
+
+
+@settings(deadline=None)
+@given(images=st.integers(1, 20), seed=st.integers(0, 9), groups=st.booleans())
+def test_what_is_written_is_read_back(
+    images: int, seed: int, groups: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("predictions") / "predictions.csv"
+    written = {"val": predictions(images, seed, groups), "test": predictions(2, seed + 1, groups)}
+    write_predictions(path, written)
+    read = read_predictions(path)
+    assert list(read) == ["val", "test"]
+    for split, found in read.items():
+        assert (found.labels, found.images, found.groups) == (
+            written[split].labels,
+            written[split].images,
+            written[split].groups,
+        )
+        assert np.array_equal(found.truth, written[split].truth)
+        assert found.logits.dtype == np.float32
+        assert np.array_equal(found.logits, written[split].logits)
+        assert found.metrics() == written[split].metrics()
+
+
+def test_intervals_draw_whole_patients_where_they_are_known() -> None:
+    alone, together = predictions(60), predictions(60, groups=True)
+    assert alone.intervals(200) != together.intervals(200)
+    assert alone.intervals(200) == alone.intervals(200)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "split,image\n",
+        "split,image,group,true,predicted,logit of a\nval,1.png,,b,a,0.5\n",
+        "split,image,group,true,predicted,logit of a\nval,1.png,,a,a,high\n",
+        "split,image,group,true,predicted,logit of a,logit of b\nval,1.png,,a,a,1,2\nval,2.png,,a,a,1\n",
+    ],
+    ids=["empty", "columns", "class", "number", "short-line"],
+)
+def test_another_file_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "predictions.csv").write_text(content)
+    with pytest.raises(DataError, match="is not a file of predictions of this version") as caught:
+        read_predictions(tmp_path / "predictions.csv")
+    assert "\n" not in str(caught.value)

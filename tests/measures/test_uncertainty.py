@@ -1,0 +1,306 @@
+"""Intervals, paired tests and calibration, against known values and against how often they hold the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from msmamba.measures import uncertainty
+from msmamba.measures.metrics import metrics_of
+from msmamba.measures.uncertainty import (
+    Interval,
+    Resampled,
+    bootstrap_interval,
+    mcnemar_p,
+    metric_intervals,
+    proportion_interval,
+    reliability,
+    resample,
+)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def binary(scores: np.ndarray) -> np.ndarray:
+    """(N,) scores of the second of two classes as (N, 2) probabilities."""
+    second = 1 / (1 + np.exp(-scores))
+    return np.stack([1 - second, second], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "p"),
+    [
+        pytest.param(0, 0, 1.0, id="no-image-differs"),
+        pytest.param(1, 0, 1.0, id="one-image"),
+        pytest.param(5, 0, 2 / 2**5, id="five-to-none"),
+        pytest.param(2, 10, 2 * (1 + 12 + 66) / 2**12, id="two-to-ten"),
+        pytest.param(10, 2, 2 * (1 + 12 + 66) / 2**12, id="either-way-round"),
+        pytest.param(7, 7, 1.0, id="even"),
+    ],
+)
+def test_mcnemars_exact_p(lost: int, gained: int, p: float) -> None:
+    assert mcnemar_p(lost, gained) == pytest.approx(p)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        pytest.param(0, 209, 0.0, 1 - 0.025 ** (1 / 209), id="none"),
+        pytest.param(209, 209, 0.025 ** (1 / 209), 1.0, id="all"),
+        pytest.param(5, 10, 0.1870860, 0.8129140, id="half-of-ten"),  # Clopper and Pearson's tables
+        pytest.param(0, 0, 0.0, 1.0, id="nothing-tried"),
+    ],
+)
+def test_a_proportions_exact_interval(successes: int, trials: int, low: float, high: float) -> None:
+    interval = proportion_interval(successes, trials)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [pytest.param(2, id="two-classes"), pytest.param(5, id="five-classes")])
+@pytest.mark.parametrize("steps", [pytest.param(4, id="many-ties"), pytest.param(10**6, id="no-ties")])
+def test_each_resample_is_measured_as_scikit_learn_does(classes: int, steps: int) -> None:
+    generator = np.random.default_rng(0)
+    truth = np.r_[np.arange(classes), generator.integers(classes, size=40)]
+    logits = np.round(generator.normal(size=(len(truth), classes)) * steps) / steps
+    probabilities = softmax(logits)
+    (found,) = resample([probabilities], truth, resamples=7, seed=3)
+    weights = uncertainty._draws(
+        [np.flatnonzero(truth == index) for index in range(classes)], len(truth), 7, np.random.default_rng(3)
+    ).astype(int)
+    assert found.auc is not None
+    names = [str(index) for index in range(classes)]
+    for number, counts in enumerate([*weights, np.ones(len(truth), int)]):
+        assert (np.bincount(truth, counts) == np.bincount(truth)).all()  # stratified
+        drawn = np.repeat(np.arange(len(truth)), counts)
+        expected = metrics_of(logits[drawn], truth[drawn], names)
+        error = reliability(probabilities[drawn], truth[drawn]).error
+        of_one = [
+            figure.values[number] if number < 7 else figure.estimate
+            for figure in (found.accuracy, found.auc, found.calibration_error)
+        ]
+        assert of_one == pytest.approx([expected.accuracy, expected.auc, error])
+
+
+def test_influences_are_the_slopes_of_the_figures() -> None:
+    generator = np.random.default_rng(0)
+    truth = np.r_[np.arange(3), generator.integers(3, size=40)]
+    probabilities = softmax(np.round(2 * generator.normal(size=(43, 3))) / 2)
+    (found,) = resample([probabilities], truth, resamples=3)
+    for figure, measure in zip(
+        (found.accuracy, found.calibration_error, found.auc),
+        uncertainty._measures(probabilities, truth, 15, auc=True),
+        strict=True,
+    ):
+        assert figure is not None
+        step = 1e-5
+        strata = [np.flatnonzero(truth == index) for index in range(3)]
+        for members in strata:  # shifting weight within a class, which is all that resampling does
+            weights = np.ones((1, 43))
+            weights[0, members[0]] += step
+            weights[0, members[1:]] -= step / (len(members) - 1)
+            slope = (measure(weights)[0] - figure.estimate) / step
+            expected = figure.influence[members[0]] - figure.influence[members[1:]].mean()
+            assert slope == pytest.approx(expected, abs=1e-6)
+            assert figure.influence[members].mean() == pytest.approx(0)
+
+
+def test_models_are_resampled_together_and_by_the_seed() -> None:
+    generator = np.random.default_rng(1)
+    truth = generator.integers(3, size=60)
+    probabilities = softmax(generator.normal(size=(60, 3)))
+    one, same = resample([probabilities, probabilities], truth, resamples=50, seed=1)
+    assert one.auc is not None
+    assert same.auc is not None
+    for difference in (same.accuracy - one.accuracy, same.auc - one.auc):
+        assert (difference.estimate, difference.interval().low, difference.interval().width) == (0, 0, 0)
+    (again,) = resample([probabilities], truth, resamples=50, seed=1)
+    (other,) = resample([probabilities], truth, resamples=50, seed=2)
+    assert (again.accuracy.values == one.accuracy.values).all()
+    assert (other.accuracy.values != one.accuracy.values).any()
+
+
+@pytest.mark.parametrize(
+    ("figure", "separation"),
+    [
+        pytest.param("auc", 1.0, id="auc-of-a-middling-model"),
+        pytest.param("auc", 3.0, id="auc-of-a-good-model"),
+        pytest.param("accuracy", 1.0, id="accuracy"),
+    ],
+)
+def test_intervals_hold_the_truth_as_often_as_they_say(figure: str, separation: float) -> None:
+    """Two normal score distributions, ``separation`` apart: AUC and accuracy are known in closed form."""
+    known = {"auc": norm.cdf(separation / np.sqrt(2)), "accuracy": norm.cdf(separation / 2)}[figure]
+    generator = np.random.default_rng(0)
+    truth = np.repeat([0, 1], 60)
+    held = 0
+    for trial in range(1000):
+        scores = generator.normal(size=120) + separation * (truth - 0.5)
+        (found,) = resample([binary(scores)], truth, resamples=400, seed=trial)
+        interval = getattr(found, figure).interval()
+        held += interval.low <= known <= interval.high
+    assert 0.925 <= held / 1000 <= 0.965  # chance is 0.014 of that
+
+
+def test_a_paired_difference_is_known_better_than_unpaired_ones() -> None:
+    generator = np.random.default_rng(0)
+    truth = np.repeat([0, 1], 100)
+    scores = generator.normal(size=200) + 2 * (truth - 0.5)
+    nearly = scores + generator.normal(scale=0.05, size=200)
+    before, after = resample([binary(scores), binary(nearly)], truth)
+    shuffled = Resampled(
+        before.accuracy.estimate, np.roll(before.accuracy.values, 1), before.accuracy.influence
+    )
+    paired, apart = ((after.accuracy - other).interval() for other in (before.accuracy, shuffled))
+    assert 0 < paired.width < apart.width / 3
+
+
+def test_one_class_alone_has_no_auc() -> None:
+    (found,) = resample([np.full((4, 2), 0.5)], np.ones(4, int), resamples=10)
+    assert found.auc is None
+    assert found.accuracy.values.shape == (10,)
+
+
+def test_a_class_without_images_weighs_nothing() -> None:
+    generator = np.random.default_rng(0)
+    truth = np.array([0, 2] * 10)
+    probabilities = softmax(generator.normal(size=(20, 3)))
+    (found,) = resample([probabilities], truth, resamples=20)
+    one = roc_auc_score(truth == 0, probabilities[:, 0]), roc_auc_score(truth == 2, probabilities[:, 2])
+    assert found.auc is not None
+    assert found.auc.estimate == pytest.approx(np.mean(one))
+
+
+def test_the_calibration_error_of_a_model_worked_out_by_hand() -> None:
+    # Four images at confidence 0.75, two of them right; two at 1.0, both right: 4/6 * |0.5 - 0.75|.
+    probabilities = np.array([[0.75, 0.25]] * 4 + [[1.0, 0.0]] * 2)
+    found = reliability(probabilities, np.array([0, 0, 1, 1, 0, 0]), bins=10)
+    assert found.error == pytest.approx(4 / 6 * 0.25)
+    assert found.images == (0, 0, 0, 0, 0, 0, 0, 4, 0, 2)
+    assert (found.confidence[7], found.accuracy[7]) == (0.75, 0.5)
+    assert (found.confidence[9], found.accuracy[9]) == (1.0, 1.0)
+    assert found.confidence[0] is found.accuracy[0] is None
+
+
+def test_confidences_drawn_as_they_say_are_calibrated() -> None:
+    generator = np.random.default_rng(0)
+    confidence = generator.uniform(0.5, 1, size=20_000)
+    truth = (generator.random(20_000) > confidence).astype(int)
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    assert reliability(probabilities, truth).error < 0.012
+    overconfident = np.stack([confidence**0.25, 1 - confidence**0.25], axis=1)
+    assert reliability(overconfident, truth).error == pytest.approx(
+        (confidence**0.25 - confidence).mean(), abs=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "images"),
+    [
+        pytest.param(np.zeros((0, 2)), 0, id="no-image"),
+        pytest.param(np.zeros((3, 2)), 2, id="another-number-of-images"),
+        pytest.param(np.zeros(2), 2, id="no-classes"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(probabilities: np.ndarray, images: int) -> None:
+    with pytest.raises(ValueError, match=r"expected \(N, C\) with N at least 1"):
+        resample([probabilities], np.zeros(images, int))
+
+
+def test_equal_shares_of_images_are_equal_whatever_their_last_bits() -> None:
+    # Differences of shares of 10 images, half of them with an error of one unit in the last place.
+    generator = np.random.default_rng(0)
+    values = generator.binomial(10, 0.1, 1000) / 10
+    influence = np.where(np.arange(10) == 0, 0.9, -0.1)
+    noisy = np.nextafter(values, np.where(np.arange(1000) % 2, 1.0, -1.0))
+    clean = Resampled(0.1, values, influence).interval()
+    assert ends(Resampled(0.1, noisy, influence).interval()) == pytest.approx(ends(clean), abs=1e-12)
+
+
+# One model, any statistic, and whole patients
+
+
+def ends(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high
+
+
+def random_predictions(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits with ties, and true classes that they often get right."""
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(classes, size=images)
+    return generator.integers(0, 4, size=(images, classes)) + 2.0 * np.eye(classes)[truth], truth
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_intervals_are_of_the_very_metrics_that_are_reported(classes: int) -> None:
+    logits, truth = random_predictions(60, classes)
+    labels = [str(label) for label in range(classes)]
+    # One group that is drawn once: every resample is the whole set, and the interval shrinks to the metric.
+    intervals = metric_intervals(logits, truth, groups=np.zeros(60), resamples=2)
+    metrics = metrics_of(logits, truth, labels)
+    for name, interval in intervals.items():
+        assert interval is not None
+        assert ends(interval) == pytest.approx((getattr(metrics, name),) * 2), name
+    assert intervals.keys() == {"accuracy", "auc", "precision", "recall", "f1"}
+    for name, interval in metric_intervals(logits, truth, resamples=300).items():
+        assert interval is not None
+        assert interval.low < getattr(metrics, name) < interval.high
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
+    right = np.arange(2000) % 5 > 0
+    interval = bootstrap_interval(np.mean, right, resamples=4000)
+    error = 1.96 * np.sqrt(0.8 * 0.2 / 2000)
+    assert interval is not None
+    assert ends(interval) == pytest.approx((0.8 - error, 0.8 + error), abs=0.1 * error)
+    narrower = bootstrap_interval(np.mean, right, resamples=4000, level=0.5)
+    assert narrower is not None
+    assert ends(narrower) == pytest.approx((0.8 - 0.344 * error, 0.8 + 0.344 * error), abs=0.1 * error)
+
+
+def test_the_seed_decides_an_interval() -> None:
+    right = np.arange(50) % 3 > 0
+    assert bootstrap_interval(np.mean, right) == bootstrap_interval(np.mean, right)
+    assert bootstrap_interval(np.mean, right) != bootstrap_interval(np.mean, right, seed=1)
+
+
+def test_rows_of_several_arrays_stay_together() -> None:
+    first = np.arange(30)
+    assert bootstrap_interval(lambda a, b: float((a == b).all()), first, first.copy()) == Interval(1, 1)
+
+
+def test_images_of_one_patient_widen_the_interval() -> None:
+    patients = np.repeat(np.arange(20), 50)
+    right = patients % 5 > 0  # a patient's images are all right or all wrong
+    alone, together = (bootstrap_interval(np.mean, right, groups=groups) for groups in (None, patients))
+    assert alone is not None
+    assert together is not None
+    assert together.high - together.low > 5 * (alone.high - alone.low)
+    # The order of the rows is nobody's business.
+    order = np.random.default_rng(0).permutation(1000)
+    shuffled = bootstrap_interval(np.mean, right[order], groups=patients[order])
+    assert shuffled is not None
+    assert ends(shuffled) == pytest.approx(ends(together))
+
+
+def test_a_statistic_without_a_value_is_left_out_or_leaves_no_interval() -> None:
+    logits, truth = random_predictions(12, 2)
+    one_sick = np.where(np.arange(12) == 3, 1, 0)  # a third of the resamples lack the only sick image
+    assert metric_intervals(logits, one_sick)["auc"] is not None
+    assert metric_intervals(logits, np.zeros(12, int))["auc"] is None
+    assert bootstrap_interval(lambda _: float("nan"), truth) is None
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[3, 4\] rows; expected the same number"):
+        bootstrap_interval(lambda a, b: 0.0, np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match=r"\[0\] rows; .* at least one"):
+        bootstrap_interval(np.mean, np.zeros(0))
+    with pytest.raises(ValueError, match=r"\[3, 2\] rows"):
+        bootstrap_interval(np.mean, np.zeros(3), groups=np.zeros(2))
+    with pytest.raises(ValueError, match="cannot take 10 resamples to a level of 95"):
+        bootstrap_interval(np.mean, np.zeros(3), resamples=10, level=95)

@@ -1,0 +1,163 @@
+"""The paper's tables: our figures beside its own, and nothing in the place of what is not known."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from msmamba.cli import mmdeploy
+from msmamba.errors import DataError, InputError, TrainingError
+from msmamba.model.evaluation.paper import ABLATIONS, PEERS, PUBLISHED, PaperRow, read_published
+from msmamba.model.evaluation.table import ablations_table, compare, run_rows
+from msmamba.model.networks.microscopic_mamba import Architecture
+
+
+@pytest.fixture(scope="module")
+def run(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny network without MIFA, trained from the command line."""
+    path = tmp_path_factory.mktemp("runs") / "run_1"
+    options = ("--no-mifa", "--image-size", "32", "--epochs", "1", "--warm-up", "0", "--batch-size", "8")
+    done = CliRunner().invoke(mmdeploy, ["train", str(cells), "-o", str(path), *options, "--threads", "1"])
+    assert done.exit_code == 0, done.output
+    return path
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """Results as somebody might copy them."""
+    path = tmp_path / "paper.csv"
+    path.write_text(
+        "dataset,network,accuracy,auc,precision\n"
+        "Cells,t --no-mifa,91.25,0.987,90.5%\n"
+        "cells,Vit-base,88.5,,\n"
+        "other,t,1,1,1\n"
+    )
+    return path
+
+
+def test_a_run_stands_above_its_row_of_the_paper(run: Path, published: Path) -> None:
+    own, paper = run_rows(run, read_published(published), resamples=100)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert own.network == paper.network == "Microscopic-Mamba-t w/o MIFA"
+    assert (own.data, own.split, own.images, own.image_size) == ("cells", "test", 4, 32)
+    assert own.parameters == (4.299422,)
+    assert own.own_parameters == 3_531_960
+    assert own.metrics == {name: metrics["test"][name] for name in ("accuracy", "auc", "precision")}
+    assert own.intervals.keys() >= own.metrics.keys()
+    assert (paper.parameters, paper.macs, paper.image_size) == ((4.30,), None, 224)
+    assert paper.metrics == {"accuracy": 0.9125, "auc": 0.987, "precision": 0.905}
+
+
+def test_what_is_not_known_stays_open(run: Path) -> None:
+    _, paper = run_rows(run, resamples=100)
+    assert paper.metrics == {}
+    text = compare([run], resamples=100).to_text()
+    assert text.splitlines()[3].split()[-5:] == ["4.30", "–", "–", "–", "–"]
+    assert "give it with --published" in text
+    assert "95 % bootstrap" in text
+
+
+def test_a_run_of_an_earlier_version_has_no_intervals(run: Path, tmp_path: Path) -> None:
+    older = shutil.copytree(run, tmp_path / "older")
+    (older / "predictions.csv").unlink()
+    assert run_rows(older)[0].intervals == {}
+    assert "No interval: the run has no predictions.csv" in compare([older]).to_text()
+
+
+def test_unfinished_runs_and_other_folders_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="is no run: expected a folder that 'mmdeploy train' wrote"):
+        run_rows(tmp_path)
+    unfinished = shutil.copytree(run, tmp_path / "unfinished")
+    (unfinished / "metrics.json").unlink()
+    with pytest.raises(TrainingError, match="is not finished: continue it"):
+        run_rows(unfinished)
+    (unfinished / "metrics.json").write_text('{"test": null}')
+    with pytest.raises(TrainingError, match=r"metrics\.json: is not of a run of this version"):
+        run_rows(unfinished)
+    broken = shutil.copytree(run, tmp_path / "broken")
+    (broken / "predictions.csv").write_text("nothing")
+    with pytest.raises(DataError, match="is not a file of predictions"):
+        run_rows(broken)
+
+
+def test_the_records_are_unrounded_and_the_latex_compiles_as_text(run: Path, published: Path) -> None:
+    table = compare([run], published=published, peers=True, resamples=100)
+    rows = list(csv.DictReader(io.StringIO(table.to_csv())))
+    assert len(rows) == 2 + len(PEERS) == 31
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert float(rows[0]["precision"]) == metrics["test"]["precision"]
+    assert float(rows[0]["accuracy_low"]) <= float(rows[0]["accuracy"]) <= float(rows[0]["accuracy_high"])
+    assert next(row for row in rows if row["network"] == "Vit-base")["accuracy"] == "0.885"
+    latex = table.to_latex()
+    body = latex[latex.index(r"\begin") :]
+    assert r"run\_1" in body
+    assert r"OA \%" in body
+    assert not re.search(r"(?<!\\)[%_#$]", body)
+    assert all(line.count("&") == 8 for line in body.splitlines() if line.endswith(r"\\"))
+
+
+def test_ablations_are_counted_beside_the_papers_figures() -> None:
+    table = ablations_table()
+    cells = {line[0].removeprefix("Microscopic-Mamba-t").strip(): line[1:5] for line in table.lines}
+    assert cells[""] == ["4,321,310", "4.32", "4.32", "yes"]
+    assert cells["w/o MIFA"] == ["4,299,422", "4.30", "4.30", "yes"]
+    assert cells["w/o parallel"] == ["8,832,530", "8.83", "8.83", "yes"]
+    assert cells["w/o PSFFN"] == ["4,261,538", "4.26", "4.86 or 4.89", "no"]
+    assert len(table.lines) == len(set(map(str, table.lines))) == len(ABLATIONS) == 8
+    assert "4.86 and 4.89" in table.to_text()
+
+
+def test_networks_are_known_by_their_shape() -> None:
+    row = PaperRow.of(Architecture.of_size("b", num_classes=7, psffn=False, mifa=False))
+    assert row is not None
+    assert row.key == "b --no-mifa --no-psffn"
+    assert row.published.parameters == ()
+    assert row.architecture(7) == Architecture.of_size("b", num_classes=7, psffn=False, mifa=False)
+    assert PaperRow.of(Architecture(depths=(1, 1), dims=(32, 64))) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("dataset,network,auc\n", "has no column 'accuracy', 'precision'"),
+        ("dataset,network,accuracy,auc,precision\nrpe,T,,,\n", "line 2: 'T' is no network of the paper's"),
+        ("dataset,network,accuracy,auc,precision\nrpe,t,high,,\n", "line 2, accuracy: 'high' is no number"),
+        ("dataset,network,accuracy,auc,precision\nrpe,t,,101,\n", "line 2, auc: 101 is neither a share nor"),
+        ("dataset,network,accuracy,auc,precision\nrpe,t,nan,,\n", "line 2, accuracy: nan is neither"),
+        ("dataset,network,accuracy,auc,precision\nrpe,t\n", None),
+    ],
+    ids=["columns", "network", "number", "range", "nan", "short-line"],
+)
+def test_results_that_make_no_sense_are_refused(content: str, message: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "paper.csv"
+    path.write_text(content)
+    if message is None:
+        assert read_published(path) == {("rpe", "t"): {}}
+        return
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_published(path)
+
+
+def test_the_command_takes_runs_or_ablations(run: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    assert runner.invoke(mmdeploy, ["table"]).exit_code == 2
+    assert runner.invoke(mmdeploy, ["table", "--ablations", str(run)]).exit_code == 2
+    target = tmp_path / "table.tex"
+    done = runner.invoke(mmdeploy, ["table", "--ablations", "--format", "latex", "-o", str(target)])
+    assert (done.exit_code, done.output) == (0, "")
+    assert target.read_text().rstrip().endswith(r"\end{tabular}")
+    shown = runner.invoke(mmdeploy, ["table", str(run), "--resamples", "100"])
+    assert shown.output.count("Microscopic-Mamba-t w/o MIFA") == 2
+
+
+def test_only_networks_of_the_paper_have_a_row_of_it() -> None:
+    assert PaperRow("t", ("mifa",)).key in PUBLISHED
+    assert PaperRow("b", ("mifa",)).key not in PUBLISHED
+    assert PaperRow("b", ("mifa",)).published.classes == 8

@@ -1,0 +1,272 @@
+"""Augmentation, batches and channel statistics."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from msmamba.data.samples import Sample, StackedSamples
+from msmamba.errors import ImageError
+from msmamba.images import Transform
+from msmamba.model.training.loading import (
+    Augmentation,
+    Batches,
+    EvaluationImages,
+    Images,
+    ShuffledBatches,
+    TrainingImages,
+    channel_statistics,
+    images_of,
+)
+
+PLAIN = Transform(32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    """Seven noise images of odd and different sizes."""
+    generator = np.random.default_rng(0)
+    made = []
+    for number in range(7):
+        pixels = generator.integers(0, 256, (33 + number, 47 - number, 3), dtype=np.uint8)
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(pixels).save(path)
+        made.append(Sample(path, number % 3))
+    return made
+
+
+@settings(deadline=None)
+@given(width=st.integers(2, 400), height=st.integers(2, 400), seed=st.integers(0, 99))
+def test_a_crop_lies_in_the_image_and_keeps_area_and_ratio(width: int, height: int, seed: int) -> None:
+    augmentation = Augmentation()
+    left, top, right, bottom = augmentation.crop_box(width, height, np.random.default_rng(seed))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    crop_width, crop_height = right - left, bottom - top
+    # Rounding to whole pixels moves each side by half a pixel at most.
+    if 1 / 4 <= width / height <= 4:  # a longer image may have to give its small centre
+        assert (crop_width + 0.5) * (crop_height + 0.5) >= 0.08 * width * height
+    assert (crop_width - 0.5) / (crop_height + 0.5) <= 4 / 3
+    assert (crop_width + 0.5) / (crop_height - 0.5) >= 3 / 4
+
+
+def test_crops_spread_over_areas_ratios_and_places() -> None:
+    generator = np.random.default_rng(0)
+    boxes = np.array([Augmentation().crop_box(100, 100, generator) for _ in range(2000)])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    areas = sides.prod(axis=1) / 1e4
+    ratios = np.log(sides[:, 0] / sides[:, 1])
+    assert areas.min() < 0.1
+    assert areas.max() > 0.9
+    assert abs(np.median(areas) - 0.52) < 0.05  # not 0.54: large crops of a skewed ratio do not fit
+    assert abs(ratios.mean()) < 0.02
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert np.abs(centres.mean(axis=0) - 50).max() < 1.5
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "box"),
+    [
+        pytest.param(400, 10, (193, 0, 206, 10), id="wide"),
+        pytest.param(10, 400, (0, 193, 10, 206), id="tall"),
+    ],
+)
+def test_an_image_that_no_crop_fits_gives_its_centre(
+    width: int, height: int, box: tuple[int, int, int, int]
+) -> None:
+    assert Augmentation(crop_scale=(1.0, 1.0)).crop_box(width, height, np.random.default_rng(0)) == box
+
+
+def test_a_crop_of_everything_is_the_evaluation_resize(samples: list[Sample]) -> None:
+    pixels = Images(samples).read(0)
+    square = np.ascontiguousarray(pixels[:33, :33])
+    whole = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    np.testing.assert_array_equal(whole(square, 32, np.random.default_rng(0)), PLAIN.resize(square))
+
+
+@pytest.mark.parametrize(
+    ("flips", "expected"),
+    [
+        pytest.param({}, {(False, False)}, id="none"),
+        pytest.param({"horizontal_flip": True}, {(False, False), (True, False)}, id="horizontal"),
+        pytest.param(
+            {"horizontal_flip": True, "vertical_flip": True},
+            {(left, up) for left in (False, True) for up in (False, True)},
+            id="both",
+        ),
+    ],
+)
+def test_flips_mirror_about_half_of_the_images(
+    flips: dict[str, bool], expected: set[tuple[bool, bool]]
+) -> None:
+    ramp = np.zeros((16, 16, 3), np.uint8)
+    ramp[..., 0] = np.arange(16)[None, :] * 10
+    ramp[..., 1] = np.arange(16)[:, None] * 10
+    augmentation = Augmentation(**flips)
+    seen = []
+    for seed in range(60):
+        out = augmentation(ramp, 16, np.random.default_rng(seed)).astype(int)
+        seen.append((bool(out[0, 0, 0] > out[0, -1, 0]), bool(out[0, 0, 1] > out[-1, 0, 1])))
+    assert set(seen) == expected
+    for case in expected:
+        assert seen.count(case) > 60 / len(expected) / 2
+
+
+@settings(deadline=None)
+@given(count=st.integers(2, 70), batch_size=st.integers(2, 17), seed=st.integers(0, 5))
+def test_an_epoch_takes_every_image_once_and_no_batch_of_one(count: int, batch_size: int, seed: int) -> None:
+    order = ShuffledBatches(count, batch_size, seed)
+    order.epoch = 3
+    batches = list(order)
+    assert len(batches) == len(order)
+    assert sorted(index for batch in batches for _, index in batch) == list(range(count))
+    assert {epoch for batch in batches for epoch, _ in batch} == {3}
+    assert min(map(len, batches)) >= 2
+    assert max(map(len, batches)) <= batch_size + 1
+    assert list(order) == batches
+
+
+def test_epochs_differ_in_order_and_augmentation(samples: list[Sample]) -> None:
+    order = ShuffledBatches(50, 4, seed=0)
+    epochs = []
+    for order.epoch in (1, 2):
+        epochs.append([index for batch in order for _, index in batch])
+    assert epochs[0] != epochs[1]
+    images = TrainingImages(Images(samples), Augmentation(), PLAIN, seed=0)
+    assert not np.array_equal(images[1, 0][0], images[2, 0][0])
+    assert not np.array_equal(
+        images[1, 0][0], TrainingImages(Images(samples), Augmentation(), PLAIN, 1)[1, 0][0]
+    )
+    np.testing.assert_array_equal(images[1, 0][0], images[1, 0][0])
+
+
+def test_batches_do_not_depend_on_the_workers_nor_touch_the_random_state(samples: list[Sample]) -> None:
+    dataset = TrainingImages(Images(samples), Augmentation(horizontal_flip=True), PLAIN, seed=0)
+    results = []
+    for workers in (0, 2):
+        order = ShuffledBatches(len(samples), 3, seed=0)
+        loader = Batches(dataset, workers, batch_sampler=order)
+        torch.manual_seed(5)
+        for order.epoch in (1, 2):
+            results.append([(images, labels) for images, labels in loader])
+        assert torch.initial_seed() == 5
+        results.append([(torch.rand(3), torch.zeros(0))])
+    half = len(results) // 2
+    for here, there in zip(results[:half], results[half:], strict=True):
+        for (images, labels), (other_images, other_labels) in zip(here, there, strict=True):
+            assert torch.equal(images, other_images)
+            assert torch.equal(labels, other_labels)
+    images, labels = results[0][0]
+    assert images.shape == (3, 3, 32, 32)
+    assert images.dtype == torch.float32
+    assert labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("cache_bytes", "kept"),
+    [pytest.param(0, 0, id="none"), pytest.param(10_000, 2, id="two"), pytest.param(1 << 20, 7, id="all")],
+)
+def test_the_cache_keeps_its_bound_and_changes_no_pixel(
+    samples: list[Sample], cache_bytes: int, kept: int
+) -> None:
+    images = Images(samples, cache_bytes)
+    first = [images.read(index).copy() for index in range(len(images))]
+    for index, pixels in enumerate(first):
+        np.testing.assert_array_equal(images.read(index), pixels)
+    for sample in samples:
+        sample.source.unlink()
+    for index in range(kept):  # from memory
+        np.testing.assert_array_equal(images.read(index), first[index])
+    for index in range(kept, len(images)):
+        with pytest.raises(ImageError, match="does not exist"):
+            images.read(index)
+
+
+def test_the_evaluation_view_is_the_runtime_transform(samples: list[Sample]) -> None:
+    transform = Transform(64, mean=(0.3, 0.4, 0.5), std=(0.2, 0.25, 0.3))
+    images = Images(samples)
+    values, label = EvaluationImages(images, transform)[4]
+    np.testing.assert_array_equal(values, transform(images.read(4)))
+    assert label == samples[4].label
+
+
+def test_channel_statistics_are_those_of_all_resized_pixels(samples: list[Sample]) -> None:
+    images = Images(samples)
+    stack = np.stack([PLAIN.resize(images.read(index)) for index in range(len(images))]) / 255
+    mean, std = channel_statistics(images, 32)
+    assert mean == pytest.approx(stack.mean(axis=(0, 1, 2)), abs=1e-12)
+    assert std == pytest.approx(stack.std(axis=(0, 1, 2)), abs=1e-12)
+
+
+def test_a_channel_without_contrast_gets_a_deviation_of_one(tmp_path: Path) -> None:
+    pixels = np.full((8, 8, 3), 77, np.uint8)
+    pixels[::2, :, 1] = 99
+    Image.fromarray(pixels).save(tmp_path / "flat.png")
+    mean, std = channel_statistics(Images([Sample(tmp_path / "flat.png", 0)]), 8)
+    assert mean[0] == pytest.approx(77 / 255)
+    assert std == (1.0, pytest.approx(11 / 255), 1.0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named(samples: list[Sample], workers: int) -> None:
+    samples[5].source.write_bytes(b"\x89PNG broken")
+    loader = Batches(EvaluationImages(Images(samples), PLAIN), workers, batch_size=4)
+    with pytest.raises(ImageError, match=r"5\.png' is truncated or corrupt|5\.png' is not a PNG") as caught:
+        list(loader)
+    assert "\n" not in str(caught.value)
+
+
+def test_splits_share_the_room_by_their_images(samples: list[Sample]) -> None:
+    splits = images_of({"train": samples[:6], "val": samples[6:]}, cache_bytes=14_000)
+    for images in splits.values():
+        for index in range(len(images)):
+            images.read(index)
+    assert {name: len(images._cache) for name, images in splits.items()} == {"train": 2, "val": 0}
+
+
+def test_workers_together_keep_to_the_bound(samples: list[Sample]) -> None:
+    """What each worker has kept is asked by an image that tells it in place of its pixels."""
+
+    class Telling(EvaluationImages):
+        def pixels(self, index: int) -> tuple[np.ndarray, int]:
+            self.images.read(index)
+            kept = sum(pixels.nbytes for pixels in self.images._cache.values())
+            return np.frombuffer(np.array([os.getpid(), kept, 0], np.int32).tobytes(), np.uint8).reshape(
+                2, 2, 3
+            ), 0
+
+    images = Images(samples, 20_000)
+    told: dict[int, int] = {}
+    bytes_as_they_are = Transform(2, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+    loader = Batches(Telling(images, bytes_as_they_are), 2, batch_size=1)
+    for _ in range(2):
+        for values, _labels in loader:
+            process, kept, _ = np.frombuffer(
+                values[0].permute(1, 2, 0).to(torch.uint8).numpy().tobytes(), np.int32
+            )
+            told[int(process)] = int(kept)
+    assert len(told) == 2
+    assert all(0 < kept <= 10_000 for kept in told.values())
+    assert images._cache == {}
+
+
+def test_images_of_a_stack_are_read_in_place_and_not_kept(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28), dtype=np.uint8)
+    np.save(tmp_path / "stack.npy", pixels)
+    images = Images(StackedSamples([tmp_path / "stack.npy"], [0] * 6, range(6), [0, 1] * 3))
+    results = []
+    for workers in (0, 2):
+        loader = Batches(EvaluationImages(images, PLAIN), workers, batch_size=4)
+        results.append([(values.numpy(), labels.tolist()) for values, labels in loader])
+    assert [labels for _, labels in results[0]] == [[0, 1, 0, 1], [0, 1]]
+    for (here, _), (there, _) in zip(*results, strict=True):
+        np.testing.assert_array_equal(here, there)
+    np.testing.assert_array_equal(images.read(5), np.repeat(pixels[5][..., None], 3, axis=2))
+    assert images._cache == {}

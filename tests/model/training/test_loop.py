@@ -1,0 +1,521 @@
+"""Training: the recipe, the run folder, and that neither a kill nor a divergence loses anything."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from msmamba.data.folders import ImageFolder, read_training_folder
+from msmamba.errors import BackendError, DataError, ImageError, TargetError, TrainingError
+from msmamba.images import Transform
+from msmamba.measures.evaluation import evaluate
+from msmamba.model.networks.checkpoint import load_checkpoint
+from msmamba.model.networks.microscopic_mamba import Architecture, MicroscopicMamba
+from msmamba.model.training import loop as training
+from msmamba.model.training.history import Epoch, best_of, is_over
+from msmamba.model.training.loading import Augmentation
+from msmamba.model.training.loop import Hardware, train
+from msmamba.model.training.recipe import Recipe
+from msmamba.model.training.run import RunFolder
+from msmamba.model.training.threads import set_threads
+from msmamba.plugins.selective_scan import cpu
+
+QUICK = Recipe(
+    epochs=3,
+    batch_size=5,
+    learning_rate=3e-3,
+    warmup_epochs=1,
+    image_size=32,
+    augmentation=Augmentation(crop_scale=(0.6, 1.0), horizontal_flip=True),
+)
+ONE_THREAD = Hardware(threads=1)
+
+pytestmark = pytest.mark.usefixtures("threads_as_before")
+
+
+def epoch(number: int, *, loss: float = 1.0, accuracy: float = 0.5) -> Epoch:
+    return Epoch(number, 1e-4, 1.0, 0.5, loss, accuracy, None, 1.0)
+
+
+class TestRecipe:
+    def test_the_defaults_are_the_papers(self) -> None:
+        recipe = Recipe()
+        assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == (1e-4, 1e-4, 16)
+        assert (recipe.epochs, recipe.warmup_epochs, recipe.patience, recipe.image_size) == (200, 10, 30, 224)
+        assert recipe.augmentation == Augmentation((0.08, 1.0), (3 / 4, 4 / 3), False, False)
+
+    def test_a_preset_is_a_recipe_that_knows_where_others_depart_from_it(self) -> None:
+        assert Recipe.of_preset("paper") == Recipe()
+        assert Recipe().overridden() == {}
+        changed = Recipe.of_preset("micrographs").with_figures(image_size=64, crop_scale=(0.5, 1.0))
+        assert (changed.learning_rate, changed.augmentation.vertical_flip) == (1e-3, True)
+        assert changed.overridden() == {
+            "image_size": {"preset": 224, "run": 64},
+            "crop_scale": {"preset": (0.4, 1.0), "run": (0.5, 1.0)},
+        }
+        with pytest.raises(ValueError, match="preset is 'vogue', expected one of paper, micrographs"):
+            Recipe.of_preset("vogue")
+
+    def test_parts_of_a_batch_keep_two_images(self) -> None:
+        assert Recipe(accumulate=8).accumulate == 8
+        with pytest.raises(ValueError, match="accumulate is 9, which cuts a batch of 16 into parts of one"):
+            Recipe(accumulate=9)
+
+    def test_the_rate_grows_linearly_then_falls_as_a_cosine(self) -> None:
+        recipe = Recipe(learning_rate=2.0, epochs=50, warmup_epochs=10)
+        assert recipe.learning_rate_at(0) == 0
+        assert recipe.learning_rate_at(2.5) == pytest.approx(0.5)
+        assert recipe.learning_rate_at(10) == pytest.approx(2.0)
+        assert recipe.learning_rate_at(20) == pytest.approx(1 + math.cos(math.pi / 4))
+        assert recipe.learning_rate_at(30) == pytest.approx(1.0)
+        assert recipe.learning_rate_at(50) == pytest.approx(0.0)
+
+    def test_without_a_warm_up_the_rate_starts_high(self) -> None:
+        assert Recipe(epochs=1, warmup_epochs=0).learning_rate_at(0) == 1e-4
+
+    def test_it_survives_json(self) -> None:
+        assert Recipe.from_dict(json.loads(json.dumps(asdict(QUICK)))) == QUICK
+
+    def test_every_wrong_figure_is_named_at_once(self) -> None:
+        with pytest.raises(ValueError, match=r"batch_size is 1.*learning_rate is nan.*image_size is 100"):
+            Recipe(batch_size=1, learning_rate=math.nan, image_size=100)
+        with pytest.raises(ValueError, match="warmup_epochs is 10, which leaves no epoch of 10"):
+            Recipe(epochs=10)
+
+
+class TestStopping:
+    def test_the_best_epoch_has_the_highest_accuracy_then_the_lowest_loss_then_comes_first(self) -> None:
+        history = [
+            epoch(1, accuracy=0.9, loss=0.5),
+            epoch(2, accuracy=0.9, loss=0.4),
+            epoch(3, accuracy=0.9, loss=0.4),
+            epoch(4, accuracy=0.8, loss=0.1),
+        ]
+        assert best_of(history).number == 2
+
+    def test_patience_counts_epochs_without_a_lower_loss(self) -> None:
+        recipe = Recipe(patience=3)
+        losses = [1.0, 0.5, 0.6, 0.5]
+        history = [epoch(number, loss=loss) for number, loss in enumerate(losses, start=1)]
+        assert not is_over([], recipe)
+        assert not is_over(history, recipe)
+        assert is_over([*history, epoch(5, loss=0.51)], recipe)
+        assert not is_over([*history, epoch(5, loss=0.49)], recipe)
+
+    def test_the_epochs_are_the_most(self) -> None:
+        assert is_over([epoch(1), epoch(2, loss=0.5)], Recipe(epochs=2, warmup_epochs=0))
+
+
+@pytest.fixture(scope="module")
+def data(cells: Path) -> ImageFolder:
+    return read_training_folder(cells)
+
+
+@pytest.fixture(scope="module")
+def finished(data: ImageFolder, small: Architecture, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    train(data, run, small, QUICK, hardware=ONE_THREAD)
+    return run
+
+
+def history_of(run: Path) -> list[dict[str, Any]]:
+    """Everything but the wall times."""
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    timed = ("seconds", "images_per_second")
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Equal bit for bit: the best weights, every figure, and all that a further epoch depends on."""
+    assert (run / "best.safetensors").read_bytes() == (other / "best.safetensors").read_bytes()
+    assert history_of(run) == history_of(other)
+    states = [torch.load(folder / "last.pt", weights_only=True) for folder in (run, other)]
+    for group in ("network", "best"):
+        for name, tensor in states[0][group].items():
+            assert torch.equal(tensor, states[1][group][name]), f"{group} {name}"
+    moments = [state["optimiser"]["state"] for state in states]
+    assert moments[0].keys() == moments[1].keys()
+    for index, values in moments[0].items():
+        for name, tensor in values.items():
+            assert torch.equal(tensor, moments[1][index][name]), f"moment {name} of parameter {index}"
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (run, other)]
+    assert metrics[0]["test"] == metrics[1]["test"]
+
+
+def test_a_run_leaves_everything_and_the_checkpoint_is_the_best_epoch(
+    finished: Path, data: ImageFolder
+) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "best.safetensors",
+        "config.json",
+        "confusion.png",
+        "curve.png",
+        "history.jsonl",
+        "last.pt",
+        "metrics.json",
+        "predictions.csv",
+    }
+    config = json.loads((finished / "config.json").read_text())
+    metrics = json.loads((finished / "metrics.json").read_text())
+    history = history_of(finished)
+    assert Recipe.from_dict(config["recipe"]) == QUICK
+    assert [line["number"] for line in history] == [1, 2, 3]
+    assert (
+        metrics["best_epoch"]
+        == max(history, key=lambda line: (line["val_accuracy"], -line["val_loss"]))["number"]
+    )
+    assert metrics["val"]["accuracy"] == history[metrics["best_epoch"] - 1]["val_accuracy"]
+
+    checkpoint = load_checkpoint(finished / "best.safetensors")
+    assert checkpoint.labels == ("round", "square")
+    assert checkpoint.preprocessing is not None
+    assert checkpoint.preprocessing.image_size == 32
+    assert list(checkpoint.preprocessing.mean) == config["normalisation"]["mean"]
+    assert list(checkpoint.preprocessing.std) == config["normalisation"]["std"]
+
+    # The checkpoint with the runtime's own transform gives the figures that training reported.
+    transform = Transform(32, checkpoint.preprocessing.mean, checkpoint.preprocessing.std)
+    with torch.inference_mode():
+        measured = evaluate(
+            lambda images: checkpoint.network(torch.from_numpy(images)).numpy(),
+            data.split("test"),
+            data.labels,
+            transform,
+            batch_size=5,
+        )
+    assert json.loads(json.dumps(measured.to_dict())) == metrics["test"]
+
+
+def test_training_learns(data: ImageFolder, small: Architecture, tmp_path: Path) -> None:
+    result = train(data, tmp_path / "run", small, replace(QUICK, epochs=8), hardware=ONE_THREAD)
+    assert result.test is not None
+    assert result.val.accuracy == result.test.accuracy == 1
+    assert result.history[-1].train_loss < result.history[0].train_loss
+
+
+def test_the_seed_and_nothing_else_decides_a_run(
+    finished: Path, data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    torch.manual_seed(77)  # whatever the program did before
+    train(data, tmp_path / "again", small, QUICK, hardware=replace(ONE_THREAD, workers=1, cache_bytes=0))
+    assert_same_run(tmp_path / "again", finished)
+    train(data, tmp_path / "other", small, replace(QUICK, epochs=2, seed=1), hardware=ONE_THREAD)
+    assert history_of(tmp_path / "other")[0] != history_of(finished)[0]
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from msmamba.model import run, training
+from msmamba.data.folders import read_training_folder
+from msmamba.model.networks.microscopic_mamba import Architecture
+from msmamba.model.training.loading import Augmentation
+from msmamba.model.training.recipe import Recipe
+
+moment, folder, target = sys.argv[1:]
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Listener:
+    def on_start(self, plan): pass
+    def on_step(self, epoch, step, loss):
+        if moment == "epoch %d step %d" % (epoch, step):
+            die()
+    def on_epoch(self, epoch, is_best):
+        if moment == "epoch %d end" % epoch.number:
+            die()
+
+writes = 0
+save = torch.save
+
+def save_half(state, file):
+    global writes
+    writes += 1
+    if moment == "in write %d" % writes:
+        file.write(b"half a state")
+        file.flush()
+        die()
+    save(state, file)
+
+torch.save = save_half
+if moment == "before the best":
+    training.save_checkpoint = die
+
+arguments = ({arch!r}, {recipe!r})
+hardware = training.Hardware(threads=1)
+training.train(read_training_folder(folder), target, *arguments, hardware=hardware, listeners=[Listener()])
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "finished_epochs"),
+    [
+        ("epoch 1 step 1", 0),
+        ("before the best", 1),
+        ("epoch 2 step 2", 1),
+        ("in write 2", 1),
+        ("epoch 2 end", 2),
+        ("epoch 3 step 1", 2),
+    ],
+    ids=lambda value: str(value).replace(" ", "-"),
+)
+def test_a_killed_run_resumes_as_if_nothing_had_happened(
+    moment: str,
+    finished_epochs: int,
+    finished: Path,
+    cells: Path,
+    data: ImageFolder,
+    small: Architecture,
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    script = KILLED.format(arch=small, recipe=QUICK)
+    process = subprocess.run(
+        [sys.executable, "-c", script, moment, str(cells), str(run)], capture_output=True, text=True
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    state = RunFolder(run).read_state()
+    assert (0 if state is None else len(state.history)) == finished_epochs
+    assert not (run / "metrics.json").exists()
+
+    started: list[int] = []
+
+    class Listener:
+        def on_start(self, plan: training.Plan) -> None:
+            started.append(plan.done)
+
+        def on_step(self, epoch: int, step: int, loss: float) -> None:
+            started.append(epoch)
+
+        def on_epoch(self, epoch: Epoch, is_best: bool) -> None:
+            """Nothing to see."""
+
+    train(data, run, small, QUICK, hardware=ONE_THREAD, resume=True, listeners=[Listener()])
+    assert started[0] == finished_epochs
+    assert min(started[1:]) == finished_epochs + 1
+    assert_same_run(run, finished)
+    assert not list(run.glob(".*.tmp"))
+
+
+def test_a_finished_run_resumes_to_the_same_results(
+    finished: Path, data: ImageFolder, small: Architecture
+) -> None:
+    before = (finished / "metrics.json").read_text()
+    (finished / "metrics.json").unlink()
+    train(data, finished, small, QUICK, hardware=ONE_THREAD, resume=True)
+    assert (finished / "metrics.json").read_text() == before
+
+
+def test_resume_without_a_run_begins_one(data: ImageFolder, small: Architecture, tmp_path: Path) -> None:
+    recipe = replace(QUICK, epochs=2)
+    assert len(train(data, tmp_path / "run", small, recipe, hardware=ONE_THREAD, resume=True).history) == 2
+
+
+def test_the_config_names_every_figure_the_preset_and_what_overrides_it(
+    cells: Path, small: Architecture, tmp_path: Path
+) -> None:
+    figures = {"epochs": 2, "warmup_epochs": 1, "image_size": 32, "accumulate": 2}
+    arguments: dict[str, Any] = {"switches": {"mifa": False}, "hardware": ONE_THREAD}
+    training.train_folder(cells, tmp_path / "run", preset="micrographs", figures=figures, **arguments)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["recipe"].keys() == asdict(Recipe()).keys()
+    assert config["recipe"]["preset"] == "micrographs"
+    assert config["recipe"]["learning_rate"] == 1e-3
+    assert config["overridden"] == {
+        "epochs": {"preset": 40, "run": 2},
+        "warmup_epochs": {"preset": 3, "run": 1},
+        "image_size": {"preset": 224, "run": 32},
+        "accumulate": {"preset": 1, "run": 2},
+    }
+    assert config["architecture"]["mifa"] is False
+    assert not load_checkpoint(tmp_path / "run" / "best.safetensors").network.arch.mifa
+    # Resumed without a word, it is the same run; with another preset or switch, it is refused.
+    training.train_folder(cells, tmp_path / "run", resume=True, hardware=ONE_THREAD)
+    with pytest.raises(TrainingError, match=r"recipe\.preset was 'micrographs' and is 'paper'"):
+        training.train_folder(cells, tmp_path / "run", preset="paper", resume=True)
+    with pytest.raises(TrainingError, match=r"architecture\.psffn was True and is False"):
+        training.train_folder(cells, tmp_path / "run", switches={"psffn": False}, resume=True)
+
+
+def test_a_run_of_a_version_that_knew_fewer_figures_resumes(
+    finished: Path, data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = json.loads((run / "config.json").read_text())
+    for name in ("accumulate", "preset"):
+        del config["recipe"][name]
+    (run / "config.json").write_text(json.dumps(config))
+    train(data, run, small, QUICK, hardware=ONE_THREAD, resume=True)
+    with pytest.raises(TrainingError, match=r"recipe\.accumulate was 1 and is 2"):
+        train(data, run, small, replace(QUICK, accumulate=2), resume=True)
+
+
+def test_deterministic_training_sets_pytorch_back(
+    finished: Path, data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    train(data, tmp_path / "run", small, QUICK, hardware=replace(ONE_THREAD, deterministic=True))
+    assert_same_run(tmp_path / "run", finished)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_operation_without_a_deterministic_algorithm_is_named() -> None:
+    with (
+        pytest.raises(BackendError, match=r"cannot be deterministic: put_ .*: train without --deterministic"),
+        training.deterministic_algorithms(True),
+    ):
+        torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]), accumulate=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_folder_that_is_taken_is_refused(
+    finished: Path, data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    with pytest.raises(TargetError, match="holds a run already: resume it with --resume"):
+        train(data, finished, small, QUICK)
+    (tmp_path / "thesis.txt").touch()
+    for resume in (False, True):
+        with pytest.raises(TargetError, match=r"holds 'thesis\.txt' and is no run"):
+            train(data, tmp_path, small, QUICK, resume=resume)
+    with pytest.raises(TargetError, match="cannot make the folder"):
+        train(data, tmp_path / "thesis.txt" / "run", small, QUICK)
+
+
+def test_a_run_is_not_resumed_with_other_figures(
+    finished: Path, data: ImageFolder, small: Architecture
+) -> None:
+    with pytest.raises(TrainingError, match=r"recipe\.learning_rate was 0\.003 and is 0\.001"):
+        train(data, finished, small, replace(QUICK, learning_rate=1e-3), resume=True)
+    with pytest.raises(TrainingError, match=r"architecture\.mifa was True and is False"):
+        train(data, finished, replace(small, mifa=False), QUICK, resume=True)
+    fewer = replace(data, splits={**data.splits, "train": data.splits["train"][1:]})
+    with pytest.raises(TrainingError, match=r"data\.counts\.train\.round was 8 and is 7; data\.digest"):
+        train(fewer, finished, small, QUICK, resume=True)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"half a state", b"PK\x03\x04 and no more"], ids=["empty", "text", "zip"]
+)
+def test_a_broken_state_is_refused_in_one_line(content: bytes, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"last\.pt: is not the state of a run") as caught:
+        RunFolder(tmp_path).read_state()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_config_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"config\.json: cannot be read"):
+        RunFolder(tmp_path).read_beginning()
+    (tmp_path / "config.json").write_text('{"recipe": {"speed": 1}}')
+    with pytest.raises(TrainingError, match="is not the config of a run of this version"):
+        RunFolder(tmp_path).read_beginning()
+    assert RunFolder(tmp_path / "absent").read_beginning() is None
+
+
+def test_divergence_stops_the_run_and_keeps_the_best(
+    data: ImageFolder, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = iter(range(100))
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def diverging(logits: torch.Tensor, labels: torch.Tensor, reduction: str) -> torch.Tensor:
+        return cross_entropy(logits, labels, reduction=reduction) * (math.nan if next(steps) == 4 else 1)
+
+    monkeypatch.setattr(training.functional, "cross_entropy", diverging)
+    run = tmp_path / "run"
+    with pytest.raises(
+        TrainingError, match=r"became nan in epoch 2, step 2; .*best\.safetensors keeps epoch 1"
+    ):
+        train(data, run, small, QUICK, hardware=ONE_THREAD)
+    assert load_checkpoint(run / "best.safetensors").labels == ("round", "square")
+    assert len(history_of(run)) == 1
+    assert (run / "curve.png").exists()
+
+
+def test_a_rate_far_too_high_diverges_with_an_error(
+    data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    recipe = replace(QUICK, learning_rate=1e30, warmup_epochs=0)
+    with pytest.raises(
+        TrainingError, match=r"training diverged: .*; no epoch was finished, .*learning rate \(1e\+30\)"
+    ):
+        train(data, tmp_path / "run", small, recipe, hardware=ONE_THREAD)
+
+
+def test_a_bad_image_stops_the_run_by_name(cells: Path, small: Architecture, tmp_path: Path) -> None:
+    broken = tmp_path / "cells"
+    for path in cells.rglob("*.png"):
+        copy = broken / path.relative_to(cells)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    (broken / "round" / "5.png").write_bytes((cells / "round" / "5.png").read_bytes()[:200])
+    with pytest.raises(ImageError, match=r"round/5\.png.* truncated"):
+        train(read_training_folder(broken), tmp_path / "run", small, QUICK)
+
+
+def test_a_data_set_without_a_test_split_trains(
+    data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    two = replace(data, splits={name: data.splits[name] for name in ("train", "val")})
+    result = train(two, tmp_path / "run", small, replace(QUICK, epochs=2), hardware=ONE_THREAD)
+    assert result.test is None
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"] is None
+    assert (tmp_path / "run" / "confusion.png").exists()
+    with pytest.raises(DataError, match="no images in a 'val' split"):
+        train(replace(data, splits={"train": data.splits["train"]}), tmp_path / "other", small, QUICK)
+
+
+def test_the_scans_own_parameters_take_no_weight_decay(small: Architecture) -> None:
+    network = MicroscopicMamba(small)
+    decayed, spared = training._optimiser_of(network, Recipe(weight_decay=0.5)).param_groups
+    assert decayed["weight_decay"] == 0.5
+    assert spared["weight_decay"] == 0
+    own = [tensor for name, tensor in network.named_parameters() if name.endswith(("A_logs", "Ds"))]
+    assert {id(tensor) for tensor in spared["params"]} == {id(tensor) for tensor in own}
+    assert len(decayed["params"]) + len(own) == len(list(network.parameters()))
+
+
+def test_threads_limit_pytorch_and_the_compiled_scan() -> None:
+    for count in (2, 1):
+        set_threads(count)
+        assert (torch.get_num_threads(), cpu.threads()) == (count, count)
+    with pytest.raises(ValueError, match="number of threads is 0"):
+        set_threads(0)
+
+
+def test_hardware_that_is_not_there_is_refused() -> None:
+    with pytest.raises(BackendError, match="there is no device 'tpu'"):
+        Hardware(device="tpu")
+    with pytest.raises(BackendError, match="mixed precision needs CUDA"):
+        Hardware(amp=True)
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match=r"'cuda:0' was asked for, but PyTorch .* finds no CUDA"):
+            Hardware(device="cuda:0")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_mixed_precision_trains_and_resumes_on_cuda(
+    data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    hardware = Hardware(device="cuda", amp=True)
+    recipe = replace(QUICK, epochs=8)
+    result = train(data, tmp_path / "run", small, recipe, hardware=hardware)
+    assert result.val.accuracy > 0.8
+    assert np.isfinite([line["train_loss"] for line in history_of(tmp_path / "run")]).all()
+    again = train(data, tmp_path / "run", small, recipe, hardware=hardware, resume=True)
+    assert again.history == result.history
