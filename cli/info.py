@@ -18,10 +18,10 @@ def info(model: str, image_size: int, **switches: bool | None) -> None:
     """
     from ..model.networks.checkpoint import load_checkpoint
     from ..model.networks.complexity import complexity
-    from ..model.networks.microscopic_mamba import SIZES, Architecture
+    from ..model.networks.registry import NETWORKS, architecture_named, family_of
 
-    if model in SIZES:
-        arch = Architecture.of_size(model, **given(switches))
+    if model in NETWORKS:
+        arch = architecture_named(model, **given(switches))
     elif given(switches):
         raise click.UsageError(
             f"{model} is a checkpoint, which says itself what it is: leave the switches out"
@@ -29,7 +29,7 @@ def info(model: str, image_size: int, **switches: bool | None) -> None:
     else:
         arch = load_checkpoint(model).network.arch
     count = complexity(arch, image_size)
-    click.echo(f"depths {arch.depths}, dims {arch.dims}, {arch.num_classes} classes, {image_size} pixels")
+    click.echo(f"{family_of(arch).describe(arch)}, {arch.num_classes} classes, {image_size} pixels")
     click.echo(f"parameters      {count.parameters:>13,}  in a checkpoint (the paper's count)")
     click.echo(f"                {count.used_parameters:>13,}  used by the forward pass")
     click.echo(f"multiply-adds   {count.paper_macs:>13,}  the paper's count (ptflops)")

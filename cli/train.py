@@ -13,7 +13,13 @@ from .options import ablation_options, given, let_idle_threads_sleep
 @click.command()
 @click.argument("data")
 @click.option("-o", "--output", "run", required=True, metavar="RUN", help="The run folder to write.")
-@click.option("--size", type=click.Choice(["t", "s", "b"]), help="Tiny (the default), small or base.")
+@click.option(
+    "--network",
+    "--size",
+    "network",
+    metavar="NAME",
+    help="The network: t (tiny, the default), s or b of Microscopic-Mamba.",
+)
 @ablation_options
 @click.option(
     "--preset",
@@ -52,7 +58,7 @@ from .options import ablation_options, given, let_idle_threads_sleep
 def train(
     data: str,
     run: str,
-    size: str | None,
+    network: str | None,
     mifa: bool | None,
     parallel: bool | None,
     psffn: bool | None,
@@ -94,7 +100,7 @@ def train(
         result = train_folder(
             data,
             run,
-            size=size,
+            network=network,
             switches=given({"mifa": mifa, "parallel": parallel, "psffn": psffn}),
             preset=preset,
             figures=given(figures),

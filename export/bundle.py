@@ -20,6 +20,7 @@ from onnx import ModelProto
 from ..errors import ExportError
 from ..files import as_utf8, atomic_folder
 from ..model.networks.checkpoint import Checkpoint, Preprocessing, load_checkpoint
+from ..model.networks.registry import family_of
 from ..runtime.artefact import MODEL_NAME
 from ..runtime.manifest import Manifest
 from ..version import __version__
@@ -243,6 +244,7 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
         image_size=preprocessing.image_size,
         mean=_three(preprocessing.mean, "mean"),
         std=_three(preprocessing.std, "std"),
+        network=family_of(loaded.network).name_of(loaded.network.arch),
         architecture=_plain(loaded.network.arch.to_dict()),
         precision_asked=options.precision,
         checkpoint_sha256=loaded.sha256,

@@ -1,4 +1,4 @@
-"""The network, its checkpoints, its data and its training.
+"""The networks, their checkpoints, their training, and what runs came to.
 
 Importing this package costs nothing; PyTorch is loaded when a name is used.
 """
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .networks.microscopic_mamba import MicroscopicMamba
+    from .networks.registry import build_network
 
-__all__ = ["MicroscopicMamba"]
+__all__ = ["MicroscopicMamba", "build_network"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from .networks.microscopic_mamba import MicroscopicMamba
 
         return MicroscopicMamba
+    if name == "build_network":
+        from .networks.registry import build_network
+
+        return build_network
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -66,7 +66,8 @@ class Manifest:
         labels: the classes' names, in the order of the logits.
         image_size: side of the square input, in pixels.
         mean, std: of the channels R, G, B scaled to [0, 1].
-        architecture: size, depths, dims and switches of the network, as the exporter knows them.
+        architecture: depths, dims, switches and what else shapes the network, as the exporter knows them.
+        network: its name, as in ``mmdeploy train --network``; empty in artefacts of earlier versions.
         precision_asked: ``fp32``, ``fp16`` or ``int8``.
         checkpoint_sha256: of the checkpoint file; empty when the model did not come from a file.
         precision_proven: what verification measured; empty until it has run.
@@ -91,6 +92,7 @@ class Manifest:
     compute_capabilities: tuple[str, ...] = ()
     engine: Mapping[str, Any] = field(default_factory=dict)
     resize: str = RESIZE_RULE
+    network: str = ""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -224,7 +226,7 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
-_OPTIONAL = ("engine",)  # fields that bundles made before they existed lack
+_OPTIONAL = ("engine", "network")  # fields that bundles made before they existed lack
 
 # For every field: what is expected, in words, and whether a value is that.
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -234,6 +236,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "mean": ("three finite numbers", _are_three_numbers),
     "std": ("three numbers above zero", lambda value: _are_three_numbers(value) and min(value) > 0),
     "resize": (f"'{RESIZE_RULE}'", lambda value: value == RESIZE_RULE),
+    "network": ("a name", lambda value: isinstance(value, str)),
     "architecture": ("an object", lambda value: isinstance(value, dict)),
     "precision_asked": (f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),
     "precision_proven": ("an object", lambda value: isinstance(value, dict)),

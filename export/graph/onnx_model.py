@@ -24,11 +24,11 @@ import onnxscript.optimizer
 import torch
 from onnx import ModelProto, NodeProto
 from onnxscript.values import Op, Opset
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import ExportError
-from ...model.networks.microscopic_mamba import MicroscopicMamba
-from ...model.networks.microscopic_mamba_inference import InferenceForm
+from ...model.networks.family import Network
+from ...model.networks.registry import family_of
 from ...plugins.hybrid_block.onnx_functions import block_functions
 from ...plugins.selective_scan.onnx_function import (
     DOMAIN,
@@ -46,7 +46,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def onnx_from_network(
-    network: MicroscopicMamba,
+    network: Network,
     image_size: int,
     *,
     opset: int = DEFAULT_OPSET,
@@ -75,11 +75,11 @@ def onnx_from_network(
     except ValueError as error:
         raise ExportError(f"cannot export for {image_size}x{image_size} images: {error}") from error
 
-    model = _traced(InferenceForm(network).eval(), image_size)
+    model = _traced(family_of(network).inference_form(network).eval(), image_size)
     _set_opset(model, opset)
-    model.functions.append(scan_function(opset))
-    used = {node.op_type for node in model.graph.node}
-    model.functions.extend(function for function in block_functions(opset) if function.name in used)
+    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    functions = (scan_function(opset), *block_functions(opset))
+    model.functions.extend(function for function in functions if function.name in used)
     _name_after_modules(model)
     _drop_tracing_notes(model)
     model.producer_name, model.producer_version = "msmamba", ""
@@ -115,7 +115,7 @@ def scan_nodes(model: ModelProto) -> list[NodeProto]:
     return [node for node in model.graph.node if node.domain == DOMAIN and node.op_type == OP_TYPE]
 
 
-def _traced(form: InferenceForm, image_size: int) -> ModelProto:
+def _traced(form: nn.Module, image_size: int) -> ModelProto:
     scan = Op(Opset(DOMAIN, DOMAIN_VERSION), OP_TYPE, op_schema=scan_schema())
 
     def scan_node(

@@ -17,7 +17,8 @@ from onnx import helper
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...model.networks.microscopic_mamba import HybridBlock, MicroscopicMamba, channel_shuffle, channels_last
+from ...model.networks.family import Network, View
+from ...model.networks.registry import family_of
 from .parity import Departure
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -42,7 +43,7 @@ class _RoundedToHalf(TorchDispatchMode):
         return result
 
 
-def rounded_to_half(network: MicroscopicMamba) -> MicroscopicMamba:
+def rounded_to_half(network: Network) -> Network:
     """The network with every weight rounded to float16, stored in float32."""
     rounded = deepcopy(network)
     for tensor in (*rounded.parameters(), *rounded.buffers()):
@@ -51,7 +52,7 @@ def rounded_to_half(network: MicroscopicMamba) -> MicroscopicMamba:
     return rounded
 
 
-def run_of(network: MicroscopicMamba, half: bool = False) -> Run:
+def run_of(network: Network, half: bool = False) -> Run:
     """The network as a function of NumPy images; with ``half``, every operator's result in float16."""
 
     def run(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -76,8 +77,9 @@ class OwnError:
     """By module: largest absolute error over the largest absolute value of its result."""
 
     @classmethod
-    def of(cls, network: MicroscopicMamba, images: npt.NDArray[np.float32], precision: str) -> OwnError:
+    def of(cls, network: Network, images: npt.NDArray[np.float32], precision: str) -> OwnError:
         """Measures it on a few images, (B, 3, S, S) float32."""
+        head = family_of(network).head
         exact = module_results(deepcopy(network).double(), torch.from_numpy(images).double())
         plain = module_results(network, torch.from_numpy(images))
         if precision == "fp16":
@@ -87,15 +89,15 @@ class OwnError:
         else:
             own = plain
         return cls(
-            logits=float((own["head"].double() - exact["head"]).abs().max()),
-            float32_logits=float((plain["head"].double() - exact["head"]).abs().max()),
-            largest_logit=float(exact["head"].abs().max()),
+            logits=float((own[head].double() - exact[head]).abs().max()),
+            float32_logits=float((plain[head].double() - exact[head]).abs().max()),
+            largest_logit=float(exact[head].abs().max()),
             modules={name: _relative_error(own[name].numpy(), exact[name].numpy()) for name in exact},
         )
 
 
 def module_results(
-    network: MicroscopicMamba, images: Tensor, mode: AbstractContextManager[Any] | None = None
+    network: Network, images: Tensor, mode: AbstractContextManager[Any] | None = None
 ) -> dict[str, Tensor]:
     """What each module that the exported graph knows by name computes, in the order of computation.
 
@@ -105,41 +107,24 @@ def module_results(
         mode: context to compute in.
 
     Returns:
-        By module path, as the graph has it: the scan branch after its shuffle, the local branch channels
-        last, ``head`` the logits.
+        By module path, as the graph shows it (see `Family.probes`); last the head, with the logits.
     """
     results: dict[str, Tensor] = {}
-    handles = []
-    for name, module in network.named_modules():
-        if view := _graph_view(name, network):
-            handles.append(module.register_forward_hook(_keeper(results, name, view)))
+    family = family_of(network)
+    handles = [
+        network.get_submodule(name).register_forward_hook(_keeper(results, name, view))
+        for name, view in family.probes(network).items()
+    ]
     try:
         with torch.no_grad(), mode or nullcontext():
-            network(images)
+            results[family.head] = network(images)
     finally:
         for handle in handles:
             handle.remove()
     return results
 
 
-def _graph_view(name: str, network: MicroscopicMamba) -> Callable[[Tensor], Tensor] | None:
-    """How the graph shows a module's result; None for modules that it does not show."""
-    owner, _, leaf = name.rpartition(".")
-    if leaf == "Conv_branch":
-        return channels_last
-    if leaf == "pvm_layer":
-        block = network.get_submodule(owner)
-        assert isinstance(block, HybridBlock)
-        groups = block.shuffle_groups
-        return lambda result: channel_shuffle(result, groups)
-    if leaf == "MIFA" or name in ("patch_embed.0", "patch_embed.2", "head") or leaf == "reduction":
-        return lambda result: result
-    return None
-
-
-def _keeper(
-    results: dict[str, Tensor], name: str, view: Callable[[Tensor], Tensor]
-) -> Callable[[nn.Module, Any, Tensor], None]:
+def _keeper(results: dict[str, Tensor], name: str, view: View) -> Callable[[nn.Module, Any, Tensor], None]:
     def keep(module: nn.Module, inputs: Any, result: Tensor) -> None:
         results[name] = view(result)
 
@@ -147,7 +132,7 @@ def _keeper(
 
 
 def first_departure(
-    model_file: Path, network: MicroscopicMamba, image: npt.NDArray[np.float32], own: OwnError
+    model_file: Path, network: Network, image: npt.NDArray[np.float32], own: OwnError
 ) -> Departure | None:
     """The first module whose result in the graph is off by more than twice the network's own error.
 
@@ -157,8 +142,8 @@ def first_departure(
         image: (1, 3, S, S).
         own: the network's own error in the file's precision.
     """
-    expected = module_results(network, torch.from_numpy(image))
-    for name, found in _graph_values(model_file, list(expected), image):
+    *probed, head = expected = module_results(network, torch.from_numpy(image))
+    for name, found in _graph_values(model_file, probed, head, image):
         error = _relative_error(found, expected[name].numpy())
         floor = FLOOR_ULPS * float(np.finfo(np.float32).eps)
         if not error <= max(2 * own.modules[name], floor):
@@ -167,9 +152,9 @@ def first_departure(
 
 
 def _graph_values(
-    model_file: Path, names: Sequence[str], image: npt.NDArray[np.float32]
+    model_file: Path, names: Sequence[str], head: str, image: npt.NDArray[np.float32]
 ) -> Iterator[tuple[str, Floats]]:
-    """The values of these names that the graph has, as ONNX Runtime computes the file's own functions."""
+    """The values of these names that the graph has and the logits, as ONNX Runtime runs its functions."""
     import onnxruntime
 
     model = onnx.load(model_file)
@@ -184,7 +169,7 @@ def _graph_values(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     values = session.run([*wanted, result], {model.graph.input[0].name: image})
-    yield from zip([*wanted, "head"], values, strict=True)
+    yield from zip([*wanted, head], values, strict=True)
 
 
 def _relative_error(found: Floats, expected: Floats) -> float:

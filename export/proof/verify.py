@@ -28,7 +28,7 @@ from ...files import as_utf8, sha256_of, write_atomically
 from ...images import Transform, read_image
 from ...measures.decision import INT8_BAR, DecisionBar, FlipLimit, decide
 from ...model.networks.checkpoint import load_checkpoint
-from ...model.networks.microscopic_mamba import MicroscopicMamba
+from ...model.networks.family import Network
 from ...runtime import Manifest, open_session
 from ...runtime.artefact import MANIFEST_NAME, MODEL_NAME, PARITY_NAME, is_checkpoint
 from .compared_images import ComparedImages, images_to_compare, spread
@@ -170,7 +170,7 @@ class _Reference:
 
     run: Run
     checkpoint_sha256: str
-    network: MicroscopicMamba | None = None
+    network: Network | None = None
     """None when the reference is an artefact itself."""
 
 
@@ -240,7 +240,7 @@ def _bar(own: OwnError | None, max_error: float | None, max_flips: int, precisio
 
 
 def _check_pair(
-    manifest: Manifest, checkpoint_sha256: str, network: MicroscopicMamba, artefact: str, checkpoint: str
+    manifest: Manifest, checkpoint_sha256: str, network: Network, artefact: str, checkpoint: str
 ) -> None:
     _check_same_checkpoint(manifest, checkpoint_sha256, artefact, checkpoint)
     if len(manifest.labels) != network.arch.num_classes:

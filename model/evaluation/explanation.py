@@ -32,15 +32,14 @@ from ...images import Transform, read_image
 from ...pages.figures import DOTS_PER_INCH, INK
 from ..networks.checkpoint import load_checkpoint
 from ..networks.described import Described, described_by
-from ..networks.microscopic_mamba import HybridBlock, MicroscopicMamba, Stage, channels_first, channels_last
+from ..networks.family import Network
+from ..networks.registry import family_of
 
 Floats = npt.NDArray[np.float32]
 
 METHODS = ("gradcam", "occlusion")
 BATCH_SIZE = 8
 
-FINEST_USEFUL = 7
-"""Positions a side that a map should have: with fewer it hardly says where."""
 WINDOW, STEP = 4, 8
 """Occlusion covers squares of S/4 at steps of S/8."""
 
@@ -85,7 +84,7 @@ def explain_images(
         images: files; below their common folder each keeps its place.
         output: the folder, made if it is not there. ``a.png`` becomes ``a.gradcam.png``.
         method: ``gradcam`` or ``occlusion``.
-        layer: of Grad-CAM, see `layer_names`; by default see `default_layer`.
+        layer: of Grad-CAM, see `Family.map_layers`; by default see `Family.default_map_layer`.
         label: the class to explain; by default each image's likeliest.
         described: labels and preprocessing of a checkpoint that does not say.
 
@@ -123,27 +122,6 @@ def explain_images(
             yield result
 
 
-def layer_names(network: MicroscopicMamba) -> dict[str, HybridBlock]:
-    """The maps that Grad-CAM can take: ``stage1`` … (the last block of each) and every block by its path."""
-    stages: dict[str, HybridBlock] = {}
-    for number, stage in enumerate(network.layers, start=1):
-        assert isinstance(stage, Stage)
-        block = stage.blocks[-1]
-        assert isinstance(block, HybridBlock)
-        stages[f"stage{number}"] = block
-    blocks = {name: each for name, each in network.named_modules() if isinstance(each, HybridBlock)}
-    return {**stages, **blocks}
-
-
-def default_layer(network: MicroscopicMamba, image_size: int) -> str:
-    """The last stage whose map has at least 7 x 7 positions: of 224 pixels the last of all, of 64 the second.
-
-    Later stages know more of what a thing is, and less of where.
-    """
-    fine = [i for i in range(len(network.layers)) if image_size // (4 * 2**i) >= FINEST_USEFUL]
-    return f"stage{max(fine, default=0) + 1}"
-
-
 class Explainer:
     """One method on one network.
 
@@ -151,7 +129,7 @@ class Explainer:
         network: in evaluation mode; it is left as it is.
         image_size: S, pixels.
         method: one of `METHODS`.
-        layer: of Grad-CAM, one of `layer_names`; None for `default_layer`.
+        layer: of Grad-CAM, one of `Family.map_layers`; None for the default.
 
     Raises:
         InputError: there is no such method or layer, or a layer for a method that has none.
@@ -160,7 +138,7 @@ class Explainer:
 
     def __init__(
         self,
-        network: MicroscopicMamba,
+        network: Network,
         image_size: int,
         method: str = "gradcam",
         layer: str | None = None,
@@ -177,12 +155,17 @@ class Explainer:
             ) from error
         self.network = deepcopy(network).requires_grad_(False)
         self.method = method
-        names = layer_names(self.network)
-        chosen = layer or default_layer(network, image_size)
-        if chosen not in names:
-            raise InputError(f"there is no layer '{chosen}': choose one of {', '.join(names)}")
-        self.description = f"Grad-CAM at {chosen}" if method == "gradcam" else "occlusion"
-        self._shown = _shown_in_place(self.network, names[chosen])
+        self.description = "occlusion"
+        if method == "gradcam":
+            family = family_of(network)
+            layers = family.map_layers(network)
+            if not layers:
+                raise InputError(f"{family.title} tells of no maps for gradcam: choose occlusion")
+            chosen = layer or family.default_map_layer(network, image_size)
+            if chosen not in layers:
+                raise InputError(f"there is no layer '{chosen}': choose one of {', '.join(layers)}")
+            self.description = f"Grad-CAM at {chosen}"
+            self._shown = _shown_in_place(self.network, layers[chosen], family.maps_channels_last)
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) to (B, classes)."""
@@ -230,28 +213,28 @@ class Explainer:
         return heat
 
 
-class _Shown(nn.Module):
-    """A block whose map passes through `map` channels first, where Captum expects channels."""
+class _ChannelsFirst(nn.Module):
+    """A module of channels-last maps, whose map passes through `map` as Captum expects it, channels first."""
 
-    def __init__(self, block: HybridBlock) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.block = block
+        self.module = module
         self.map = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return channels_last(self.map(channels_first(self.block(x))))
+        shown: Tensor = self.map(self.module(x).permute(0, 3, 1, 2))
+        return shown.permute(0, 2, 3, 1)
 
 
-def _shown_in_place(network: MicroscopicMamba, block: HybridBlock) -> nn.Module:
-    """Puts a `_Shown` where the block stands and returns its map."""
-    for stage in network.layers:
-        assert isinstance(stage, Stage)
-        for index, each in enumerate(stage.blocks):
-            if each is block:
-                shown = _Shown(block)
-                stage.blocks[index] = shown
-                return shown.map
-    raise ValueError("the block is not one of the network's")
+def _shown_in_place(network: Network, path: str, channels_last: bool) -> nn.Module:
+    """The module whose result is the map of the module at a path, channels first; put there if need be."""
+    module = network.get_submodule(path)
+    if not channels_last:
+        return module
+    shown = _ChannelsFirst(module)
+    owner, _, leaf = path.rpartition(".")
+    setattr(network.get_submodule(owner), leaf, shown)
+    return shown.map
 
 
 def _read(paths: Sequence[Path]) -> Iterator[tuple[Path, npt.NDArray[np.uint8] | ImageError]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InputError
+from ..networks.family import Architecture as AnyArchitecture
 from ..networks.microscopic_mamba import SIZES, Architecture
 
 SWITCHES = ("mifa", "parallel", "psffn")
@@ -69,8 +70,10 @@ class PaperRow:
         return Architecture.of_size(self.size, num_classes=num_classes, **dict.fromkeys(self.off, False))
 
     @classmethod
-    def of(cls, arch: Architecture) -> PaperRow | None:
-        """The row of an architecture, whatever its classes; None for one of another size."""
+    def of(cls, arch: AnyArchitecture) -> PaperRow | None:
+        """The row of an architecture, whatever its classes; None for one that the paper does not have."""
+        if not isinstance(arch, Architecture):
+            return None
         for size, fields in SIZES.items():
             if (arch.depths, arch.dims, arch.d_state) == (fields["depths"], fields["dims"], 16):
                 return cls(size, tuple(name for name in SWITCHES if not getattr(arch, name)))

@@ -19,6 +19,7 @@ from ...errors import TrainingError
 from ...measures.predictions import PREDICTIONS, read_predictions
 from ...measures.uncertainty import RESAMPLES, Interval
 from ..networks.complexity import complexity
+from ..networks.registry import family_of
 from ..training.run import METRICS as METRICS_FILE
 from ..training.run import RunFolder
 from .paper import ABLATIONS, METRICS, PEERS, PUBLISHED, PaperRow, Results, read_published
@@ -95,7 +96,7 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
     data = config.get("dataset") or Path(config["root"]).name
     count = complexity(row.architecture(row.published.classes) if row else begun.arch, PAPER_SIZE)
     own = Row(
-        network=row.name if row else f"depths {begun.arch.depths}, dims {begun.arch.dims}",
+        network=row.name if row else family_of(begun.arch).describe(begun.arch),
         source=str(run),
         table=row.table if row and row.key in PUBLISHED else UNKNOWN,
         data=data,

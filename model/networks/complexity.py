@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...plugins.selective_scan import DIRECTIONS
-from .microscopic_mamba import ARVSS, PEVM, Architecture, MicroscopicMamba
+from .family import Architecture
+from .registry import family_of
 
 MACS_PER_STATE_UPDATE = 3
 """Multiply-adds of one state at one position: the decay's exponent, the new value, the output's share."""
@@ -55,8 +55,9 @@ class Complexity:
 
 def complexity(arch: Architecture, image_size: int = 224) -> Complexity:
     """Counts for one image of ``image_size`` pixels square; nothing is computed."""
+    family = family_of(arch)
     with torch.device("meta"):
-        network = MicroscopicMamba(arch).eval()
+        network = family.build(arch).eval()
         images = torch.empty(1, 3, image_size, image_size)
     elementwise = 0
 
@@ -74,34 +75,13 @@ def complexity(arch: Architecture, image_size: int = 224) -> Complexity:
         network(images)
     counted = counter.get_total_flops() // 2
 
-    projections = as_run = updates = 0
-    side = image_size // 4
-    for stage in network.layers:
-        positions = side * side
-        for branch in (module for module in stage.modules() if isinstance(module, PEVM)):
-            block = branch.mamba
-            each = positions * branch.groups
-            d_inner, rank, states = block.conv2d.in_channels, block.dt_rank, block.d_state
-            features = each * d_inner * DIRECTIONS * (rank + 2 * states)
-            projections += features + each * DIRECTIONS * rank * d_inner
-            as_run += features + each * (DIRECTIONS * rank) * (DIRECTIONS * d_inner)
-            updates += each * DIRECTIONS * d_inner * states
-        side //= 2
+    scans = family.scan_work(network, image_size)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     return Complexity(
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        used_parameters=sum(parameter.numel() for parameter in network.parameters())
-        - sum(_unused(module) for module in network.modules()),
-        layer_macs=counted - as_run,
+        parameters=parameters,
+        used_parameters=parameters - family.unused_parameters(network),
+        layer_macs=counted - scans.projection_macs_counted,
         elementwise=elementwise,
-        projection_macs=projections,
-        state_updates=updates,
+        projection_macs=scans.projection_macs,
+        state_updates=scans.state_updates,
     )
-
-
-def _unused(module: nn.Module) -> int:
-    """Weights of a module that are in every checkpoint and in no forward pass."""
-    if isinstance(module, PEVM):
-        return sum(parameter.numel() for parameter in module.proj.parameters())
-    if isinstance(module, ARVSS) and module.PSFFN is not None:
-        return module.out_proj.weight.numel()
-    return 0

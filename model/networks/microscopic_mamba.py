@@ -19,7 +19,8 @@ Where the paper and the released checkpoints differ, the checkpoints win; each p
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from torch.nn import functional
 
 from ...plugins.selective_scan import DIRECTIONS
 from ...plugins.selective_scan.operator import selective_scan_2d
+from .checkpoint_file import checkpoint_network, read_checkpoint_file
+from .family import Architecture as AnyArchitecture
+from .family import Network
 
 GROUPS = 4
 """Channel groups that share one ARVSS block (the paper's parallel branches)."""
@@ -43,8 +47,8 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """All that a checkpoint's tensors depend on.
+class Architecture(AnyArchitecture):
+    """Depths, widths, states, and three switches.
 
     The three switches are the ablations of the paper's Tables II and III.
     """
@@ -53,7 +57,6 @@ class Architecture:
     """Hybrid blocks in each stage."""
     dims: tuple[int, ...] = (96, 192, 384, 768)
     """Channels of each stage."""
-    num_classes: int = 1000
     d_state: int = 16
     """States per channel, N."""
     drop_path_rate: float = 0.1
@@ -89,10 +92,6 @@ class Architecture:
             raise ValueError(f"there is no size {size!r}: choose one of {', '.join(SIZES)}")
         fields: dict[str, Any] = {**SIZES[size], **changes}
         return cls(**fields)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
@@ -355,12 +354,48 @@ class Stage(nn.Module):
         return x if self.downsample is None else self.downsample(x)
 
 
-class MicroscopicMamba(nn.Module):
+def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
+    """Reads the architecture off the names and shapes of a state dict.
+
+    Raises:
+        KeyError: a tensor that every Microscopic-Mamba has is missing.
+        ValueError: the shapes do not describe a network.
+    """
+    stages = _count(state, "layers.")
+    depths = tuple(_count(state, f"layers.{i}.blocks.") for i in range(stages))
+    widest = state["head.weight"].shape[1]
+    first = "layers.0.blocks.0"
+    half = state[f"{first}.Conv_branch.0.weight"].shape[0]
+    d_model = state[f"{first}.pvm_layer.mamba.in_proj.weight"].shape[1]
+    if d_model not in (half, half // GROUPS):
+        raise ValueError(f"{first}.pvm_layer.mamba works on {d_model} of {half} channels")
+    return Architecture(
+        depths=depths,
+        dims=tuple(widest // 2 ** (stages - 1 - i) for i in range(stages)),
+        num_classes=state["head.weight"].shape[0],
+        d_state=state[f"{first}.pvm_layer.mamba.A_logs"].shape[1],
+        mifa=f"{first}.MIFA.DWConv.weight" in state,
+        parallel=d_model != half,
+        psffn=f"{first}.pvm_layer.mamba.PSFFN.conv_0.weight" in state,
+    )
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many of ``prefix0.``, ``prefix1.``, … begin a name."""
+    number = 0
+    while any(name.startswith(f"{prefix}{number}.") for name in state):
+        number += 1
+    return number
+
+
+class MicroscopicMamba(Network):
     """The classifier: images (B, 3, S, S) float32, normalised, to logits (B, num_classes).
 
     ``S`` must be a multiple of 32, and images square (see `PSFFN`). Names of the state dict are the
     published ones.
     """
+
+    arch: Architecture
 
     def __init__(self, arch: Architecture | None = None) -> None:
         super().__init__()
@@ -392,9 +427,11 @@ class MicroscopicMamba(nn.Module):
         Raises:
             CheckpointError: unreadable, of another architecture, or not finite.
         """
-        from .checkpoint import load_checkpoint
+        return checkpoint_network(read_checkpoint_file(path), cls._from_state)
 
-        return load_checkpoint(path).network
+    @classmethod
+    def _from_state(cls, state: Mapping[str, Tensor]) -> MicroscopicMamba:
+        return cls(architecture_of(state))
 
     def initialise(self) -> None:
         """Fills all weights for training from scratch (the released code's initialisation)."""

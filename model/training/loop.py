@@ -35,7 +35,8 @@ from ...measures.metrics import metrics_of
 from ...measures.predictions import Predictions
 from ...version import __version__
 from ..networks.checkpoint import save_checkpoint
-from ..networks.microscopic_mamba import Architecture, MicroscopicMamba
+from ..networks.family import Architecture, Network
+from ..networks.registry import DEFAULT, architecture_named, family_of, with_switches
 from .history import Epoch, Result, best_of, is_over
 from .loading import (
     CACHE_BYTES,
@@ -170,7 +171,7 @@ def train_folder(
     folder: str | Path,
     run: str | Path,
     *,
-    size: str | None = None,
+    network: str | None = None,
     switches: Mapping[str, bool] | None = None,
     preset: str | None = None,
     figures: Mapping[str, Any] | None = None,
@@ -186,8 +187,8 @@ def train_folder(
     Args:
         folder: of images (see `read_training_folder`); a flat one is split by the recipe's seed.
         run: the run folder.
-        size: ``t``, ``s`` or ``b``; tiny by default.
-        switches: the ablations of `Architecture` by name: ``mifa``, ``parallel``, ``psffn``.
+        network: one of the registry's names; Microscopic-Mamba tiny, ``t``, by default.
+        switches: further fields of its architecture by name, such as ``mifa=False``.
         preset: name of the recipe to start from; the paper's by default.
         figures: of the recipe and its augmentation, by field name, in place of the preset's.
         group_by: regular expression of the groups in file names.
@@ -202,9 +203,10 @@ def train_folder(
         DataError: a folder that cannot be trained on.
     """
     begun = RunFolder(run).read_beginning() if resume else None
-    arch = Architecture.of_size(size or "t") if size or begun is None else begun.arch
-    changed: dict[str, Any] = dict(switches or {})
-    arch = replace(arch, **changed)
+    if network or begun is None:
+        arch = architecture_named(network or DEFAULT, **(switches or {}))
+    else:
+        arch = with_switches(begun.arch, switches or {})
     pattern = group_by if group_by is not None else begun.group_by if begun else None
     try:
         base = begun.recipe if begun and preset is None else Recipe.of_preset(preset or "paper")
@@ -255,7 +257,7 @@ class _Trainer:
         self.transform = processes.from_first(lambda: self._begin(data, images["train"], arch, resume))
 
         torch.manual_seed(recipe.seed)
-        self.network = MicroscopicMamba(arch).to(self.device)
+        self.network = family_of(arch).build(arch).to(self.device)
         self.optimiser = _optimiser_of(self.network, recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=hardware.amp)
         self.history: list[Epoch] = []
@@ -321,6 +323,7 @@ class _Trainer:
         identity = _plain(
             {
                 "recipe": asdict(self.recipe),
+                "network": family_of(arch).name_of(arch),
                 "architecture": arch.to_dict(),
                 "data": {
                     "labels": data.labels,
@@ -525,7 +528,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = was_benchmarking
 
 
-def _optimiser_of(network: MicroscopicMamba, recipe: Recipe) -> torch.optim.Adam:
+def _optimiser_of(network: Network, recipe: Recipe) -> torch.optim.Adam:
     spared = set(network.without_weight_decay())
     decayed = [parameter for name, parameter in network.named_parameters() if name not in spared]
     others = [parameter for name, parameter in network.named_parameters() if name in spared]
@@ -550,6 +553,7 @@ def _check_same_run(run: Path, config: dict[str, Any], identity: dict[str, Any])
     was, now = _flat({key: config.get(key) for key in identity}), _flat(identity)
     # Figures that a run of an earlier version does not name were what their defaults are.
     was = {**_flat({"recipe": _plain(asdict(Recipe()))}), **was}
+    was["network"] = was["network"] or now["network"]  # not named by an earlier version
     differences = [
         f"{name} was {was.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(was.keys() | now.keys())

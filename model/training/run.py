@@ -27,11 +27,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import TargetError, TrainingError
+from ...errors import InputError, TargetError, TrainingError
 from ...files import write_atomically
 from ...measures.confusion import write_confusion_matrix
 from ...measures.predictions import PREDICTIONS, Predictions, write_predictions
-from ..networks.microscopic_mamba import Architecture
+from ..networks.family import Architecture
+from ..networks.microscopic_mamba_family import MicroscopicMambaFamily
+from ..networks.registry import family_named
 from .history import Epoch, Result, best_of
 from .plots import write_training_curve
 from .recipe import Recipe
@@ -120,17 +122,15 @@ class RunFolder:
         if config is None:
             return None
         try:
-            arch: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in config["architecture"].items()
-            }
+            # Runs begun before networks had names are Microscopic-Mamba's.
+            family = family_named(config.get("network", MicroscopicMambaFamily.name))
             return Beginning(
                 Recipe.from_dict(config["recipe"]),
-                Architecture(**arch),
+                family.architecture_from(config["architecture"]),
                 config["data"]["group_by"],
                 bool(config.get("skipped")),
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, InputError) as error:
             raise TrainingError(
                 f"{self.path / CONFIG}: is not the config of a run of this version: {error!r}"
             ) from error

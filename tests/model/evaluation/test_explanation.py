@@ -17,8 +17,9 @@ from torch.nn import functional
 from msmamba.cli import mmdeploy
 from msmamba.errors import BackendError, InputError, TargetError
 from msmamba.model import MicroscopicMamba
-from msmamba.model.evaluation.explanation import Explainer, default_layer, explain_images, layer_names
+from msmamba.model.evaluation.explanation import Explainer, explain_images
 from msmamba.model.networks.microscopic_mamba import SIZES, Architecture
+from msmamba.model.networks.registry import family_of
 from msmamba.plugins.selective_scan import cpu
 
 SIDE = 64
@@ -128,14 +129,15 @@ def test_a_batch_gives_each_image_the_map_that_it_gets_alone(disc_finder: Micros
 )
 def test_the_default_layer_is_the_last_one_that_still_says_where(size: int, layer: str) -> None:
     network = MicroscopicMamba.of_size("t", num_classes=2)
-    assert default_layer(network, size) == layer
+    assert family_of(network).default_map_layer(network, size) == layer
 
 
 def test_every_block_is_a_layer() -> None:
-    names = layer_names(MicroscopicMamba.of_size("t", num_classes=2))
+    network = MicroscopicMamba.of_size("t", num_classes=2)
+    names = family_of(network).map_layers(network)
     assert list(names)[:4] == ["stage1", "stage2", "stage3", "stage4"]
     assert len(names) == 4 + sum(SIZES["t"]["depths"])
-    assert names["stage3"] is names["layers.2.blocks.3"]
+    assert names["stage3"] == names["layers.2.blocks.3"]
 
 
 def command(*arguments: object) -> Result:

@@ -1,0 +1,105 @@
+"""The networks by name: the one place that lists them.
+
+build_network("t", num_classes=4)     Microscopic-Mamba tiny; ``s`` small, ``b`` base
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import InputError, some
+from .family import Architecture, Family, Network
+from .microscopic_mamba import SIZES
+from .microscopic_mamba_family import MicroscopicMambaFamily
+
+DEFAULT = "t"
+"""The network where nobody says which."""
+
+NETWORKS: dict[str, Family] = {**dict.fromkeys(SIZES, MicroscopicMambaFamily())}
+"""The families by the names of their networks. A new network is a line here."""
+
+
+def family_named(name: str) -> Family:
+    """The family of a network's name, or of its own.
+
+    Raises:
+        InputError: there is none.
+    """
+    for network, family in NETWORKS.items():
+        if name in (network, family.name):
+            return family
+    raise InputError(f"there is no network '{name}': choose one of {', '.join(NETWORKS)}")
+
+
+def architecture_named(name: str, **changes: Any) -> Architecture:
+    """The architecture of a network's name, with any field changed.
+
+    Raises:
+        InputError: there is no such network, it has no such field, or the fields do not fit together.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"there is no network '{name}': choose one of {', '.join(NETWORKS)}")
+    try:
+        return NETWORKS[name].architecture(name, **changes)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"network '{name}' cannot be built so: {error}") from error
+
+
+def with_switches(arch: Architecture, switches: Mapping[str, Any]) -> Architecture:
+    """An architecture with some of its fields changed.
+
+    Raises:
+        InputError: it has no such field, or the fields do not fit together.
+    """
+    try:
+        return replace(arch, **switches)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{family_of(arch).describe(arch)}: cannot be changed so: {error}") from error
+
+
+def build_network(name: str, *, num_classes: int, **changes: Any) -> Network:
+    """A network, initialised for training from scratch.
+
+    Args:
+        name: one of `NETWORKS`: ``t``, ``s``, ``b`` …
+        num_classes: logits of an image.
+        changes: further fields of its architecture, such as ``mifa=False``.
+
+    Raises:
+        InputError: there is no such network, it has no such field, or the fields do not fit together.
+    """
+    arch = architecture_named(name, num_classes=num_classes, **changes)
+    return family_of(arch).build(arch)
+
+
+def family_of(of: Network | Architecture) -> Family:
+    """The family that a network, or an architecture, is of.
+
+    Raises:
+        ValueError: its class is not registered.
+    """
+    for family in NETWORKS.values():
+        if isinstance(of, family.network_type | family.architecture_type):
+            return family
+    raise ValueError(f"{type(of).__name__} is of no registered network")
+
+
+def recognise(state: Mapping[str, Tensor]) -> tuple[Family, Architecture]:
+    """Whose state dict this is.
+
+    Raises:
+        ValueError: of no network that is known; why it is not of each.
+    """
+    reasons = []
+    for family in dict.fromkeys(NETWORKS.values()):
+        try:
+            return family, family.architecture_of(state)
+        except KeyError as error:
+            reasons.append(f"not a {family.title} checkpoint: it has no tensor {error}")
+        except (ValueError, IndexError, TypeError) as error:
+            reasons.append(f"not a {family.title} checkpoint: {error}")
+    raise ValueError(some(reasons))
