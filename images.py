@@ -16,9 +16,10 @@ Reading gives ``(H, W, 3)`` uint8, by rules that hold for every file:
 - **Refused**: 32-bit integers and floats (no scale to 8 bits is implied), sides of a single pixel, more
   pixels than `MAX_PIXELS` (read from the header, before anything is decoded), truncated data.
 
-`Transform` is the evaluation transform: Pillow's bilinear, antialiased resize of the 8-bit RGB image to
-``S x S`` (the aspect ratio is not kept), then ``(v / 255 - mean) / std`` per channel, computed in float64 and
-rounded once to float32.
+`Transform` is the evaluation transform: the bilinear, antialiased resize of the 8-bit RGB image to ``S x S``
+that `msmamba.resize` defines (the aspect ratio is not kept), then ``(v / 255 - mean) / std`` per channel,
+computed in float64 and rounded once to float32. The compiled library does both where it is built, with the
+same bits.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -40,7 +41,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from . import resize as reference
 from .errors import ImageError, InputError
+from .resize import Box
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -152,12 +155,13 @@ class Transform:
         Returns:
             (3, S, S) float32, contiguous.
         """
+        if (native := native_resize()) is not None:
+            return native.prepare(pixels, self.size, self._tables)
         return self.normalise(self.resize(pixels))
 
     def resize(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W, 3) to (S, S, 3), uint8: bilinear with a support that grows with the reduction."""
-        shape = (self.size, self.size)
-        return np.asarray(Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR))
+        """(H, W, 3) to (S, S, 3), uint8: `resized`."""
+        return resized(pixels, self.size)
 
     def normalise(
         self, pixels: NDArray[np.uint8], out: NDArray[np.float32] | None = None
@@ -165,6 +169,9 @@ class Transform:
         """(S, S, 3) uint8 to (3, S, S) float32: scaled, centred, channels first; into ``out`` where given."""
         if out is None:
             out = np.empty((3, *pixels.shape[:2]), np.float32)
+        if (native := native_resize()) is not None:
+            native.normalise(pixels, self._tables, out)
+            return out
         for channel, table in enumerate(self._tables):
             np.take(table, pixels[..., channel], out=out[channel], mode="clip")  # clip: no bounds buffer
         return out
@@ -175,6 +182,25 @@ class Transform:
         values = np.arange(256, dtype=np.float64) / 255
         mean, std = np.array(self.mean)[:, None], np.array(self.std)[:, None]
         return np.ascontiguousarray((values - mean) / std, dtype=np.float32)
+
+
+def resized(pixels: NDArray[np.uint8], size: int, box: Box | None = None) -> NDArray[np.uint8]:
+    """A picture, or a part of it, as the network is shown it: (H, W, 3) to (size, size, 3), uint8.
+
+    The definition is `msmamba.resize`'s; arguments and errors too.
+    """
+    return (native_resize() or reference).resize(pixels, size, box)
+
+
+@cache
+def native_resize() -> Any | None:
+    """The compiled resize (`plugins.image_resize.cpu`), None where it is not built.
+
+    The ground floor knows no plugins but this one, and not before an image is resized.
+    """
+    from .plugins.image_resize import cpu
+
+    return cpu if cpu.why_unavailable() is None else None
 
 
 def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:

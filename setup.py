@@ -15,7 +15,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-NATIVE_FOLDERS = [Path("plugins/selective_scan/native"), Path("plugins/hybrid_block/native")]
+NATIVE_FOLDERS = [
+    Path("plugins") / name / "native" for name in ("selective_scan", "hybrid_block", "image_resize")
+]
 COMPILE_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-g0", "-Wno-psabi"]
 
 # Sources are compiled with the flags of the instruction set that ends their name.

@@ -21,7 +21,10 @@ HEAVY = (
 )
 
 # The ground floor, known by all: who stands later may know who stands earlier.
-GROUND = ("version", "errors", "files", "machine", "images", "data", "pages", "measures")
+GROUND = ("version", "errors", "files", "machine", "resize", "images", "data", "pages", "measures")
+
+# What the ground floor knows of the rooms: `images` asks for the compiled resize, inside a function.
+GROUND_ASKS = {"images": {"msmamba.plugins.image_resize", "msmamba.plugins.image_resize.cpu"}}
 
 # Who may know whom beside the ground floor; everyone knows itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -116,8 +119,16 @@ def test_each_part_knows_only_those_it_may(part: str) -> None:
         for path in sources(part)
         for name in imported(path)
         if name.startswith("msmamba.") and name.split(".")[1] in parts - allowed
+        if name not in GROUND_ASKS.get(part, ())
     ]
     assert wrong == []
+
+
+def test_images_ask_for_the_native_resize_in_a_function_only() -> None:
+    tree = ast.parse((ROOT / "images.py").read_text(encoding="utf-8"))
+    at_the_top = [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.level]
+    assert at_the_top == [None, "errors", "resize"]
+    assert GROUND_ASKS["images"] <= set(imported(ROOT / "images.py"))
 
 
 @pytest.mark.parametrize("part", [*GROUND, *MAY_IMPORT])

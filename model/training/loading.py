@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ...data.imported import Channels
 from ...data.samples import Sample
 from ...errors import ImageError
-from ...images import StackedImage, Transform, read_image
+from ...images import StackedImage, Transform, read_image, resized
 
 Pixels = npt.NDArray[np.uint8]
 Item = tuple[npt.NDArray[np.float32], int]
@@ -128,15 +127,17 @@ class Augmentation:
         return left, top, left + crop_width, top + crop_height
 
     def __call__(self, pixels: Pixels, size: int, generator: np.random.Generator) -> Pixels:
-        """Crops, resizes and flips an RGB image: (H, W, 3) to (size, size, 3)."""
+        """Crops, resizes and flips an RGB image: (H, W, 3) to (size, size, 3).
+
+        The resize is the runtime's; at a crop's edges it sees the pixels around it, as it would in the image.
+        """
         height, width, _ = pixels.shape
-        box = self.crop_box(width, height, generator)
-        image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=box)
+        image = resized(pixels, size, self.crop_box(width, height, generator))
         if self.horizontal_flip and generator.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image = image[:, ::-1]
         if self.vertical_flip and generator.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-        return np.asarray(image)
+            image = image[::-1]
+        return np.ascontiguousarray(image)
 
 
 class TrainingImages(Dataset[Item]):
