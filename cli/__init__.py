@@ -21,6 +21,7 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .explain import explain
 from .export import export
+from .help import SETTINGS, Group
 from .infer import infer
 from .info import info
 from .table import table
@@ -28,9 +29,14 @@ from .train import train
 from .verify import verify
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_EXAMPLE = """\
+mmdeploy train cells -o run
+mmdeploy export run/best.safetensors --fp16 -o cells.fp16
+mmdeploy verify cells.fp16 --against run/best.safetensors --data cells
+mmdeploy infer cells.fp16 'new/*.png'"""
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """The one place where errors become lines and exit statuses."""
 
     def invoke(self, context: click.Context) -> Any:
@@ -48,14 +54,14 @@ class _Commands(click.Group):
             context.exit(_INTERRUPTED)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings=SETTINGS, example=_EXAMPLE)
 @click.version_option(__version__, package_name="msmamba")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def mmdeploy(debug: bool) -> None:
     """Takes Microscopic-Mamba to the machine beside the microscope: train, export, verify, infer."""
 
 
-for _command in (train, evaluate, export, verify, infer, bench, explain, data, table, info, doctor):
+for _command in (data, train, evaluate, table, explain, info, export, verify, infer, bench, doctor):
     mmdeploy.add_command(_command)
 
 

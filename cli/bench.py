@@ -6,32 +6,107 @@ from typing import Any
 
 import click
 
-from .options import PROVIDERS, steps
+from .help import Command, option
+from .options import EVERY_CORE, PROVIDERS, steps
+
+_CASES = "What is measured (each may be given several times)"
+_MEASURING = "How it is measured"
+_RESULTS = "Results"
 
 
-@click.command()
+@click.command(cls=Command, example="mmdeploy bench cells.fp32 cells.fp16 --rounds 10 --plot bench.png")
 @click.argument("artefacts", nargs=-1, required=True)
-@click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Repeatable; 1.")
-@click.option("--threads", type=click.IntRange(1), multiple=True, help="Repeatable; every usable core.")
-@click.option("--kernels", type=click.Choice(["auto", "native", "functions"]), multiple=True)
-@click.option(
-    "--provider", "providers", type=click.Choice(PROVIDERS), multiple=True, help="Repeatable; what executes."
+@option(
+    "--batch-size",
+    "batch_sizes",
+    group=_CASES,
+    type=click.IntRange(1),
+    multiple=True,
+    metavar="N",
+    show_default="1",
+    help="How many images go through the network at once.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-@click.option("--rounds", type=click.IntRange(1), help="Measured rounds.")
-@click.option("--warmup", type=click.IntRange(0), help="Rounds before those, not counted.")
-@click.option("--seconds", type=float, help="Begin no further round after that time.")
-@click.option("--image", metavar="FILE", help="Image to preprocess; by default one made up of 640x480.")
-@click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table")
-@click.option("-o", "--output", metavar="FILE", help="Write all figures there as JSON.")
-@click.option("--plot", metavar="FILE", help="Write a chart there as PNG.")
+@option(
+    "--threads",
+    group=_CASES,
+    type=click.IntRange(1),
+    multiple=True,
+    metavar="N",
+    show_default=EVERY_CORE,
+    help="How many CPU threads to use.",
+)
+@option(
+    "--kernels",
+    group=_CASES,
+    type=click.Choice(["auto", "native", "functions"]),
+    multiple=True,
+    show_default="auto",
+    help="Run by compiled kernels, or as plain ONNX.",
+)
+@option(
+    "--provider",
+    "providers",
+    group=_CASES,
+    type=click.Choice(PROVIDERS),
+    multiple=True,
+    show_default="auto",
+    help="Insist on an engine or ONNX Runtime provider.",
+)
+@option(
+    "--device",
+    group=_MEASURING,
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Run on the CPU or on an NVIDIA GPU.",
+)
+@option(
+    "--rounds",
+    group=_MEASURING,
+    type=click.IntRange(1),
+    metavar="N",
+    show_default="50",
+    help="How many rounds to measure.",
+)
+@option(
+    "--warmup",
+    group=_MEASURING,
+    type=click.IntRange(0),
+    metavar="N",
+    show_default="5",
+    help="How many rounds to run before those, not counted.",
+)
+@option(
+    "--seconds",
+    group=_MEASURING,
+    type=float,
+    metavar="S",
+    show_default="120",
+    help="Begin no further round after so many seconds.",
+)
+@option(
+    "--image",
+    group=_MEASURING,
+    metavar="FILE",
+    show_default="one made up, of 640x480",
+    help="The image to preprocess.",
+)
+@option("-o", "--output", group=_RESULTS, metavar="FILE", help="Also write all figures to FILE as JSON.")
+@option("--plot", group=_RESULTS, metavar="FILE", help="Also draw a chart into FILE as PNG.")
+@option(
+    "--format",
+    "output_format",
+    group=_RESULTS,
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="How the figures are printed.",
+)
 def bench(
     artefacts: tuple[str, ...], output_format: str, output: str | None, plot: str | None, **chosen: Any
 ) -> None:
-    """Measure ARTEFACTS side by side: latency, throughput, memory, and where the time goes.
+    """Measure artefacts side by side: latency, throughput, memory.
 
-    Ratios are to the first. With several --batch-size, --threads, --kernels or --provider every
-    combination is measured.
+    ARTEFACTS are bundles, ONNX files or engines; ratios are to the first. Every combination of what is
+    given under the first heading is measured.
     """
     from ..files import write_atomically
     from ..runtime.benchmark import BenchmarkOptions, benchmark

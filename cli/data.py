@@ -7,7 +7,12 @@ from typing import Any
 
 import click
 
-from .options import bar
+from .help import Command, Group, option
+from .options import EVERY_CORE, bar
+
+_SPLIT = "The split"
+_IMAGES = "The images"
+_OUTPUT = "Output"
 
 # `data.published.KINDS`, which a test compares; importing it here would load numpy.
 
@@ -15,30 +20,49 @@ from .options import bar
 _DATA_SETS = ("malaria", "mhist", "tissuemnist", "medfm-colon", "rpe", "folder")
 
 
-@click.group()
+@click.group(
+    cls=Group,
+    example="mmdeploy data import malaria cell_images -o malaria\nmmdeploy data check malaria",
+)
 def data() -> None:
-    """Import published data sets, with no patient or slide in two splits, and check them.
+    """Import published data sets and check them.
 
-    \b
-    mmdeploy data import malaria cell_images -o malaria
-    mmdeploy train malaria -o run
+    No patient, slide or source image gets into two splits.
     """
 
 
-@data.command("import", short_help="Read a data set as it was published into a folder to train on.")
+@data.command(
+    "import", cls=Command, example="mmdeploy data import folder micrographs -o cells --group-by 'patient\\d+'"
+)
 @click.argument("kind", type=click.Choice(_DATA_SETS), metavar="KIND")
 @click.argument("source")
-@click.option("-o", "--output", required=True, metavar="DATA", help="The folder to write.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split.")
-@click.option("--official-split", is_flag=True, help="Keep the published split instead of dealing 6:2:2.")
-@click.option("--group-by", metavar="PATTERN", help="Of a folder: finds a patient or slide in a file name.")
-@click.option("--strict", is_flag=True, help="Refuse a copy that differs from what was published.")
-@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read, and name them.")
-@click.option("--copy", is_flag=True, help="Copy the images instead of linking them.")
-@click.option("--threads", type=click.IntRange(1), help="That read images. [default: every usable core]")
-@click.option("--force", is_flag=True, help="Replace an imported data set.")
+@option("-o", "--output", group=_OUTPUT, required=True, metavar="DATA", help="The folder to write.")
+@option("--force", group=_OUTPUT, is_flag=True, help="Replace an imported data set.")
+@option("--seed", group=_SPLIT, type=click.IntRange(0), metavar="N", default=0, help="Seed of the split.")
+@option(
+    "--official-split", group=_SPLIT, is_flag=True, help="Keep the published split instead of dealing 6:2:2."
+)
+@option(
+    "--group-by",
+    group=_SPLIT,
+    metavar="PATTERN",
+    help="Find a patient or slide in each file name; for KIND folder.",
+)
+@option("--strict", group=_IMAGES, is_flag=True, help="Refuse a copy that differs from what was published.")
+@option(
+    "--skip-bad", group=_IMAGES, is_flag=True, help="Leave out images that cannot be read, and name them."
+)
+@option("--copy", group=_IMAGES, is_flag=True, help="Copy the images instead of linking them.")
+@option(
+    "--threads",
+    group=_IMAGES,
+    type=click.IntRange(1),
+    metavar="N",
+    show_default=EVERY_CORE,
+    help="How many threads read images.",
+)
 def import_data(kind: str, source: str, output: str, **chosen: Any) -> None:
-    """Read the data set SOURCE of KIND, as published, into a folder that train, eval and verify take.
+    """Read a data set as it was published into a folder to train on.
 
     \b
     KIND         SOURCE holds                                     kept together
@@ -66,10 +90,13 @@ def import_data(kind: str, source: str, output: str, **chosen: Any) -> None:
         click.echo("imported all the same; --strict refuses such a copy", err=True)
 
 
-@data.command("check", short_help="Compare every file with its checksum.")
+@data.command("check", cls=Command, example="mmdeploy data check malaria")
 @click.argument("folder", metavar="DATA")
 def check_data(folder: str) -> None:
-    """Compare every file of the imported data set DATA with its checksum."""
+    """Compare every file of an imported data set with its checksum.
+
+    DATA is a folder that data import wrote.
+    """
     from ..data.imported import check_contents
     from ..errors import DataError, some
 

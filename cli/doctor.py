@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import click
 
+from .help import Command, option
 
-@click.command()
-@click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text")
+
+@click.command(cls=Command, example="mmdeploy doctor")
+@option(
+    "--format",
+    "output_format",
+    group="Results",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="How the findings are printed.",
+)
 @click.pass_context
 def doctor(context: click.Context, output_format: str) -> None:
     """Tell what this machine can run, and what the rest would need.

@@ -6,21 +6,53 @@ from typing import Any
 
 import click
 
-from .options import bar, device_options, let_idle_threads_sleep, names
+from .help import Command, option
+from .options import bar, described_options, device_options, let_idle_threads_sleep, names
+
+_RESULTS = "Results"
+_IMAGES = "The images"
 
 
-@click.command("eval")
+@click.command("eval", cls=Command, example="mmdeploy eval run/best.safetensors cells -o measured")
 @click.argument("model")
 @click.argument("data")
-@click.option("--split", help="Of DATA, where it has splits. [default: test]")
-@click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table")
-@click.option("-o", "--output", metavar="DIR", help="Write metrics.json and confusion.png there.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, help="Images a batch.")
-@click.option("--skip-bad", is_flag=True, help="Read all images first; leave out what cannot be read.")
-@click.option("--size", "image_size", type=click.IntRange(32), help="Side of the square input, in pixels.")
-@click.option("--labels", metavar="NAMES|FILE", help="Class names, by commas, or a file with one a line.")
-@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Channel means, of values in [0, 1].")
-@click.option("--std", type=float, nargs=3, metavar="R G B", help="Channel standard deviations.")
+@option(
+    "-o",
+    "--output",
+    group=_RESULTS,
+    metavar="DIR",
+    help="Also write metrics.json and confusion.png into DIR.",
+)
+@option(
+    "--format",
+    "output_format",
+    group=_RESULTS,
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="How the figures are printed.",
+)
+@option(
+    "--split",
+    group=_IMAGES,
+    show_default="test",
+    metavar="NAME",
+    help="Which split to take, where DATA has splits.",
+)
+@option(
+    "--skip-bad",
+    group=_IMAGES,
+    is_flag=True,
+    help="Read all images first, and leave out those that cannot be read.",
+)
+@described_options
+@option(
+    "--batch-size",
+    group="How it runs",
+    type=click.IntRange(1),
+    metavar="N",
+    default=16,
+    help="How many images go through the network at once.",
+)
 @device_options
 def evaluate(
     model: str,
@@ -33,10 +65,11 @@ def evaluate(
     std: tuple[float, float, float] | None,
     **options: Any,
 ) -> None:
-    """Measure MODEL, a checkpoint, a bundle or an ONNX file, on the labelled images in DATA.
+    """Measure a model on labelled images: accuracy, AUC, confusion.
 
-    DATA was imported, or holds {train,val,test}/<class>/* or <class>/*. Labels and preprocessing come from
-    the model; give them where it does not say.
+    MODEL is a checkpoint, a bundle, an ONNX file or an engine. DATA was imported, or holds
+    {train,val,test}/<class>/* or <class>/*. Labels and preprocessing come from the model; give them where it
+    does not say.
     """
     let_idle_threads_sleep()
 

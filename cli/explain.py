@@ -6,22 +6,39 @@ from typing import Any
 
 import click
 
-from .options import bar, let_idle_threads_sleep, names
+from .help import Command, option
+from .options import bar, described_options, let_idle_threads_sleep, names
+
+_MAPS = "The heat maps"
 
 
-@click.command()
+@click.command(cls=Command, example="mmdeploy explain run/best.safetensors cells/lymphocyte -o heat-maps")
 @click.argument("checkpoint")
 @click.argument("images", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, metavar="DIR", help="The folder for the pictures.")
-@click.option("--method", type=click.Choice(["gradcam", "occlusion"]), default="gradcam", show_default=True)
-@click.option(
-    "--layer", metavar="NAME", help="Of gradcam: stage1 … or layers.I.blocks.J. [default: the last]"
+@option("-o", "--output", group=_MAPS, required=True, metavar="DIR", help="The folder for the pictures.")
+@option(
+    "--method",
+    group=_MAPS,
+    type=click.Choice(["gradcam", "occlusion"]),
+    default="gradcam",
+    help="Use gradients, or cover parts of the image.",
 )
-@click.option("--class", "label", metavar="NAME", help="Whose evidence to show. [default: the likeliest]")
-@click.option("--size", "image_size", type=click.IntRange(32), help="Side of the square input, in pixels.")
-@click.option("--labels", metavar="NAMES|FILE", help="Class names, by commas, or a file with one a line.")
-@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Channel means, of values in [0, 1].")
-@click.option("--std", type=float, nargs=3, metavar="R G B", help="Channel standard deviations.")
+@option(
+    "--layer",
+    group=_MAPS,
+    metavar="NAME",
+    show_default="the last",
+    help="Where gradcam looks, such as stage3.",
+)
+@option(
+    "--class",
+    "label",
+    group=_MAPS,
+    metavar="NAME",
+    show_default="the likeliest",
+    help="Show the evidence for this class.",
+)
+@described_options
 def explain(
     checkpoint: str,
     images: tuple[str, ...],
@@ -32,10 +49,12 @@ def explain(
     std: tuple[float, float, float] | None,
     **chosen: Any,
 ) -> None:
-    """Show where in IMAGES the network of CHECKPOINT finds the evidence for a class, as heat maps.
+    """Show where in images the network finds its evidence, as heat maps.
 
     IMAGES are files, folders (with all below them) or quoted patterns. An image that cannot be used gets a
     line with the reason, and the exit status is 1 in the end.
+
+    Layers are stage1 to stage4, and layers.I.blocks.J for block J of stage I, both counted from 0.
     """
     let_idle_threads_sleep()
 

@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from .options import given, names, steps
+from .help import Command, option
+from .options import described_options, given, names, steps
+
+_OUTPUT = "Output"
+_PRECISION = "Precision"
+_INT8 = "Quantisation to int8"
+_ENGINES = "TensorRT engines"
 
 _INT8_OPTIONS = {
     "calib": "data",
@@ -26,55 +32,140 @@ _INT8_LIMITS = ("max_flips", "max_accuracy_drop")
 _OF_CHECKPOINTS = ("image_size", "opset", "labels", "mean", "std")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    example="""\
+mmdeploy export run/best.safetensors --fp16 -o cells.fp16
+mmdeploy export run/best.safetensors --int8 --calib cells -o cells.int8
+mmdeploy export cells.fp16 --target tensorrt-rtx --sm 8.6,8.9 -o cells.rtx""",
+)
 @click.argument("source")
-@click.option("-o", "--output", required=True, metavar="BUNDLE", help="The folder to write.")
-@click.option("--fp16", is_flag=True, help="Compute in float16 wherever accuracy allows.")
-@click.option(
-    "--int8", is_flag=True, help="Multiply in int8; with --fp16, or for an engine, float16 around it."
+@option("-o", "--output", group=_OUTPUT, required=True, metavar="BUNDLE", help="The folder to write.")
+@option("--force", group=_OUTPUT, is_flag=True, help="Replace an existing bundle.")
+@option(
+    "--opset",
+    group=_OUTPUT,
+    type=int,
+    metavar="VERSION",
+    show_default="20",
+    help="Version of the standard ONNX operators.",
 )
-@click.option("--calib", metavar="DATA", help="Labelled images to measure int8 ranges on.")
-@click.option(
+@option("--fp16", group=_PRECISION, is_flag=True, help="Compute in float16 wherever accuracy allows.")
+@option(
+    "--int8",
+    group=_PRECISION,
+    is_flag=True,
+    help="Multiply in int8; float16 around it for engines or by --fp16.",
+)
+@option("--calib", group=_INT8, metavar="DATA", help="Labelled images to measure the ranges of values on.")
+@option(
+    "--calib-images",
+    group=_INT8,
+    type=click.IntRange(1),
+    metavar="N",
+    show_default="128",
+    help="How many images to calibrate on.",
+)
+@option(
+    "--calib-seed",
+    group=_INT8,
+    type=click.IntRange(0),
+    metavar="N",
+    show_default="0",
+    help="Seed of the choice of those images.",
+)
+@option(
+    "--calib-cache",
+    group=_INT8,
+    metavar="FILE",
+    show_default="BUNDLE.calib",
+    help="Keep the measured ranges here.",
+)
+@option(
     "--method",
+    group=_INT8,
     type=click.Choice(["entropy", "percentile", "minmax"]),
-    help="Of finding ranges. [default: percentile]",
+    show_default="percentile",
+    help="How to find the ranges.",
 )
-@click.option("--calib-images", type=click.IntRange(1), help="To calibrate on. [default: 128]")
-@click.option("--calib-seed", type=click.IntRange(0), help="Of their choice. [default: 0]")
-@click.option("--calib-cache", metavar="FILE", help="Of measured ranges. [default: BUNDLE.calib]")
-@click.option("--plan", metavar="FILE", help="Quantise what it says, such as another bundle's plan.json.")
-@click.option("--max-flips", metavar="COUNT|PER%", help="Labels that int8 may flip. [default: 0.5%]")
-@click.option(
-    "--max-accuracy-drop", type=click.FloatRange(0), help="Points that int8 may cost. [default: 0.3]"
+@option(
+    "--plan",
+    group=_INT8,
+    metavar="FILE",
+    help="Quantise as a plan says, such as another bundle's plan.json.",
 )
-@click.option(
+@option(
     "--sensitivity",
+    group=_INT8,
     is_flag=True,
     default=None,
     help="Rank the blocks by the harm that int8 does, with a plot.",
 )
-@click.option("--size", "image_size", type=click.IntRange(32), help="Side of the square input, in pixels.")
-@click.option("--opset", type=int, help="Version of the standard ONNX operators.")
-@click.option("--labels", metavar="NAMES|FILE", help="Class names, by commas, or a file with one a line.")
-@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Channel means, of values in [0, 1].")
-@click.option("--std", type=float, nargs=3, metavar="R G B", help="Channel standard deviations.")
-@click.option("--target", type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx"]), default="onnx")
-@click.option("--sm", metavar="8.6,8.9", default="", help="Compute capabilities that an engine is for.")
-@click.option(
-    "--batches", type=int, nargs=3, metavar="LEAST USUAL MOST", help="Of an engine. [default: 1 1 16]"
+@option(
+    "--max-flips",
+    group=_INT8,
+    metavar="COUNT|PER%",
+    show_default="0.5%",
+    help="How many labels int8 may flip.",
 )
-@click.option("--plugin/--no-plugin", default=True, help="The scan as a plugin in engines, or as a loop.")
-@click.option("--version-compatible", is_flag=True, help="Let later versions of tensorrt run the engine.")
-@click.option(
+@option(
+    "--max-accuracy-drop",
+    group=_INT8,
+    type=click.FloatRange(0),
+    metavar="POINTS",
+    show_default="0.3",
+    help="How many points of accuracy int8 may cost.",
+)
+@described_options
+@option(
+    "--target",
+    group=_ENGINES,
+    type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx"]),
+    default="onnx",
+    help="Add an engine to the ONNX file; onnx adds none.",
+)
+@option(
+    "--sm",
+    group=_ENGINES,
+    metavar="8.6,8.9",
+    default="",
+    show_default=False,
+    help="Compute capabilities of the GPUs that the engine is for.",
+)
+@option(
+    "--batches",
+    group=_ENGINES,
+    type=int,
+    nargs=3,
+    metavar="LEAST USUAL MOST",
+    show_default="1 1 16",
+    help="How many images go through at once.",
+)
+@option(
+    "--plugin/--no-plugin",
+    group=_ENGINES,
+    default=True,
+    help="Build the scan as a plugin or a loop.",
+)
+@option(
+    "--version-compatible",
+    group=_ENGINES,
+    is_flag=True,
+    help="Let later versions of tensorrt run the engine.",
+)
+@option(
     "--hardware-compatibility",
+    group=_ENGINES,
     type=click.Choice(["none", "ampere-plus", "same-compute-capability"]),
     default="none",
     help="Let other GPUs run a tensorrt engine.",
 )
-@click.option(
-    "--timing-cache", type=click.Path(path_type=Path, dir_okay=False), help="Of tensorrt; made or extended."
+@option(
+    "--timing-cache",
+    group=_ENGINES,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep what tensorrt measured, to build faster next time.",
 )
-@click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def export(
     source: str,
     output: str,
@@ -85,10 +176,12 @@ def export(
     force: bool,
     **chosen: Any,
 ) -> None:
-    """Export SOURCE as a bundle: a checkpoint (safetensors, or the authors' .pth), or a bundle.
+    """Make a bundle of a checkpoint, or build an engine from a bundle.
 
-    Labels, channel statistics and image size come from the checkpoint; give them where it does not say. An
-    engine for another --target is built beside the ONNX file; no GPU is needed for tensorrt-rtx. From a
+    SOURCE is a checkpoint (safetensors, or the authors' .pth) or a bundle. Labels, channel statistics and
+    image size come from the checkpoint; give them where it does not say.
+
+    An engine for another --target is built beside the ONNX file; no GPU is needed for tensorrt-rtx. From a
     bundle, the engine is built without PyTorch, in the precision that the bundle has.
     """
     chosen_options = given(chosen)

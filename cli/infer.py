@@ -6,16 +6,48 @@ from typing import Any
 
 import click
 
+from .help import Command, option
 from .options import device_options
 
+_RESULTS = "Results"
 
-@click.command()
+
+@click.command(
+    cls=Command, example="mmdeploy infer cells.fp16 'cells/*/*.png' --format csv -o predictions.csv"
+)
 @click.argument("artefact")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--format", "output_format", type=click.Choice(["table", "json", "csv"]), default="table")
-@click.option("-o", "--output", metavar="FILE", help="Write there, whole or not at all.")
-@click.option("--top", type=click.IntRange(1), default=1, help="Classes to name for each image.")
-@click.option("--batch-size", type=click.IntRange(1), help="Images that go through the network at once; 1.")
+@option(
+    "-o",
+    "--output",
+    group=_RESULTS,
+    metavar="FILE",
+    help="Write to FILE, whole or not at all, instead of printing.",
+)
+@option(
+    "--format",
+    "output_format",
+    group=_RESULTS,
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    help="How the predictions are written.",
+)
+@option(
+    "--top",
+    group=_RESULTS,
+    type=click.IntRange(1),
+    metavar="N",
+    default=1,
+    help="How many classes to name, the likeliest first.",
+)
+@option(
+    "--batch-size",
+    group="How it runs",
+    type=click.IntRange(1),
+    metavar="N",
+    show_default="1",
+    help="How many images go through the network at once.",
+)
 @device_options
 def infer(
     artefact: str,

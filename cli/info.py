@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import click
 
+from .help import Command, option
 from .options import ablation_options, given
 
 
-@click.command()
+@click.command(cls=Command, example="mmdeploy info t --no-parallel")
 @click.argument("model", metavar="CHECKPOINT|t|s|b")
-@click.option("--image-size", type=click.IntRange(32), default=224, show_default=True)
+@option(
+    "--image-size",
+    group="The network",
+    type=click.IntRange(32),
+    metavar="PIXELS",
+    default=224,
+    help="Side of the square input to count for.",
+)
 @ablation_options
 def info(model: str, image_size: int, **switches: bool | None) -> None:
     """Count parameters and multiply-adds, the paper's way and in full.

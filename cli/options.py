@@ -11,41 +11,106 @@ from typing import Any
 
 import click
 
+from .help import option
+
 # As `runtime.onnxruntime_backend` has them; a test keeps the two alike.
-
-
 PROVIDERS = ("auto", "engine", "cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
+EVERY_CORE = "every usable core"
+
+_RUNNING = "How it runs"
+_ABLATIONS = "Ablations"
+_NOT_SAID = "What the model does not say itself"
 
 
 def device_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of `open_session` that every command which runs an artefact takes."""
-    for option in (
-        click.option("--kernels", type=click.Choice(["auto", "native", "functions"]), default="auto"),
-        click.option("--threads", type=click.IntRange(1), help="Default: every core this process may use."),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
-        click.option(
+    for decorate in (
+        option(
+            "--trust-engine-code",
+            group=_RUNNING,
+            is_flag=True,
+            help="Run the library that a --version-compatible engine carries.",
+        ),
+        option(
+            "--kernels",
+            group=_RUNNING,
+            type=click.Choice(["auto", "native", "functions"]),
+            default="auto",
+            help="Run by compiled kernels, or as plain ONNX.",
+        ),
+        option(
+            "--threads",
+            group=_RUNNING,
+            type=click.IntRange(1),
+            metavar="N",
+            show_default=EVERY_CORE,
+            help="How many CPU threads to use.",
+        ),
+        option(
             "--provider",
+            group=_RUNNING,
             type=click.Choice(PROVIDERS),
             default="auto",
-            help="Insist on the engine, or on one of ONNX Runtime's execution providers.",
+            help="Insist on an engine or ONNX Runtime provider.",
         ),
-        click.option(
-            "--trust-engine-code", is_flag=True, help="Run what a --version-compatible engine carries."
+        option(
+            "--device",
+            group=_RUNNING,
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            help="Run on the CPU or on an NVIDIA GPU.",
         ),
     ):
-        command = option(command)
+        command = decorate(command)
     return command
 
 
 def ablation_options(command: Callable[..., None]) -> Callable[..., None]:
     """The switches of `Architecture`."""
     for name, meaning in (
-        ("psffn", "End the scan's block in a linear layer."),
-        ("parallel", "One scan's block on all channels in place of four groups."),
-        ("mifa", "Concatenate the two branches."),
+        ("psffn", "End the scan's block in PSFFN, or without it in a linear layer."),
+        ("parallel", "Scan four groups of channels by a shared block, or all by one."),
+        ("mifa", "Weigh the two branches by MIFA, or just concatenate them."),
     ):
-        option = click.option(f"--{name}/--no-{name}", default=None, help=f"Ablation: --no-{name}: {meaning}")
-        command = option(command)
+        command = option(f"--{name}/--no-{name}", group=_ABLATIONS, default=None, help=meaning)(command)
+    return command
+
+
+def described_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The fields of `Described`: what a checkpoint may leave unsaid."""
+    for decorate in (
+        option(
+            "--std",
+            group=_NOT_SAID,
+            type=float,
+            nargs=3,
+            metavar="R G B",
+            help="Standard deviations of the channels, of values in [0, 1].",
+        ),
+        option(
+            "--mean",
+            group=_NOT_SAID,
+            type=float,
+            nargs=3,
+            metavar="R G B",
+            help="Means of the channels, of values in [0, 1].",
+        ),
+        option(
+            "--labels",
+            group=_NOT_SAID,
+            metavar="NAMES|FILE",
+            help="Class names, by commas, or a file with one a line.",
+        ),
+        option(
+            "--size",
+            "image_size",
+            group=_NOT_SAID,
+            type=click.IntRange(32),
+            metavar="PIXELS",
+            help="Side of the square input.",
+        ),
+    ):
+        command = decorate(command)
     return command
 
 

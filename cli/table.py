@@ -6,19 +6,54 @@ from typing import Any
 
 import click
 
+from .help import Command, option
 
-@click.command()
+_ROWS = "Rows"
+_RESULTS = "Results"
+
+
+@click.command(cls=Command, example="mmdeploy table run --peers --format latex -o table.tex")
 @click.argument("runs", nargs=-1, metavar="RUN…")
-@click.option("--format", "output_format", type=click.Choice(["text", "csv", "latex"]), default="text")
-@click.option("--ablations", is_flag=True, help="Count the ablations beside the paper's figures; no RUN.")
-@click.option("--peers", is_flag=True, help="Add the other networks of the paper's Table I.")
-@click.option("--published", metavar="FILE", help="The paper's results, copied into a csv file.")
-@click.option("--resamples", type=click.IntRange(100), default=2000, help="Of the bootstrap; 2000.")
-@click.option("-o", "--output", metavar="FILE", help="Write there, whole or not at all.")
+@option(
+    "--ablations",
+    group=_ROWS,
+    is_flag=True,
+    help="Count the ablations beside the paper's figures, without any RUN.",
+)
+@option("--peers", group=_ROWS, is_flag=True, help="Add the other networks of the paper's Table I.")
+@option(
+    "--published",
+    group=_ROWS,
+    metavar="FILE",
+    help="Take the paper's results from this csv file.",
+)
+@option(
+    "--resamples",
+    group=_ROWS,
+    type=click.IntRange(100),
+    metavar="N",
+    default=2000,
+    help="How many resamples the intervals rest on.",
+)
+@option(
+    "-o",
+    "--output",
+    group=_RESULTS,
+    metavar="FILE",
+    help="Write to FILE, whole or not at all, instead of printing.",
+)
+@option(
+    "--format",
+    "output_format",
+    group=_RESULTS,
+    type=click.Choice(["text", "csv", "latex"]),
+    default="text",
+    help="How the table is written.",
+)
 def table(
     runs: tuple[str, ...], output_format: str, ablations: bool, output: str | None, **options: Any
 ) -> None:
-    """Print the paper's tables for the RUNs at hand, beside the paper's own figures.
+    """Print the paper's tables for your runs, beside the paper's figures.
 
     Each RUN is a finished run folder of train. Accuracy, AUC and precision come with 95 % bootstrap
     intervals. --published wants the columns dataset, network (t, s, b, "t --no-mifa", …), accuracy, auc and

@@ -7,54 +7,170 @@ from typing import Any
 
 import click
 
+from .help import Command, option
 from .options import ablation_options, given, let_idle_threads_sleep
 
+_RUN = "The run"
+_RECIPE = "The recipe (defaults: the paper's)"
+_IMAGES = "The images (defaults: the paper's)"
+_RUNNING = "How it runs"
 
-@click.command()
+
+@click.command(
+    cls=Command, example="mmdeploy train cells -o run --image-size 64 --epochs 3 --warm-up 1 --seed 7"
+)
 @click.argument("data")
-@click.option("-o", "--output", "run", required=True, metavar="RUN", help="The run folder to write.")
-@click.option(
+@option("-o", "--output", "run", group=_RUN, required=True, metavar="RUN", help="The run folder to write.")
+@option("--resume", group=_RUN, is_flag=True, help="Continue the run in RUN by the recipe it began with.")
+@option("--tensorboard", group=_RUN, is_flag=True, help="Write curves for TensorBoard too.")
+@option(
     "--network",
     "--size",
     "network",
+    group="The network",
     metavar="NAME",
-    help="The network: t (tiny, the default), s or b of Microscopic-Mamba.",
+    show_default="t",
+    help="Microscopic-Mamba's t (tiny), s or b.",
 )
 @ablation_options
-@click.option(
+@option(
     "--preset",
+    group=_RECIPE,
     type=click.Choice(["paper", "micrographs"]),
-    help="The recipe that options change: the paper's, whose figures are given here (the default), "
-    "or one for some hundred micrographs.",
+    show_default="paper",
+    help="The recipe to start from.",
 )
-@click.option("--epochs", type=int, help="At most. [paper: 200]")
-@click.option("--batch-size", type=int, help="[paper: 16]")
-@click.option("--lr", "learning_rate", type=float, help="At its highest. [paper: 1e-4]")
-@click.option("--weight-decay", type=float, help="[paper: 1e-4]")
-@click.option("--warm-up", "warmup_epochs", type=int, metavar="EPOCHS", help="[paper: 10]")
-@click.option("--patience", type=int, metavar="EPOCHS", help="Without a lower loss. [paper: 30]")
-@click.option("--image-size", type=int, help="Side of the square input, in pixels. [paper: 224]")
-@click.option("--crop-scale", type=float, nargs=2, metavar="LOW HIGH", help="Area of crops. [paper: 0.08 1]")
-@click.option(
-    "--horizontal-flip/--no-horizontal-flip", default=None, help="Mirror half of the training images."
+@option(
+    "--epochs", group=_RECIPE, type=int, metavar="N", show_default="200", help="Stop after so many epochs."
 )
-@click.option("--vertical-flip/--no-vertical-flip", default=None, help="Likewise, top to bottom.")
-@click.option(
+@option(
+    "--patience",
+    group=_RECIPE,
+    type=int,
+    metavar="EPOCHS",
+    show_default="30",
+    help="Stop after so many epochs without a lower loss.",
+)
+@option(
+    "--batch-size",
+    group=_RECIPE,
+    type=int,
+    metavar="N",
+    show_default="16",
+    help="How many images a batch has.",
+)
+@option(
     "--accumulate",
+    group=_RECIPE,
     type=int,
     metavar="PARTS",
-    help="That a batch goes through in, to save memory. [default: 1]",
+    show_default="1",
+    help="Cut batches into so many parts, to save memory.",
 )
-@click.option("--seed", type=int, help="Of all that is random, a flat folder's split included. [default: 0]")
-@click.option("--group-by", metavar="PATTERN", help="Finds a patient or slide in a file name; none is split.")
-@click.option("--device", default="cpu", help="cpu, cuda or cuda:INDEX.")
-@click.option("--amp/--no-amp", default=None, help="Mixed precision. [default: on with CUDA]")
-@click.option("--deterministic", is_flag=True, help="The same bits every time on CUDA too, or an error.")
-@click.option("--threads", type=click.IntRange(1), help="Of the CPU, for each process.")
-@click.option("--workers", type=click.IntRange(0), default=0, help="Processes that decode images.")
-@click.option("--skip-bad", is_flag=True, help="Read all images first; leave out what cannot be read.")
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's curves too.")
-@click.option("--resume", is_flag=True, help="Continue the run in RUN; its recipe is read from there.")
+@option(
+    "--lr",
+    "learning_rate",
+    group=_RECIPE,
+    type=float,
+    metavar="RATE",
+    show_default="1e-4",
+    help="The highest learning rate, after the warm-up.",
+)
+@option(
+    "--warm-up",
+    "warmup_epochs",
+    group=_RECIPE,
+    type=int,
+    metavar="EPOCHS",
+    show_default="10",
+    help="Raise the rate from 0 over so many epochs.",
+)
+@option(
+    "--weight-decay",
+    group=_RECIPE,
+    type=float,
+    metavar="RATE",
+    show_default="1e-4",
+    help="The weight decay of Adam.",
+)
+@option(
+    "--seed",
+    group=_RECIPE,
+    type=int,
+    metavar="N",
+    show_default="0",
+    help="Seed of all that is random, a split included.",
+)
+@option(
+    "--image-size",
+    group=_IMAGES,
+    type=int,
+    metavar="PIXELS",
+    show_default="224",
+    help="Side of the square input.",
+)
+@option(
+    "--crop-scale",
+    group=_IMAGES,
+    type=float,
+    nargs=2,
+    metavar="LOW HIGH",
+    show_default="0.08 1",
+    help="The share of an image that random crops keep.",
+)
+@option(
+    "--horizontal-flip/--no-horizontal-flip",
+    group=_IMAGES,
+    default=None,
+    help="Mirror half of the images left to right.",
+)
+@option(
+    "--vertical-flip/--no-vertical-flip",
+    group=_IMAGES,
+    default=None,
+    help="Mirror half of the images top to bottom.",
+)
+@option(
+    "--group-by",
+    group=_IMAGES,
+    metavar="PATTERN",
+    help="Find a patient or slide in file names; none is split.",
+)
+@option(
+    "--skip-bad",
+    group=_IMAGES,
+    is_flag=True,
+    help="Read all images first, and leave out those that cannot be read.",
+)
+@option("--device", group=_RUNNING, default="cpu", help="Train on cpu, on cuda, or on cuda:INDEX.")
+@option(
+    "--amp/--no-amp",
+    group=_RUNNING,
+    default=None,
+    show_default="on with CUDA",
+    help="Train in mixed precision.",
+)
+@option(
+    "--deterministic",
+    group=_RUNNING,
+    is_flag=True,
+    help="Give the same bits every time on CUDA too, or an error.",
+)
+@option(
+    "--threads",
+    group=_RUNNING,
+    type=click.IntRange(1),
+    metavar="N",
+    help="How many CPU threads each process uses.",
+)
+@option(
+    "--workers",
+    group=_RUNNING,
+    type=click.IntRange(0),
+    metavar="N",
+    default=0,
+    help="How many processes decode images.",
+)
 def train(
     data: str,
     run: str,
@@ -77,8 +193,9 @@ def train(
     """Train a network from scratch on DATA.
 
     DATA was imported (see data import), or holds {train,val,test}/<class>/* or <class>/*; the last is split
-    6:2:2. Without options this is
-    the paper's recipe. On N GPUs, or N processes of a CPU: torchrun --nproc-per-node N -m msmamba train …
+    6:2:2. Without options this is the paper's recipe.
+
+    On N GPUs, or in N processes of a CPU: torchrun --nproc-per-node N -m msmamba train …
     """
     let_idle_threads_sleep()
     if deterministic:

@@ -7,27 +7,101 @@ from typing import Any
 import click
 
 from ..errors import ParityError
+from .help import Command, option
 from .options import let_idle_threads_sleep, steps
 
+_COMPARED = "What is compared"
+_BAR = "The bar"
+_RESULTS = "Results"
 
-@click.command()
+
+@click.command(
+    cls=Command,
+    example="mmdeploy verify cells.fp16 --against run/best.safetensors --data cells --report decision.html",
+)
 @click.argument("artefact")
-@click.option("--against", "reference", required=True, metavar="REFERENCE", help="What it was made from.")
-@click.option("--data", required=True, multiple=True, metavar="DATA", help="Files, folders or patterns.")
-@click.option("--split", help="Of labelled DATA, where it has splits. [default: test]")
-@click.option("--max-error", type=float, help="Bound on the error of a logit; measured by default.")
-@click.option("--max-flips", metavar="COUNT|PER%", help="Images that may change their label. [default: 0]")
-@click.option("--max-accuracy-drop", type=click.FloatRange(0), metavar="POINTS", help="Percentage points.")
-@click.option("--max-auc-drop", type=click.FloatRange(0), metavar="AREA", help="Of the area under the curve.")
-@click.option("--report", "page", metavar="FILE.html", help="Write there what it means for decisions.")
-@click.option("--limit", type=click.IntRange(1), help="Compare at most this many images.")
-@click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table")
+@option(
+    "--against",
+    "reference",
+    group=_COMPARED,
+    required=True,
+    metavar="REFERENCE",
+    help="The checkpoint, or another artefact of it.",
+)
+@option(
+    "--data",
+    group=_COMPARED,
+    required=True,
+    multiple=True,
+    metavar="DATA",
+    help="Images, folders or patterns; repeatable.",
+)
+@option(
+    "--split",
+    group=_COMPARED,
+    metavar="NAME",
+    show_default="test",
+    help="Which split to take, where DATA has splits.",
+)
+@option(
+    "--limit",
+    group=_COMPARED,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Compare at most N images, spread evenly over those found.",
+)
+@option(
+    "--max-error",
+    group=_BAR,
+    type=float,
+    metavar="ERROR",
+    show_default="measured",
+    help="How far a logit may be off.",
+)
+@option(
+    "--max-flips",
+    group=_BAR,
+    metavar="COUNT|PER%",
+    show_default="0; int8: 1%",
+    help="How many labels may change.",
+)
+@option(
+    "--max-accuracy-drop",
+    group=_BAR,
+    type=click.FloatRange(0),
+    metavar="POINTS",
+    show_default="none; int8: 0.5",
+    help="How much accuracy may be lost.",
+)
+@option(
+    "--max-auc-drop",
+    group=_BAR,
+    type=click.FloatRange(0),
+    metavar="AREA",
+    show_default="none; int8: 0.002",
+    help="How much AUC may be lost.",
+)
+@option(
+    "--report",
+    "page",
+    group=_RESULTS,
+    metavar="FILE.html",
+    help="Write a page on what the differences mean for decisions.",
+)
+@option(
+    "--format",
+    "output_format",
+    group=_RESULTS,
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="How the figures are printed.",
+)
 def verify(artefact: str, output_format: str, max_flips: str | None, **options: Any) -> None:
-    """Compare ARTEFACT (a bundle or an ONNX file) with REFERENCE, its checkpoint or another artefact of it.
+    """Prove that an artefact answers like the checkpoint it was made from.
 
-    On labelled DATA, one folder <class>/* or {train,val,test}/<class>/*, accuracy, AUC, sensitivity,
-    calibration and every flipped image are compared too. An int8 artefact is judged by those alone: by
-    default it may lose 0.5 points of accuracy and 0.002 of AUC, and flip 1 % of the images.
+    ARTEFACT is a bundle or an ONNX file. On labelled DATA, one folder <class>/* or
+    {train,val,test}/<class>/*, accuracy, AUC, sensitivity, calibration and every flipped image are compared
+    too. An int8 artefact is judged by those alone.
 
     The result goes into the bundle as parity.json. The exit status is 1 when the bar is missed.
     """

@@ -123,10 +123,10 @@ def test_the_public_surface_is_this() -> None:
 
 
 def test_the_providers_on_the_command_line_are_those_of_the_runtime() -> None:
-    from msmamba import cli
+    from msmamba.cli import options
     from msmamba.runtime.onnxruntime_backend import PROVIDERS
 
-    assert cli._PROVIDERS == PROVIDERS
+    assert options.PROVIDERS == PROVIDERS
 
 
 def test_the_compatibilities_on_the_command_line_are_those_of_the_builder() -> None:
