@@ -25,7 +25,7 @@ _RESULTS = "Results"
     "--published",
     group=_ROWS,
     metavar="FILE",
-    help="Take the paper's results from this csv file.",
+    help="Take the paper's results from a csv file of yours.",
 )
 @option(
     "--resamples",
@@ -56,8 +56,8 @@ def table(
     """Print the paper's tables for your runs, beside the paper's figures.
 
     Each RUN is a finished run folder of train. Accuracy, AUC and precision come with 95 % bootstrap
-    intervals. --published wants the columns dataset, network (t, s, b, "t --no-mifa", …), accuracy, auc and
-    precision.
+    intervals; a † marks what the paper's other figures contradict. --published wants the columns dataset,
+    network (t, s, b, "t --no-mifa", …), accuracy, auc and precision.
     """
     from ..files import write_atomically
     from ..model.evaluation.table import ablations_table, compare

@@ -22,12 +22,33 @@ from ..networks.complexity import complexity
 from ..networks.registry import family_of
 from ..training.run import METRICS as METRICS_FILE
 from ..training.run import RunFolder
-from .paper import ABLATIONS, METRICS, PEERS, PUBLISHED, PaperRow, Results, read_published
+from .paper import (
+    ABLATIONS,
+    DOUBTS,
+    METRICS,
+    PEERS,
+    PUBLISHED,
+    Doubt,
+    PaperRow,
+    Results,
+    printed_results,
+    read_published,
+)
 
 PAPER_SIZE = 224
 """Of the images that the paper counts multiply-adds for."""
 UNKNOWN = "–"
 PAPER = "paper"
+MARK = "†"
+"""Behind a figure that others of the paper contradict."""
+
+_COLUMNS = {
+    "parameters": "params M",
+    "macs": "GMACs",
+    "accuracy": "OA %",
+    "auc": "AUC",
+    "precision": "precision %",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +66,7 @@ class Row:
     """Of the split."""
     image_size: int | None = None
     """Side of the network's input, pixels."""
-    parameters: tuple[float, ...] = ()
+    parameters: float | None = None
     """Millions, with the paper's number of classes."""
     own_parameters: int | None = None
     """With the run's classes."""
@@ -58,6 +79,12 @@ class Row:
     best_epoch: int | None = None
     seconds: float | None = None
     """Wall time of training."""
+    doubts: tuple[Doubt, ...] = ()
+    """Of the paper's figures here, those that others of its contradict."""
+
+    def doubt(self, figure: str) -> Doubt | None:
+        """Why one of the figures is doubted, if it is."""
+        return next((doubt for doubt in self.doubts if doubt.figure == figure), None)
 
 
 def run_rows(run: str | Path, published: Results | None = None, resamples: int = RESAMPLES) -> list[Row]:
@@ -65,8 +92,8 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
 
     Args:
         run: the run folder.
-        published: results of the paper, where somebody has copied them.
-        resamples: of the bootstrap.
+        published: results in place of those that the paper prints.
+        resamples: how many the bootstrap draws.
 
     Raises:
         TrainingError: not a run, or not a finished one.
@@ -103,7 +130,7 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
         split=split,
         images=found["images"],
         image_size=begun.recipe.image_size,
-        parameters=(count.parameters / 1e6,),
+        parameters=count.parameters / 1e6,
         own_parameters=complexity(begun.arch, PAPER_SIZE).parameters,
         macs=count.paper_macs / 1e9,
         metrics=metrics,
@@ -117,33 +144,43 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
 
 def paper_row(row: PaperRow, data: str | None = None, published: Results | None = None) -> Row:
     """What the paper prints of one of its networks, on a data set."""
-    return Row(
-        network=row.name,
-        source=PAPER,
-        table=row.table,
-        data=data,
-        image_size=PAPER_SIZE,
-        parameters=row.published.parameters,
-        macs=row.published.macs,
-        metrics=dict((published or {}).get(((data or "").lower(), row.key), {})),
+    return _printed(
+        row.name, row.key, row.table, data, row.published.parameters, row.published.macs, published
     )
 
 
 def peer_rows(data: str | None = None, published: Results | None = None) -> list[Row]:
     """The other networks of Table I, on a data set."""
     return [
-        Row(
-            network=peer.name,
-            source=PAPER,
-            table="I",
-            data=data,
-            image_size=PAPER_SIZE,
-            parameters=(peer.parameters,),
-            macs=peer.macs,
-            metrics=dict((published or {}).get(((data or "").lower(), peer.name), {})),
-        )
-        for peer in PEERS
+        _printed(peer.name, peer.name, "I", data, peer.parameters, peer.macs, published) for peer in PEERS
     ]
+
+
+def _printed(
+    name: str,
+    key: str,
+    table: str,
+    data: str | None,
+    parameters: float | None,
+    macs: float | None,
+    published: Results | None,
+) -> Row:
+    """A row of the paper's; results by data set and key are those that it prints, unless others are given."""
+    results = printed_results() if published is None else published
+    folded = (data or "").lower()
+    metrics = results.get((folded, key), {})
+    figures = {**metrics, "parameters": parameters, "macs": macs}
+    return Row(
+        network=name,
+        source=PAPER,
+        table=table,
+        data=data,
+        image_size=PAPER_SIZE,
+        parameters=parameters,
+        macs=macs,
+        metrics=dict(metrics),
+        doubts=tuple(doubt for doubt in DOUBTS if doubt.concerns(key, folded, figures)),
+    )
 
 
 def compare(
@@ -157,9 +194,9 @@ def compare(
 
     Args:
         runs: finished run folders, at least one.
-        published: a file of the paper's results (see `read_published`).
+        published: a file of results in place of those that the paper prints (see `read_published`).
         peers: add the other networks of Table I, for each data set.
-        resamples: of the bootstrap.
+        resamples: how many the bootstrap draws.
 
     Raises:
         TrainingError: not a run, or not a finished one.
@@ -185,7 +222,7 @@ def runs_table(rows: Sequence[Row]) -> Table:
             "split": row.split,
             "images": row.images,
             "image_size": row.image_size,
-            "parameters_m": " or ".join(map(str, row.parameters)) or None,
+            "parameters_m": row.parameters,
             "own_parameters": row.own_parameters,
             "gmacs": row.macs,
             **{
@@ -200,6 +237,7 @@ def runs_table(rows: Sequence[Row]) -> Table:
             "best_epoch": row.best_epoch,
             "epochs": row.epochs,
             "seconds": row.seconds,
+            "doubted": "; ".join(f"{doubt.figure}: {doubt.why}" for doubt in row.doubts) or None,
         }
         for row in rows
     ]
@@ -210,24 +248,23 @@ def runs_table(rows: Sequence[Row]) -> Table:
         notes.append("[low, high]: 95 % bootstrap interval over the images, or their patients where known.")
     if any(row.metrics and not row.intervals and row.source != PAPER for row in rows):
         notes.append(f"No interval: the run has no {PREDICTIONS}; 'mmdeploy train … --resume' writes it.")
-    if any(row.source == PAPER and not row.metrics for row in rows):
-        notes.append(f"{UNKNOWN}: a figure of the paper that is not known here; give it with --published.")
+    if any(row.source == PAPER and len(row.metrics) < len(METRICS) for row in rows):
+        notes.append(f"{UNKNOWN}: the paper's tables, as they are known here, have no such figure.")
     return Table(
-        head=("network", "from", "data", "px", "params M", "GMACs", "OA %", "AUC", "precision %"),
+        head=("network", "from", "data", "px", *_COLUMNS.values()),
         lines=[
             [
                 row.network,
                 row.source,
                 f"{row.data} ({row.split}, {row.images})" if row.images else row.data or UNKNOWN,
                 str(row.image_size or UNKNOWN),
-                _millions(row.parameters),
-                UNKNOWN if row.macs is None else f"{row.macs:.2f}",
-                *(_metric(row, name) for name in METRICS),
+                *(_figure(row, name) for name in _COLUMNS),
             ]
             for row in rows
         ],
         records=records,
         notes=notes,
+        footnotes=list(dict.fromkeys(_footnote(row, doubt) for row in rows for doubt in row.doubts)),
         words=3,
     )
 
@@ -242,13 +279,13 @@ def ablations_table() -> Table:
     for row in ABLATIONS:
         count, known = complexity(row.architecture(1000), PAPER_SIZE), row.published.parameters
         millions = round(count.parameters / 1e6, 2)
-        reproduced = ("yes" if millions in known else "no") if known else UNKNOWN
+        reproduced = UNKNOWN if known is None else "yes" if millions == known else "no"
         lines.append(
             [
                 row.name,
                 f"{count.parameters:,}",
                 f"{millions:.2f}",
-                _millions(known),
+                UNKNOWN if known is None else f"{known:.2f}",
                 reproduced,
                 f"{count.paper_macs / 1e9:.2f}",
                 f"{count.macs / 1e9:.2f}",
@@ -260,7 +297,7 @@ def ablations_table() -> Table:
                 "options": row.key,
                 "parameters": count.parameters,
                 "used_parameters": count.used_parameters,
-                "paper_parameters_m": " or ".join(map(str, known)) or None,
+                "paper_parameters_m": known,
                 "reproduced": None if reproduced == UNKNOWN else reproduced,
                 "gmacs": count.paper_macs / 1e9,
                 "gmacs_in_full": count.macs / 1e9,
@@ -272,8 +309,8 @@ def ablations_table() -> Table:
         records=records,
         notes=[
             "Reproduced: to two decimals. 1000 classes, 224x224; in full: with projections and scan.",
-            "The paper's rows without PSFFN have 4.86 and 4.89 M. Neither follows from the released code,",
-            "where out_proj takes its place; which of the two is also without MIFA is not known here.",
+            "The paper's 4.89 M without PSFFN, and 4.86 M without MIFA as well, do not follow from the",
+            "released code, where a linear layer, out_proj, takes the place of PSFFN.",
         ],
         words=1,
     )
@@ -291,6 +328,8 @@ class Table:
     """What a reader has to know."""
     words: int
     """Columns that hold words, the first ones; the others hold figures."""
+    footnotes: list[str] = field(default_factory=list)
+    """What a `MARK` stands for."""
 
     def to_text(self) -> str:
         """For a terminal, as wide as it needs: a cut figure is a wrong one."""
@@ -306,7 +345,7 @@ class Table:
         text = io.StringIO()
         Console(file=text, width=1000).print(table)
         shown = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
-        return "\n".join([*shown, "", *self.notes, ""])
+        return "\n".join([*shown, "", *self.notes, *self.footnotes, ""])
 
     def to_csv(self) -> str:
         """The records, unrounded; what is not known is empty."""
@@ -317,7 +356,7 @@ class Table:
         return text.getvalue()
 
     def to_latex(self) -> str:
-        """A tabular with the rules of the package booktabs, and the notes as comments."""
+        """A tabular with the rules of the package booktabs, the notes as comments, the footnotes below."""
         columns = "l" * self.words + "r" * (len(self.head) - self.words)
         body = [" & ".join(_latex(cell) for cell in line) + r" \\" for line in (self.head, *self.lines)]
         lines = [
@@ -327,23 +366,30 @@ class Table:
             r"\midrule",
             *body[1:],
             r"\bottomrule",
+            *(
+                rf"\multicolumn{{{len(self.head)}}}{{p{{\linewidth}}}}{{\footnotesize {_latex(note)}}} \\"
+                for note in self.footnotes
+            ),
         ]
         return "\n".join([*(f"% {note}" for note in self.notes), *lines, r"\end{tabular}", ""])
 
 
-def _metric(row: Row, name: str) -> str:
-    value, interval = row.metrics.get(name), row.intervals.get(name)
-    scale, decimals = (1, 4) if name == "auc" else (100, 2)
+def _figure(row: Row, name: str) -> str:
+    """A cell: a figure as its column has it, with its interval or the mark of a doubt."""
+    value = {"parameters": row.parameters, "macs": row.macs, **row.metrics}.get(name)
     if value is None:
         return UNKNOWN
-    text = f"{scale * value:.{decimals}f}"
+    scale, decimals = {"parameters": (1, 2), "macs": (1, 2), "auc": (1, 4)}.get(name, (100, 2))
+    text = f"{scale * value:.{decimals}f}{MARK if row.doubt(name) else ''}"
+    interval = row.intervals.get(name)
     if interval is None:
         return text
     return f"{text} [{scale * interval.low:.{decimals}f}, {scale * interval.high:.{decimals}f}]"
 
 
-def _millions(values: Sequence[float]) -> str:
-    return " or ".join(f"{value:.2f}" for value in values) or UNKNOWN
+def _footnote(row: Row, doubt: Doubt) -> str:
+    where = row.network if doubt.data is None else f"{row.network} on {row.data}"
+    return f"{MARK} {where}, {_COLUMNS[doubt.figure]} {doubt.printed:.2f} as printed: {doubt.why}."
 
 
 _LATEX = {
@@ -352,6 +398,7 @@ _LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     UNKNOWN: "--",
+    MARK: r"\textsuperscript{\dag}",
 }
 
 
