@@ -1,4 +1,6 @@
-"""What this machine can run, and what the rest would need: what `mmdeploy doctor` prints.
+"""What this machine is best for, what else it can do, and what the rest needs: what `mmdeploy doctor` prints.
+
+Each cause is told once, where it belongs: an ability that only lacks another one names it in `Ability.needs`.
 
 Nothing heavy is imported: a library's presence and version are read from its installation, and those that
 can take the process down with them are imported in a process of their own.
@@ -30,6 +32,26 @@ from .onnxruntime_backend import GPU_PROVIDERS, NV_PLUGIN, register_native_kerne
 _INT8_FEATURES = ("avx512_vnni", "amx_tile", "asimddp", "i8mm")
 _IMPORT_SECONDS = 120
 _CUDA_SUCCESS = 0
+_CLASSIFY, _NATIVE, _GPU = "classify on the CPU", "native kernels of the network", "NVIDIA GPU"
+_TRAIN, _EXPORT, _ON_CUDA = "train", "export to ONNX", "ONNX Runtime on CUDA"
+
+
+def _builds(title: str) -> str:
+    return f"build {title} engines"
+
+
+def _runs(title: str) -> str:
+    return f"run {title} engines"
+
+
+_OTHER_WORK = {
+    _TRAIN: "train",
+    _EXPORT: "export",
+    _ON_CUDA: "run ONNX files on its GPU",
+    _builds("TensorRT"): "build TensorRT engines for its GPU",
+    _builds("TensorRT-RTX"): "build TensorRT-RTX engines for other machines",
+}
+"""What an ability is good for besides classifying in the best way, in the words of `Report.best_for`."""
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute, cuda.h
 
 
@@ -40,14 +62,20 @@ class Ability:
     Attributes:
         name: what it is.
         works: whether it does.
-        found: what was found.
-        fix: what to do about it; empty when it works.
+        found: what was found; empty where the cause is another ability's.
+        fix: what to do about it; empty when it works, and where the cause is another ability's.
+        needs: the name of the ability whose cause keeps this one from working; empty otherwise.
     """
 
     name: str
     works: bool
-    found: str
+    found: str = ""
     fix: str = ""
+    needs: str = ""
+
+    def waiting(self, name: str) -> Ability:
+        """Another ability, which does not work because this one does not."""
+        return Ability(name, False, needs=self.needs or self.name)
 
 
 @dataclass(frozen=True)
@@ -56,7 +84,7 @@ class Report:
 
     Attributes:
         machine: facts by name.
-        abilities: the first is classification on the CPU, without which there is nothing.
+        abilities: in the order of examination.
     """
 
     machine: dict[str, str]
@@ -65,20 +93,44 @@ class Report:
     @property
     def can_infer(self) -> bool:
         """Whether images can be classified at all."""
-        return self.abilities[0].works
+        return self._works(_CLASSIFY)
+
+    @property
+    def best_for(self) -> str:
+        """What this machine is best for, in words: the fastest way to classify, and what else it can do."""
+        if not self.can_infer:
+            return "This machine cannot classify images yet: see the first 'no' below."
+        engines = [title for title in ENGINE_LIBRARIES.values() if self._works(_runs(title))]
+        if engines:
+            best = f"This machine is best for classifying on its GPU, by {engines[0]} engines."
+        elif self._works(_NATIVE):
+            best = "This machine is best for classifying on the CPU: float32 files, by native kernels."
+        else:
+            best = "This machine can classify on the CPU, slowly: it lacks the native kernels."
+        others = [said for name, said in _OTHER_WORK.items() if self._works(name)]
+        if not others:
+            return best
+        listed = " and ".join(filter(None, (", ".join(others[:-1]), others[-1])))
+        return f"{best}\nIt can also {listed}."
+
+    def _works(self, name: str) -> bool:
+        return any(ability.works for ability in self.abilities if ability.name == name)
 
     def to_json(self) -> str:
         """The report as one JSON object."""
         abilities = [asdict(ability) for ability in self.abilities]
-        return json.dumps({"machine": self.machine, "abilities": abilities}, indent=2, ensure_ascii=False)
+        report = {"best_for": self.best_for, "machine": self.machine, "abilities": abilities}
+        return json.dumps(report, indent=2, ensure_ascii=False)
 
     def to_text(self) -> str:
-        """The report as lines for a reader."""
+        """The report as lines for a reader: the verdict, the facts, what works, what does not."""
         width = max(map(len, [*self.machine, *(ability.name for ability in self.abilities)]))
-        lines = [f"     {name:<{width}}  {value}" for name, value in self.machine.items()]
+        lines = [self.best_for, ""]
+        lines += [f"     {name:<{width}}  {value}" for name, value in self.machine.items()]
         lines.append("")
-        for ability in self.abilities:
-            lines.append(f"{'yes' if ability.works else 'no':<3}  {ability.name:<{width}}  {ability.found}")
+        for ability in sorted(self.abilities, key=lambda ability: not ability.works):
+            found = f"needs: {ability.needs}" if ability.needs else ability.found
+            lines.append(f"{'yes' if ability.works else 'no':<3}  {ability.name:<{width}}  {found}")
             if ability.fix:
                 lines.append(f"     {'':<{width}}  fix: {ability.fix}")
         return "\n".join(lines)
@@ -96,6 +148,7 @@ def examine() -> Report:
         _triton,
         _cuda_driver,
         _cuda_bindings,
+        *(partial(_installed, library) for library in ENGINE_LIBRARIES),
         *(partial(_builds_engines, library) for library in ENGINE_LIBRARIES),
         *(partial(_runs_engines, library) for library in ENGINE_LIBRARIES),
         *(partial(_onnxruntime_on, provider) for provider in GPU_PROVIDERS),
@@ -117,7 +170,7 @@ def _machine() -> dict[str, str]:
 
 
 def _onnxruntime() -> Ability:
-    name, fix = "classify on the CPU", "pip install onnxruntime"
+    name, fix = _CLASSIFY, "pip install onnxruntime"
     try:
         import onnxruntime
     except ImportError as error:
@@ -126,12 +179,12 @@ def _onnxruntime() -> Ability:
 
 
 def _native_kernels() -> Ability:
-    name = "native kernels of the network"
+    name = _NATIVE
     fix = "until then the network runs as plain ONNX, slower and with the same answers"
     try:
         import onnxruntime
     except ImportError:
-        return Ability(name, False, "needs ONNX Runtime", "pip install onnxruntime")
+        return _onnxruntime().waiting(name)
     obstacle = register_native_kernels(onnxruntime.SessionOptions())
     if obstacle is not None:
         return Ability(name, False, obstacle, fix)
@@ -148,7 +201,7 @@ def _int8_products() -> Ability:
 
 
 def _cuda_driver() -> Ability:
-    name = "NVIDIA GPU"
+    name = _GPU
     library = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(library)
@@ -180,12 +233,15 @@ def _device(driver: ctypes.CDLL, index: int) -> str:
 def _cuda_bindings() -> Ability:
     name, number = "reach the GPU from Python", _version("cuda-bindings")
     fix = "pip install cuda-bindings, of the driver's CUDA version or an older one"
-    if number is None:
-        return Ability(name, False, "cuda-bindings is not installed", fix)
     try:
         found = cuda_driver.device()
     except BackendError as error:
-        return Ability(name, False, f"cuda-bindings {number}: {error}", "see above")
+        gpu = _cuda_driver()
+        if not gpu.works:
+            return gpu.waiting(name)
+        if number is None:
+            return Ability(name, False, "cuda-bindings is not installed", fix)
+        return Ability(name, False, f"cuda-bindings {number}: {error}", fix)
     if found.compute_capability not in BLOCK_SHAPES:
         known = dotted(BLOCK_SHAPES)
         capability = f"compute capability {found.compute_capability / 10:.1f}"
@@ -198,27 +254,27 @@ def _onnxruntime_on(provider: str) -> Ability:
     """One of ONNX Runtime's execution providers for GPUs."""
     package, remedy = GPU_PROVIDERS[provider]
     short = package.removesuffix("ExecutionProvider")
-    name = f"ONNX Runtime on {'CUDA' if provider == 'cuda' else short}"
+    name = _ON_CUDA if provider == "cuda" else f"ONNX Runtime on {short}"
     try:
         import onnxruntime
     except ImportError:
-        return Ability(name, False, "needs ONNX Runtime", remedy)
+        return _onnxruntime().waiting(name)
+    gpu = _cuda_driver()
+    if not gpu.works:
+        return gpu.waiting(name)
     offered = onnxruntime.get_available_providers()
     plugin = provider == "nv-tensorrt-rtx" and find_spec(NV_PLUGIN) is not None
     if package not in offered and not plugin:
-        shown = ", ".join(item.removesuffix("ExecutionProvider") for item in offered)
-        return Ability(name, False, f"this ONNX Runtime offers {shown}", remedy)
-    if not _cuda_driver().works:
-        return Ability(name, False, f"ONNX Runtime offers {short}, but there is no GPU", "see above")
+        return Ability(name, False, f"ONNX Runtime {onnxruntime.__version__} does not offer {short}", remedy)
     return Ability(name, True, f"ONNX Runtime {onnxruntime.__version__}, {package}")
 
 
 def _training() -> Ability:
-    return _packages("train", "train", ("torch", "safetensors", "scikit-learn", "matplotlib"))
+    return _packages(_TRAIN, "train", ("torch", "safetensors", "scikit-learn", "matplotlib"))
 
 
 def _export() -> Ability:
-    return _packages("export to ONNX", "export", ("torch", "safetensors", "onnx", "onnxscript"))
+    return _packages(_EXPORT, "export", ("torch", "safetensors", "onnx", "onnxscript"))
 
 
 def _packages(name: str, extra: str, wanted: tuple[str, ...]) -> Ability:
@@ -244,33 +300,37 @@ _HOW_TO_GET = {
 }
 
 
-def _builds_engines(library: str) -> Ability:
-    name = f"build {ENGINE_LIBRARIES[library]} engines"
+def _installed(library: str) -> Ability:
     found, obstacle = _library(library)
     if obstacle:
-        return Ability(name, False, obstacle, _HOW_TO_GET[library])
+        return Ability(ENGINE_LIBRARIES[library], False, obstacle, _HOW_TO_GET[library])
+    return Ability(ENGINE_LIBRARIES[library], True, str(found))
+
+
+def _builds_engines(library: str) -> Ability:
+    name = _builds(ENGINE_LIBRARIES[library])
+    installed = _installed(library)
+    if not installed.works:
+        return installed.waiting(name)
     link = tensorrt_library.missing_parser_link() if library == "tensorrt_rtx" else None
     if link is not None:
-        said = f"{found}, whose ONNX parser would abort the process: {link} is missing"
+        said = f"its ONNX parser would abort the process: {link} is missing"
         return Ability(name, False, said, tensorrt_library.link_command(link))
     if find_spec("onnx") is None:
-        return Ability(name, False, f"{found}, but no onnx", "pip install onnx")
+        return Ability(name, False, "onnx is not installed", "pip install onnx")
     if library == "tensorrt":  # which builds for the GPU that it runs on
         gpu = _cuda_bindings()
-        if not gpu.works:
-            return Ability(name, False, f"{found}, but {gpu.found}", gpu.fix)
-    return Ability(name, True, str(found))
+        return Ability(name, True, "for the GPU of this machine") if gpu.works else gpu.waiting(name)
+    return Ability(name, True, "for any GPU, without one")
 
 
 def _runs_engines(library: str) -> Ability:
-    name = f"run {ENGINE_LIBRARIES[library]} engines"
-    found, obstacle = _library(library)
-    if obstacle:
-        return Ability(name, False, obstacle, _HOW_TO_GET[library])
-    gpu = _cuda_bindings()
-    if not gpu.works:
-        return Ability(name, False, f"{found}, but {gpu.found}", gpu.fix)
-    return Ability(name, True, f"{found}, {gpu.found}")
+    name = _runs(ENGINE_LIBRARIES[library])
+    installed, gpu = _installed(library), _cuda_bindings()
+    for needed in (installed, gpu):
+        if not needed.works:
+            return needed.waiting(name)
+    return Ability(name, True, f"{installed.found}, {gpu.found}")
 
 
 @cache

@@ -23,10 +23,76 @@ def test_this_machine_can_classify() -> None:
     assert "ONNX Runtime" in report.abilities[0].found
 
 
-def test_whatever_does_not_work_has_a_fix() -> None:
-    for ability in doctor.examine().abilities:
-        assert ability.found
-        assert ability.works == (not ability.fix), ability
+def test_whatever_does_not_work_has_a_fix_or_names_what_has() -> None:
+    abilities = {ability.name: ability for ability in doctor.examine().abilities}
+    for ability in abilities.values():
+        assert bool(ability.found) == (not ability.needs)
+        assert ability.works == (not ability.fix and not ability.needs), ability
+        assert not ability.needs or abilities[ability.needs].fix
+
+
+def test_each_cause_is_told_once(no_gpu: None) -> None:
+    text = doctor.examine().to_text()
+    fixes = [line.strip() for line in text.splitlines() if line.strip().startswith("fix: ")]
+    assert len(fixes) == len(set(fixes)) > 0
+    causes = [ability.found for ability in doctor.examine().abilities if not ability.works and ability.found]
+    assert len(causes) == len(set(causes))
+    assert text.count("needs: NVIDIA GPU") >= 4
+    yes = [line.split()[0] for line in text.splitlines() if line.startswith(("yes", "no"))]
+    assert yes == sorted(yes, reverse=True)  # what works comes first
+
+
+ABILITIES = (
+    "classify on the CPU",
+    "native kernels of the network",
+    "train",
+    "export to ONNX",
+    "run TensorRT engines",
+    "run TensorRT-RTX engines",
+    "build TensorRT-RTX engines",
+)
+
+
+def a_report(*working: str) -> doctor.Report:
+    """What doctor says of a machine on which only these abilities work."""
+    abilities = tuple(
+        doctor.Ability(name, name in working, name, "" if name in working else "a remedy")
+        for name in ABILITIES
+    )
+    return doctor.Report({}, abilities)
+
+
+@pytest.mark.parametrize(
+    ("working", "best"),
+    [
+        ((), ["This machine cannot classify images yet: see the first 'no' below."]),
+        (
+            ("classify on the CPU",),
+            ["This machine can classify on the CPU, slowly: it lacks the native kernels."],
+        ),
+        (
+            ("classify on the CPU", "native kernels of the network", "train"),
+            [
+                "This machine is best for classifying on the CPU: float32 files, by native kernels.",
+                "It can also train.",
+            ],
+        ),
+        (
+            ABILITIES[:4] + ABILITIES[5:],
+            [
+                "This machine is best for classifying on its GPU, by TensorRT-RTX engines.",
+                "It can also train, export and build TensorRT-RTX engines for other machines.",
+            ],
+        ),
+    ],
+    ids=["nothing", "plain", "native", "gpu"],
+)
+def test_the_report_begins_with_what_the_machine_is_best_for(
+    working: tuple[str, ...], best: list[str]
+) -> None:
+    report = a_report(*working)
+    assert report.to_text().splitlines()[: len(best) + 1] == [*best, ""]
+    assert json.loads(report.to_json())["best_for"].splitlines() == best
 
 
 def test_text_and_json_say_the_same() -> None:
@@ -39,6 +105,7 @@ def test_text_and_json_say_the_same() -> None:
     for ability in report["abilities"]:
         assert ability["found"] in text.stdout
         assert ability["fix"] in text.stdout
+        assert ability["needs"] in text.stdout
 
 
 def test_missing_native_kernels_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +131,10 @@ def test_without_onnxruntime_nothing_is_promised(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result = CliRunner().invoke(mmdeploy, ["doctor"])
     assert result.exit_code == 1
-    assert "fix: pip install onnxruntime" in result.stdout
+    assert result.stdout.count("fix: pip install onnxruntime\n") == 1
+    assert (
+        result.stdout.splitlines()[0] == "This machine cannot classify images yet: see the first 'no' below."
+    )
 
 
 def ability(name: str) -> doctor.Ability:
@@ -105,16 +175,20 @@ def test_without_the_link_engines_run_all_the_same(
     assert found.found.startswith("tensorrt_rtx 1.")
 
 
-@pytest.mark.parametrize("name", ["run TensorRT-RTX engines", "reach the GPU from Python"])
+@pytest.mark.parametrize(
+    "name", ["run TensorRT-RTX engines", "reach the GPU from Python", "ONNX Runtime on CUDA"]
+)
 def test_without_a_gpu_engines_do_not_run(no_gpu: None, name: str) -> None:
     found = ability(name)
     assert not found.works
-    assert "no NVIDIA driver on this machine" in found.found
+    assert found.needs == "NVIDIA GPU"
+    assert ability("NVIDIA GPU").fix
 
 
 def test_a_gpu_without_scan_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_driver, "driver", lambda: RecordingDriver(70))
-    found = ability("run TensorRT-RTX engines")
+    assert ability("run TensorRT-RTX engines").needs == "reach the GPU from Python"
+    found = ability("reach the GPU from Python")
     assert not found.works
     assert "Recording has compute capability 7.0; the scan has kernels for 7.5, 8.0" in found.found
     assert "--no-plugin" in found.fix
@@ -123,10 +197,11 @@ def test_a_gpu_without_scan_kernels_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_not_installed_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     monkeypatch.setattr(doctor, "_import_elsewhere", lambda module: pytest.fail("it must not be imported"))
+    found = ability("TensorRT")
+    assert (found.works, found.found) == (False, "not installed")
+    assert "JetPack" in found.fix
     for name in ("build TensorRT engines", "run TensorRT engines"):
-        found = ability(name)
-        assert (found.works, found.found) == (False, "not installed")
-        assert "JetPack" in found.fix
+        assert ability(name) == doctor.Ability(name, False, needs="TensorRT")
 
 
 @pytest.mark.parametrize(
@@ -137,10 +212,14 @@ def test_what_is_not_installed_is_not_imported(monkeypatch: pytest.MonkeyPatch) 
         ("ONNX Runtime on NvTensorRTRTX", "onnxruntime-ep-nv-tensorrt-rtx"),
     ],
 )
-def test_every_provider_is_there_or_says_how_to_get_it(no_gpu: None, name: str, fix: str) -> None:
+def test_every_provider_is_there_or_says_how_to_get_it(
+    name: str, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_cuda_driver", lambda: doctor.Ability("NVIDIA GPU", True, "a GPU"))
     found = ability(name)
-    assert not found.works
-    assert fix in found.fix or "but there is no GPU" in found.found
+    if not found.works:  # as where onnxruntime is the one for CPUs
+        assert "does not offer" in found.found
+        assert fix in found.fix
 
 
 @pytest.mark.parametrize(
