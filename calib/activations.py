@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 SAVE_SECONDS = 5.0
-"""Between two writes of the cache: what a killed run loses at most."""
+"""Seconds between two writes of the cache: what a killed run loses at most."""
 
 _PARTS = {"model": "the model", "images": "the images", "preprocessing": "the preprocessing"}
 
@@ -62,7 +62,7 @@ def measure(
         model: an ONNX file's content, with one image input.
         values: names of the activations, of which the input may be one.
         images: what to run it on.
-        transform: to the model's input.
+        transform: makes an image the model's input.
         cache: the file to take up and to write.
         advance: called after each image with the images done and all images.
 

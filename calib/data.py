@@ -27,7 +27,7 @@ class CalibrationImage:
     """Relative to the data folder."""
     label: str
     sha256: str
-    """Of the file, or of the pixels where a file holds many images."""
+    """Checksum of the file, or of the pixels where a file holds many images."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def choose(
         samples: images with their class names.
         labels: every class that the model knows.
         count: images wanted; where there are fewer, all are taken.
-        seed: of the choice.
+        seed: decides which images are chosen.
         for_ranges: whether ranges will be measured on them, for which every class must have images, and
             none of a single colour.
 

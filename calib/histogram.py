@@ -25,7 +25,7 @@ class Histogram:
     ) -> None:
         self.counts = np.zeros(BINS, np.int64) if counts is None else counts
         self.width = width
-        """Of a bin; 0 as long as every value was 0."""
+        """Width of a bin; 0 as long as every value was 0."""
         self.largest = largest
 
     def add(self, values: npt.NDArray[Any]) -> None:

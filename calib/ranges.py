@@ -22,7 +22,7 @@ def range_of(histogram: Histogram, method: str) -> float:
     """The range of one activation; 0 where it was never anything else.
 
     Args:
-        histogram: of its absolute values.
+        histogram: how often each absolute value was met.
         method: ``minmax``, the largest value seen; ``percentile``, the one that all but `PERCENTILE` percent
             stay below; ``entropy``, the one whose eight-bit distribution is nearest to the measured one by
             the Kullback-Leibler divergence (onnxruntime's search, after TensorRT's).

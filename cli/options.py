@@ -13,7 +13,7 @@ import click
 
 from .help import option
 
-# As `runtime.onnxruntime_backend` has them; a test keeps the two alike.
+# The same as in `runtime.onnxruntime_backend`; a test keeps the two alike.
 PROVIDERS = ("auto", "engine", "cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
 EVERY_CORE = "every usable core"
 

@@ -20,7 +20,7 @@ def write_report(out: Path, run: Path, bundles: Mapping[str, Path], seconds: flo
     Args:
         out: holds ``plankton/``, ``predictions.jsonl`` and ``bench.json``.
         run: the training run.
-        bundles: by precision, verified.
+        bundles: the verified bundles, by precision.
         seconds: the demo's wall time so far.
     """
     metrics = json.loads((run / "metrics.json").read_text())

@@ -61,7 +61,7 @@ class ExportOptions:
     plugin: bool = True
     """False: the scan as standard operators inside the engine, slow to build and to run."""
     version_compatible: bool = False
-    """See `EngineOptions`, also for what follows."""
+    """As in `EngineOptions`, like what follows."""
     hardware_compatibility: str = "none"
     timing_cache: Path | None = None
 
@@ -76,9 +76,9 @@ class Export:
     nodes: int
     scans: int
     bytes: int
-    """Of ``model.onnx``."""
+    """Size of ``model.onnx``."""
     kernels_bytes: int
-    """Of the scan's kernels for GPUs; 0 where Triton is not installed."""
+    """Size of the scan's kernels for GPUs; 0 where Triton is not installed."""
     engine: Engine | None = None
     """None for the target ``onnx``."""
     int8: Int8 | None = None

@@ -79,7 +79,7 @@ class DecisionBar:
 
 
 INT8_BAR = DecisionBar(max_accuracy_drop=0.5, max_auc_drop=0.002, max_flips=FlipLimit(1, per_cent=True))
-"""For int8, whose tensors are off by design: what may change is the decision, and this little of it."""
+"""What int8, whose tensors are off by design, is held to: the decision may change, and this little of it."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Change:
     reference_interval: Interval
     artefact_interval: Interval
     change_interval: Interval
-    """Of artefact minus reference, image by image."""
+    """The interval of artefact minus reference, image by image."""
 
     @property
     def change(self) -> float:
@@ -109,7 +109,7 @@ class Flip:
     """The label that the reference gives."""
     artefact: str
     reference_probability: float
-    """That the reference gives to its label."""
+    """The probability that the reference gives to its label."""
     artefact_probability: float
     outcome: str
     """``lost``, ``gained`` or ``neither``."""
@@ -130,10 +130,10 @@ class ClassChange:
     label: str
     images: int
     reference_sensitivity: Proportion
-    """Of the images of this class, the share that is given it."""
+    """The share of this class's images that is given the class."""
     artefact_sensitivity: Proportion
     reference_specificity: Proportion
-    """Of all other images, the share that is not given it."""
+    """The share of all other images that is not given the class."""
     artefact_specificity: Proportion
     flips: int
     """Images of this class that get another label, of which `lost` and `gained`."""
@@ -147,7 +147,7 @@ class Criterion:
 
     name: str
     found: float | None
-    """In `unit`; None where it is not defined on these images."""
+    """What was measured, in `unit`; None where it is not defined on these images."""
     allowed: float
     worst: float | None
     """The bad end of the interval of `found`: what these images cannot exclude. None for a count."""
@@ -171,7 +171,7 @@ class Decision:
     images: int
     accuracy: Change
     auc: Change | None
-    """As `metrics_of` has it; None where the images are all of one class."""
+    """The area under the curve, as `metrics_of` has it; None where the images are all of one class."""
     calibration_error: Change
     """Expected calibration error."""
     flips: tuple[Flip, ...]
@@ -191,7 +191,7 @@ class Decision:
     notes: tuple[str, ...]
     """What these images cannot tell."""
     level: float
-    """Of confidence, of all intervals."""
+    """Level of confidence of all intervals."""
     resamples: int
     seed: int
 
@@ -244,8 +244,8 @@ def decide(
         labels: the C class names.
         images: the N images' names.
         bar: what must not be lost.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        resamples: how many the bootstrap draws.
+        seed: decides what the bootstrap draws.
 
     Raises:
         ValueError: shapes that do not fit together, no image, or logits that are not finite.
@@ -297,7 +297,7 @@ def _change(reference: Resampled, artefact: Resampled) -> Change:
 
 
 def _accuracy_change(reference: Resampled, artefact: Resampled, differing: int) -> Change:
-    """As `_change`, with exact intervals where resampling has nothing to vary: it then knows no doubt."""
+    """`_change` with exact intervals where resampling has nothing to vary: it then knows no doubt."""
     change = _change(reference, artefact)
     images = len(reference.influence)
     intervals = [change.reference_interval, change.artefact_interval]

@@ -37,7 +37,7 @@ def evaluate(
         predict: the classifier.
         samples: at least one; their class indices are places in ``labels``.
         labels: the classifier's C class names.
-        transform: to the classifier's input.
+        transform: makes an image the classifier's input.
         batch_size: images at a time.
         advance: called after each batch with the number of images in it.
 

@@ -30,9 +30,9 @@ class ClassMetrics:
     predicted: int
     """Images that were given this class."""
     precision: float
-    """Of the images given this class, the share that belongs to it; 0 where none was given it."""
+    """The share of the images given this class that belongs to it; 0 where none was given it."""
     recall: float
-    """Of the images of this class, the share that was given it; 0 where there is none."""
+    """The share of this class's images that was given the class; 0 where there is none."""
     f1: float
     auc: float | None
     """Area under the ROC curve, this class against the rest; None where one of the two has no image."""

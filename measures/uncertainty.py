@@ -22,7 +22,7 @@ from .metrics import log_softmax, weighted_mean
 Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 2000
-"""Of a bootstrap: the ends of a 95 % interval then rest on the 50 outermost resamples of each side."""
+"""Resamples of a bootstrap: the ends of a 95 % interval then rest on the 50 outermost of each side."""
 LEVEL = 0.95
 SEED = 0
 BINS = 15
@@ -43,7 +43,7 @@ class Interval:
 
     @property
     def width(self) -> float:
-        """In the unit of the figure."""
+        """Upper end minus lower, in the unit of the figure."""
         return self.high - self.low
 
 
@@ -52,7 +52,7 @@ class Resampled:
     """One figure, of a model or of a difference between two, on all images and on R resamples of them."""
 
     estimate: float
-    """On the images as they are."""
+    """The figure on the images as they are."""
     values: Floats
     """(R,), one a resample."""
     influence: Floats
@@ -91,7 +91,7 @@ class Figures:
     accuracy: Resampled
     calibration_error: Resampled
     auc: Resampled | None
-    """As `metrics_of` has it; None where the images are all of one class."""
+    """The area under the curve, as `metrics_of` has it; None where the images are all of one class."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ class Reliability:
     """Confidence, the probability of the class that was given, against accuracy, by bins of confidence."""
 
     edges: tuple[float, ...]
-    """Of the bins, one more than there are; a bin holds its upper edge."""
+    """Edges of the bins, one more than there are bins; a bin holds its upper edge."""
     images: tuple[int, ...]
     confidence: tuple[float | None, ...]
     """Mean of a bin's images; None where it has none."""
     accuracy: tuple[float | None, ...]
-    """Likewise."""
+    """Share of a bin's images that is right; None where it has none."""
     error: float
     """Expected calibration error: the bins' mean distance between the two, weighted by images."""
 
@@ -123,8 +123,8 @@ def resample(
         probabilities: (N, C) of each model, on the same images.
         truth: (N,), the index of each image's true class.
         resamples: R.
-        seed: of the draws; the same draws serve all models, so that their figures can be subtracted.
-        bins: for the calibration error.
+        seed: decides the draws; the same draws serve all models, so that their figures can be subtracted.
+        bins: how many bins the calibration error has.
 
     Returns:
         The figures of each model.
@@ -164,10 +164,10 @@ def bootstrap_interval(
     """The percentile bootstrap: the interval that a statistic of resampled images falls into.
 
     Args:
-        statistic: of the arrays, each with some of the N rows, drawn with replacement and the same in all;
+        statistic: computed from the arrays, each with N rows drawn with replacement, the same in all;
             None or NaN where it has no value (AUC where a resample holds one class only).
         arrays: at least one, each of N rows.
-        seed: of the resamples: the same arrays give the same interval.
+        seed: decides the resamples: the same arrays give the same interval.
         resamples: how many are drawn.
         level: share of the statistics that lies within, half of the rest on either side.
         groups: (N,), the patient or slide of each row. Whole groups are drawn then: the images of one patient
@@ -219,7 +219,7 @@ def metric_intervals(
     Args:
         logits: (N, C), finite.
         truth: (N,), class indices.
-        seed: of the resamples.
+        seed: decides the resamples.
         resamples: how many are drawn.
         groups: (N,), the patient or slide of each image (see `bootstrap_interval`).
 
@@ -309,7 +309,7 @@ def reliability(probabilities: npt.NDArray[Any], truth: npt.NDArray[Any], bins: 
     Args:
         probabilities: (N, C).
         truth: (N,), class indices.
-        bins: of equal width.
+        bins: how many bins of equal width there are.
     """
     measure = _CalibrationError(np.asarray(probabilities, np.float64), truth, bins)
     counts = measure.in_bin.sum(axis=0)

@@ -40,7 +40,7 @@ def thumbnail(source: ImageSource, side: int) -> str:
 
     Args:
         source: an image, read as the network's input is (see `read_image`).
-        side: of the square, pixels.
+        side: side of the square, pixels.
 
     Raises:
         ImageError: it cannot be read.

@@ -67,10 +67,10 @@ class Device:
 
     Attributes:
         ordinal: its number among the visible ones.
-        name: as the driver calls it.
+        name: what the driver calls it.
         compute_capability: ``10 * major + minor``.
         multiprocessors: their number.
-        shares_memory: with the processor, as on a Jetson.
+        shares_memory: whether it shares its memory with the processor, as on a Jetson.
     """
 
     ordinal: int
@@ -208,7 +208,7 @@ class DeviceBuffer:
     """Memory on the current context's GPU, aligned to 256 bytes and more; owned until `close`.
 
     Attributes:
-        address: where it begins.
+        address: the device address where it begins.
         size: bytes.
     """
 
@@ -233,7 +233,7 @@ class PinnedArray:
 
     Attributes:
         array: the array; dead after `close`.
-        address: where it begins.
+        address: the device address where it begins.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:

@@ -21,7 +21,7 @@ _LINK, _LIBRARY = "libtensorrt_rtx.so", "libtensorrt_rtx.so.1"
 
 
 def _rtx_folder() -> Path | None:
-    """Where the wheel keeps its libraries, if it is installed as one."""
+    """The folder where the wheel keeps its libraries, if it is installed as one."""
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     return Path(spec.origin).parent if spec and spec.origin else None
 
@@ -72,7 +72,7 @@ def import_tensorrt(name: str, *, to_parse: bool = True) -> ModuleType:
     """Imports ``tensorrt`` or ``tensorrt_rtx``.
 
     Args:
-        name: of the library.
+        name: the library's import name.
         to_parse: whether ONNX files are to be parsed; only then does it matter that a parser would abort.
 
     Raises:

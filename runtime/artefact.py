@@ -49,8 +49,8 @@ class Bundle:
     """A bundle on disk, its manifest read and checked, its files not yet.
 
     Attributes:
-        folder: where it is.
-        manifest: of ``manifest.json``.
+        folder: the bundle's folder.
+        manifest: what ``manifest.json`` says.
     """
 
     folder: Path

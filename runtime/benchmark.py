@@ -46,10 +46,10 @@ class BenchmarkOptions:
 
     Attributes:
         batch_sizes: images a batch.
-        threads: of the CPU; None for every usable core.
-        kernels: as `open_session` takes them.
-        providers: likewise.
-        device: as `open_session` takes it.
+        threads: CPU threads; None for one on every usable core.
+        kernels: the kernels to run, as `open_session` takes them.
+        providers: what executes, as `open_session` takes it.
+        device: the device to run on, as `open_session` takes it.
         rounds: measured rounds, at most.
         warmup: rounds before those, not counted.
         seconds: time after which no further round begins (five are measured at least).

@@ -70,12 +70,12 @@ class Result:
         case: what was measured.
         executed_by: `Session.path`.
         image_size: side of the input, pixels.
-        file_mb: of the ONNX file or engine that ran, 10^6 bytes.
+        file_mb: size of the ONNX file or engine that ran, 10^6 bytes.
         network_ms: the network alone.
-        preprocessing_ms: None for a file that does not say its mean and std.
-        postprocessing_ms: likewise.
-        images_per_second: of the network.
-        ratio: to the first artefact.
+        preprocessing_ms: None for a file that does not say its mean, std and labels.
+        postprocessing_ms: None for a file that does not say its labels.
+        images_per_second: how many images the network takes a second.
+        ratio: median of its latency over that of the first artefact.
         peak_memory_mb: None where the system does not tell.
     """
 
@@ -100,7 +100,7 @@ class Benchmark:
         rounds: rounds measured.
         noise: spread of the fixed loop, a fraction.
         machine: facts of the machine and of its state while measuring.
-        versions: of everything that ran.
+        versions: the versions of everything that ran.
     """
 
     results: tuple[Result, ...]

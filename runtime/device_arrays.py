@@ -24,9 +24,9 @@ class DeviceArray:
 
     Attributes:
         shape: its dims.
-        dtype: of its elements.
-        address: where it begins.
-        stream: whose work must be done before it is read; None where it is ready.
+        dtype: type of its elements.
+        address: the device address where it begins.
+        stream: the stream whose work must be done before it is read; None where it is ready.
         contiguous: whether it lies in C order without gaps.
     """
 

@@ -39,8 +39,8 @@ class Plan:
 
     Attributes:
         library: ``tensorrt`` or ``tensorrt_rtx``.
-        version: of the library; None where the plan does not say.
-        compute_capabilities: that it runs on, ``10 * major + minor``; None where it does not say.
+        version: the library's version; None where the plan does not say.
+        compute_capabilities: the GPUs it runs on, ``10 * major + minor``; None where it does not say.
         has_plugin: whether it holds compiled scan kernels.
         kernels: their format, such as ``msmamba-kernels-1``; empty without.
     """
@@ -91,9 +91,9 @@ def check_fit(
 
     Args:
         plan: what the plan says.
-        manifest: of its bundle; None for a bare plan.
-        name: of the artefact, for messages.
-        library_version: of the library that is installed here.
+        manifest: its bundle's manifest; None for a bare plan.
+        name: what messages call the artefact.
+        library_version: the version of the library that is installed here.
         device: the GPU.
 
     Raises:

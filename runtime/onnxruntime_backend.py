@@ -39,7 +39,7 @@ GPU_PROVIDERS = {
     ),
     "nv-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
 }
-"""By what is asked for: ONNX Runtime's name, and how to get it."""
+"""ONNX Runtime's name of each provider, and how to get it, by what is asked for."""
 # Tiny at 224, two threads, two cores that other processes wanted too: idle threads that spin made an image
 # take 185 ms and 97 ms of processor time, idle threads that sleep 122 ms and 62 ms.
 _IDLE_THREADS_SLEEP = ("session.intra_op.allow_spinning", "0")
@@ -75,9 +75,9 @@ class OnnxRuntimeBackend:
 
         Args:
             model: the file's content, or its path (which weights kept in files beside it need).
-            name: of the artefact, for messages.
+            name: what messages call the artefact.
             device: ``auto`` (CUDA where it works, else the CPU), ``cpu`` or ``cuda``.
-            threads: of the CPU; None takes every core that this process may use.
+            threads: CPU threads; None takes every core that this process may use.
             kernels: ``auto`` (native where they are built, on the CPU), ``native`` or ``functions``.
             provider: one of `PROVIDERS` but ``engine``.
 

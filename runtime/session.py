@@ -40,8 +40,8 @@ class Prediction:
     Attributes:
         label: name of the likeliest class.
         index: its place in the session's labels.
-        probability: of that class, softmax of the logits.
-        probabilities: of every class, in the order of the labels; they sum to 1.
+        probability: the probability of that class, softmax of the logits.
+        probabilities: the probability of every class, in the order of the labels; they sum to 1.
         notes: what reading the image had to decide ("page 1 of 5"); mostly empty.
     """
 
@@ -85,7 +85,7 @@ class Session:
 
     @property
     def transform(self) -> Transform | None:
-        """From pixels to the network's input, None where mean, std or size are not known."""
+        """Makes pixels the network's input; None where mean, std or size are not known."""
         return self._transform
 
     @property
@@ -167,7 +167,7 @@ class Session:
     def classify_stream(
         self, sources: Iterable[ImageSource], batch_size: int = BATCH_SIZE, max_pixels: int = MAX_PIXELS
     ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
-        """As `classify`, one by one as they are made; an unusable image yields its error and stops nothing.
+        """Classifies as `classify` does, one by one; an unusable image yields its error and stops nothing.
 
         A thread reads and transforms at most two batches ahead of the network, so memory does not grow with
         the number of images.
@@ -325,7 +325,7 @@ def open_session(
         path: the bundle's folder, or the file.
         device: ``auto`` (a GPU where the bundle's engine or ONNX Runtime can use one, else the CPU), ``cpu``
             or ``cuda``. `Session.path` says what was taken, and why not the engine.
-        threads: of the CPU; None takes every core that this process may use.
+        threads: CPU threads; None takes every core that this process may use.
         kernels: ``auto`` (the native ones where they are built), ``native``, or ``functions`` (ONNX only).
         provider: insists on what executes: ``engine`` (the bundle's or the file), or ONNX Runtime's ``cpu``,
             ``cuda``, ``tensorrt`` or ``nv-tensorrt-rtx``, the last two for comparison. ``auto`` lets the
@@ -333,8 +333,8 @@ def open_session(
         trust_engine_code: lets an engine built with ``--version-compatible`` run the library that it
             carries, in this process.
         labels: the classes' names, for a file that does not carry them, or in place of those it carries.
-        mean: of the channels, likewise, three numbers.
-        std: of the channels, likewise, three numbers.
+        mean: three means of the channels, in place of what the artefact says.
+        std: three standard deviations of the channels, in place of what the artefact says.
 
     Raises:
         ArtefactError: there is no usable artefact, or a file of the bundle was changed.

@@ -70,8 +70,8 @@ class TensorRtBackend:
 
         Args:
             plan: the engine.
-            name: of the artefact, for messages.
-            manifest: of its bundle; None for a bare plan.
+            name: what messages call the artefact.
+            manifest: its bundle's manifest; None for a bare plan.
             graphs: whether batches are captured and replayed as CUDA graphs.
             trust_engine_code: lets a version-compatible engine run the library that it carries.
             cache_folder: where TensorRT-RTX's compiled kernels are kept between processes; by default

@@ -39,7 +39,7 @@ class LoadedEngine:
         Args:
             trt: the library.
             plan: the engine.
-            name: of the artefact, for messages.
+            name: what messages call the artefact.
             trusts_host_code: lets a version-compatible engine run the library that it carries.
 
         Raises:

@@ -123,7 +123,7 @@ def write_cells(root: Path, images: int = 12) -> Path:
 
 @pytest.fixture(scope="module")
 def threads_as_before() -> Iterator[None]:
-    """For runs that limit the threads of the whole process: what follows gets them back."""
+    """Gives back the threads after tests that limit those of the whole process."""
     import torch
 
     from msmamba.plugins.selective_scan import cpu

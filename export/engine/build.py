@@ -69,7 +69,7 @@ class EngineOptions:
 
     @classmethod
     def of(cls, target: str, compute_capabilities: Iterable[str], **chosen: Any) -> EngineOptions:
-        """From what a user writes: ``tensorrt-rtx`` and ``8.9``.
+        """Makes options of what a user writes: ``tensorrt-rtx`` and ``8.9``.
 
         Raises:
             ExportError: a compute capability is not of that form.

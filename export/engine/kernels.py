@@ -49,7 +49,7 @@ def compiler_from(files: Mapping[str, bytes], source: str) -> Compiler:
     """What the plugin takes its kernels from while building an engine: a bundle's files in Triton's place.
 
     Args:
-        files: by name, as `kernels_for` made them.
+        files: the kernels by file name, as `kernels_for` made them.
         source: the bundle, for messages.
     """
 

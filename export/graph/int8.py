@@ -31,7 +31,7 @@ from .sensitivity import Judge, Judgement, Limits, Sensitivity, find_plan, measu
 
 DEFAULT_METHOD, DEFAULT_IMAGES = "percentile", 128
 JUDGED_IMAGES = 256
-"""That a plan is judged on, at most."""
+"""How many images a plan is judged on, at most."""
 
 Report = Callable[[str], None]
 
@@ -45,9 +45,9 @@ class Int8Options:
     method: str = DEFAULT_METHOD
     """One of `calib.METHODS`."""
     images: int = DEFAULT_IMAGES
-    """To calibrate on; all, where there are fewer."""
+    """How many images to calibrate on; all, where there are fewer."""
     seed: int = 0
-    """Of their choice."""
+    """Seed of the choice of those images."""
     cache: str | Path | None = None
     """File of the measured ranges; beside the bundle by default."""
     plan: str | Path | None = None
@@ -148,7 +148,7 @@ def int8_network(
 
     Args:
         model: float32, from `onnx_model.onnx_from_network`; it is left as it is.
-        transform: to its input.
+        transform: makes an image the network's input.
         prepared: how, and on which images.
         default_cache: where measured ranges are kept, unless the options say.
         report: is told each step as it begins.

@@ -95,7 +95,7 @@ def flat_model(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
     ``module/operator/value``.
 
     Args:
-        model: from `onnx_from_network`; it is left as it is.
+        model: what `onnx_from_network` made; it is left as it is.
         kept: names of nodes that stay calls of their functions.
     """
     flat = inlined_model(model, kept)

@@ -43,7 +43,7 @@ class PrecisionProof:
     nodes: Mapping[str, int]
     """Computing nodes by the type of their result, such as ``{"float16": 700, "float32": 12}``."""
     float32_nodes: Mapping[str, str]
-    """In a float16 file: the nodes that compute in float32, and why."""
+    """The nodes of a float16 file that compute in float32, and why."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -54,7 +54,7 @@ def fp16_from_fp32(flat: ModelProto) -> ModelProto:
     """Converts a flat float32 model to float16.
 
     Args:
-        flat: from `onnx_model.flat_model`; it is left as it is.
+        flat: what `onnx_model.flat_model` made; it is left as it is.
 
     Returns:
         The model with float16 weights and activations but for `KEPT_IN_FLOAT32`, the scan's state

@@ -34,7 +34,7 @@ from ...plugins.selective_scan.onnx_function import OP_TYPE
 from .inlining import INPUT
 
 LARGEST = 127
-"""Of the integers used; -128 is left out, so that the scale is the same on both sides."""
+"""The largest integer used; -128 is left out, so that the scale is the same on both sides."""
 
 CONVOLUTION, DEPTHWISE, LINEAR = "convolution", "depthwise", "linear"
 KINDS = (CONVOLUTION, DEPTHWISE, LINEAR)
@@ -202,7 +202,7 @@ class Int8Proof:
     products: tuple[str, ...]
     """Nodes both of whose inputs come out of int8."""
     share: float
-    """Of all multiply-adds of products, the head included and the scan not, those in int8."""
+    """The share in int8 of all multiply-adds of products, the head included and the scan not."""
     by_kind: Mapping[str, float]
     """The same, of each kind's own."""
 
@@ -239,7 +239,7 @@ def int8_proof(model: ModelProto, flat: ModelProto) -> Int8Proof:
     """Reads the int8 products off a finished model.
 
     Args:
-        model: from `int8_from_fp32`, in float32 or float16.
+        model: what `int8_from_fp32` made, in float32 or float16.
         flat: what it was made from, with all operators written out.
     """
     found = products(flat)

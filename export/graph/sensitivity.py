@@ -26,11 +26,11 @@ from ...runtime.onnxruntime_backend import OnnxRuntimeBackend
 from .quantise import Plan, Product
 
 Quantise = Callable[[Sequence[Product]], ModelProto]
-"""From the products to quantise to the model with just those in int8."""
+"""Makes the model with just the given products in int8."""
 
 
 RANKED_IMAGES = 64
-"""That one unit's harm is measured on, at most: the error of the logits ranks most of them, and that takes
+"""How many images measure one unit's harm, at most: the error of the logits ranks most units, which takes
 fewer images than counting flips does. The plan itself is judged on all."""
 
 
@@ -55,7 +55,7 @@ class Judgement:
 
     @property
     def summary(self) -> str:
-        """For a terminal."""
+        """The judgement in words, for a terminal."""
         return (
             f"{self.flips} labels flip, accuracy {100 * self.accuracy:.2f} % (float32 "
             f"{100 * self.float32_accuracy:.2f} %), logits off by {self.logit_error:.3g} (root mean square)"
@@ -126,7 +126,7 @@ class Harm:
     """A unit, or all units' products of a kind."""
     judgement: Judgement
     share: float
-    """Of all multiply-adds."""
+    """The share of all multiply-adds."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Judge:
             reference: the float32 network.
             images: labelled; read anew for each model, so that memory does not grow with their number.
             labels: the networks' classes.
-            transform: to the networks' input.
+            transform: makes an image the networks' input.
             report: is told each step as it begins.
         """
         self._reference, self._transform, self.report = reference, transform, report
@@ -262,10 +262,10 @@ def measure_sensitivity(
     """Quantises each unit alone, and each kind of product alone, and ranks them by the harm done.
 
     Args:
-        judge: on the images that decide.
-        quantise: from products to the model with those in int8.
+        judge: measures a model on the images that decide.
+        quantise: makes the model with the given products in int8.
         found: all products of the network.
-        plan: whose kinds of product a unit's quantisation takes in.
+        plan: says which kinds of product a unit's quantisation takes in.
         kinds: those to measure by themselves.
     """
     total = sum(product.macs for product in found)
@@ -303,12 +303,12 @@ def find_plan(
     is measured only when quantising everything does not do.
 
     Args:
-        judge: on the images that decide.
-        quantise: from products to the model with those in int8.
+        judge: measures a model on the images that decide.
+        quantise: makes the model with the given products in int8.
         found: all products of the network.
-        plan: to begin with.
-        limits: to be met.
-        sensitivity: where it is known already.
+        plan: the plan to begin with.
+        limits: what the plan must meet.
+        sensitivity: the harm of each unit, where it is known already.
 
     Returns:
         The plan, its model, how that was judged, and the sensitivity where it is known.

@@ -33,7 +33,7 @@ class Published:
     macs: float | None = None
     """10^9 at 224x224, counted by ptflops."""
     classes: int = 1000
-    """Of the network that the paper counted, as far as its count tells."""
+    """How many classes the network had that the paper counted, as far as its count tells."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,28 @@ class PaperRow:
     size: str
     """``t``, ``s`` or ``b``."""
     off: tuple[str, ...] = ()
-    """Switches that are off."""
+    """The switches that are off."""
 
     @property
     def key(self) -> str:
-        """As options of `mmdeploy train` have it: ``t``, ``t --no-mifa``, …"""
+        """The row as options of `mmdeploy train` write it: ``t``, ``t --no-mifa``, …"""
         return " ".join([self.size, *(f"--no-{name}" for name in self.off)])
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The row's name for people."""
         return NAMES[self.size] + "".join(f" w/o {name.upper()}" for name in self.off).replace(
             "PARALLEL", "parallel"
         )
 
     @property
     def table(self) -> str:
-        """Where it stands in the paper."""
+        """The paper's tables that have the row."""
         return "II, III" if self.off else "I"
 
     @property
     def published(self) -> Published:
-        """Its size there."""
+        """The size that they print."""
         return PUBLISHED.get(self.key, Published(classes=PUBLISHED[self.size].classes))
 
     def architecture(self, num_classes: int) -> Architecture:
@@ -91,7 +91,7 @@ PUBLISHED = {
     "t --no-psffn": Published(4.89),
     "t --no-mifa --no-psffn": Published(4.86),
 }
-"""By `PaperRow.key`. The two numbers without PSFFN do not follow from the released code."""
+"""Sizes by `PaperRow.key`. The two numbers without PSFFN do not follow from the released code."""
 
 ABLATIONS = tuple(
     PaperRow("t", tuple(name for name, off in zip(SWITCHES, bits, strict=True) if off))
@@ -169,7 +169,7 @@ class Doubt:
     figure: str
     """One of `METRICS`, ``parameters`` or ``macs``."""
     printed: float
-    """In per cent, in millions or in 10^9."""
+    """The figure, in per cent, in millions or in 10^9."""
     why: str
     data: str | None = None
     """The data set, in lower case; None for a size."""

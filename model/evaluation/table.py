@@ -36,7 +36,7 @@ from .paper import (
 )
 
 PAPER_SIZE = 224
-"""Of the images that the paper counts multiply-adds for."""
+"""Side of the images that the paper counts multiply-adds for."""
 UNKNOWN = "–"
 PAPER = "paper"
 MARK = "†"
@@ -59,17 +59,17 @@ class Row:
     source: str
     """The run folder, or ``paper``."""
     table: str = UNKNOWN
-    """Of the paper."""
+    """The paper's table that has the network."""
     data: str | None = None
     split: str | None = None
     images: int | None = None
-    """Of the split."""
+    """How many images the split has."""
     image_size: int | None = None
     """Side of the network's input, pixels."""
     parameters: float | None = None
     """Millions, with the paper's number of classes."""
     own_parameters: int | None = None
-    """With the run's classes."""
+    """Parameters with the run's number of classes."""
     macs: float | None = None
     """10^9 at 224x224, the paper's count."""
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Row:
     seconds: float | None = None
     """Wall time of training."""
     doubts: tuple[Doubt, ...] = ()
-    """Of the paper's figures here, those that others of its contradict."""
+    """Those of the row's figures that others of the paper contradict."""
 
     def doubt(self, figure: str) -> Doubt | None:
         """Why one of the figures is doubted, if it is."""
@@ -332,7 +332,7 @@ class Table:
     """What a `MARK` stands for."""
 
     def to_text(self) -> str:
-        """For a terminal, as wide as it needs: a cut figure is a wrong one."""
+        """The lines for a terminal, as wide as they need to be: a cut figure is a wrong one."""
         from rich import box
         from rich.console import Console
         from rich.table import Table as RichTable

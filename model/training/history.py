@@ -15,9 +15,9 @@ class Epoch:
     """What one epoch came to."""
 
     number: int
-    """From 1."""
+    """The epoch's number, from 1."""
     learning_rate: float
-    """At its last step."""
+    """The learning rate at the epoch's last step."""
     train_loss: float
     """Mean cross-entropy, nats, of augmented images while the weights change."""
     train_accuracy: float
@@ -37,9 +37,9 @@ class Result:
     history: tuple[Epoch, ...]
     best_epoch: int
     val: Metrics
-    """Of the best weights."""
+    """The best weights' metrics on the validation split."""
     test: Metrics | None
-    """Of the best weights; None where the data has no test split."""
+    """The best weights' metrics on the test split; None where the data has none."""
 
     def to_text(self) -> str:
         """The figures of the best weights, a line for each split."""

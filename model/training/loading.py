@@ -157,7 +157,7 @@ class TrainingImages(Dataset[Item]):
         return self.transform.normalise(pixels), label
 
     def pixels(self, key: Key) -> tuple[Pixels, int]:
-        """As an item, before normalising: (S, S, 3) uint8."""
+        """An item before normalising: (S, S, 3) uint8, and its class."""
         epoch, index = key
         generator = np.random.default_rng((self.seed, epoch, index))
         pixels = self.augmentation(self.images.read(index), self.transform.size, generator)
@@ -179,7 +179,7 @@ class EvaluationImages(Dataset[Item]):
         return self.transform.normalise(pixels), label
 
     def pixels(self, index: int) -> tuple[Pixels, int]:
-        """As an item, before normalising: (S, S, 3) uint8."""
+        """An item before normalising: (S, S, 3) uint8, and its class."""
         return self.transform.resize(self.images.read(index)), self.images.samples[index].label
 
 

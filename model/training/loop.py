@@ -68,7 +68,7 @@ class Hardware:
     amp: bool = False
     """Automatic mixed precision: float16 with loss scaling, CUDA only."""
     threads: int | None = None
-    """Of the CPU; None leaves them as they are, and shares the cores among several processes."""
+    """CPU threads; None leaves them as they are, and shares the cores among several processes."""
     workers: int = 0
     """Processes that decode and augment images; 0 does it in this one."""
     cache_bytes: int = CACHE_BYTES
@@ -104,7 +104,7 @@ class Plan:
     """Epochs finished before; above 0 in a resumed run."""
     recipe: Recipe = field(default_factory=Recipe)
     processes: int = 1
-    """That share every batch."""
+    """How many processes share every batch."""
     skipped: tuple[str, ...] = ()
     """Images that were left out because they cannot be read."""
 
@@ -136,7 +136,7 @@ def train(
     """Trains a network from scratch. Seeds PyTorch's global random generator.
 
     Args:
-        data: with ``train`` and ``val`` splits; ``test``, where there is one, is measured at the end.
+        data: has the splits ``train`` and ``val``; ``test``, where there is one, is measured at the end.
         run: the run folder (see `model.training.run`), new unless ``resume``.
         arch: its number of classes is taken from the data.
         recipe: the paper's by default.
@@ -182,15 +182,15 @@ def train_folder(
     skip_bad: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> Result:
-    """As `train`, from a folder; what is not given is the paper's, or that of the run to resume.
+    """Trains as `train` does, from a folder; what is not given is the paper's, or that of the run to resume.
 
     Args:
-        folder: of images (see `read_training_folder`); a flat one is split by the recipe's seed.
+        folder: holds the images (see `read_training_folder`); a flat one is split by the recipe's seed.
         run: the run folder.
         network: one of the registry's names; Microscopic-Mamba tiny, ``t``, by default.
         switches: further fields of its architecture by name, such as ``mifa=False``.
         preset: name of the recipe to start from; the paper's by default.
-        figures: of the recipe and its augmentation, by field name, in place of the preset's.
+        figures: what the recipe and its augmentation have in place of the preset's figures, by field name.
         group_by: regular expression of the groups in file names.
         hardware: the CPU by default.
         processes: those that train together.

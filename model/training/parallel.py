@@ -44,11 +44,11 @@ class Processes:
     """This process's place among those that train together."""
 
     rank: int = 0
-    """From 0; the first one decides and writes."""
+    """This process's number, from 0; the first one decides and writes."""
     count: int = 1
     """P."""
     on_machine: int = 1
-    """Of them, those on this machine."""
+    """How many of them are on this machine."""
 
     @property
     def is_first(self) -> bool:
@@ -203,7 +203,7 @@ class Shards(Sampler[list[Key]]):
 
     Args:
         order: the batches of a single process.
-        parts: that a batch goes through in.
+        parts: how many parts a batch goes through in.
         processes: this one's place.
     """
 
@@ -283,7 +283,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> SyncedBatchNorm2d:
-        """With the weights and statistics of another, which are shared."""
+        """Makes a norm with the weights and statistics of another, which are shared."""
         synced = cls(norm.num_features, norm.eps, norm.momentum)
         synced.weight, synced.bias = norm.weight, norm.bias
         synced.running_mean, synced.running_var = norm.running_mean, norm.running_var

@@ -35,14 +35,14 @@ class Recipe:
     """
 
     epochs: int = 200
-    """At most."""
+    """The most epochs that a run has."""
     batch_size: int = 16
     learning_rate: float = 1e-4
-    """Of Adam, at its highest: after the warm-up, before the cosine decay to 0."""
+    """Adam's learning rate at its highest: after the warm-up, before the cosine decay to 0."""
     weight_decay: float = 1e-4
-    """Of Adam; the scans' `A_logs` and `Ds` take none."""
+    """Adam's weight decay; the scans' `A_logs` and `Ds` take none."""
     warmup_epochs: int = 10
-    """Over which the learning rate grows linearly, step by step."""
+    """Epochs over which the learning rate grows linearly, step by step."""
     patience: int = 30
     """Epochs without a lower validation loss after which training stops."""
     image_size: int = 224
@@ -52,7 +52,7 @@ class Recipe:
     memory, and batch norm then sees a part at a time."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
-    """Of the weights, the order, the augmentation and stochastic depth."""
+    """Seed of the weights, the order, the augmentation and stochastic depth."""
     preset: str = "paper"
     """Name of the preset that this was made from."""
 

@@ -64,7 +64,7 @@ class State:
     """The best epoch's weights, on the CPU."""
     optimiser: dict[str, Any]
     scaler: dict[str, Any]
-    """Of the mixed-precision loss; empty without."""
+    """State of the mixed-precision loss's scaling; empty without."""
 
 
 class RunFolder:

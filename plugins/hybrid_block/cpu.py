@@ -87,7 +87,7 @@ class BlockOperator:
 
     Args:
         op_type: one of the package's ``OPERATORS``.
-        weights: by the contract's names and in its shapes, float32; copied.
+        weights: the weights by the contract's names and in its shapes, float32; copied.
 
     Raises:
         ValueError: ``op_type`` is no operator of the block, or a weight is missing.

@@ -152,7 +152,7 @@ def forward_pointers(
 
     Args:
         shape: the sizes, none of them zero.
-        element_type: of ``x``, ``delta``, ``B``, ``C`` and ``y``: "float32", "float16" or "bfloat16".
+        element_type: type of ``x``, ``delta``, ``B``, ``C`` and ``y``: "float32", "float16" or "bfloat16".
         x: address of (batch, H, W, D).
         delta: address of (batch, H, W, K, D).
         A: address of (K, D, N), float32.

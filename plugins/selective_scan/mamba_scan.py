@@ -48,7 +48,7 @@ def selective_scan_2d(
         C: (batch, H, W, K, N).
         D: (K, D) float32.
         delta_bias: (K, D) float32.
-        sequence_scan: in place of ``mamba_ssm``'s.
+        sequence_scan: the scan to run in place of ``mamba_ssm``'s.
 
     Returns:
         (batch, H, W, D) in ``x``'s type.

@@ -89,7 +89,7 @@ def register(
 
     Args:
         trt: The module ``tensorrt`` or ``tensorrt_rtx``.
-        compute_capabilities: Of the devices that engines are built for, ``10 * major + minor``; empty
+        compute_capabilities: The devices that engines are built for, ``10 * major + minor``; empty
             where engines are only run.
         compiler: Makes the kernels; by default Triton.
 

@@ -48,9 +48,9 @@ class EmulatedKernel:
             shared_bytes: Dynamic shared memory of a block.
             arguments: The raw bytes of every parameter, hidden ones included.
             buffers: All memory that the kernel may touch; what is read-only in NumPy is read-only to it.
-            order: In which order the threads of a block take turns.
-            ulps: By how much the approximate functions may be off, either way, at random.
-            seed: Of the shuffled order and of the error of approximate functions.
+            order: The order in which the threads of a block take turns.
+            ulps: How far the approximate functions may be off, either way, at random.
+            seed: Seed of the shuffled order and of the error of approximate functions.
 
         Raises:
             PtxError: The launch does not fit the kernel, or the kernel did something wrong.

@@ -90,7 +90,7 @@ def test_dropping_every_barrier_is_a_race(scan_ptx: str, ptx_cache: Path) -> Non
 
 @pytest.mark.parametrize("which", [1, 2, 5, 9])
 def test_dropping_one_barrier_is_a_race(scan_ptx: str, ptx_cache: Path, which: int) -> None:
-    """Of ten; the first, number 0, is redundant: each thread overwrites only what it read itself."""
+    """Only the first of ten barriers, number 0, is redundant: each thread overwrites what it read itself."""
     with pytest.raises(PtxError, match="race in shared memory"):
         _check(_without(scan_ptx, BARRIER, which), ptx_cache)
 

@@ -28,7 +28,7 @@ LARGEST = 5
 
 @pytest.fixture(scope="module")
 def options() -> EngineOptions:
-    """For this machine's GPU, by the first TensorRT library that is here and builds for it."""
+    """Options for this machine's GPU, by the first TensorRT library that is here and builds for it."""
     try:
         device = cuda_driver.device()
     except BackendError as error:

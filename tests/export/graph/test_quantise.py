@@ -59,7 +59,7 @@ def answers(model: ModelProto) -> npt.NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def ranges(flat: ModelProto) -> dict[str, float]:
-    """Of the test's own images."""
+    """Ranges measured on the test's own images."""
     found = products(flat)
     names = sorted({name for product in found for name in (product.activation, product.output)} - {"image"})
     largest = {name: float(np.abs(value).max()) for name, value in values_of(flat, names).items()}

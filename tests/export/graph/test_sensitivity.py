@@ -29,7 +29,7 @@ from msmamba.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 TRANSFORM = Transform(32, (0.6, 0.5, 0.7), (0.2, 0.25, 0.15))
 BAD_UNITS = ("layers.1.blocks.0", "layers.0.downsample")
-"""Whose activations get a range a hundred times too narrow."""
+"""The unit whose activations get a range a hundred times too narrow."""
 
 
 @pytest.fixture(scope="module")
