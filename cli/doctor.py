@@ -18,7 +18,7 @@ from .help import Command, option
 )
 @click.pass_context
 def doctor(context: click.Context, output_format: str) -> None:
-    """Tell what this machine can run, and what the rest would need.
+    """Tell what this machine is best for, and what the rest would need.
 
     The exit status is 1 when not even classification on the CPU works.
     """

@@ -58,10 +58,10 @@ def infer(
     batch_size: int | None,
     **device: Any,
 ) -> None:
-    """Classify IMAGES: files, folders (with all below them) or quoted patterns.
+    """Classify images: a label and its probability for each file.
 
-    ARTEFACT is a bundle, an ONNX file or an engine. An image that cannot be used gets a row with the reason,
-    and the exit status is 1 in the end.
+    ARTEFACT is a bundle, an ONNX file or an engine. IMAGES are files, folders (with all below them) or quoted
+    patterns. An image that cannot be used gets a row with the reason, and the exit status is 1 in the end.
     """
     from ..runtime.infer import find_images
     from ..runtime.infer import infer as classify
