@@ -209,7 +209,8 @@ def test_importing_is_light(module: str) -> None:
 HELP = """
 from click.testing import CliRunner
 from msmamba.cli import mmdeploy
-groups = [[name, below] for name in ("data",) for below in mmdeploy.commands[name].commands]
+commands = mmdeploy.commands.items()
+groups = [[name, below] for name, group in commands for below in getattr(group, "commands", ())]
 for arguments in [[], *([name] for name in mmdeploy.commands), *groups]:
     assert CliRunner().invoke(mmdeploy, [*arguments, "--help"]).exit_code == 0
 assert CliRunner().invoke(mmdeploy, ["--version"]).exit_code == 0
