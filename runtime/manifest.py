@@ -37,8 +37,8 @@ class EngineFacts:
 
     Attributes:
         library: ``tensorrt`` or ``tensorrt_rtx``.
-        version: of the library.
-        plugin_version: of the scan plugin inside; empty where the scan was built from standard operators.
+        version: the library's version.
+        plugin_version: the scan plugin's version; empty where the scan was built from standard operators.
         batches: least, most usual and largest batch.
         version_compatible: later versions of the library run it too.
         hardware_compatibility: ``none``, ``ampere-plus`` or ``same-compute-capability``.
@@ -65,18 +65,18 @@ class Manifest:
     Attributes:
         labels: the classes' names, in the order of the logits.
         image_size: side of the square input, in pixels.
-        mean, std: of the channels R, G, B scaled to [0, 1].
+        mean, std: statistics of the channels R, G, B scaled to [0, 1].
         architecture: depths, dims, switches and what else shapes the network, as the exporter knows them.
         network: its name, as in ``mmdeploy train --network``; empty in artefacts of earlier versions.
         precision_asked: ``fp32``, ``fp16`` or ``int8``.
-        checkpoint_sha256: of the checkpoint file; empty when the model did not come from a file.
+        checkpoint_sha256: the checkpoint file's checksum; empty when the model did not come from a file.
         precision_proven: what verification measured; empty until it has run.
         files: name to SHA-256 of every other file of the bundle; empty in a bare ``.onnx``.
         versions: package name to version, of what made the artefact.
         compute_capabilities: GPUs that the engine is for (``"8.7"``); empty without an engine.
         engine: what a machine must have to run the engine, as `EngineFacts` names it; empty without one.
         resize: the resize rule, `RESIZE_RULE`.
-        format_version: of this format.
+        format_version: the version of this format.
     """
 
     labels: tuple[str, ...]

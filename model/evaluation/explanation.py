@@ -84,7 +84,7 @@ def explain_images(
         images: files; below their common folder each keeps its place.
         output: the folder, made if it is not there. ``a.png`` becomes ``a.gradcam.png``.
         method: ``gradcam`` or ``occlusion``.
-        layer: of Grad-CAM, see `Family.map_layers`; by default see `Family.default_map_layer`.
+        layer: where Grad-CAM looks, one of `Family.map_layers`; `Family.default_map_layer` by default.
         label: the class to explain; by default each image's likeliest.
         described: labels and preprocessing of a checkpoint that does not say.
 
@@ -129,7 +129,7 @@ class Explainer:
         network: in evaluation mode; it is left as it is.
         image_size: S, pixels.
         method: one of `METHODS`.
-        layer: of Grad-CAM, one of `Family.map_layers`; None for the default.
+        layer: where Grad-CAM looks, one of `Family.map_layers`; None for the default.
 
     Raises:
         InputError: there is no such method or layer, or a layer for a method that has none.
