@@ -64,7 +64,7 @@ def main() -> None:
     said, labels = loaded.preprocessing, loaded.labels
     flat = merged(flat_model(onnx_from_network(loaded.network, said.image_size)))
     values = measured_values(products(flat))
-    samples = calibration_samples(arguments.data, labels)
+    samples, _ = calibration_samples(arguments.data, labels)
     with tempfile.TemporaryDirectory() as name:
         request = Path(name) / "request.json"
         request.with_name("flat.onnx").write_bytes(flat.SerializeToString())

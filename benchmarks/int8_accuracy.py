@@ -87,7 +87,7 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
 
-    samples = calibration_samples(arguments.data, labels)
+    samples, _ = calibration_samples(arguments.data, labels)
     named = [(sample.source, labels[sample.label]) for sample in samples]
     values = sorted(measured_values(found))
     with tempfile.TemporaryDirectory() as folder:

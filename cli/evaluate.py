@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import bar, described_options, device_options, let_idle_threads_sleep, names
+from .options import bar, described_options, device_options, let_idle_threads_sleep, names, tell
 
 _RESULTS = "Results"
 _IMAGES = "The images"
@@ -79,6 +79,7 @@ def evaluate(
     described = Described(names(labels) if labels else None, mean, std, image_size)
     with bar() as advance:
         evaluation = evaluate_model(model, data, described=described, advance=advance, **options)
+    tell(evaluation.notes)
     if output:
         evaluation.write(output)
     click.echo(evaluation.to_json() if output_format == "json" else evaluation.to_text(), nl=False)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import bar, described_options, let_idle_threads_sleep, names
+from .options import bar, described_options, let_idle_threads_sleep, names, tell
 
 _MAPS = "The heat maps"
 
@@ -64,7 +64,8 @@ def explain(
     from ..runtime.infer import find_images
 
     described = Described(names(labels) if labels else None, mean, std, image_size)
-    found = find_images(images)
+    found, notes = find_images(images)
+    tell(notes)
     failures = 0
     with bar() as advance:
         results = explain_images(checkpoint, found, output, described=described, **chosen)

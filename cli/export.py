@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import described_options, given, names, steps
+from .options import described_options, given, names, steps, tell
 
 _OUTPUT = "Output"
 _PRECISION = "Precision"
@@ -216,6 +216,7 @@ def export(
         f"{result.path}: {result.bytes / 1e6:.1f} MB, {result.nodes} nodes ({nodes}), {result.scans} scans"
     )
     if result.int8 is not None:
+        tell(result.int8.prepared.notes)
         click.echo(f"  {result.int8.summary}")
     if result.engine is not None:
         click.echo(f"  {result.engine.summary}")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import device_options
+from .options import device_options, tell
 
 _RESULTS = "Results"
 
@@ -68,10 +68,11 @@ def infer(
     from ..runtime.session import open_session
 
     found = find_images(images)
+    tell(found.notes)
     with open_session(artefact, **device) as session:
         classify(
             session,
-            found,
+            found.images,
             output_format=output_format,
             output=output,
             top=top,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,12 @@ def let_idle_threads_sleep() -> None:
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """Those that were given: the library has the defaults."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Says on standard error what there is to say about the data."""
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
 
 
 @contextmanager

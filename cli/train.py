@@ -203,6 +203,7 @@ def train(
 
     from rich.console import Console
 
+    from ..errors import ImageError, some
     from ..model.training.loop import Hardware, train_folder
     from ..model.training.parallel import joined
     from ..model.training.progress import shown_on
@@ -230,3 +231,8 @@ def train(
         )
     if processes.is_first:
         click.echo(result.to_text())
+        if result.lost:
+            raise ImageError(
+                f"the run is finished, but {len(result.lost)} images can no longer be read and are in none "
+                f"of its figures: {some(result.lost)}: mend them and measure again with --resume"
+            )

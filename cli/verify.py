@@ -8,7 +8,7 @@ import click
 
 from ..errors import ParityError
 from .help import Command, option
-from .options import let_idle_threads_sleep, steps
+from .options import let_idle_threads_sleep, steps, tell
 
 _COMPARED = "What is compared"
 _BAR = "The bar"
@@ -115,6 +115,7 @@ def verify(artefact: str, output_format: str, max_flips: str | None, **options: 
         parity = compare(
             artefact, options.pop("reference"), options.pop("data"), max_flips=flips, report=report, **options
         )
+    tell(parity.notes)
     click.echo(parity.to_json() if output_format == "json" else parity.to_text(), nl=False)
     if not parity.passed:
         raise ParityError(f"{artefact} does not answer like its reference: {parity.failure}")

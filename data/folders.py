@@ -1,28 +1,53 @@
 """Labelled images in folders: which image belongs to which class and which split.
 
 Three layouts are read: a data set that `mmdeploy data import` wrote (see `imported`), the authors'
-``{train,val,test}/<class>/*``, and a flat ``<class>/*`` that is split here, 6:2:2, stratified and seeded,
-optionally so that no group (a patient, a slide) is in two splits. Nothing is copied or moved, and no image is
-opened. Whatever takes a folder of data reads it here.
+``{train,val,test}/<class>/**``, and a flat ``<class>/**`` that is split here, 6:2:2, stratified and seeded,
+so that no group (a patient, a slide) and no copy of an image is in two splits. Folders inside of a class's
+folder are its groups. Nothing is copied or moved, and no image is decoded. Whatever takes a folder of
+labelled images reads it here; `ImageFolder.notes` says what was passed over, and where copies are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, some
-from ..images import SUFFIXES, StackedImage
+from ..files import as_utf8
+from ..images import StackedImage
+from .copies import contents_of, note_on_leaks, notes_on_copies
+from .finding import Passed, class_folders, images_below
 from .imported import INDEX, STACK_INDEX, Channels, is_imported, read_imported
 from .samples import Sample, Samples, Source, classes_of
-from .splitting import FOLDS, SMALLEST_CLASS, SPLITS, check_class_sizes, deal, group_in
+from .splitting import (
+    FOLDERS_ARE_GROUPS,
+    FOLDS,
+    SMALLEST_CLASS,
+    SPLITS,
+    check_class_sizes,
+    deal_together,
+    folder_groups,
+    group_in,
+    shared_groups,
+)
+
+T = TypeVar("T")
+
+_FOLDERS_KEPT = (
+    "the folders inside of the classes' folders are taken for groups (patients, say), which stay in one "
+    "split: --group-by '.+' takes each image for itself"
+)
+
+WHOLE = "all"
+"""What the one split of a flat folder is called."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +62,7 @@ class ImageFolder:
     group_by: str | None = None
     """The pattern by which groups were kept, or found to be, in one split each."""
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """The group of each sample (its patient, say), by split; empty where an import did not say."""
+    """The group of each sample (its patient, say), by split; empty where nothing is known of them."""
     statistics: tuple[Channels, Channels] | None = None
     """Mean and standard deviation of the channels over the training images, where an import measured them."""
     kind: str | None = None
@@ -46,6 +71,10 @@ class ImageFolder:
     """SHA-256 of an import's index, which names every image with its split, class and checksum."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Images that were left out because they cannot be read, with the reason."""
+    whole: ImageFolder | None = None
+    """The data with the images that were left out; None where none were."""
+    notes: tuple[str, ...] = ()
+    """What was passed over, and what else a user has to know of the data, a line each."""
 
     def split(self, name: str) -> Sequence[Sample]:
         """The samples of one split.
@@ -65,11 +94,7 @@ class ImageFolder:
 
     def groups_of(self, name: str) -> tuple[str, ...] | None:
         """The group of each image of a split; None where nothing is known of groups."""
-        if self.groups.get(name):
-            return tuple(self.groups[name])
-        if self.group_by is None:
-            return None
-        return tuple(_groups(self.root, self.split(name), re.compile(self.group_by)))
+        return tuple(self.groups[name]) if self.groups.get(name) else None
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images by split and class name."""
@@ -81,28 +106,38 @@ class ImageFolder:
     @property
     def digest(self) -> str:
         """sha256 over every split, class and relative path: equal for the same files dealt the same way."""
+        return self.digest_of(*self.splits)
+
+    def digest_of(self, *names: str) -> str:
+        """As `digest`, of some splits."""
         if self.contents is not None and not self.skipped:
             return self.contents
         lines = [
             f"{name}\t{self.labels[sample.label]}\t{_below(self.root, sample.source)}\n"
-            for name, samples in sorted(self.splits.items())
-            for sample in samples
+            for name in sorted(names)
+            for sample in self.splits[name]
         ]
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read_training_folder(
-    root: str | Path, *, seed: int = 0, group_by: re.Pattern[str] | None = None
+    root: str | Path,
+    *,
+    seed: int = 0,
+    group_by: re.Pattern[str] | None = None,
+    copies_together: bool = True,
 ) -> ImageFolder:
     """Reads a folder to train on; a flat one is split.
 
     Args:
-        root: an imported data set, ``{train,val,test}/<class>/*`` (without ``test`` if there is none) or
-            ``<class>/*``.
+        root: an imported data set, ``{train,val,test}/<class>/**`` (without ``test`` if there is none) or
+            ``<class>/**``.
         seed: of the split of a flat folder.
-        group_by: finds the group in a file name: its first group, or the whole match where it has none. In
-            a flat folder no group is put in two splits; in the authors' layout that is checked. An imported
-            data set has its groups already.
+        group_by: finds the group in a file name, or in the path below ``root`` where it has a ``/``: its
+            first parenthesis, or the whole match where it has none; in place of the folders inside of the
+            classes' folders. In a flat folder no group is put in two splits; in the authors' layout that is
+            checked. An imported data set has its groups already.
+        copies_together: keep copies of an image in one split of a flat folder.
 
     Raises:
         DataError: not a folder, no or one class, a class with too few images, a class without training
@@ -118,41 +153,54 @@ def read_training_folder(
         data = _read_imported(root)
         data.split("val")
     elif _has_splits(root):
-        data = _read_splits(root)
+        passed = Passed()
+        layout = _read_splits(root, passed)
+        _check_classes(root, layout)
+        data = _folder_of(root, layout, group_by)
         for name in ("train", "val"):
             data.split(name)
         if group_by is not None:
-            _check_groups_apart(data, group_by)
+            _check_groups_apart(data)
+        data = replace(data, notes=(*passed.notes(), *_notes_on(data)))
     else:
-        data = _split_flat(root, seed, group_by)
+        data = _split_flat(root, seed, group_by, copies_together)
     check_trainable(data)
-    return replace(data, group_by=group_by.pattern if group_by else None)
+    if data.groups and data.kind is None and group_by is None:
+        data = replace(data, notes=(*data.notes, _FOLDERS_KEPT))
+    return data
 
 
 def read_evaluation_folder(root: str | Path, split: str | None = None) -> ImageFolder:
     """Reads a folder to evaluate on; its only split holds the images to use.
 
     Args:
-        root: an imported data set, ``{train,val,test}/<class>/*`` or ``<class>/*``.
+        root: an imported data set, ``{train,val,test}/<class>/**`` or ``<class>/**``.
         split: which split of one that has splits, ``test`` by default. A flat folder is used whole.
 
     Raises:
         DataError: not a folder, no class, the split is missing or empty, or asked of a flat folder.
     """
     root = Path(root)
-    if is_imported(root) or _has_splits(root):
-        data = _read_imported(root) if is_imported(root) else _read_splits(root)
-        name = split or "test"
-        groups = {name: data.groups[name]} if name in data.groups else {}
-        return replace(data, splits={name: data.split(name)}, groups=groups)
-    if split is not None:
-        raise DataError(
-            f"{root}: has class folders but no {split!r} folder; leave the split out to use all its images"
-        )
-    labels, samples = _read_classes(root)
-    data = ImageFolder(root, labels, {"all": samples})
-    data.split("all")
-    return data
+    name = split or "test"
+    if is_imported(root):
+        data = _read_imported(root)
+    elif _has_splits(root):
+        passed = Passed()
+        layout = _read_splits(root, passed)
+        notes = passed.notes() + _notes_on(_folder_of(root, layout))
+        # The classes of the other splits need not be known to whom this one is for.
+        data = replace(_folder_of(root, {name: layout[name]} if name in layout else layout), notes=notes)
+    else:
+        if split is not None:
+            raise DataError(
+                f"{root}: has class folders but no {split!r} folder; leave the split out to use all its "
+                "images"
+            )
+        passed, name = Passed(), WHOLE
+        data = _folder_of(root, {name: _read_classes(root, passed)})
+        data = replace(data, notes=passed.notes() + _notes_on(data))
+    groups = {name: data.groups[name]} if name in data.groups else {}
+    return replace(data, splits={name: data.split(name)}, groups=groups)
 
 
 def match_labels(data: ImageFolder, labels: Sequence[str]) -> ImageFolder:
@@ -193,6 +241,7 @@ def _read_imported(root: Path) -> ImageFolder:
         statistics=(manifest.mean, manifest.std),
         kind=manifest.kind,
         contents=manifest.files[INDEX if manifest.in_files else STACK_INDEX],
+        notes=manifest.notes,
     )
 
 
@@ -216,77 +265,125 @@ def _has_splits(root: Path) -> bool:
     return any((root / name).is_dir() for name in SPLITS)
 
 
-def _read_splits(root: Path) -> ImageFolder:
-    """The authors' layout. The training split, where there is one, says what the classes are."""
-    present = [name for name in SPLITS if (root / name).is_dir()]
-    folders = {name: _class_folders(root / name) for name in present}
-    labels = tuple(folder.name for folder in folders[present[0]])
-    strange = sorted(
-        f"{name}/{folder.name}" for name in present for folder in folders[name] if folder.name not in labels
-    )
+_Classes = dict[str, list[Path]]
+"""Images by class name, classes and images in the order of their names."""
+
+
+def _read_splits(root: Path, passed: Passed) -> dict[str, _Classes]:
+    """The authors' layout: images by split and class name."""
+    beside = [path for path in class_folders(root, passed) if path.name not in SPLITS]
+    for path in beside:
+        passed.add("folders beside the splits", f"{path.name}/")
+    return {name: _read_classes(root / name, passed) for name in SPLITS if (root / name).is_dir()}
+
+
+def _read_classes(root: Path, passed: Passed) -> _Classes:
+    return {folder.name: [*images_below(folder, passed)] for folder in class_folders(root, passed)}
+
+
+def _check_classes(root: Path, layout: Mapping[str, _Classes]) -> None:
+    """The training split, where there is one, says what the classes are."""
+    first, *others = layout
+    labels = layout[first]
+    strange = sorted(f"{name}/{label}" for name in others for label in layout[name] if label not in labels)
     if strange:
         raise DataError(
             f"{root}: {some(strange)} {'is' if len(strange) == 1 else 'are'} no class of "
-            f"{present[0]!r}, which has {some(labels)}"
+            f"{first!r}, which has {some([*labels])}"
         )
+
+
+def _folder_of(
+    root: Path, layout: Mapping[str, _Classes], group_by: re.Pattern[str] | None = None
+) -> ImageFolder:
+    """The images of a layout with their groups, where a pattern or folders tell them."""
+    labels = tuple(sorted({label for classes in layout.values() for label in classes}))
     splits = {
-        name: tuple(
-            Sample(path, labels.index(folder.name)) for folder in folders[name] for path in _images(folder)
-        )
-        for name in present
+        name: tuple(Sample(path, labels.index(label)) for label, paths in classes.items() for path in paths)
+        for name, classes in layout.items()
     }
-    return ImageFolder(root, labels, splits)
-
-
-def _read_classes(root: Path) -> tuple[tuple[str, ...], tuple[Sample, ...]]:
-    folders = _class_folders(root)
-    samples = tuple(Sample(path, index) for index, folder in enumerate(folders) for path in _images(folder))
-    return tuple(folder.name for folder in folders), samples
-
-
-def _class_folders(root: Path) -> list[Path]:
-    folders = sorted(
-        (path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))),
-        key=lambda path: path.name,
-    )
-    if not folders:
-        raise DataError(f"{root}: has no class folders; expected one folder of images for each class")
-    return folders
-
-
-def _images(folder: Path) -> list[Path]:
-    """Image files by suffix; hidden files, Thumbs.db and the like are passed over."""
-    return sorted(
-        (
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-        ),
-        key=lambda path: path.name,
-    )
-
-
-def _split_flat(root: Path, seed: int, group_by: re.Pattern[str] | None) -> ImageFolder:
-    labels, samples = _read_classes(root)
-    least = SMALLEST_CLASS if group_by is None else sum(FOLDS.values())
-    check_class_sizes(root, labels, _tally(samples, labels), least)
-    groups = None if group_by is None else _groups(root, samples, group_by)
-    try:
-        names = deal(classes_of(samples), groups, seed=seed)
-    except DataError as error:
-        raise DataError(f"{root}: {error}") from error
+    everything = [sample for samples in splits.values() for sample in samples]
+    groups = _groups(root, labels, everything, group_by, depth=2 if WHOLE in layout else 3)
     return ImageFolder(
         root,
         labels,
-        {
-            split: tuple(s for s, name in zip(samples, names, strict=True) if name == split)
-            for split in SPLITS
-        },
+        splits,
+        group_by=group_by.pattern if group_by else None,
+        groups={} if groups is None else _by_split(splits, groups),
     )
 
 
-def _groups(root: Path, samples: Iterable[Sample], group_by: re.Pattern[str]) -> list[str]:
-    names = [sample.source.name for sample in samples]
+def _by_split(splits: Mapping[str, Sequence[Sample]], values: Sequence[str]) -> dict[str, list[str]]:
+    """Values of all samples, cut into those of each split."""
+    remaining = iter(values)
+    return {name: [*islice(remaining, len(samples))] for name, samples in splits.items()}
+
+
+def _split_flat(
+    root: Path, seed: int, group_by: re.Pattern[str] | None, copies_together: bool
+) -> ImageFolder:
+    passed = Passed()
+    whole = _folder_of(root, {WHOLE: _read_classes(root, passed)}, group_by)
+    labels, samples = whole.labels, whole.splits[WHOLE]
+    groups = whole.groups.get(WHOLE)
+    least = SMALLEST_CLASS if groups is None else sum(FOLDS.values())
+    check_class_sizes(root, labels, _tally(samples, labels), least)
+    contents = _contents(samples) if copies_together else range(len(samples))
+    try:
+        names = deal_together(classes_of(samples), contents, groups, seed=seed)
+    except DataError as error:
+        hint = f"; {FOLDERS_ARE_GROUPS}" if groups is not None and group_by is None else ""
+        raise DataError(f"{root}: {error}{hint}") from error
+
+    def dealt(values: Sequence[T], split: str) -> tuple[T, ...]:
+        return tuple(value for value, name in zip(values, names, strict=True) if name == split)
+
+    data = replace(
+        whole,
+        splits={split: dealt(samples, split) for split in SPLITS},
+        groups={} if groups is None else {split: dealt(groups, split) for split in SPLITS},
+    )
+    return replace(data, notes=passed.notes() + _notes_on(data))
+
+
+def _contents(samples: Sequence[Sample]) -> list[int]:
+    return contents_of([sample.source for sample in samples if isinstance(sample.source, Path)])
+
+
+def _notes_on(data: ImageFolder) -> tuple[str, ...]:
+    """What there is to say of the images of a folder: groups that nobody asked for, copies, leaks."""
+    samples = [sample for own in data.splits.values() for sample in own]
+    splits = [name for name, own in data.splits.items() for _ in own]
+    contents = _contents(samples)
+    names = [_below(data.root, sample.source) for sample in samples]
+    notes = notes_on_copies(names, [data.labels[sample.label] for sample in samples], contents)
+    if data.groups:
+        groups = [group for own in data.groups.values() for group in own]
+        notes += note_on_leaks("groups", groups, splits, named=True)
+    notes += note_on_leaks("images, by content,", contents, splits, named=False)
+    return tuple(as_utf8(note).decode() for note in notes)
+
+
+def _groups(
+    root: Path,
+    labels: Sequence[str],
+    samples: Sequence[Sample],
+    group_by: re.Pattern[str] | None,
+    depth: int,
+) -> list[str] | None:
+    """The group of each sample; None where nothing tells them.
+
+    Args:
+        root: the data.
+        labels: class names.
+        samples: files below it.
+        group_by: the pattern that finds groups; None for the folders inside of the classes' folders.
+        depth: parts of the path below ``root`` down to a file in the folder of its class.
+    """
+    names = [_below(root, sample.source) for sample in samples]
+    if group_by is None:
+        inner = ["/".join(name.split("/")[depth - 1 :]) for name in names]
+        return folder_groups([labels[sample.label] for sample in samples], inner)
     groups = [group_in(name, group_by) for name in names]
     unmatched = [name for name, group in zip(names, groups, strict=True) if not group]
     if unmatched:
@@ -297,18 +394,12 @@ def _groups(root: Path, samples: Iterable[Sample], group_by: re.Pattern[str]) ->
     return groups
 
 
-def _check_groups_apart(data: ImageFolder, group_by: re.Pattern[str]) -> None:
-    seen: dict[str, set[str]] = defaultdict(set)
-    for name, samples in data.splits.items():
-        for group in _groups(data.root, samples, group_by):
-            seen[group].add(name)
-    leaking = [
-        f"{group!r} in {' and '.join(sorted(names))}" for group, names in seen.items() if len(names) > 1
-    ]
+def _check_groups_apart(data: ImageFolder) -> None:
+    names = [name for name, groups in data.groups.items() for _ in groups]
+    shared = shared_groups([group for groups in data.groups.values() for group in groups], names)
+    leaking = sorted(f"{group!r} in {' and '.join(splits)}" for group, splits in shared.items())
     if leaking:
-        raise DataError(
-            f"{data.root}: {len(leaking)} groups are in more than one split: {some(sorted(leaking))}"
-        )
+        raise DataError(f"{data.root}: {len(leaking)} groups are in more than one split: {some(leaking)}")
 
 
 def check_trainable(data: ImageFolder) -> None:

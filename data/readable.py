@@ -58,7 +58,7 @@ def unreadable_images(
 
 
 def without(data: ImageFolder, bad: Unreadable) -> ImageFolder:
-    """The data without some images, which `ImageFolder.skipped` then names."""
+    """The data without some images, which `ImageFolder.skipped` then names and `ImageFolder.whole` has."""
     if not bad:
         return data
     kept = {
@@ -71,8 +71,10 @@ def without(data: ImageFolder, bad: Unreadable) -> ImageFolder:
         splits={name: _taken(samples, kept[name]) for name, samples in data.splits.items()},
         groups={name: [groups[place] for place in kept[name]] for name, groups in data.groups.items()},
         skipped={
-            names[name][place]: reason for name, found in bad.items() for place, reason in found.items()
+            **data.skipped,
+            **{names[name][place]: reason for name, found in bad.items() for place, reason in found.items()},
         },
+        whole=data.whole or data,
     )
 
 

@@ -23,6 +23,12 @@ FOLDS = {"train": 3, "val": 1, "test": 1}
 SMALLEST_CLASS = 4
 """Images that a class needs: two to train on, one to validate with, one to test with."""
 
+FOLDERS_ARE_GROUPS = (
+    "the folders inside of the classes' folders were taken for groups: --group-by '.+' takes each image for "
+    "itself"
+)
+"""What to say beside an error about groups that nobody asked for."""
+
 Names = npt.NDArray[np.object_]
 
 
@@ -62,10 +68,66 @@ def deal(
     return _deal_groups(classes, members, seed, folds)
 
 
-def group_in(text: str, pattern: re.Pattern[str]) -> str:
-    """The group that a pattern finds in a name: its first parenthesis, or the whole match; "" if none."""
-    match = pattern.search(text)
+def deal_together(
+    classes: npt.NDArray[np.integer],
+    contents: Sequence[Hashable],
+    groups: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    folds: Mapping[str, int] | None = None,
+) -> Names:
+    """As `deal`, but that copies of an image share a split, and so do the groups that share a copy.
+
+    Args:
+        classes: (N,) class indices.
+        contents: (N,) equal for equal images.
+        groups: (N,) what stays together; None deals every image for itself.
+        seed: of the order.
+        folds: shares of the splits.
+
+    Raises:
+        DataError: too few groups for the shares.
+    """
+    copies = _numbered(contents)
+    if groups is None:
+        firsts = np.unique(copies, return_index=True)[1]
+        return deal(classes[firsts], seed=seed, folds=folds)[copies]
+    named: dict[int, str] = {}  # groups that copies join go by the name of the first
+    together = [
+        named.setdefault(number, group)
+        for number, group in zip(joined(groups, contents).tolist(), groups, strict=True)
+    ]
+    return deal(classes, together, seed=seed, folds=folds)
+
+
+def group_in(path: str, pattern: re.Pattern[str]) -> str:
+    """The group that a pattern finds: its first parenthesis, or the whole match; "" where it finds none.
+
+    Args:
+        path: of the image, below the data, with ``/``.
+        pattern: is looked for in the file's name, or in the path where it has a ``/`` itself.
+    """
+    match = pattern.search(path if "/" in pattern.pattern else path.rpartition("/")[2])
     return "" if match is None else match[1 if pattern.groups else 0] or ""
+
+
+def folder_groups(labels: Sequence[str], inner: Sequence[str]) -> list[str] | None:
+    """The group of each image by the folder that it is in, inside of its class's folder: its patient, say.
+
+    An image that lies in the class's folder itself is a group of its own. None where no folder tells images
+    apart: there is none, or all images are in one.
+
+    Args:
+        labels: (N,) class names.
+        inner: (N,) paths below the folders of the classes, with ``/``.
+    """
+    folders = {path.partition("/")[0] if "/" in path else "" for path in inner}
+    if len(folders) < 2:
+        return None
+    return [
+        path.partition("/")[0] if "/" in path else f"{label}/{path}"
+        for label, path in zip(labels, inner, strict=True)
+    ]
 
 
 def joined(groups: Sequence[Hashable], copies: Sequence[Hashable]) -> npt.NDArray[np.int64]:
@@ -89,7 +151,7 @@ def joined(groups: Sequence[Hashable], copies: Sequence[Hashable]) -> npt.NDArra
     return component[group]
 
 
-def shared_groups(groups: Sequence[Hashable], names: Names) -> dict[Hashable, list[str]]:
+def shared_groups(groups: Sequence[Hashable], names: Sequence[str] | Names) -> dict[Hashable, list[str]]:
     """The groups that are in more than one split, with those splits, in the order of the groups."""
     found: dict[Hashable, set[str]] = {}
     for group, name in zip(groups, names, strict=True):

@@ -16,8 +16,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol, TextIO
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
+from ..data.finding import Passed, images_below
 from ..errors import ImageError, InputError
 from ..files import as_utf8, atomic_file
 from ..images import SUFFIXES
@@ -56,17 +57,26 @@ class Writer(Protocol):
         """One row with its line end."""
 
 
-def find_images(arguments: Iterable[str | os.PathLike[str]]) -> list[Path]:
+class Found(NamedTuple):
+    """The images that a command line means."""
+
+    images: list[Path]
+    notes: tuple[str, ...]
+    """What was passed over, a line each."""
+
+
+def find_images(arguments: Iterable[str | os.PathLike[str]]) -> Found:
     """The image files meant by a command line, sorted, each once.
 
-    A folder stands for the images below it, found by suffix, hidden ones left out; a pattern such as
-    ``slides/**/*.tif`` for what it matches; anything else is taken as a file, whatever its suffix, whether
-    it exists or not (reading it tells).
+    A folder stands for the images below it (see `data.finding`); a pattern such as ``slides/**/*.tif`` for
+    what it matches; anything else is taken as a file, whatever its suffix, whether it exists or not (reading
+    it tells).
 
     Raises:
-        InputError: a folder holds no image, or a pattern matches nothing.
+        InputError: a folder holds no image or cannot be read, or a pattern matches nothing.
     """
     found: list[Path] = []
+    passed = Passed()
     for argument in (os.fspath(each) for each in arguments):
         if not os.path.lexists(argument) and glob.has_magic(argument):
             matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute ones
@@ -75,9 +85,9 @@ def find_images(arguments: Iterable[str | os.PathLike[str]]) -> list[Path]:
         else:
             matches = [argument]
         for match in map(Path, matches):
-            found.extend(_images_below(match) if match.is_dir() else [match])
+            found.extend(_images_below(match, passed) if match.is_dir() else [match])
     unique = {os.path.realpath(path): path for path in sorted(found, reverse=True)}
-    return sorted(unique.values())
+    return Found(sorted(unique.values()), passed.notes())
 
 
 def infer(
@@ -118,14 +128,13 @@ def infer(
         raise ImageError(f"{failures} of {len(images)} images could not be classified: their rows say why")
 
 
-def _images_below(folder: Path) -> list[Path]:
-    found: list[Path] = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        shown = (name for name in names if not name.startswith("."))
-        found.extend(Path(root, name) for name in shown if Path(name).suffix.lower() in SUFFIXES)
+def _images_below(folder: Path, passed: Passed) -> list[Path]:
+    found = [*images_below(folder, passed)]
     if not found:
-        raise InputError(f"the folder '{folder}' holds no image: expected {', '.join(sorted(SUFFIXES))}")
+        raise InputError(
+            f"the folder '{folder}' holds no image: expected {', '.join(sorted(SUFFIXES))}"
+            + "".join(f"; {note}" for note in passed.notes())
+        )
     return found
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ...errors import DataError, some
-from ..splitting import SPLITS, group_in
+from ..splitting import SPLITS, folder_groups, group_in
 from .listing import Listed, Listing, check_source, images_below
 
+BY_FOLDER = "folder"
+"""What groups are called that are the folders inside of the classes' folders."""
 LAYOUT = "<class>/* or {train,val,test}/<class>/*"
 
 
 def list_folder(source: Path, group_by: re.Pattern[str] | None = None) -> Listing:
-    """Lists a folder; folders below a class's folder belong to the class.
+    """Lists a folder; folders below a class's folder belong to the class, and are its groups.
 
     Args:
         source: ``<class>/**`` or ``{train,val,test}/<class>/**``. The splits of the latter are kept.
         group_by: finds the group in a file name, or in the path below ``source`` where the pattern has a
-            ``/``: its first group, or the whole match where it has none.
+            ``/``, in place of the folders.
 
     Raises:
         DataError: no classes, images beside the classes, or names without a group.
@@ -32,30 +35,30 @@ def list_folder(source: Path, group_by: re.Pattern[str] | None = None) -> Listin
         expected = f"expected {LAYOUT}"
         found = f"{some(stray)} is in no class's folder" if stray else "has no images in folders of classes"
         raise DataError(f"{source}: {found}; {expected}")
-    images = []
+    images, inner = [], []
     for origin in origins:
         parts = PurePosixPath(origin).parts
         split = parts[0] if has_splits else ""
         if has_splits and split not in SPLITS:
             notes.append(f"{split}/ is beside the splits and is passed over")
             continue
-        images.append(Listed(origin, parts[depth - 2], _group(origin, group_by), split))
+        group = "" if group_by is None else group_in(origin, group_by)
+        images.append(Listed(origin, parts[depth - 2], group, split))
+        inner.append("/".join(parts[depth - 1 :]))
     ungrouped = [image.origin for image in images if group_by is not None and not image.group]
     if ungrouped:
         raise DataError(
             f"{source}: {len(ungrouped)} paths do not match the group pattern "
             f"{group_by.pattern if group_by else ''!r}: {some(ungrouped)}"
         )
+    grouped_by = f"pattern {group_by.pattern}" if group_by else ""
+    if group_by is None and (groups := folder_groups([image.label for image in images], inner)) is not None:
+        images = [replace(image, group=group) for image, group in zip(images, groups, strict=True)]
+        grouped_by = BY_FOLDER
     return Listing(
         images,
         tuple(sorted({image.label for image in images})),
-        grouped_by=f"pattern {group_by.pattern}" if group_by else "",
+        grouped_by=grouped_by,
         notes=list(dict.fromkeys(notes)),
         keeps_split=has_splits,
     )
-
-
-def _group(origin: str, group_by: re.Pattern[str] | None) -> str:
-    if group_by is None:
-        return ""
-    return group_in(origin if "/" in group_by.pattern else PurePosixPath(origin).name, group_by)

@@ -24,10 +24,19 @@ from ...errors import DataError, InputError
 from ...files import resumable_folder, sha256_of, write_atomically
 from ...machine import usable_cores
 from ...version import __version__
+from ..copies import note_on_leaks, notes_on_copies
 from ..imported import INDEX, MANIFEST, STACK_INDEX, Channels, DataManifest, IndexRow, index_of
-from ..splitting import FOLDS, SMALLEST_CLASS, SPLITS, Names, check_class_sizes, deal, joined, shared_groups
+from ..splitting import (
+    FOLDERS_ARE_GROUPS,
+    FOLDS,
+    SMALLEST_CLASS,
+    SPLITS,
+    Names,
+    check_class_sizes,
+    deal_together,
+)
 from .examining import Examined, examine
-from .folder import list_folder
+from .folder import BY_FOLDER, list_folder
 from .listing import Listed, Listing, refuse_differences
 from .malaria import list_malaria
 from .medfm_colon import list_medfm_colon
@@ -278,7 +287,7 @@ def deal_images(
     classes = np.array([position[image.label] for image in images], np.int32)
     groups: Sequence[str] = [image.group for image in images]
     published = np.array([image.split for image in images], dtype=object)
-    notes = _notes_on_copies(images, contents)
+    notes = notes_on_copies([image.origin for image in images], [image.label for image in images], contents)
     keep = options.official_split or listing.keeps_split
     if keep and not published.all():
         raise DataError(f"{source}: has no published split that could be kept: leave --official-split out")
@@ -289,21 +298,12 @@ def deal_images(
         check_class_sizes(source, listing.labels, counts, least)
         places = np.flatnonzero(chosen).tolist()
         own = [contents[place] for place in places]
+        their = [groups[place] for place in places] if listing.grouped_by else None
         try:
-            if listing.grouped_by:
-                their = [groups[place] for place in places]
-                named: dict[int, str] = {}  # groups that copies join go by the name of the first
-                together = [
-                    named.setdefault(number, group)
-                    for number, group in zip(joined(their, own).tolist(), their, strict=True)
-                ]
-                return deal(classes[chosen], together, seed=options.seed, folds=folds)
-            numbers: dict[Hashable, int] = {}
-            copies = np.array([numbers.setdefault(content, len(numbers)) for content in own])
-            firsts = np.unique(copies, return_index=True)[1]
-            return deal(classes[chosen][firsts], seed=options.seed, folds=folds)[copies]
+            return deal_together(classes[chosen], own, their, seed=options.seed, folds=folds)
         except DataError as error:
-            raise DataError(f"{source}: {error}") from error
+            hint = f"; {FOLDERS_ARE_GROUPS}" if listing.grouped_by == BY_FOLDER else ""
+            raise DataError(f"{source}: {error}{hint}") from error
 
     whole = ", image by image"
     if listing.grouped_by:
@@ -320,7 +320,9 @@ def deal_images(
             how += f"; a quarter of train validates, stratified by class{whole}, seed {options.seed}"
     if not (names == "train").any():
         raise DataError(f"{source}: has no images to train on in its published split")
-    notes += _notes_on_leaks(groups if listing.grouped_by else [], contents, names, listing.grouped_by)
+    if listing.grouped_by:
+        notes += note_on_leaks(f"groups ({listing.grouped_by})", groups, names.tolist(), named=True)
+    notes += note_on_leaks("images, by content,", contents, names.tolist(), named=False)
     notes += [
         f"the {split} split has no image of {label!r}"
         for split in SPLITS
@@ -328,37 +330,6 @@ def deal_images(
         if (names == split).any() and not ((names == split) & (classes == number)).any()
     ]
     return names, notes, how
-
-
-def _notes_on_copies(images: Sequence[Listed], contents: Sequence[Hashable]) -> list[str]:
-    seen: dict[Hashable, list[Listed]] = {}
-    for image, content in zip(images, contents, strict=True):
-        seen.setdefault(content, []).append(image)
-    copies = [same for same in seen.values() if len(same) > 1]
-    if not copies:
-        return []
-    example = " and ".join(image.origin for image in copies[0][:2])
-    notes = [f"{len(copies):,} images occur more than once: {example}"]
-    contrary = [same for same in copies if len({image.label for image in same}) > 1]
-    if contrary:
-        example = " and ".join(f"{image.origin} ({image.label})" for image in contrary[0][:2])
-        notes.append(f"{len(contrary):,} images occur in several classes: {example}")
-    return notes
-
-
-def _notes_on_leaks(
-    groups: Sequence[str], contents: Sequence[Hashable], names: Names, grouped_by: str
-) -> list[str]:
-    notes = []
-    for what, values in ((f"groups ({grouped_by})", groups), ("images, by content,", contents)):
-        if values and (shared := shared_groups(values, names)):
-            first, splits = next(iter(shared.items()))
-            example = f", {first} for one in {' and '.join(splits)}" if values is groups else ""
-            notes.append(
-                f"{len(shared):,} {what} are in more than one split{example}: "
-                "figures on this split are too high"
-            )
-    return notes
 
 
 def statistics_of(images: Sequence[Examined]) -> tuple[Channels, Channels]:

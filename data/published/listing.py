@@ -7,14 +7,14 @@ are not unpacked here.
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import DataError, some
 from ...images import SUFFIXES
+from ..finding import Passed, files_below
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
@@ -88,43 +88,23 @@ def check_source(source: Path) -> Path:
     return source.resolve()
 
 
-def files_below(source: Path) -> Iterator[tuple[str, Path]]:
-    """All files below a folder, as paths below it with ``/`` and as they are, in order.
+def images_below(source: Path, tables: Collection[Path] = ()) -> tuple[list[str], list[str]]:
+    """The images below a folder, as paths below it with ``/``, and notes on what was passed over.
 
-    Hidden ones and what macOS packs beside them (``__MACOSX``) are left out. Links to folders are not
-    followed.
+    Args:
+        source: the folder, links in its own name resolved.
+        tables: files that are read as something else, and so not passed over.
 
     Raises:
         DataError: a link leads out of the folder.
     """
-    for folder, folders, names in os.walk(source):
-        folders.sort()
-        here = Path(folder)
-        for name in list(folders):
-            if name.startswith((".", "__MACOSX")):
-                folders.remove(name)
-            elif (here / name).is_symlink():
-                _check_link(source, here / name)
-        for name in sorted(names):
-            path = here / name
-            if name.startswith("."):
-                continue
-            if path.is_symlink():
-                _check_link(source, path)
-            if path.is_file():
-                yield path.relative_to(source).as_posix(), path
-
-
-def images_below(source: Path, tables: Collection[Path] = ()) -> tuple[list[str], list[str]]:
-    """The images below a folder, as paths below it, and a note on what was passed over besides ``tables``."""
-    images, others = [], Counter[str]()
-    for origin, path in files_below(source):
+    passed, images = Passed(), []
+    for path in files_below(source, passed, within=source):
         if path.suffix.lower() in SUFFIXES:
-            images.append(origin)
+            images.append(path.relative_to(source).as_posix())
         elif path not in tables:
-            others[path.name if path.name == "Thumbs.db" else path.suffix.lower() or "other"] += 1
-    passed = [f"{count:,} {name}" for name, count in sorted(others.items())]
-    return images, [f"files that are no images are passed over: {some(passed)}"] if passed else []
+            passed.add_other(path)
+    return images, [*passed.notes()]
 
 
 def rows_of(path: Path, columns: Sequence[str]) -> tuple[list[dict[str, str]], int]:
@@ -157,11 +137,3 @@ def rows_of(path: Path, columns: Sequence[str]) -> tuple[list[dict[str, str]], i
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is no csv file: {error}") from error
     return rows, blank
-
-
-def _check_link(source: Path, link: Path) -> None:
-    target = link.resolve()
-    if not target.is_relative_to(source):
-        raise DataError(
-            f"{link}: is a link to '{target}', outside of the source: put the file itself there, or remove it"
-        )

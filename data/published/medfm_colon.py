@@ -22,7 +22,8 @@ from filecmp import cmp
 from pathlib import Path, PurePosixPath
 
 from ...errors import DataError, some
-from .listing import Listed, Listing, check_source, files_below, images_below, rows_of
+from ..finding import Passed, files_below
+from .listing import Listed, Listing, check_source, images_below, rows_of
 
 PUBLISHED = {"normal": 6_711, "tumor": 3_298}
 LABELS = {"0": "normal", "1": "tumor"}
@@ -43,7 +44,11 @@ def list_medfm_colon(source: Path) -> Listing:
         DataError: no csv file, or lines that make no sense.
     """
     root = check_source(source)
-    tables = [path for _, path in files_below(root) if path.suffix.lower() == ".csv" and _is_table(path)]
+    tables = [
+        path
+        for path in files_below(root, Passed(), within=root)
+        if path.suffix.lower() == ".csv" and _is_table(path)
+    ]
     if not tables:
         raise DataError(f"{source}: has no csv file that begins with {','.join(COLUMNS)}")
     origins, notes = images_below(root, tables)

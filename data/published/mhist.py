@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from ...errors import DataError, some
-from .listing import Listed, Listing, check_source, files_below, images_below, rows_of
+from ..finding import Passed, files_below
+from .listing import Listed, Listing, check_source, images_below, rows_of
 
 PUBLISHED = {"HP": 2_162, "SSA": 990}
 PARTITIONS = {"train": 2_175, "test": 977}
@@ -28,7 +29,7 @@ def list_mhist(source: Path) -> Listing:
         DataError: there is no or more than one annotation file, or a line makes no sense.
     """
     root = check_source(source)
-    tables = [path for _, path in files_below(root) if path.name == "annotations.csv"]
+    tables = [path for path in files_below(root, Passed(), within=root) if path.name == "annotations.csv"]
     if len(tables) != 1:
         raise DataError(f"{source}: has {len(tables)} files annotations.csv; expected one, and images/*.png")
     rows, blank = rows_of(tables[0], COLUMNS)

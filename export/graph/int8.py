@@ -71,6 +71,8 @@ class Prepared:
     judged: CalibrationSet
     judged_on: str
     """What the images are that a plan is judged on, in words."""
+    notes: tuple[str, ...] = ()
+    """What there is to say of the folder, a line each."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,11 @@ class Int8:
         return {
             **self.proof.to_dict(),
             "plan": {"kept": list(self.plan.kept), "kinds": list(self.plan.kinds)},
-            "calibration": {"method": self.prepared.options.method, **self.prepared.calibration.to_dict()},
+            "calibration": {
+                "method": self.prepared.options.method,
+                **self.prepared.calibration.to_dict(),
+                "notes": list(self.prepared.notes),
+            },
             "judged": {
                 "on": self.prepared.judged_on,
                 "sha256": self.prepared.judged.digest,
@@ -133,12 +139,12 @@ def prepare(options: Int8Options, labels: tuple[str, ...], report: Report) -> Pr
     if options.method not in METHODS:
         raise InputError(f"method {options.method!r} is unknown: choose one of {', '.join(METHODS)}")
     plan = None if options.plan is None else _read_plan(options.plan)
-    samples = calibration_samples(options.data, labels)
+    samples, notes = calibration_samples(options.data, labels)
     report(f"choosing calibration images from {len(samples)}")
     calibration = _chosen(options, samples, labels, options.images)
     judged_on, others = _judging_samples(options.data, labels, samples, calibration)
     judged = _chosen(options, others, labels, JUDGED_IMAGES, for_ranges=False)
-    return Prepared(options, labels, plan, calibration, judged, judged_on)
+    return Prepared(options, labels, plan, calibration, judged, judged_on, notes)
 
 
 def int8_network(
@@ -266,8 +272,10 @@ def _splits(data: str | Path) -> list[str]:
     return [name for name in SPLITS if (Path(data) / name).is_dir()]
 
 
-def calibration_samples(data: str | Path, labels: tuple[str, ...]) -> Sequence[Sample]:
-    """The labelled images to calibrate on: the training split, or the whole of a flat folder.
+def calibration_samples(
+    data: str | Path, labels: tuple[str, ...]
+) -> tuple[Sequence[Sample], tuple[str, ...]]:
+    """The labelled images to calibrate on (the training split, or all of a flat folder), and notes on them.
 
     Raises:
         DataError: the folder has no images, classes that the network does not know, or other splits only.
@@ -278,10 +286,9 @@ def calibration_samples(data: str | Path, labels: tuple[str, ...]) -> Sequence[S
             f"{data}: has no training images to measure ranges on, only {' and '.join(splits)}: add train, "
             "or give folders of classes without splits"
         )
-    (samples,) = match_labels(
-        read_evaluation_folder(data, "train" if splits else None), labels
-    ).splits.values()
-    return samples
+    folder = match_labels(read_evaluation_folder(data, "train" if splits else None), labels)
+    (samples,) = folder.splits.values()
+    return samples, folder.notes
 
 
 def _read_plan(path: str | Path) -> Plan:

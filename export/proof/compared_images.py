@@ -30,6 +30,8 @@ class ComparedImages:
     split: str = ""
     unlabelled: str = ""
     """Why `truth` is not known."""
+    notes: tuple[str, ...] = ()
+    """What there is to say of the data, a line each."""
 
 
 def images_to_compare(
@@ -55,7 +57,8 @@ def images_to_compare(
                 f"{' and '.join(asked)} need labelled images, and {images.unlabelled}: give one folder "
                 "DATA/<class>/* or DATA/{train,val,test}/<class>/*"
             )
-        images = replace(images, sources=[*find_images(data)])
+        found, notes = find_images(data)
+        images = replace(images, sources=[*found], notes=notes)
     if not images.sources:
         raise DataError(f"no images in {', '.join(str(item) for item in data)}")
     if limit is not None and len(images.sources) > limit:
@@ -85,7 +88,12 @@ def _labelled(
             unlabelled=f"none of the folders in {data[0]} is a class of the model ({', '.join(labels)})",
         )
     ((name, samples),) = match_labels(folder, labels).splits.items()
-    return ComparedImages([each.source for each in samples], np.array([each.label for each in samples]), name)
+    return ComparedImages(
+        [each.source for each in samples],
+        np.array([each.label for each in samples]),
+        name,
+        notes=folder.notes,
+    )
 
 
 def _has_splits_of_classes(folder: Path) -> bool:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from ...data.folders import match_labels, read_evaluation_folder
 from ...data.readable import unreadable_images, without
 from ...errors import ArtefactError, BackendError, TargetError
-from ...files import write_atomically
+from ...files import as_utf8, write_atomically
 from ...images import Transform
 from ...measures.confusion import write_confusion_matrix
 from ...measures.evaluation import BATCH_SIZE, Predictor, evaluate
@@ -49,6 +49,8 @@ class Evaluation:
     """Wall time, reading included and loading the model not."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Images that were left out because they cannot be read, with the reason."""
+    notes: tuple[str, ...] = ()
+    """What there is to say of the folder, a line each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -93,7 +95,7 @@ class Evaluation:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TargetError(f"cannot make the folder '{folder}': {error.strerror}") from error
-        write_atomically(folder / METRICS_FILE, self.to_json().encode())
+        write_atomically(folder / METRICS_FILE, as_utf8(self.to_json()))
         write_confusion_matrix(
             folder / CONFUSION_FILE, self.metrics, title=f"{Path(self.model).name}, {self.split}"
         )
@@ -164,7 +166,7 @@ def evaluate_model(
         )
         seconds = time.perf_counter() - started
     skipped = dict(folder.skipped)
-    return Evaluation(str(model), str(data), name, classifier.ran_on, metrics, seconds, skipped)
+    return Evaluation(str(model), str(data), name, classifier.ran_on, metrics, seconds, skipped, folder.notes)
 
 
 @dataclass(frozen=True)

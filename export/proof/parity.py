@@ -69,6 +69,8 @@ class Parity:
     """What it means on labelled images."""
     no_decision: str = ""
     """Why there is none."""
+    notes: tuple[str, ...] = ()
+    """What there is to say of the images' folders, a line each."""
 
     @property
     def passed(self) -> bool:

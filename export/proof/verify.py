@@ -144,6 +144,7 @@ def verify(
             reference=str(reference),
             split=images.split,
             no_decision=images.unlabelled,
+            notes=images.notes,
         )
     if images.truth is not None:
         report("resampling")

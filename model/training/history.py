@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...measures.metrics import Metrics
@@ -40,6 +40,10 @@ class Result:
     """The best weights' metrics on the validation split."""
     test: Metrics | None
     """The best weights' metrics on the test split; None where the data has none."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Images of all splits that were left out because they cannot be read, with the reason."""
+    lost: tuple[str, ...] = ()
+    """Why images could not be read in the end that could be read before the first epoch."""
 
     def to_text(self) -> str:
         """The figures of the best weights, a line for each split."""
@@ -66,6 +70,7 @@ class Result:
             "seconds": round(self.seconds, 3),
             "val": self.val.to_dict(),
             "test": None if self.test is None else self.test.to_dict(),
+            "skipped": dict(self.skipped),
         }
 
 

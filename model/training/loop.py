@@ -28,7 +28,8 @@ from torch.nn import functional
 
 from ...data.folders import ImageFolder, check_trainable, read_training_folder
 from ...data.readable import unreadable_images, without
-from ...errors import BackendError, InputError, TrainingError
+from ...data.samples import StackedSamples
+from ...errors import BackendError, ImageError, InputError, TrainingError, some
 from ...images import Transform
 from ...machine import usable_cores
 from ...measures.metrics import metrics_of
@@ -53,6 +54,9 @@ from .parallel import ALONE, Part, Processes, Shards, averaging_gradients, colle
 from .recipe import Recipe
 from .run import RunFolder, State
 from .threads import set_threads
+
+_Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+"""Logits, (B, C), and true classes, (B,), of a batch."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ class Plan:
     """How many processes share every batch."""
     skipped: tuple[str, ...] = ()
     """Images that were left out because they cannot be read."""
+    notes: tuple[str, ...] = ()
+    """What there is to say of the data, a line each."""
 
 
 class Listener(Protocol):
@@ -148,7 +154,9 @@ def train(
 
     Raises:
         DataError: a split is missing.
-        ImageError: an image cannot be read; the message names it.
+        ImageError: an image cannot be read; the message names it. Images to validate and test with are read
+            before the first epoch. One that cannot be read any more in the end stops nothing: it is left out
+            of the result, which names it.
         TargetError: the folder holds a run already, or cannot be written.
         TrainingError: the loss is no longer finite, the run to resume is another one, or another process
             stopped.
@@ -216,7 +224,8 @@ def train_folder(
         raise InputError(f"the recipe makes no sense: {error}") from error
     except re.error as error:
         raise InputError(f"the group pattern {pattern!r} is no regular expression: {error}") from error
-    data = read_training_folder(folder, seed=recipe.seed, group_by=groups)
+    together = begun is None or begun.copies_together
+    data = read_training_folder(folder, seed=recipe.seed, group_by=groups, copies_together=together)
     if skip_bad or (begun is not None and begun.skipped):
         threads = (hardware or Hardware()).threads
         data = without(data, processes.from_first(lambda: unreadable_images(data, threads=threads)))
@@ -254,7 +263,7 @@ class _Trainer:
         names = dict.fromkeys(("train", "val", *data.splits))
         room = hardware.cache_bytes // processes.on_machine
         images = images_of({name: data.split(name) for name in names}, room)
-        self.transform = processes.from_first(lambda: self._begin(data, images["train"], arch, resume))
+        self.transform, notes = processes.from_first(lambda: self._begin(data, images["train"], arch, resume))
 
         torch.manual_seed(recipe.seed)
         self.network = family_of(arch).build(arch).to(self.device)
@@ -270,15 +279,7 @@ class _Trainer:
         self.shards = Shards(self.order, recipe.accumulate, processes)
         training = TrainingImages(images["train"], recipe.augmentation, self.transform, recipe.seed)
         self.training_batches = Batches(training, hardware.workers, batch_sampler=self.shards)
-        self.evaluation_batches: dict[str, Batches] = {
-            name: Batches(
-                EvaluationImages(split, self.transform),
-                hardware.workers,
-                batch_sampler=dealt(in_batches(len(split), recipe.batch_size), processes),
-            )
-            for name, split in images.items()
-            if name != "train"
-        }
+        self.evaluation_batches = self._evaluation_batches(images)
         self.data = data
         self.plan = Plan(
             run=folder.path,
@@ -291,6 +292,7 @@ class _Trainer:
             recipe=recipe,
             processes=processes.count,
             skipped=tuple(data.skipped),
+            notes=notes,
         )
 
     def run_to_the_end(self) -> Result:
@@ -300,53 +302,105 @@ class _Trainer:
         try:
             while not is_over(self.history, self.recipe):
                 self._run_epoch()
+        except ImageError as error:
+            raise ImageError(
+                f"{error}: mend it and continue the run with --resume, or leave it out with --resume "
+                "--skip-bad"
+            ) from error
         finally:
             if self.history and self.processes.is_first:
                 self.folder.draw_curve(self.history)
         self.network.load_state_dict(self.best_weights)
-        predictions = {
-            name: Predictions(
-                self.labels, self.data.names(name), *self._classify(name), self.data.groups_of(name)
-            )
-            for name in self.evaluation_batches
-        }
-        metrics = {name: found.metrics() for name, found in predictions.items()}
-        best_epoch = best_of(self.history).number
-        result = Result(tuple(self.history), best_epoch, val=metrics["val"], test=metrics.get("test"))
+        result, predictions = self._measure()
         if self.processes.is_first:
             self.folder.write_result(result, predictions)
         return result
 
-    def _begin(self, data: ImageFolder, images: Images, arch: Architecture, resume: bool) -> Transform:
-        """Checks the run to resume, or measures the data and writes the config of a new one."""
+    def _evaluation_batches(self, images: Mapping[str, Images]) -> dict[str, Batches]:
+        """This process's batches of every split but the training split."""
+        return {
+            name: Batches(
+                EvaluationImages(split, self.transform),
+                self.hardware.workers,
+                batch_sampler=dealt(in_batches(len(split), self.recipe.batch_size), self.processes),
+            )
+            for name, split in images.items()
+            if name != "train"
+        }
+
+    def _measure(self) -> tuple[Result, dict[str, Predictions]]:
+        """What the best weights come to and say of each image, without those that have become unreadable."""
+        lost: tuple[str, ...] = ()
+        try:
+            own = {name: self._answers(name) for name in self.evaluation_batches}
+        except ImageError:
+            own = {}
+        if not all(self.processes.gather(bool(own))):
+            bad = self.processes.from_first(lambda: unreadable_images(_held_out(self.data)))
+            lost = tuple(reason for found in bad.values() for reason in found.values())
+            self.data = without(self.data, bad)
+            left = {name: samples for name, samples in _held_out(self.data).splits.items() if samples}
+            self.evaluation_batches = self._evaluation_batches(images_of(left, 0))
+            own = {name: self._answers(name) for name in self.evaluation_batches}
+        predictions = {
+            name: Predictions(
+                self.labels,
+                self.data.names(name),
+                *self._collected(name, answers),
+                self.data.groups_of(name),
+            )
+            for name, answers in own.items()
+        }
+        metrics = {name: found.metrics() for name, found in predictions.items()}
+        if "val" not in metrics:
+            raise ImageError(f"{self.data.root}: no validation image can be read any more: {some(lost)}")
+        result = Result(
+            tuple(self.history),
+            best_of(self.history).number,
+            val=metrics["val"],
+            test=metrics.get("test"),
+            skipped=self.data.skipped,
+            lost=lost,
+        )
+        return result, predictions
+
+    def _begin(
+        self, data: ImageFolder, images: Images, arch: Architecture, resume: bool
+    ) -> tuple[Transform, tuple[str, ...]]:
+        """Checks the run to resume, or looks at the data and writes the config of a new one.
+
+        Returns:
+            The transform of the images, and what there is to say of the data.
+        """
         size = self.recipe.image_size
         identity = _plain(
             {
                 "recipe": asdict(self.recipe),
                 "network": family_of(arch).name_of(arch),
                 "architecture": arch.to_dict(),
-                "data": {
-                    "labels": data.labels,
-                    "group_by": data.group_by,
-                    "counts": data.counts(),
-                    "digest": data.digest,
-                },
             }
         )
         if resume and (config := self.folder.read_config()) is not None:
             self.folder.tidy()
-            _check_same_run(self.folder.path, config, identity)
+            notes = data.notes + _check_same_run(self.folder.path, config, identity, data)
+            if {**config.get("skipped", {}), **data.skipped} != config.get("skipped", {}):
+                dealt_so = {"copies_together": bool(config["data"].get("copies_together"))}
+                changed = {"data": {**_described(data), **dealt_so}, "skipped": dict(data.skipped)}
+                self.folder.write_config({**config, **changed})
             normalisation = config["normalisation"]
-            return Transform(size, tuple(normalisation["mean"]), tuple(normalisation["std"]))
+            return Transform(size, tuple(normalisation["mean"]), tuple(normalisation["std"])), notes
+        _check_readable(data, self.hardware.threads)
         self.folder.create()
         mean, std = data.statistics or channel_statistics(images, size)
         self.folder.write_config(
             {
                 **identity,
+                "data": _described(data),
                 "overridden": self.recipe.overridden(),
                 "normalisation": {"mean": mean, "std": std},
                 "root": str(data.root),
                 "skipped": dict(data.skipped),
+                "notes": data.notes,
                 "dataset": data.kind if data.kind not in (None, "folder") else data.root.resolve().name,
                 "hardware": {
                     **asdict(self.hardware),
@@ -361,7 +415,7 @@ class _Trainer:
                 },
             }
         )
-        return Transform(size, mean, std)
+        return Transform(size, mean, std), data.notes
 
     def _run_epoch(self) -> None:
         """One pass over the training images, validation, and everything saved."""
@@ -436,15 +490,25 @@ class _Trainer:
         hits = int((logits.argmax(dim=1) == truth).sum())
         return loss.item(), hits / part.copies
 
-    @torch.inference_mode()
     def _classify(self, split: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """True classes, (N,), and logits, (N, C), of a split other than the training split."""
+        return self._collected(split, self._answers(split))
+
+    @torch.inference_mode()
+    def _answers(self, split: str) -> list[_Answer]:
+        """Logits and true classes of this process's batches of a split."""
         self.network.eval()
-        own: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]] = []
+        own: list[_Answer] = []
         for images, labels in self.evaluation_batches[split]:
             with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.hardware.amp):
                 scores = self.network(images.to(self.device))
             own.append((scores.float().cpu().numpy(), labels.numpy()))
+        return own
+
+    def _collected(
+        self, split: str, own: list[_Answer]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """True classes, (N,), and logits, (N, C), of all processes' batches of a split."""
         logits, truth = map(np.concatenate, zip(*collected(own, self.processes), strict=True))  # (N, C), (N,)
         if not np.isfinite(logits).all():
             raise self._diverged(f"logits on the {split} split are no longer finite")
@@ -549,13 +613,70 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _check_same_run(run: Path, config: dict[str, Any], identity: dict[str, Any]) -> None:
-    was, now = _flat({key: config.get(key) for key in identity}), _flat(identity)
+def _held_out(data: ImageFolder) -> ImageFolder:
+    """The splits that are not trained on."""
+    return replace(data, splits={name: each for name, each in data.splits.items() if name != "train"})
+
+
+def _check_readable(data: ImageFolder, threads: int | None) -> None:
+    """Reads the images to validate and test with: those to test with would be met after the last epoch only.
+
+    Images in stacks are not decoded, and so not looked at.
+
+    Raises:
+        ImageError: some cannot be read; they are named.
+    """
+    if any(isinstance(samples, StackedSamples) for samples in data.splits.values()):
+        return
+    bad = unreadable_images(_held_out(data), threads=threads)
+    reasons = [reason for found in bad.values() for reason in found.values()]
+    if reasons:
+        raise ImageError(
+            f"{some(reasons)}: {len(reasons)} of the images to validate and test with cannot be read: mend "
+            "or remove them, or leave them out with --skip-bad"
+        )
+
+
+def _described(data: ImageFolder) -> dict[str, Any]:
+    """What a run's config says of its data: enough to know it again, whatever is left out of it."""
+    whole = data.whole or data
+    return {
+        "labels": data.labels,
+        "group_by": data.group_by,
+        "copies_together": True,
+        "counts": data.counts(),
+        "digests": {name: whole.digest_of(name) for name in whole.splits},
+    }
+
+
+def _known_by(data: ImageFolder, config: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in the data of a run that is resumed, as its config has it."""
+    whole = data.whole or data
+    same: dict[str, Any] = {"labels": data.labels, "group_by": data.group_by}
+    if "digests" in config["data"]:
+        # What is tested on has no say in the weights, so it may have changed.
+        return {**same, "digests": {name: whole.digest_of(name) for name in ("train", "val")}}
+    used = data if config.get("skipped") else whole  # a run of an earlier version
+    return {**same, "counts": used.counts(), "digest": used.digest}
+
+
+def _check_same_run(
+    run: Path, config: dict[str, Any], identity: dict[str, Any], data: ImageFolder
+) -> tuple[str, ...]:
+    """Refuses to resume a run with other figures, and says where its test images are others."""
+    identity = {**identity, "data": _plain(_known_by(data, config))}
+    known = {name: config["data"].get(name) for name in identity["data"]}
+    digests = dict(known.get("digests", {}))
+    tested = digests.pop("test", None)
+    known |= {"digests": digests} if digests else {}
+    was, now = _flat({**{key: config.get(key) for key in identity}, "data": known}), _flat(identity)
     # Figures that a run of an earlier version does not name were what their defaults are.
     was = {**_flat({"recipe": _plain(asdict(Recipe()))}), **was}
     was["network"] = was["network"] or now["network"]  # not named by an earlier version
     differences = [
-        f"{name} was {was.get(name)!r} and is {now.get(name)!r}"
+        f"the images of the {name.rpartition('.')[2]} split are not those it was begun with"
+        if name.startswith("data.digests.")
+        else f"{name} was {was.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(was.keys() | now.keys())
         if was.get(name) != now.get(name)
     ]
@@ -564,6 +685,10 @@ def _check_same_run(run: Path, config: dict[str, Any], identity: dict[str, Any])
             f"{run}: cannot be resumed with other figures: {'; '.join(differences)}. "
             f"Give the same ones, or train in a new folder"
         )
+    whole = data.whole or data
+    if digests and tested != (whole.digest_of("test") if "test" in whole.splits else None):
+        return ("the images of the test split are not those that the run was begun with",)
+    return ()
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

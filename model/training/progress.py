@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,20 @@ def describe_epoch(epoch: Epoch, epochs: int, is_best: bool) -> str:
         f"val loss {epoch.val_loss:.4f} acc {epoch.val_accuracy:.3f} auc {auc} {'*' if is_best else ' '} "
         f"lr {epoch.learning_rate:.1e}  {epoch.seconds:.1f} s{speed}"
     )
+
+
+class Notes:
+    """What there is to say of the data, on standard error."""
+
+    def on_start(self, plan: Plan) -> None:
+        for note in plan.notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
+
+    def on_step(self, epoch: int, step: int, loss: float) -> None:
+        """Nothing."""
+
+    def on_epoch(self, epoch: Epoch, is_best: bool) -> None:
+        """Nothing."""
 
 
 class LineProgress:
@@ -178,6 +193,7 @@ def shown_on(console: Console, tensorboard: bool = False, is_first: bool = True)
         if not is_first:
             yield listeners
             return
+        listeners.append(Notes())
         if tensorboard:
             listeners.append(stack.enter_context(TensorBoardProgress()))
         if console.is_terminal:

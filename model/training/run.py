@@ -52,6 +52,8 @@ class Beginning:
     """Pattern of the groups in file names."""
     skipped: bool = False
     """Whether it left images out that could not be read."""
+    copies_together: bool = False
+    """Whether copies of an image were kept in one split of a flat folder; earlier versions did not."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class RunFolder:
                 family.architecture_from(config["architecture"]),
                 config["data"]["group_by"],
                 bool(config.get("skipped")),
+                bool(config["data"].get("copies_together")),
             )
         except (KeyError, TypeError, AttributeError, ValueError, InputError) as error:
             raise TrainingError(

@@ -63,7 +63,7 @@ def test_the_authors_layout_is_read_in_order_with_sorted_classes(tmp_path: Path)
     assert data.counts()["test"] == {"a": 2, "b": 2}
 
 
-def test_hidden_files_thumbs_and_non_images_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_files_thumbs_and_non_images_are_passed_over_and_told(tmp_path: Path) -> None:
     make(
         tmp_path,
         *numbered("a", 4),
@@ -72,15 +72,23 @@ def test_hidden_files_thumbs_and_non_images_are_passed_over(tmp_path: Path) -> N
         "a/.000.png",
         "a/._001.png",
         "a/notes.txt",
-        "a/folder.png/inside.png",
+        "a/@eaDir/000.png/thumbnail.png",
         ".ipynb_checkpoints/x.png",
         "__MACOSX/x.png",
         "README.md",
+        "beside.png",
     )
     data = read_training_folder(tmp_path)
     assert data.labels == ("a", "b")
     found = sorted(name for split in SPLITS for name in names_of(data, split))
     assert found == sorted([*numbered("a", 4), *numbered("b", 4, ".JPEG")])
+    assert data.notes == (
+        "passed over: files of other kinds, 1 .txt, 1 Thumbs.db (read: .bmp, .jpeg, .jpg, .png, .tif, .tiff)",
+        "passed over: hidden folders, 1 (.ipynb_checkpoints)",
+        "passed over: folders that programs leave, 2 (__MACOSX, @eaDir)",
+        "passed over: images in no class's folder, 1 (beside.png)",
+        "passed over: hidden files, 2 (.000.png, ._001.png)",
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -218,7 +226,7 @@ def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
 
 def test_names_without_a_group_are_named(tmp_path: Path) -> None:
     make(tmp_path, *(f"{label}/P{n}_0.png" for label in "ab" for n in range(9)), "a/stray.png")
-    with pytest.raises(DataError, match=r"1 file names do not match .* stray\.png"):
+    with pytest.raises(DataError, match=r"1 file names do not match .* a/stray\.png"):
         read_training_folder(tmp_path, group_by=PATIENT)
 
 
@@ -249,3 +257,73 @@ def test_labels_are_matched_by_name(tmp_path: Path) -> None:
         DataError, match=r"1 classes are unknown to the model: debris \(it knows cell, dust\)"
     ):
         match_labels(data, ("cell", "dust"))
+
+
+def test_folders_inside_of_a_class_are_its_groups(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        *(f"{label}/patient {p}/{n}/{m}.png" for label in "ab" for p in range(8) for n in "xy" for m in "12"),
+        *numbered("a", 3),
+        *numbered("b", 3),
+    )
+    data = read_training_folder(tmp_path)
+    assert sum(len(samples) for samples in data.splits.values()) == 2 * 8 * 4 + 6
+    groups = {split: set(data.groups_of(split) or ()) for split in SPLITS}
+    assert sum(map(len, groups.values())) == 8 + 6  # none in two splits; those in no folder each for itself
+    assert "patient 0" in set.union(*groups.values())
+    assert any("are taken for groups" in note for note in data.notes)
+    by_patient = re.compile(r"/patient (\d)|(?:/\d{3})")
+    with pytest.raises(DataError, match="6 file names do not match the group pattern"):
+        read_training_folder(tmp_path, group_by=by_patient)
+    alone = read_training_folder(tmp_path, group_by=re.compile(".+"))
+    assert not any("are taken for groups" in note for note in alone.notes)
+
+
+def test_few_folders_inside_of_classes_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{label}/{label}{n % 2}/{n}.png" for label in "ab" for n in range(9)))
+    with pytest.raises(DataError, match=r"4 groups .* --group-by '\.\+' takes each image for itself"):
+        read_training_folder(tmp_path)
+    alone = read_training_folder(tmp_path, group_by=re.compile(".+"))
+    assert sum(map(len, alone.splits.values())) == 18
+
+
+def test_a_folder_that_holds_all_images_is_no_group(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{label}/images/{n}.png" for label in "ab" for n in range(9)))
+    data = read_training_folder(tmp_path)
+    assert data.groups_of("train") is None
+    assert data.notes == ()
+
+
+def test_copies_across_splits_and_classes_are_told(tmp_path: Path) -> None:
+    make(tmp_path, *(name for split in SPLITS for label in "ab" for name in numbered(f"{split}/{label}", 3)))
+    for name in ("train/a/000.png", "val/b/001.png", "test/a/002.png"):
+        (tmp_path / name).write_bytes(b"the same")
+    expected = (
+        "1 images occur more than once: train/a/000.png and val/b/001.png",
+        "1 images occur in several classes: train/a/000.png (a) and val/b/001.png (b)",
+        "1 images, by content, are in more than one split: figures on this split are too high",
+    )
+    assert read_training_folder(tmp_path).notes == expected
+    assert read_evaluation_folder(tmp_path).notes == expected
+
+
+def test_copies_share_a_split_of_a_flat_folder(tmp_path: Path) -> None:
+    make(tmp_path, *numbered("a", 30), *numbered("b", 30))
+    for number in range(15):
+        for copy in (number, number + 15):
+            (tmp_path / "a" / f"{copy:03}.png").write_bytes(b"%d" % number)
+    data = read_training_folder(tmp_path)
+    split_of = {name: split for split in SPLITS for name in names_of(data, split)}
+    assert all(split_of[f"a/{n:03}.png"] == split_of[f"a/{n + 15:03}.png"] for n in range(15))
+    assert len(data.notes) == 1
+    assert data.notes[0].startswith("15 images occur more than once: ")
+    apart = read_training_folder(tmp_path, copies_together=False)
+    assert any("in more than one split" in note for note in apart.notes)
+
+
+def test_evaluation_asks_no_other_split_for_its_classes(tmp_path: Path) -> None:
+    make(tmp_path, "val/a/0.png", "test/a/0.png", "test/b/0.png", "notes/b/0.png")
+    data = read_evaluation_folder(tmp_path)
+    assert data.labels == ("a", "b")
+    assert data.notes == ("passed over: folders beside the splits, 1 (notes/)",)
+    assert read_evaluation_folder(tmp_path, "val").labels == ("a",)

@@ -61,7 +61,9 @@ def test_a_folder_becomes_the_authors_layout_with_whole_groups(source: Path, tmp
     }
     assert manifest.groups == {"train": 6, "val": 2, "test": 2}
     assert manifest.split == "6:2:2, stratified by class, whole groups, seed 4"
-    assert manifest.notes == ("files that are no images are passed over: 1 Thumbs.db",)
+    assert manifest.notes == (
+        "passed over: files of other kinds, 1 Thumbs.db (read: .bmp, .jpeg, .jpg, .png, .tif, .tiff)",
+    )
     splits: dict[str, set[str]] = {}
     for row in rows_of(output):
         splits.setdefault(row.group, set()).add(row.split)

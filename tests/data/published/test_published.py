@@ -53,7 +53,9 @@ class TestMalaria:
         assert {image.group for image in listing.images} == {
             *("C100P61", "C33P1", "C5N", "C1", "C3", "C37BP2", "C68P29N", "C99P60", "C230", "C48P9")
         }
-        assert listing.notes == ["files that are no images are passed over: 2 Thumbs.db"]
+        assert listing.notes == [
+            "passed over: files of other kinds, 2 Thumbs.db (read: .bmp, .jpeg, .jpg, .png, .tif, .tiff)"
+        ]
         assert listing.differences == [
             "Parasitized: 30 images, published 13,779",
             "Uninfected: 30 images, published 13,779",

@@ -218,7 +218,7 @@ def test_the_seed_and_nothing_else_decides_a_run(
 KILLED = """
 import os, signal, sys
 import torch
-from msmamba.model import run, training
+from msmamba.model.training import loop as training
 from msmamba.data.folders import read_training_folder
 from msmamba.model.networks.microscopic_mamba import Architecture
 from msmamba.model.training.loading import Augmentation
@@ -402,7 +402,7 @@ def test_a_run_is_not_resumed_with_other_figures(
     with pytest.raises(TrainingError, match=r"architecture\.mifa was True and is False"):
         train(data, finished, replace(small, mifa=False), QUICK, resume=True)
     fewer = replace(data, splits={**data.splits, "train": data.splits["train"][1:]})
-    with pytest.raises(TrainingError, match=r"data\.counts\.train\.round was 8 and is 7; data\.digest"):
+    with pytest.raises(TrainingError, match="the images of the train split are not those it was begun with"):
         train(fewer, finished, small, QUICK, resume=True)
 
 

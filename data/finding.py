@@ -1,0 +1,170 @@
+"""The files in folders: found in one order by one rule for every command, and what was passed over is told.
+
+Folders below a folder are read, and so are folders that a link leads to, each once, under its own name where
+it has one in there. Passed over, counted and told are: hidden files and folders, folders that programs leave
+(`LEFT_BY_PROGRAMS`), files of other kinds, links that lead nowhere, and what is no file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import DataError, some
+from ..files import as_utf8
+from ..images import SUFFIXES
+
+LEFT_BY_PROGRAMS = frozenset(
+    {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
+"""Folders that archives, interpreters, storage boxes and file systems leave beside what one put there."""
+
+_EXAMPLES = 5
+
+
+class Passed:
+    """What was passed over, by reason: how many, and the first few names."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._names: dict[str, list[str]] = {}
+        self._suffixes: Counter[str] = Counter()
+
+    def add(self, reason: str, name: str) -> None:
+        """Counts one.
+
+        Args:
+            reason: what it is, in the plural: ``hidden files``.
+            name: its path.
+        """
+        self._counts[reason] += 1
+        names = self._names.setdefault(reason, [])
+        if len(names) < _EXAMPLES:
+            names.append(name)
+
+    def add_other(self, path: Path) -> None:
+        """Counts a file that is none of those that were looked for."""
+        self._suffixes[path.name if path.name == "Thumbs.db" else path.suffix.lower() or "other"] += 1
+
+    def notes(self) -> tuple[str, ...]:
+        """A line for each reason."""
+        others = [f"{count:,} {suffix}" for suffix, count in sorted(self._suffixes.items())]
+        expected = ", ".join(sorted(SUFFIXES))
+        return (
+            *([f"passed over: files of other kinds, {some(others)} (read: {expected})"] if others else []),
+            *(
+                f"passed over: {reason}, {count:,} ({_shown(self._names[reason], count)})"
+                for reason, count in self._counts.items()
+            ),
+        )
+
+
+def files_below(folder: Path, passed: Passed, *, within: Path | None = None) -> Iterator[Path]:
+    """All files below a folder: its own, then those of each folder in it, by name, then what links lead to.
+
+    Args:
+        folder: where to look.
+        passed: is told what is passed over, by its path below ``folder``.
+        within: a folder that no link may lead out of, its own name resolved; None lets links lead anywhere.
+
+    Raises:
+        DataError: a folder cannot be read, or a link leads out.
+    """
+    waiting, links, seen = [folder], deque[Path](), set[tuple[int, int]]()
+    while waiting or links:
+        here = waiting.pop() if waiting else links.popleft()
+        try:
+            status = here.stat()
+            found = [(path, path.is_symlink(), path.is_dir(), path.is_file()) for path in _entries(here)]
+        except OSError as error:
+            raise DataError(f"the folder '{here}' cannot be read: {error.strerror}") from error
+        if (status.st_dev, status.st_ino) in seen:
+            passed.add("links to folders that are read already", _below(folder, here))
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        inner: list[Path] = []
+        for path, is_link, is_folder, is_file in found:
+            if is_folder and (reason := why_no_folder_of_images(path.name)):
+                passed.add(reason, _below(folder, path))
+                continue
+            if path.name.startswith("."):
+                # What systems keep in every folder is no news; an image that is not read is.
+                if path.suffix.lower() in SUFFIXES:
+                    passed.add("hidden files", _below(folder, path))
+                continue
+            if is_link and within is not None:
+                _check_link(within, path)
+            if is_folder:
+                (links if is_link else inner).append(path)
+            elif is_file:
+                yield path
+            else:
+                kind = "links that lead nowhere" if is_link else "devices, pipes and sockets"
+                passed.add(kind, _below(folder, path))
+        waiting.extend(reversed(inner))
+
+
+def images_below(folder: Path, passed: Passed, *, within: Path | None = None) -> Iterator[Path]:
+    """The image files below a folder, known by their suffix, in the order of `files_below`.
+
+    Raises:
+        DataError: as `files_below`.
+    """
+    for path in files_below(folder, passed, within=within):
+        if path.suffix.lower() in SUFFIXES:
+            yield path
+        else:
+            passed.add_other(path)
+
+
+def class_folders(root: Path, passed: Passed) -> list[Path]:
+    """The folders in a folder, one for each class, by name; the rest is passed over.
+
+    Raises:
+        DataError: there are none, or the folder cannot be read.
+    """
+    folders = []
+    try:
+        entries = _entries(root)
+    except OSError as error:
+        raise DataError(f"the folder '{root}' cannot be read: {error.strerror}") from error
+    for path in entries:
+        if path.is_dir():
+            if reason := why_no_folder_of_images(path.name):
+                passed.add(reason, path.name)
+            else:
+                folders.append(path)
+        elif path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            passed.add("images in no class's folder", path.name)
+    if not folders:
+        raise DataError(f"{root}: has no class folders; expected one folder of images for each class")
+    return folders
+
+
+def why_no_folder_of_images(name: str) -> str:
+    """Why a folder of such a name is passed over, in the plural; empty where it is not."""
+    if name in LEFT_BY_PROGRAMS:
+        return "folders that programs leave"
+    return "hidden folders" if name.startswith(".") else ""
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir(), key=lambda path: path.name)
+
+
+def _check_link(source: Path, link: Path) -> None:
+    target = link.resolve()
+    if not target.is_relative_to(source):
+        raise DataError(
+            f"{link}: is a link to '{target}', outside of the source: put the file itself there, or remove it"
+        )
+
+
+def _below(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _shown(names: list[str], count: int) -> str:
+    more = f", … {count - len(names):,} more" if count > len(names) else ""
+    return as_utf8(", ".join(names) + more).decode()

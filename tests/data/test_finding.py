@@ -1,0 +1,122 @@
+"""Which files of folders are found, in which order, and that nothing is passed over in silence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from msmamba.data.copies import contents_of
+from msmamba.data.finding import Passed, class_folders, images_below
+from msmamba.errors import DataError
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def found(root: Path, within: Path | None = None) -> tuple[list[str], tuple[str, ...]]:
+    passed = Passed()
+    images = [path.relative_to(root).as_posix() for path in images_below(root, passed, within=within)]
+    return images, passed.notes()
+
+
+def test_images_come_before_those_of_folders_and_everything_by_name(tmp_path: Path) -> None:
+    make(tmp_path, "b.png", "a/c/d.png", "a/b.PNG", "c.tif", "a.bmp/x.jpg")
+    assert found(tmp_path) == (["b.png", "c.tif", "a/b.PNG", "a/c/d.png", "a.bmp/x.jpg"], ())
+
+
+def test_links_to_folders_are_read_once_under_the_real_name_where_there_is_one(tmp_path: Path) -> None:
+    make(tmp_path / "elsewhere", "x.png", "deeper/y.png")
+    root = make(tmp_path / "root", "real/z.png")
+    (root / "a link").symlink_to("../elsewhere")
+    (root / "also").symlink_to("../elsewhere/deeper")
+    (root / "again").symlink_to("real")
+    (root / "real" / "round").symlink_to("..")
+    images, notes = found(root)
+    assert images == ["real/z.png", "a link/x.png", "a link/deeper/y.png"]
+    assert notes == ("passed over: links to folders that are read already, 3 (again, also, real/round)",)
+
+
+def test_many_links_to_one_another_take_no_longer_than_the_folders(tmp_path: Path) -> None:
+    for level in range(25):  # 2^25 ways down
+        make(tmp_path / f"{level}", f"{level}.png")
+        for name in "ab":
+            (tmp_path / f"{level}" / name).symlink_to(f"../{level + 1}")
+    images, _ = found(tmp_path / "0")
+    assert len(images) == 25
+
+
+def test_a_link_out_of_an_untrusted_folder_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "elsewhere/x.png")
+    root = make(tmp_path / "root", "z.png")
+    (root / "out").symlink_to("../elsewhere")
+    assert found(root)[0] == ["z.png", "out/x.png"]
+    with pytest.raises(DataError, match=r"out: is a link to '.*elsewhere', outside of the source"):
+        found(root, within=root)
+
+
+def test_what_is_no_image_file_is_counted_and_named(tmp_path: Path) -> None:
+    make(tmp_path, "a.webp", "b.WEBP", "c.jfif", "none", "Thumbs.db", ".DS_Store", "._d.png")
+    make(tmp_path, *(f".hidden/{n}.png" for n in range(3)), "@eaDir/a.png/thumbnail.jpg")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    (tmp_path / "itself.png").symlink_to("itself.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    images, notes = found(tmp_path)
+    assert images == []
+    assert notes == (
+        "passed over: files of other kinds, 1 .jfif, 2 .webp, 1 Thumbs.db, 1 other "
+        "(read: .bmp, .jpeg, .jpg, .png, .tif, .tiff)",
+        "passed over: hidden files, 1 (._d.png)",
+        "passed over: hidden folders, 1 (.hidden)",
+        "passed over: folders that programs leave, 1 (@eaDir)",
+        "passed over: links that lead nowhere, 2 (gone.png, itself.png)",
+        "passed over: devices, pipes and sockets, 1 (pipe.png)",
+    )
+
+
+def test_many_of_a_kind_are_counted_and_few_named(tmp_path: Path) -> None:
+    make(tmp_path, *(f".{number}.png" for number in range(2000)))
+    assert found(tmp_path) == (
+        [],
+        ("passed over: hidden files, 2,000 (.0.png, .1.png, .10.png, .100.png, .1000.png, … 1,995 more)",),
+    )
+
+
+def test_classes_may_be_called_anything_that_is_not_hidden(tmp_path: Path) -> None:
+    names = ["-x", "1", "__background__", "a b", "con.png", "ß", "\udcff"]
+    make(tmp_path, *(f"{name}/0.png" for name in names), ".git/0.png", "__MACOSX/0.png", "stray.jpg")
+    passed = Passed()
+    assert [folder.name for folder in class_folders(tmp_path, passed)] == names
+    assert passed.notes() == (
+        "passed over: hidden folders, 1 (.git)",
+        "passed over: folders that programs leave, 1 (__MACOSX)",
+        "passed over: images in no class's folder, 1 (stray.jpg)",
+    )
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the folder '.*absent' cannot be read: No such file"):
+        list(images_below(tmp_path / "absent", Passed()))
+
+
+def test_copies_are_told_by_their_bytes(tmp_path: Path) -> None:
+    head, tail = bytes(range(256)) * 40, bytes(5000)
+    contents = [
+        *(head + b"1" + tail, head + b"2" + tail, head + b"1" + tail),
+        *(head + tail + b"1", head + tail + b"2"),  # alike in the middle, and of the first ones' size
+        *(b"", b""),  # of nothing there are no copies
+        b"short",
+    ]
+    paths = [tmp_path / str(number) for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    assert contents_of(paths) == [0, 1, 0, 3, 4, 5, 6, 7]
+    paths[1].unlink()
+    with pytest.raises(DataError, match="/1' cannot be read: No such file"):
+        contents_of(paths)
