@@ -26,12 +26,12 @@ from msmamba.export.graph.int8 import Int8Options
 from msmamba.export.graph.onnx_model import flat_model
 from msmamba.export.graph.quantise import KINDS, Plan
 from msmamba.export.graph.sensitivity import Limits
-from msmamba.measures.decision import FlipLimit
+from msmamba.measures.decision import ImageLimit
 from msmamba.runtime.onnxruntime_backend import register_native_kernels
 
 THREADS = 2
 PROFILED = 15
-NO_LIMITS = Limits(accuracy_drop=100, flips=FlipLimit(100, per_cent=True))
+NO_LIMITS = Limits(accuracy_drop=100, flips=ImageLimit(100, per_cent=True))
 SHOWN = 9
 
 

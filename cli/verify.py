@@ -66,6 +66,13 @@ _RESULTS = "Results"
     help="How many labels may change.",
 )
 @option(
+    "--max-undecided",
+    group=_BAR,
+    metavar="COUNT|PER%",
+    show_default="2%",
+    help="How many images the reference may leave undecided.",
+)
+@option(
     "--max-accuracy-drop",
     group=_BAR,
     type=click.FloatRange(0),
@@ -96,25 +103,29 @@ _RESULTS = "Results"
     default="table",
     help="How the figures are printed.",
 )
-def verify(artefact: str, output_format: str, max_flips: str | None, **options: Any) -> None:
+def verify(
+    artefact: str, output_format: str, max_flips: str | None, max_undecided: str | None, **options: Any
+) -> None:
     """Prove that an artefact answers like the checkpoint it was made from.
 
     ARTEFACT is a bundle or an ONNX file. On labelled DATA, one folder <class>/* or
     {train,val,test}/<class>/*, accuracy, AUC, sensitivity, calibration and every flipped image are compared
     too. An int8 artefact is judged by those alone.
 
+    An image whose two largest logits differ in REFERENCE by less than twice the bound on a logit's error is
+    undecided: it is listed, and a flip there is not held against ARTEFACT.
+
     The result goes into the bundle as parity.json. The exit status is 1 when the bar is missed.
     """
     let_idle_threads_sleep()
 
     from ..export.proof.verify import verify as compare
-    from ..measures.decision import FlipLimit
+    from ..measures.decision import ImageLimit
 
-    flips = None if max_flips is None else FlipLimit.parse(max_flips)
+    options["max_flips"] = None if max_flips is None else ImageLimit.parse(max_flips)
+    options["max_undecided"] = None if max_undecided is None else ImageLimit.parse(max_undecided, "undecided")
     with steps() as report:
-        parity = compare(
-            artefact, options.pop("reference"), options.pop("data"), max_flips=flips, report=report, **options
-        )
+        parity = compare(artefact, options.pop("reference"), options.pop("data"), report=report, **options)
     tell(parity.notes)
     click.echo(parity.to_json() if output_format == "json" else parity.to_text(), nl=False)
     if not parity.passed:

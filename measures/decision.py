@@ -5,7 +5,8 @@ harms or helps, and how far accuracy, AUC and calibration move, each with an int
 these images is known, what it is on others is not.
 
 A flip is an image whose label differs between the two: *lost* when the reference was right, *gained* when the
-artefact is, and *neither* when both are wrong.
+artefact is, and *neither* when both are wrong. All of them are told; those on images that the reference does
+not decide itself (`margins`) are not counted against the artefact.
 
 Dims: N images, C classes.
 """
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from .margins import margins_of
 from .metrics import ClassMetrics, Metrics, log_softmax, metrics_of
 from .uncertainty import (
     LEVEL,
@@ -37,15 +39,19 @@ from .uncertainty import (
 
 
 @dataclass(frozen=True)
-class FlipLimit:
-    """How many images may change their label: a count, or a share of all."""
+class ImageLimit:
+    """How many images something may happen to: a count, or a share of those it is asked of."""
 
     amount: float
     per_cent: bool = False
 
     @classmethod
-    def parse(cls, text: str) -> FlipLimit:
+    def parse(cls, text: str, of: str = "flips") -> ImageLimit:
         """Reads ``3`` or ``0.5%``.
+
+        Args:
+            text: what was given.
+            of: what it limits, for the message.
 
         Raises:
             InputError: neither a count nor a per cent from 0 to 100.
@@ -56,11 +62,11 @@ class FlipLimit:
         except ValueError:
             amount = -1
         if not 0 <= amount <= (100 if per_cent else float("inf")):
-            raise InputError(f"'{text}' flips: expected a count such as 2, or a per cent such as 0.5%")
+            raise InputError(f"'{text}' {of}: expected a count such as 2, or a per cent such as 0.5%")
         return cls(amount, per_cent)
 
     def allowed(self, images: int) -> int:
-        """The largest number of flips that meets the limit."""
+        """The largest number of images that meets the limit."""
         # A share such as 0.7 % of 1,000 must give 7 although 0.7 / 100 * 1000 is a little less.
         return int(self.amount / 100 * images + 1e-9) if self.per_cent else int(self.amount)
 
@@ -75,10 +81,13 @@ class DecisionBar:
     max_accuracy_drop: float | None = None
     """Percentage points."""
     max_auc_drop: float | None = None
-    max_flips: FlipLimit = FlipLimit(0)
+    max_flips: ImageLimit = ImageLimit(0)
+    """Of the images that the reference decides."""
+    max_undecided: ImageLimit = ImageLimit(2, per_cent=True)
+    """Images on which a flip is not held against the artefact; judged where there is a bar on logits."""
 
 
-INT8_BAR = DecisionBar(max_accuracy_drop=0.5, max_auc_drop=0.002, max_flips=FlipLimit(1, per_cent=True))
+INT8_BAR = DecisionBar(max_accuracy_drop=0.5, max_auc_drop=0.002, max_flips=ImageLimit(1, per_cent=True))
 """What int8, whose tensors are off by design, is held to: the decision may change, and this little of it."""
 
 
@@ -113,6 +122,10 @@ class Flip:
     artefact_probability: float
     outcome: str
     """``lost``, ``gained`` or ``neither``."""
+    margin: float
+    """Between the reference's two largest logits."""
+    undecided: bool
+    """Whether that is too little for the reference to decide; such a flip is not judged."""
 
 
 @dataclass(frozen=True)
@@ -175,9 +188,13 @@ class Decision:
     calibration_error: Change
     """Expected calibration error."""
     flips: tuple[Flip, ...]
-    """Lost ones first."""
+    """Of decided images first, and of these the lost ones."""
     flip_share: Proportion
+    """Of the images that the reference decides, those that get another label."""
+    undecided: int
+    """Images that the reference does not decide."""
     lost: int
+    """Of all images, and so are `gained`, `mcnemar_p` and all that follows but the criteria."""
     gained: int
     mcnemar_p: float
     """Exact, two-sided: of a split into lost and gained as uneven as this, if neither model were better."""
@@ -206,8 +223,21 @@ class Decision:
         return all(criterion.certain for criterion in self.criteria)
 
     @property
+    def decided_flips(self) -> int:
+        """Flips of images that the reference decides: those that are judged."""
+        return sum(not flip.undecided for flip in self.flips)
+
+    @property
     def sentence(self) -> str:
         """What happened to the labels, in words."""
+        if not self.undecided:
+            return self._flips_in_words
+        among = len(self.flips) - self.decided_flips
+        of_these = f", {among} of those that get another label among them" if among else ""
+        return f"{self._flips_in_words} The reference itself does not decide {self.undecided}{of_these}."
+
+    @property
+    def _flips_in_words(self) -> str:
         if not self.flips:
             return f"All {self.images} images keep their label."
         neither = len(self.flips) - self.lost - self.gained
@@ -232,6 +262,7 @@ def decide(
     labels: Sequence[str],
     images: Sequence[str],
     bar: DecisionBar = DecisionBar(),
+    undecided: npt.NDArray[np.bool_] | None = None,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Decision:
@@ -244,6 +275,8 @@ def decide(
         labels: the C class names.
         images: the N images' names.
         bar: what must not be lost.
+        undecided: (N,), the images that the reference does not decide, as `undecided_images` has them; None:
+            there is no bar on logits to tell by, all flips count, and the number of these is not judged.
         resamples: how many the bootstrap draws.
         seed: decides what the bootstrap draws.
 
@@ -253,23 +286,31 @@ def decide(
     before, after = (metrics_of(logits, truth, labels) for logits in (reference, artefact))
     probabilities = [np.exp(log_softmax(logits)) for logits in (reference, artefact)]
     figures = resample(probabilities, truth, resamples=resamples, seed=seed)
-    flips = _flips(probabilities, truth, labels, images)
+    not_judged = np.zeros(len(truth), np.bool_) if undecided is None else undecided
+    flips = _flips(probabilities, truth, labels, images, margins_of(reference), not_judged)
     outcomes = Counter(flip.outcome for flip in flips)
     lost, gained = outcomes["lost"], outcomes["gained"]
-    count = len(truth)
+    judged = int((~not_judged).sum())
     auc = None
     if figures[0].auc is not None and figures[1].auc is not None:
         auc = _change(figures[0].auc, figures[1].auc)
-    flip_share = Proportion(len(flips) / count, proportion_interval(len(flips), count))
+    judged_flips = sum(not flip.undecided for flip in flips)
+    flip_share = _proportion(judged_flips, judged)
     accuracy = _accuracy_change(figures[0].accuracy, figures[1].accuracy, lost + gained)
-    criteria = tuple(_criteria(bar, accuracy, auc, len(flips), flip_share.interval.high, count))
+    criteria = [
+        *_change_criteria(bar, accuracy, auc),
+        _image_criterion("flips", bar.max_flips, judged_flips, judged, flip_share.interval.high),
+    ]
+    if undecided is not None:  # that share is of these images; on others it is theirs, so nothing is in doubt
+        criteria.append(_image_criterion("undecided", bar.max_undecided, len(truth) - judged, len(truth)))
     return Decision(
-        images=count,
+        images=len(truth),
         accuracy=accuracy,
         auc=auc,
         calibration_error=_change(figures[0].calibration_error, figures[1].calibration_error),
         flips=flips,
         flip_share=flip_share,
+        undecided=len(truth) - judged,
         lost=lost,
         gained=gained,
         mcnemar_p=mcnemar_p(lost, gained),
@@ -278,7 +319,7 @@ def decide(
         artefact_confusion=after.confusion,
         reference_reliability=reliability(probabilities[0], truth),
         artefact_reliability=reliability(probabilities[1], truth),
-        criteria=criteria,
+        criteria=tuple(criteria),
         notes=tuple(_notes(bar, before, auc, criteria)),
         level=LEVEL,
         resamples=resamples,
@@ -316,6 +357,8 @@ def _flips(
     truth: npt.NDArray[np.integer[Any]],
     labels: Sequence[str],
     images: Sequence[str],
+    margins: npt.NDArray[np.float64],
+    undecided: npt.NDArray[np.bool_],
 ) -> tuple[Flip, ...]:
     before, after = (rows.argmax(axis=1) for rows in probabilities)
     order = ("lost", "gained", "neither")
@@ -331,9 +374,11 @@ def _flips(
                 reference_probability=float(probabilities[0][index].max()),
                 artefact_probability=float(probabilities[1][index].max()),
                 outcome="lost" if right[0] else "gained" if right[1] else "neither",
+                margin=float(margins[index]),
+                undecided=bool(undecided[index]),
             )
         )
-    return tuple(sorted(flips, key=lambda flip: order.index(flip.outcome)))
+    return tuple(sorted(flips, key=lambda flip: (flip.undecided, order.index(flip.outcome))))
 
 
 def _class_changes(before: Metrics, after: Metrics, flips: Sequence[Flip]) -> Iterator[ClassChange]:
@@ -367,9 +412,7 @@ def _proportion(part: int, whole: int) -> Proportion:
     return Proportion(part / whole if whole else None, proportion_interval(part, whole))
 
 
-def _criteria(
-    bar: DecisionBar, accuracy: Change, auc: Change | None, flips: int, most_flips: float, images: int
-) -> Iterator[Criterion]:
+def _change_criteria(bar: DecisionBar, accuracy: Change, auc: Change | None) -> Iterator[Criterion]:
     if bar.max_accuracy_drop is not None:
         yield Criterion(
             "accuracy drop",
@@ -387,10 +430,15 @@ def _criteria(
             None if auc is None else -auc.change_interval.low,
             "",
         )
-    if bar.max_flips.per_cent:
-        yield Criterion("flips", 100 * flips / images, bar.max_flips.amount, 100 * most_flips, "%")
-    else:
-        yield Criterion("flips", flips, bar.max_flips.amount, None, "")
+
+
+def _image_criterion(
+    name: str, limit: ImageLimit, found: int, images: int, worst_share: float | None = None
+) -> Criterion:
+    if not limit.per_cent:
+        return Criterion(name, found, limit.amount, None, "")
+    worst = None if worst_share is None else 100 * worst_share
+    return Criterion(name, 100 * found / max(images, 1), limit.amount, worst, "%")
 
 
 def _notes(

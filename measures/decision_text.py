@@ -35,9 +35,9 @@ class FigureRow:
 
 def figure_rows(decision: Decision) -> list[FigureRow]:
     """What the decision rests on, accuracy first."""
-    judged = {criterion.name: criterion for criterion in decision.criteria}
+    criteria = {criterion.name: criterion for criterion in decision.criteria}
     accuracy, share = decision.accuracy, decision.flip_share.interval
-    flips = len(decision.flips)
+    flips, decided = decision.decided_flips, decision.images - decision.undecided
     return [
         FigureRow(
             "accuracy",
@@ -45,19 +45,20 @@ def figure_rows(decision: Decision) -> list[FigureRow]:
             f"{100 * accuracy.artefact:.2f} %",
             f"{_signed(100 * accuracy.change, 2)} points",
             _signed_interval(accuracy.change_interval, 2, scale=100),
-            *_verdict(judged.get("accuracy drop")),
+            *_verdict(criteria.get("accuracy drop")),
         ),
-        FigureRow("AUC", "-", "-", "-", "one class only", *_verdict(judged.get("AUC drop")))
+        FigureRow("AUC", "-", "-", "-", "one class only", *_verdict(criteria.get("AUC drop")))
         if decision.auc is None
-        else FigureRow("AUC", *_figures(decision.auc), *_verdict(judged.get("AUC drop"))),
+        else FigureRow("AUC", *_figures(decision.auc), *_verdict(criteria.get("AUC drop"))),
         FigureRow(
             "flips",
             "",
             "",
-            f"{flips} ({100 * flips / decision.images:.2f} %)",
+            f"{flips} ({100 * flips / max(decided, 1):.2f} %)",
             f"{100 * share.low:.2f} to {100 * share.high:.2f} %",
-            *_verdict(judged.get("flips")),
+            *_verdict(criteria.get("flips")),
         ),
+        *([_undecided_row(decision, criteria["undecided"])] if "undecided" in criteria else []),
         FigureRow(
             "lost, gained",
             "",
@@ -84,6 +85,18 @@ def decision_text(decision: Decision) -> str:
     for note in decision.notes:
         console.print(f"note: {note}", soft_wrap=True)
     return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
+
+
+def _undecided_row(decision: Decision, criterion: Criterion) -> FigureRow:
+    flips = len(decision.flips) - decision.decided_flips
+    return FigureRow(
+        "undecided",
+        "",
+        "",
+        f"{decision.undecided} ({100 * decision.undecided / decision.images:.2f} %)",
+        f"{flips} of them {'flips' if flips == 1 else 'flip'}",
+        *_verdict(criterion),
+    )
 
 
 def _verdict(criterion: Criterion | None) -> tuple[str, str]:
@@ -133,14 +146,15 @@ def _tables(decision: Decision) -> Iterator[Table]:
     yield classes
     if not decision.flips:
         return
-    flips = _table("flipped image", "truth", "reference", "artefact", "outcome")
+    flips = _table("flipped image", "truth", "reference", "artefact", "margin", "outcome")
     for flip in decision.flips[:FLIPS_SHOWN]:
         flips.add_row(
             flip.image,
             flip.truth,
             f"{flip.reference} {flip.reference_probability:.2f}",
             f"{flip.artefact} {flip.artefact_probability:.2f}",
-            flip.outcome,
+            f"{flip.margin:.3g}",
+            f"{flip.outcome}, undecided" if flip.undecided else flip.outcome,
         )
     if len(decision.flips) > FLIPS_SHOWN:
         flips.add_row(f"… {len(decision.flips) - FLIPS_SHOWN} more")

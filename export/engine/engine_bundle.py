@@ -152,6 +152,6 @@ def _read(source: Path) -> tuple[Manifest, Mapping[str, bytes]]:
         replaced = (ENGINE_NAME, LOG_NAME, PARITY_NAME)
         files = {name: bundle.read(name) for name in (MODEL_NAME, *manifest.files) if name not in replaced}
     proven: dict[str, Any] = {
-        key: value for key, value in manifest.precision_proven.items() if key != "engine"
+        key: value for key, value in manifest.precision_proven.items() if key not in ("engine", "parity")
     }
     return replace(manifest, engine={}, compute_capabilities=(), precision_proven=proven), files

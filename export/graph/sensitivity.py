@@ -21,7 +21,7 @@ from onnx import ModelProto
 from ...calib import CalibrationSet
 from ...errors import ArtefactError, ExportError
 from ...images import Transform, read_image
-from ...measures.decision import FlipLimit
+from ...measures.decision import ImageLimit
 from ...runtime.onnxruntime_backend import OnnxRuntimeBackend
 from .quantise import Plan, Product
 
@@ -66,7 +66,7 @@ class Judgement:
         return asdict(self)
 
 
-USUAL_FLIPS = FlipLimit(0.5, per_cent=True)
+USUAL_FLIPS = ImageLimit(0.5, per_cent=True)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Limits:
 
     accuracy_drop: float = 0.3
     """Percentage points of accuracy, at most."""
-    flips: FlipLimit = USUAL_FLIPS
+    flips: ImageLimit = USUAL_FLIPS
     """Images whose label differs from the float32 network's, at most."""
 
     def missed(self, judgement: Judgement) -> str:
@@ -114,7 +114,7 @@ def limits_of(max_flips: str | None = None, max_accuracy_drop: float | None = No
     usual = Limits()
     return Limits(
         accuracy_drop=usual.accuracy_drop if max_accuracy_drop is None else max_accuracy_drop,
-        flips=usual.flips if max_flips is None else FlipLimit.parse(max_flips),
+        flips=usual.flips if max_flips is None else ImageLimit.parse(max_flips),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,13 +17,15 @@ from .parity import Parity
 
 PICTURES_SHOWN = 240
 """Flipped images pictured on the page, so that it stays some megabytes; ``parity.json`` has all."""
+UNDECIDED_SHOWN = 60
+"""Undecided images listed on the page, those that get another label first."""
 THUMBNAIL = 144
 """Side of a picture on the page, pixels."""
 _TEMPLATE = Path(__file__).with_name("decision.html.jinja")
 
 
 def write_page(path: str | Path, parity: Parity, sources: Iterable[Source]) -> None:
-    """Writes the page: verdict, figures, every flipped image, confusion, calibration, tensor errors, method.
+    """Writes the page: verdict, figures, images that flip or are undecided, confusion, calibration, method.
 
     Args:
         path: the HTML file; it appears whole or not at all.
@@ -44,6 +47,8 @@ def write_page(path: str | Path, parity: Parity, sources: Iterable[Source]) -> N
         decision=decision,
         rows=figure_rows(decision),
         pictured=pictured,
+        undecided=parity.undecided_images[:UNDECIDED_SHOWN],
+        harms=defaultdict(str, ((flip.image, flip.outcome) for flip in decision.flips)),
         reliability=data_url(_reliability_svg(decision), "image/svg+xml"),
         interval_text=_proportion_text,
     )

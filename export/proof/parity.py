@@ -7,12 +7,17 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ...measures.decision import Decision
 from ...measures.decision_text import FLIPS_SHOWN, decision_text
+from ...measures.margins import margins_of
+
+NOT_FINITE = "not finite"
+"""In place of a label."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,40 @@ class Bar:
     max_abs_error: float | None
     """Of any logit; None: reported, not judged."""
     max_flips: int
-    """Images that may change their label."""
+    """Images that may change their label, of those that the reference decides."""
     reason: str
     """Where the error bound comes from."""
+    max_undecided: int = 0
+    """Images that the reference may leave undecided, where there is an error bound."""
+
+    @property
+    def decided_from(self) -> float | None:
+        """The margin from which on the reference decides; None where there is no error bound to tell by."""
+        return None if self.max_abs_error is None else 2 * self.max_abs_error
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The labels of one image, and how clearly the reference gives its own."""
+
+    image: str
+    reference: str | None
+    """Its label; None where its logits are not finite."""
+    artefact: str | None
+    margin: float | None
+    """Between the reference's two largest logits; None where one is not finite, or there is one class."""
+
+    @property
+    def flips(self) -> bool:
+        """Whether the labels differ; an answer that is not finite agrees with none."""
+        return self.reference is None or self.reference != self.artefact
+
+    @property
+    def text(self) -> str:
+        """For a terminal."""
+        before, after = (label or NOT_FINITE for label in (self.reference, self.artefact))
+        margin = "" if self.margin is None else f", margin {self.margin:.3g}"
+        return f"{f'flipped, {before} -> {after}' if self.flips else before}{margin}"
 
 
 @dataclass(frozen=True)
@@ -49,9 +85,17 @@ class Parity:
     lowest_cosine: float
     """Between the logits of one image."""
     flips: int
+    """Images that the reference decides and the artefact gives another label: those that are judged."""
     flips_by_class: Mapping[str, int]
-    """Flipped images by the label that PyTorch gives them."""
-    flipped_images: tuple[str, ...]
+    """The same by the label that the reference gives them."""
+    flipped_images: tuple[Answer, ...]
+    """The same one by one."""
+    undecided: int
+    """Images that the reference does not decide (`undecided_images`)."""
+    undecided_flips: int
+    """Of these, the images that get another label."""
+    undecided_images: tuple[Answer, ...]
+    """All of them, first those that get another label, closest margin first."""
     worst_image: str
     """The image of `max_abs_error`."""
     precision: str
@@ -65,6 +109,8 @@ class Parity:
     """Of labelled data, from which the images are; ``all`` of a flat folder."""
     departure: Departure | None = None
     """Where it begins, when the bar is missed and the artefact can be looked into."""
+    no_departure: str = ""
+    """What was found instead, when that was looked for and no module departs."""
     decision: Decision | None = None
     """What it means on labelled images."""
     no_decision: str = ""
@@ -87,15 +133,27 @@ class Parity:
         elif allowed is not None and self.max_abs_error > allowed:
             missed.append(f"a logit is off by {self.max_abs_error:.3g}, allowed {allowed:.3g}")
         if self.flips > self.bar.max_flips:
-            missed.append(f"{self.flips} of {self.images} labels flip, allowed {self.bar.max_flips}")
+            decided = (
+                f"{self.images - self.undecided} decided labels"
+                if self.undecided
+                else f"{self.images} labels"
+            )
+            missed.append(f"{self.flips} of {decided} flip, allowed {self.bar.max_flips}")
+        if self.undecided > self.bar.max_undecided:
+            missed.append(
+                f"the reference does not decide {self.undecided} of {self.images} images "
+                f"({100 * self.undecided / self.images:.1f} %), allowed {self.bar.max_undecided}"
+            )
         for criterion in self.decision.criteria if self.decision is not None else ():
-            if not criterion.met and criterion.name != "flips":  # those are counted above
+            if not criterion.met and criterion.name not in ("flips", "undecided"):  # those are counted above
                 missed.append(
                     f"{criterion.name} of {criterion.found:.3g} {criterion.unit}".rstrip()
                     + f", allowed {criterion.allowed:g}"
                 )
         if missed and self.departure is not None:
             missed.append(f"first departing module {self.departure.module}")
+        elif missed and self.no_departure:
+            missed.append("no module departs")
         return "; ".join(missed)
 
     def to_text(self) -> str:
@@ -110,6 +168,7 @@ class Parity:
             "lowest cosine": f"{self.lowest_cosine:.9f}",
             "label flips": f"{self.flips} (allowed {self.bar.max_flips})",
             **({} if self.decision else self._flip_lines()),
+            **({} if self.bar.decided_from is None else self._undecided_lines(self.bar.decided_from)),
             "worst image": self.worst_image,
             "executed by": self.executed_by,
         }
@@ -118,6 +177,8 @@ class Parity:
                 f"{self.departure.module}, relative error {self.departure.error:.3g} "
                 f"(expected {self.departure.expected_error:.3g})"
             )
+        elif self.no_departure:
+            lines["departs at"] = f"nowhere: {self.no_departure}"
         if self.no_decision:
             lines["decision"] = f"not judged: {self.no_decision}"
         lines["parity"] = "kept" if self.passed else "LOST"
@@ -128,7 +189,28 @@ class Parity:
     def _flip_lines(self) -> dict[str, str]:
         return {
             **{f"  {label}": str(count) for label, count in self.flips_by_class.items()},
-            **{f"  {image}": "flipped" for image in self.flipped_images[:FLIPS_SHOWN]},
+            **{f"  {answer.image}": answer.text for answer in self.flipped_images[:FLIPS_SHOWN]},
+        }
+
+    def _undecided_lines(self, decided_from: float) -> dict[str, str]:
+        flips = f", {self.undecided_flips} of them flipped" if self.undecided_flips else ""
+        return {
+            "undecided": f"{self.undecided} ({100 * self.undecided / self.images:.2f} %, allowed "
+            f"{self.bar.max_undecided}{flips}): margin below {decided_from:.3g}, twice the bar",
+            **{f"  {answer.image}": answer.text for answer in self.undecided_images[:FLIPS_SHOWN]},
+        }
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the manifest says: plain values, None for errors that are not finite."""
+        return {
+            "passed": self.passed,
+            "images": self.images,
+            "max_abs_error": self.max_abs_error if math.isfinite(self.max_abs_error) else None,
+            "allowed_error": self.bar.max_abs_error,
+            "flips": self.flips,
+            "undecided": self.undecided,
+            "undecided_flips": self.undecided_flips,
         }
 
     def to_json(self) -> str:
@@ -151,19 +233,36 @@ def compare(
     precision: str,
     executed_by: str,
     checkpoint_sha256: str = "",
+    undecided: npt.NDArray[np.bool_] | None = None,
 ) -> Parity:
     """Compares two sets of logits, (images, classes) each.
 
     A value that is not finite counts as infinitely wrong.
+
+    Args:
+        expected: the reference's.
+        found: the artefact's.
+        images: their names.
+        labels: the classes' names.
+        bar: what must be met.
+        precision: of the artefact.
+        executed_by: what computed its answers.
+        checkpoint_sha256: of the checkpoint that both come from.
+        undecided: (images,), those on which a flip is not judged (`undecided_images`); None: none.
     """
     wide, other = expected.astype(np.float64), found.astype(np.float64)
-    errors = np.abs(wide - other)
-    errors[~np.isfinite(other)] = np.inf
-    before, after = wide.argmax(1), np.where(np.isfinite(other), other, -np.inf).argmax(1)
-    flipped = np.flatnonzero((before != after) | ~np.isfinite(other).all(1))
-    norms = np.linalg.norm(wide, axis=1) * np.linalg.norm(other, axis=1)
-    cosines = np.where(norms > 0, (wide * other).sum(1) / np.where(norms > 0, norms, 1), 1.0)
-    counts = Counter(labels[int(before[i])] for i in flipped)
+    with np.errstate(invalid="ignore"):  # what is not finite is told by name below
+        errors = np.nan_to_num(np.abs(wide - other), nan=np.inf, posinf=np.inf)
+        norms = np.linalg.norm(wide, axis=1) * np.linalg.norm(other, axis=1)
+        cosines = np.where(norms > 0, (wide * other).sum(1) / np.where(norms > 0, norms, 1), 1.0)
+    before, after = _labels_of(wide, labels), _labels_of(other, labels)
+    margins = [float(margin) if np.isfinite(margin) else None for margin in margins_of(wide)]
+    answers = [Answer(*each) for each in zip(images, before, after, margins, strict=True)]
+    excused = np.zeros(len(images), np.bool_) if undecided is None else undecided
+    flipped = [answers[i] for i in np.flatnonzero(~excused) if answers[i].flips]
+    close = [answers[i] for i in np.flatnonzero(excused)]
+    close.sort(key=lambda answer: (not answer.flips, answer.margin))
+    counts = Counter(answer.reference or NOT_FINITE for answer in flipped)
     return Parity(
         images=len(images),
         max_abs_error=float(errors.max()),
@@ -171,10 +270,18 @@ def compare(
         lowest_cosine=float(np.nan_to_num(cosines, nan=-1.0).min()),
         flips=len(flipped),
         flips_by_class=dict(counts),
-        flipped_images=tuple(images[int(i)] for i in flipped),
+        flipped_images=tuple(flipped),
+        undecided=len(close),
+        undecided_flips=sum(answer.flips for answer in close),
+        undecided_images=tuple(close),
         worst_image=images[int(errors.max(1).argmax())],
         precision=precision,
         executed_by=executed_by,
         bar=bar,
         checkpoint_sha256=checkpoint_sha256,
     )
+
+
+def _labels_of(logits: npt.NDArray[np.float64], labels: Sequence[str]) -> list[str | None]:
+    """Of each row, None where one is not finite."""
+    return [labels[int(row.argmax())] if np.isfinite(row).all() else None for row in logits]

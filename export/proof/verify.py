@@ -1,7 +1,7 @@
 """Parity: does an artefact answer like the PyTorch model it was made from, and if not, from where on?
 
-Three questions, on real images. How far are the logits apart? Which images change their label? And when
-the bar is missed, which is the first module whose result departs?
+Three questions, on real images. How far are the logits apart? Which images change their label, of those that
+the reference decides? And when the bar is missed, which is the first module whose result departs?
 
 On labelled images there is a fourth, which `decision` answers: what does it mean for whoever acts on them?
 An int8 artefact is judged by that alone, because its tensors are off by design.
@@ -23,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...data.samples import Source
-from ...errors import ArtefactError, DataError, ImageError
+from ...errors import ArtefactError, DataError, ImageError, InputError
 from ...files import as_utf8, sha256_of, write_atomically
 from ...images import Transform, read_image
-from ...measures.decision import INT8_BAR, DecisionBar, FlipLimit, decide
+from ...measures.decision import INT8_BAR, DecisionBar, ImageLimit, decide
+from ...measures.margins import undecided_images
 from ...model.networks.checkpoint import load_checkpoint
 from ...model.networks.family import Network
 from ...runtime import Manifest, open_session
@@ -48,7 +49,8 @@ def verify(
     data: Sequence[str | Path],
     *,
     max_error: float | None = None,
-    max_flips: FlipLimit | None = None,
+    max_flips: ImageLimit | None = None,
+    max_undecided: ImageLimit | None = None,
     max_accuracy_drop: float | None = None,
     max_auc_drop: float | None = None,
     split: str | None = None,
@@ -67,7 +69,11 @@ def verify(
             measured too, on the test split or all of a flat folder.
         max_error: bound on the error of any logit; None: measured for float32 and float16 against a
             checkpoint, not judged otherwise.
-        max_flips: how many images may change their label; None: none, or 1 % for int8.
+        max_flips: how many of the images that the reference decides may change their label; None: none, or
+            1 % for int8.
+        max_undecided: how many images the reference may leave undecided, by the bound on the error of a
+            logit; None: 2 %. Without such a bound (int8, or another artefact as the reference) every image is
+            decided.
         max_accuracy_drop: percentage points; None: not judged, or 0.5 for int8 on labelled data.
         max_auc_drop: likewise, 0.002.
         split: of labelled data, in place of ``test``.
@@ -79,11 +85,14 @@ def verify(
     Raises:
         ArtefactError: the artefact or the reference cannot be used, or they do not belong together.
         CheckpointError: the checkpoint cannot be used.
+        InputError: `max_error` is negative or NaN.
         DataError: there are no images, classes are unknown to the model, or labels are needed (for a bar on
             accuracy or AUC, a split, a page) and there are none, or one class only for a bar on AUC.
         ImageError: images cannot be read; they are named.
         TargetError: ``parity.json`` or the page cannot be written.
     """
+    if max_error is not None and not max_error >= 0:
+        raise InputError(f"--max-error is {max_error:g}: expected a bound of 0 or more")
     with open_session(artefact) as session:
         manifest = session.manifest
         if manifest is None:
@@ -112,8 +121,8 @@ def verify(
             default.max_accuracy_drop if max_accuracy_drop is None else max_accuracy_drop,
             default.max_auc_drop if max_auc_drop is None else max_auc_drop,
             default.max_flips if max_flips is None else max_flips,
+            default.max_undecided if max_undecided is None else max_undecided,
         )
-        allowed_flips = decision_bar.max_flips.allowed(len(images.sources))
         report("opening the reference")
         with _opened_reference(reference, manifest, str(artefact)) as opened:
             network = opened.network
@@ -129,16 +138,24 @@ def verify(
             own = OwnError.of(network, _inputs(probed, manifest.transform), precision)
             if rounded:  # on every image, not only those that float64 was computed for
                 own = replace(own, logits=max(own.logits, float(np.abs(rounded[0] - expected).max())))
+        bound, reason = _error_bound(own, max_error, precision)
+        undecided = undecided_images(expected, found, bound)
         parity = replace(
             compare(
                 expected,
                 found,
                 images=[str(source) for source in images.sources],
                 labels=manifest.labels,
-                bar=_bar(own, max_error, allowed_flips, precision),
+                bar=Bar(
+                    bound,
+                    decision_bar.max_flips.allowed(int((~undecided).sum())),
+                    reason,
+                    decision_bar.max_undecided.allowed(len(undecided)),
+                ),
                 precision=precision,
                 executed_by=session.path,
                 checkpoint_sha256=opened.checkpoint_sha256,
+                undecided=undecided,
             ),
             artefact=str(artefact),
             reference=str(reference),
@@ -148,13 +165,18 @@ def verify(
         )
     if images.truth is not None:
         report("resampling")
-        parity = _with_decision(parity, expected, found, images, manifest.labels, decision_bar)
+        parity = _with_decision(parity, expected, found, undecided, images, manifest.labels, decision_bar)
     if not parity.passed and network is not None and own is not None:
         report("looking for the first module that departs")
         worst = next(source for source in images.sources if str(source) == parity.worst_image)
         model_file = Path(artefact) / MODEL_NAME if Path(artefact).is_dir() else Path(artefact)
-        departure = first_departure(model_file, network, _inputs([worst], manifest.transform), own)
-        parity = replace(parity, departure=departure)
+        image = _inputs([worst], manifest.transform)
+        own = own.with_image(OwnError.of(network, image, precision))
+        departure = first_departure(model_file, network, image, own)
+        nowhere = (
+            f"on the worst image each module is within twice its own {precision} error and its float32 one"
+        )
+        parity = replace(parity, departure=departure, no_departure="" if departure else nowhere)
     if Path(artefact).is_dir():
         _write_into_bundle(Path(artefact), parity)
     if page is not None:
@@ -207,6 +229,7 @@ def _with_decision(
     parity: Parity,
     expected: npt.NDArray[np.float32],
     found: npt.NDArray[np.float32],
+    undecided: npt.NDArray[np.bool_],
     images: ComparedImages,
     labels: Sequence[str],
     bar: DecisionBar,
@@ -216,25 +239,31 @@ def _with_decision(
     if broken:
         return replace(parity, no_decision=f"the logits of {broken} images are not finite")
     names = [str(source) for source in images.sources]
-    return replace(
-        parity, decision=decide(expected, found, images.truth, labels=labels, images=names, bar=bar)
+    decision = decide(
+        expected,
+        found,
+        images.truth,
+        labels=labels,
+        images=names,
+        bar=bar,
+        undecided=None if parity.bar.max_abs_error is None else undecided,
     )
+    return replace(parity, decision=decision)
 
 
-def _bar(own: OwnError | None, max_error: float | None, max_flips: int, precision: str) -> Bar:
+def _error_bound(own: OwnError | None, max_error: float | None, precision: str) -> tuple[float | None, str]:
+    """Of any logit, and where it comes from."""
     if max_error is not None:
-        return Bar(max_error, max_flips, "as asked")
+        return max_error, "as asked"
     if own is None:
         reason = (
             "int8 moves every tensor by design; what counts is what it decides"
             if precision == "int8"
             else "the network's own error cannot be measured without the checkpoint"
         )
-        return Bar(None, max_flips, reason)
-    floor = FLOOR_ULPS * float(np.finfo(np.float32).eps) * own.largest_logit
-    return Bar(
-        max(2 * own.logits + own.float32_logits, floor),
-        max_flips,
+        return None, reason
+    return (
+        own.logit_bound,
         f"twice the network's own {precision} error against float64 ({own.logits:.3g}) plus its float32 "
         f"error ({own.float32_logits:.3g}), at least {FLOOR_ULPS} float32 ulp of the largest logit",
     )
@@ -305,5 +334,9 @@ def _write_into_bundle(bundle: Path, parity: Parity) -> None:
     write_atomically(bundle / PARITY_NAME, as_utf8(parity.to_json()))
     manifest_file = bundle / MANIFEST_NAME
     manifest = Manifest.from_json(manifest_file.read_bytes(), str(manifest_file))
-    files = {**manifest.files, PARITY_NAME: sha256_of(bundle / PARITY_NAME)}
-    write_atomically(manifest_file, replace(manifest, files=files).to_json().encode())
+    proven = replace(
+        manifest,
+        files={**manifest.files, PARITY_NAME: sha256_of(bundle / PARITY_NAME)},
+        precision_proven={**manifest.precision_proven, "parity": parity.summary},
+    )
+    write_atomically(manifest_file, proven.to_json().encode())

@@ -19,10 +19,11 @@ from PIL import Image
 from msmamba.cli import mmdeploy
 from msmamba.errors import ArtefactError, DataError, ImageError, InputError
 from msmamba.export.proof.decision_page import write_page
-from msmamba.export.proof.verify import Bar, compare, verify
+from msmamba.export.proof.parity import Bar, compare
+from msmamba.export.proof.verify import verify
 from msmamba.files import sha256_of
 from msmamba.images import StackedImage
-from msmamba.measures.decision import INT8_BAR, Decision, DecisionBar, FlipLimit, decide
+from msmamba.measures.decision import INT8_BAR, Decision, DecisionBar, ImageLimit, decide
 from msmamba.measures.decision_text import decision_text
 from msmamba.runtime import open_session
 
@@ -94,14 +95,14 @@ def test_without_a_flip_the_doubt_that_is_left_is_stated() -> None:
 @pytest.mark.parametrize(
     ("lost", "bar", "missed"),
     [
-        pytest.param(1, DecisionBar(0.5, None, FlipLimit(2)), [], id="half-a-point-exactly"),
-        pytest.param(2, DecisionBar(0.5, None, FlipLimit(2)), ["accuracy drop"], id="a-point"),
-        pytest.param(2, DecisionBar(1, None, FlipLimit(1, per_cent=True)), [], id="one-per-cent-exactly"),
+        pytest.param(1, DecisionBar(0.5, None, ImageLimit(2)), [], id="half-a-point-exactly"),
+        pytest.param(2, DecisionBar(0.5, None, ImageLimit(2)), ["accuracy drop"], id="a-point"),
+        pytest.param(2, DecisionBar(1, None, ImageLimit(1, per_cent=True)), [], id="one-per-cent-exactly"),
         pytest.param(
-            3, DecisionBar(2, None, FlipLimit(1, per_cent=True)), ["flips"], id="above-one-per-cent"
+            3, DecisionBar(2, None, ImageLimit(1, per_cent=True)), ["flips"], id="above-one-per-cent"
         ),
-        pytest.param(1, DecisionBar(None, None, FlipLimit(0)), ["flips"], id="no-flip-allowed"),
-        pytest.param(3, DecisionBar(None, 0.002, FlipLimit(9)), ["AUC drop"], id="auc"),
+        pytest.param(1, DecisionBar(None, None, ImageLimit(0)), ["flips"], id="no-flip-allowed"),
+        pytest.param(3, DecisionBar(None, 0.002, ImageLimit(9)), ["AUC drop"], id="auc"),
         pytest.param(0, INT8_BAR, [], id="nothing-lost"),
     ],
 )
@@ -139,13 +140,45 @@ def test_a_bar_finer_than_one_image_says_so() -> None:
     ],
 )
 def test_a_limit_of_flips(text: str, images: int, allowed: int) -> None:
-    assert FlipLimit.parse(text).allowed(images) == allowed
+    assert ImageLimit.parse(text).allowed(images) == allowed
 
 
 @pytest.mark.parametrize("text", ["", "-1", "0.5", "101%", "-1%", "nan%", "few", "%"])
 def test_what_is_no_limit_of_flips_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="expected a count such as 2, or a per cent such as"):
-        FlipLimit.parse(text)
+        ImageLimit.parse(text)
+
+
+def test_flips_of_undecided_images_are_told_with_their_harm_and_not_judged() -> None:
+    truth = [0, 0, 1, 1, 2]
+    before, after = logits_of(0, 0, 1, 0, 2), logits_of(1, 0, 1, 1, 0)
+    before[0, 1], before[3, 1] = 2.75, 2.875  # of 3: two margins of a quarter and less
+    undecided = np.array([True, False, False, True, False])
+    bar = DecisionBar(None, None, ImageLimit(25, per_cent=True), ImageLimit(40, per_cent=True))
+    found = decided(before, after, truth, bar=bar, undecided=undecided)
+    assert [(flip.image, flip.outcome, flip.undecided, flip.margin) for flip in found.flips] == [
+        ("4.png", "lost", False, 3.0),
+        ("0.png", "lost", True, 0.25),
+        ("3.png", "gained", True, 0.125),
+    ]
+    assert (found.lost, found.gained, found.undecided, found.decided_flips) == (2, 1, 2, 1)
+    assert found.flip_share.value == pytest.approx(1 / 3)
+    flips, share = found.criteria
+    assert (flips.name, flips.met, flips.found) == ("flips", False, pytest.approx(100 / 3))
+    assert (share.name, share.met, share.found, share.worst) == ("undecided", True, 40, None)
+    assert found.sentence == (
+        "3 of 5 images get another label: 2 were right and now wrong, 1 was wrong and now right. "
+        "The reference itself does not decide 2, 2 of those that get another label among them."
+    )
+    text = decision_text(found)
+    assert re.search(r"^flips +1 \(33.33 %\)", text, flags=re.MULTILINE)
+    assert re.search(r"^undecided +2 \(40.00 %\) +2 of them flip +40 % +met$", text, flags=re.MULTILINE)
+    assert re.search(r"^0.png +cyst .* 0.25 +lost, undecided$", text, flags=re.MULTILINE)
+
+    none_decided = decided(before, after, truth, bar=bar, undecided=np.ones(5, np.bool_))
+    assert [criterion.met for criterion in none_decided.criteria] == [True, False]
+    assert none_decided.flip_share.value is None
+    assert "undecided" not in decision_text(decided(before, before, truth))
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +256,40 @@ def test_a_coarse_artefact_misses_the_bar_and_the_page_shows_why(
         assert Path(flip["image"]).name in html
 
 
+def test_flips_within_the_bar_are_undecided_and_too_many_of_them_lose(
+    rounded: Callable[..., Path], bundles: dict[str, Path], labelled: Path, tmp_path: Path
+) -> None:
+    bundle, page = rounded(2, "fp32"), tmp_path / "page.html"
+    free = verify(bundle, bundles["fp32"], [labelled])
+    assert free.undecided == 0
+    assert free.flips > 0
+    assert all(answer.margin is not None for answer in free.flipped_images)
+
+    arguments = ("verify", bundle, "--against", bundles["fp32"], "--data", labelled)
+    bar = ("--max-error", free.max_abs_error, "--report", page)
+    result = command(*arguments, *bar)
+    assert result.exit_code == 1
+    assert re.search(
+        r"the reference does not decide \d+ of 24 images \([\d.]+ %\), allowed 0$", result.stderr
+    )
+
+    kept = command(*arguments, *bar, "--max-undecided", "100%")
+    assert kept.exit_code == 0
+    written = json.loads((bundle / "parity.json").read_text())
+    assert (written["flips"], written["undecided_flips"]) == (0, free.flips)
+    assert {flip["undecided"] for flip in written["decision"]["flips"]} == {True}
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["precision_proven"]["parity"]["undecided"] == written["undecided"]
+    html = page.read_text(encoding="utf-8")
+    assert html.count('<span class="tag">undecided</span>') == free.flips
+    for answer in written["undecided_images"]:
+        assert f'<td class="name">{answer["image"]}</td>' in html
+
+    wrong = command(*arguments, "--max-undecided", "some")
+    assert wrong.exit_code == 1
+    assert "'some' undecided: expected a count such as 2, or a per cent such as" in wrong.stderr
+
+
 def test_images_of_a_stack_are_pictured_too(tmp_path: Path) -> None:
     np.save(tmp_path / "cells.npy", np.random.default_rng(0).integers(0, 256, (4, 28, 28), dtype=np.uint8))
     sources = [StackedImage(tmp_path / "cells.npy", index) for index in range(4)]
@@ -289,7 +356,7 @@ def test_logits_that_are_not_finite_are_no_decision(
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
     bias.CopyFrom(numpy_helper.from_array(np.full(3, np.nan, np.float32), "head.bias"))
     onnx.save(model, tmp_path / "nan.onnx")
-    parity = verify(tmp_path / "nan.onnx", checkpoint, [labelled], max_flips=FlipLimit(100, per_cent=True))
+    parity = verify(tmp_path / "nan.onnx", checkpoint, [labelled], max_flips=ImageLimit(100, per_cent=True))
     assert parity.decision is None
     assert parity.failure.startswith("a logit is not finite")
     assert parity.no_decision == "the logits of 24 images are not finite"

@@ -83,6 +83,7 @@ def test_another_engine_takes_the_place_of_the_first(bundles: dict[str, Path], t
     first = engine_bundle(_with_files(bundles["fp16"], tmp_path), tmp_path / "first", RTX_89)
     assert {"calibration.json"} < set(first.manifest.files)  # what belongs to the model comes along
     assert "parity.json" not in first.manifest.files  # it is of what ran then
+    assert "parity" not in first.manifest.precision_proven
     second = engine_bundle(first.path, tmp_path / "second", EngineOptions((80,), batches=(1, 2, 2)))
     assert second.manifest.compute_capabilities == ("8.0",)
     assert second.manifest.engine["batches"] == [1, 2, 2]
@@ -98,6 +99,7 @@ def _with_files(bundle: Path, folder: Path) -> Path:
     for name in ("calibration.json", "parity.json"):
         (copy / name).write_text("{}")
         manifest["files"][name] = sha256_of(copy / name)
+    manifest["precision_proven"]["parity"] = {"passed": True}
     (copy / "manifest.json").write_text(json.dumps(manifest))
     return copy
 

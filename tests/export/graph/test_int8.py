@@ -24,10 +24,10 @@ from msmamba.export.graph.quantise import Plan
 from msmamba.export.graph.sensitivity import Limits
 from msmamba.export.proof.verify import verify
 from msmamba.files import sha256_of
-from msmamba.measures.decision import FlipLimit
+from msmamba.measures.decision import ImageLimit
 from msmamba.plugins.tensorrt_library import link_parser_library
 
-LOOSE = Limits(accuracy_drop=100, flips=FlipLimit(100, per_cent=True))
+LOOSE = Limits(accuracy_drop=100, flips=ImageLimit(100, per_cent=True))
 """The small network is not trained: its labels flip easily."""
 
 
@@ -87,7 +87,7 @@ def test_it_runs_and_is_verified(exported: Export, checkpoint: Path, labelled: P
     with open_artefact(bundle) as session:
         assert len(session.classify(sorted((labelled / "val").glob("*/*")))) == 12
         assert "int8" in session.path
-    parity = verify(bundle, checkpoint, [labelled], split="val", max_flips=FlipLimit(12))
+    parity = verify(bundle, checkpoint, [labelled], split="val", max_flips=ImageLimit(12))
     assert parity.precision == "int8"
     assert parity.max_abs_error < 0.5
 

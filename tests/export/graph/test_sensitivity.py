@@ -23,7 +23,7 @@ from msmamba.export.graph.sensitivity import (
     measure_sensitivity,
 )
 from msmamba.images import Transform, read_image
-from msmamba.measures.decision import FlipLimit
+from msmamba.measures.decision import ImageLimit
 from msmamba.model import MicroscopicMamba
 from msmamba.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -80,7 +80,7 @@ def test_the_same_network_does_no_harm(flat: ModelProto, judge: Judge) -> None:
     judgement = judge.of(flat)
     assert (judgement.images, judgement.flips, judgement.accuracy_drop) == (12, 0, 0)
     assert judgement.logit_error == 0
-    assert Limits(0, FlipLimit(0)).missed(judgement) == ""
+    assert Limits(0, ImageLimit(0)).missed(judgement) == ""
 
 
 def test_a_broken_network_is_refused(flat: ModelProto, judge: Judge) -> None:
@@ -108,7 +108,7 @@ def test_nothing_is_kept_or_ranked_where_all_of_it_does(
     flat: ModelProto, judge: Judge, found: list[Product]
 ) -> None:
     quantiser = Quantiser(flat, found)
-    limits = Limits(100, FlipLimit(12))
+    limits = Limits(100, ImageLimit(12))
     plan, _, _, sensitivity = find_plan(judge, quantiser, found, Plan(), limits)
     assert (plan, sensitivity, len(quantiser.asked)) == (Plan(), None, 1)
 
@@ -119,7 +119,7 @@ def test_the_fewest_units_that_meet_the_limits_are_kept(
     quantiser = Quantiser(flat, found)
     allowed = judge.of(quantiser(Plan(kept=BAD_UNITS).chosen(found))).flips
     assert allowed < judge.of(quantiser(Plan().chosen(found))).flips  # or the test shows nothing
-    limits = Limits(100, FlipLimit(allowed))
+    limits = Limits(100, ImageLimit(allowed))
     plan, model, judgement, sensitivity = find_plan(judge, quantiser, found, Plan(), limits)
     assert sensitivity is not None
     assert plan.kept == tuple(harm.part for harm in sensitivity.units)[: len(plan.kept)]
@@ -132,7 +132,7 @@ def test_limits_that_no_plan_meets_are_an_error(flat: ModelProto, judge: Judge, 
     quantiser = Quantiser(flat, found)
     quantiser.ranges = dict.fromkeys(quantiser.ranges, 1e-4)
     with pytest.raises(ExportError, match=r"no plan meets the limits: .*labels flip.*--max-flips"):
-        find_plan(judge, quantiser, found, Plan(), Limits(100, FlipLimit(0)))
+        find_plan(judge, quantiser, found, Plan(), Limits(100, ImageLimit(0)))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_what_was_missed_is_said(flips: int, accuracy: float, message: str) -> N
 
 def test_limits_come_from_the_command_line() -> None:
     assert limits_of() == Limits()
-    assert limits_of("2", 1.5) == Limits(1.5, FlipLimit(2))
-    assert limits_of("1%") == Limits(0.3, FlipLimit(1, per_cent=True))
+    assert limits_of("2", 1.5) == Limits(1.5, ImageLimit(2))
+    assert limits_of("1%") == Limits(0.3, ImageLimit(1, per_cent=True))
     with pytest.raises(InputError, match="'some' flips"):
         limits_of("some")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,12 @@ import torch
 from onnx import numpy_helper
 
 from msmamba.errors import ArtefactError, CheckpointError, InputError
-from msmamba.export.proof.verify import Bar, OwnError, compare, verify
+from msmamba.export.proof.departure import OwnError, first_departure
+from msmamba.export.proof.parity import Answer, Bar, Parity, compare
+from msmamba.export.proof.verify import verify
 from msmamba.files import sha256_of
+from msmamba.measures.decision import ImageLimit
+from msmamba.measures.margins import undecided_images
 from msmamba.model import MicroscopicMamba
 from msmamba.model.networks.checkpoint import save_checkpoint
 from msmamba.runtime import Manifest
@@ -54,6 +60,8 @@ def test_an_honest_export_passes_and_the_proof_is_put_into_the_bundle(
     assert written["bar"]["max_abs_error"] == parity.bar.max_abs_error
     manifest = Manifest.from_json((copied[precision] / "manifest.json").read_bytes())
     assert manifest.files["parity.json"] == sha256_of(copied[precision] / "parity.json")
+    assert manifest.precision_proven["parity"] == parity.summary
+    assert written["undecided"] == parity.undecided
 
 
 def test_float16_has_a_wider_bar_than_float32(
@@ -95,7 +103,8 @@ def test_a_bar_given_by_the_user_is_taken(
 ) -> None:
     model = bundles["fp16"] / "model.onnx"
     assert not verify(model, checkpoint, [micrographs], max_error=1e-9, limit=3).passed
-    assert verify(model, checkpoint, [micrographs], max_error=1.0, limit=3).passed
+    wide = verify(model, checkpoint, [micrographs], max_error=1.0, limit=3, max_undecided=ImageLimit(3))
+    assert wide.passed
 
 
 def test_another_checkpoint_is_refused(
@@ -119,39 +128,148 @@ def test_missing_images_and_checkpoints_are_named(
         verify(bundles["fp32"], tmp_path / "none.safetensors", [micrographs])
 
 
-def test_flips_are_counted_by_the_label_before() -> None:
-    expected = np.array([[2, 1, 0], [0, 2, 1], [0, 2, 1.95]], np.float32)
-    found = np.array([[2, 1, 0], [0, 2, 1], [0, 1.9, 1.95]], np.float32)
-    parity = compare(
-        expected,
-        found,
-        images=["a", "b", "c"],
-        labels=["x", "y", "z"],
-        bar=BAR,
+def compared(
+    expected: list[list[float]], found: list[list[float]], bar: Bar = BAR, labels: str = "xyz"
+) -> Parity:
+    """Two sets of logits, the undecided told by the bar's bound."""
+    rows = [np.array(logits, np.float32) for logits in (expected, found)]
+    return compare(
+        *rows,
+        images=[chr(ord("a") + number) for number in range(len(expected))],
+        labels=labels,
+        bar=bar,
         precision="fp16",
         executed_by="",
+        undecided=undecided_images(*rows, bar.max_abs_error),
     )
-    assert (parity.flips, parity.flips_by_class, parity.flipped_images) == (1, {"y": 1}, ("c",))
+
+
+def test_flips_are_counted_by_the_label_before() -> None:
+    parity = compared(
+        [[2, 1, 0], [0, 2, 1], [0, 2, 1.75]],
+        [[2, 1, 0], [0, 2, 1], [0, 1.5, 1.75]],
+        replace(BAR, max_abs_error=0.125),
+    )
+    assert (parity.flips, parity.flips_by_class) == (1, {"y": 1})
+    assert parity.flipped_images == (Answer("c", "y", "z", 0.25),)
     assert parity.worst_image == "c"
-    assert parity.max_abs_error == pytest.approx(0.1, abs=1e-6)
+    assert parity.max_abs_error == 0.5
+    assert parity.failure == "a logit is off by 0.5, allowed 0.125; 1 of 3 labels flip, allowed 0"
+    assert re.search(r"^  c +flipped, y -> z, margin 0.25$", parity.to_text(), flags=re.MULTILINE)
+
+
+def test_a_flip_that_allowed_errors_explain_is_undecided_and_not_judged() -> None:
+    bar = Bar(0.25, 0, "for a test", max_undecided=2)
+    parity = compared(
+        [[2, 1.625, 0], [0, 2, 1.5], [0, 1.75, 2]],  # margins 0.375, 0.5 = twice the bar, 0.25
+        [[1.75, 1.875, 0], [0, 2, 1.5], [0, 1.75, 2]],
+        bar,
+    )
+    assert parity.passed
+    assert (parity.flips, parity.flips_by_class, parity.flipped_images) == (0, {}, ())
+    assert (parity.undecided, parity.undecided_flips) == (2, 1)
+    assert parity.undecided_images == (Answer("a", "x", "y", 0.375), Answer("c", "z", "z", 0.25))
+    text = parity.to_text()
+    assert "2 (66.67 %, allowed 2, 1 of them flipped): margin below 0.5, twice the bar" in text
+    assert re.search(r"^  a +flipped, x -> y, margin 0.375$", text, flags=re.MULTILINE)
+    assert re.search(r"^  c +z, margin 0.25$", text, flags=re.MULTILINE)
+    written = json.loads(parity.to_json())
+    assert written["undecided_images"][0] == {
+        "image": "a",
+        "reference": "x",
+        "artefact": "y",
+        "margin": 0.375,
+    }
+
+    too_many = replace(parity, bar=replace(bar, max_undecided=1))
+    assert too_many.failure == "the reference does not decide 2 of 3 images (66.7 %), allowed 1"
+    assert too_many.summary == {
+        "passed": False,
+        "images": 3,
+        "max_abs_error": 0.25,
+        "allowed_error": 0.25,
+        "flips": 0,
+        "undecided": 2,
+        "undecided_flips": 1,
+    }
+
+
+def test_a_flip_at_exactly_twice_the_bar_is_judged() -> None:
+    parity = compared([[2, 1.5]], [[1.75, 1.875]], Bar(0.25, 0, "for a test", max_undecided=1), "xy")
+    assert (parity.undecided, parity.flips) == (0, 1)
     assert not parity.passed
+
+
+def test_without_a_bar_on_logits_every_flip_counts_and_shows_its_margin() -> None:
+    parity = compared([[2, 1.875]], [[1, 2]], Bar(None, 0, "for a test"), "xy")
+    assert parity.flipped_images == (Answer("a", "x", "y", 0.125),)
+    assert not parity.passed
+    assert "undecided" not in parity.to_text()
+
+
+def test_one_class_has_no_margin_and_never_flips() -> None:
+    parity = compared([[2], [1]], [[2], [1.05]], labels="x")
+    assert parity.passed
+    assert (parity.flips, parity.undecided) == (0, 0)
 
 
 def test_logits_that_are_not_finite_never_pass() -> None:
-    expected = np.ones((2, 3), np.float32)
-    found = np.array([[1, 1, 1], [1, np.nan, 1]], np.float32)
-    parity = compare(
-        expected,
-        found,
-        images=["a", "b"],
-        labels=["x", "y", "z"],
-        bar=Bar(1e9, 10, "wide open"),
-        precision="fp32",
-        executed_by="",
-    )
+    wide_open = Bar(1e9, 10, "wide open", max_undecided=10)
+    parity = compared([[1, 1, 1], [1, 1, 1]], [[1, 1, 1], [1, np.nan, 1]], wide_open)
     assert not parity.passed
-    assert parity.flipped_images == ("b",)
+    assert parity.flipped_images == (Answer("b", "x", None, 0.0),)
+    assert parity.undecided == 1
+    assert parity.flipped_images[0].text == "flipped, x -> not finite, margin 0"
+    assert parity.summary["max_abs_error"] is None
     json.loads(parity.to_json())
+
+    of_reference = compared([[np.inf, 1, 1]], [[1, 1, 1]], wide_open)
+    assert not of_reference.passed
+    assert of_reference.flipped_images == (Answer("a", None, "x", None),)
+    assert of_reference.flips_by_class == {"not finite": 1}
+
+
+def test_the_bar_and_not_the_artefact_says_which_images_are_undecided(
+    bundles: dict[str, Path], micrographs: Path
+) -> None:
+    model, reference = bundles["fp16"] / "model.onnx", bundles["fp32"]
+    measured = verify(model, reference, [micrographs], limit=6, max_error=1e9, max_undecided=ImageLimit(6))
+    margins = sorted(answer.margin for answer in measured.undecided_images if answer.margin is not None)
+    assert len(margins) == 6
+    assert measured.passed
+
+    half = margins[2] / 2  # the third is decided by this bar, by the next larger one it is not
+    at = verify(model, reference, [micrographs], limit=6, max_error=half)
+    above = verify(model, reference, [micrographs], limit=6, max_error=float(np.nextafter(half, 1)))
+    assert (at.undecided, above.undecided) == (2, 3)
+    assert verify(model, reference, [micrographs], limit=6).undecided == 0  # no bar
+
+
+def test_where_no_module_departs_none_is_named(
+    bundles: dict[str, Path], checkpoint: Path, micrographs: Path
+) -> None:
+    parity = verify(bundles["fp16"] / "model.onnx", checkpoint, [micrographs], max_error=1e-9, limit=3)
+    assert not parity.passed
+    assert parity.departure is None
+    assert parity.failure.endswith("no module departs")
+    assert re.search("^departs at +nowhere: on the worst image each", parity.to_text(), flags=re.MULTILINE)
+
+
+def test_a_module_is_held_against_the_networks_own_error_on_that_very_image(
+    network: MicroscopicMamba, bundles: dict[str, Path]
+) -> None:
+    generator = np.random.default_rng(0)
+    usual, image = generator.standard_normal((2, 1, 3, 32, 32)).astype(np.float32)
+    own = OwnError.of(network, usual, "fp32")
+    model = bundles["fp16"] / "model.onnx"  # errs like float16, so more than float32 did on another image
+    assert first_departure(model, network, image, own) is not None
+    assert first_departure(model, network, image, own.with_image(OwnError.of(network, image, "fp16"))) is None
+
+
+@pytest.mark.parametrize("bound", [float("nan"), -1.0])
+def test_a_bound_that_is_none_is_refused(bound: float, bundles: dict[str, Path], micrographs: Path) -> None:
+    with pytest.raises(InputError, match="expected a bound of 0 or more"):
+        verify(bundles["fp32"], bundles["fp32"], [micrographs], max_error=bound)
 
 
 def test_the_networks_own_error_grows_with_less_precision(network: MicroscopicMamba) -> None:
