@@ -70,8 +70,8 @@ class Manifest:
         network: its name, as in ``mmdeploy train --network``; empty in artefacts of earlier versions.
         precision_asked: ``fp32``, ``fp16`` or ``int8``.
         checkpoint_sha256: the checkpoint file's checksum; empty when the model did not come from a file.
-        precision_proven: what was proven, by ``nodes`` (types in the graph), ``int8``, ``engine`` and ``parity``
-            (answers, as verification measured them).
+        precision_proven: what was proven: ``nodes`` (types in the graph), ``int8``, ``engine``, and
+            ``parity`` (the answers, as verification measured them).
         files: name to SHA-256 of every other file of the bundle; empty in a bare ``.onnx``.
         versions: package name to version, of what made the artefact.
         compute_capabilities: GPUs that the engine is for (``"8.7"``); empty without an engine.

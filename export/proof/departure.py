@@ -175,8 +175,8 @@ def first_departure(
     for name, found in _graph_values(model_file, probed, head, image):
         error = _relative_error(found, expected[name].numpy())
         allowed = own.module_bound(name)
-        if name == "head":  # whose bound was measured on more images than the modules' were
-            allowed = max(allowed, own.logit_bound / float(expected[name].abs().max()))
+        if name == head:  # whose bound was measured on more images than the modules' were
+            allowed = max(allowed, own.logit_bound / _largest(expected[name].numpy()))
         if not error <= allowed:
             return Departure(module=name, error=error, expected_error=own.modules[name])
     return None
@@ -206,5 +206,9 @@ def _graph_values(
 def _relative_error(found: Floats, expected: Floats) -> float:
     if not np.isfinite(found).all():
         return float("inf")
-    difference = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
-    return float(difference / max(float(np.abs(expected).max()), np.finfo(np.float32).tiny))
+    return float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max() / _largest(expected))
+
+
+def _largest(values: Floats) -> float:
+    """The largest absolute value, above zero so that one can divide by it."""
+    return max(float(np.abs(values).max()), float(np.finfo(np.float32).tiny))
