@@ -90,7 +90,7 @@ class BlockOperator:
         weights: the weights by the contract's names and in its shapes, float32; copied.
 
     Raises:
-        ValueError: ``op_type`` is no operator of the block, or a weight is missing.
+        ValueError: ``op_type`` is no operator of the block, a weight is missing, or their sizes make none.
         BackendError: the native library is missing, or out of memory.
     """
 
@@ -102,9 +102,11 @@ class BlockOperator:
         self.op_type = op_type
         held = [np.ascontiguousarray(weights[name], np.float32) for name in WEIGHTS[op_type]]
         sizes = (ctypes.c_int64 * 7)(*astuple(self.sizes))
-        self._handle: int | None = _library().msmamba_block_create(
-            OPERATORS.index(op_type), sizes, _addresses(held)
-        )
+        number = OPERATORS.index(op_type)
+        unfit: bytes | None = _library().msmamba_block_unfit(number, sizes)
+        if unfit is not None:
+            raise ValueError(f"{op_type}: {unfit.decode()}: {self.sizes}")
+        self._handle: int | None = _library().msmamba_block_create(number, sizes, _addresses(held))
         if self._handle is None:
             raise BackendError(f"the native {op_type} could not be created: out of memory")
 
@@ -206,6 +208,8 @@ def _library() -> ctypes.CDLL:
         raise BackendError(reason)
     library = ctypes.CDLL(str(library_path()))
     pointers = ctypes.POINTER(ctypes.c_void_p)
+    library.msmamba_block_unfit.argtypes = [ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)]
+    library.msmamba_block_unfit.restype = ctypes.c_char_p
     library.msmamba_block_create.argtypes = [ctypes.c_int32, ctypes.POINTER(ctypes.c_int64), pointers]
     library.msmamba_block_create.restype = ctypes.c_void_p
     library.msmamba_block_run.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, pointers, pointers]

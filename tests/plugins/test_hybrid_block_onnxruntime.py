@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
+from msmamba.errors import BackendError
 from msmamba.plugins.hybrid_block import OPERATORS
 from msmamba.plugins.hybrid_block import cpu as block
 from msmamba.plugins.selective_scan import cpu as scan
@@ -130,3 +132,71 @@ def test_a_map_without_positions_is_refused() -> None:
     session = native_session(block_model("MIFA", CASE, function=False))
     with pytest.raises(Exception, match="MIFA: the map is empty"):
         session.run(None, maps)
+
+
+SIZES = {"h": (40, 80), "d": (8,), "D": (16, 32, 64), "K*R": (4,), "K*N": (12,)}
+"""Of a case in which no two sizes are equal: what the sides of the weights that they fix are."""
+DISTINCT = BlockCase(40, batch=2, groups=5, states=3)
+
+
+def weights_without(size: str, op_type: str) -> dict[str, Any]:
+    gone = SIZES[size]
+    return {
+        name: np.zeros([0 if side in gone else side for side in weight.shape], np.float32)
+        for name, weight in DISTINCT.weights(op_type).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("op_type", "size"),
+    [
+        *(("LocalBranch", "h"), ("MIFA", "h")),
+        *(("ScanInputs", size) for size in SIZES),
+        *(("ScanOutputs", size) for size in ("h", "d", "D")),
+    ],
+)
+def test_weights_without_a_size_are_refused_by_name_whenever_they_are_known(op_type: str, size: str) -> None:
+    weights, named = weights_without(size, op_type), rf"{op_type}: .*\b{re.escape(size)} = 0"
+    dynamic = native_session(block_model(op_type, DISTINCT, function=False, constant_weights=False))
+    with pytest.raises(Exception, match=named):
+        dynamic.run(None, DISTINCT.maps(op_type) | weights)
+    constant = block_model(op_type, DISTINCT, function=False)
+    for initializer in constant.graph.initializer:
+        initializer.CopyFrom(onnx.numpy_helper.from_array(weights[initializer.name], initializer.name))
+    with pytest.raises(Exception, match=named):
+        native_session(constant)
+    with pytest.raises(ValueError, match=f"{op_type}: "):
+        block.BlockOperator(op_type, weights)
+
+
+@each_operator
+def test_every_dimension_of_every_input_is_checked(op_type: str) -> None:
+    session = native_session(block_model(op_type, DISTINCT, function=False, constant_weights=False))
+    whole = DISTINCT.maps(op_type) | DISTINCT.weights(op_type)
+    for name, array in whole.items():
+        if name in ("x", "y", "local"):  # the first map says how many images there are, and how large
+            continue
+        for axis, side in enumerate(array.shape):
+            for other in (0, side + 4):
+                shape = (*array.shape[:axis], other, *array.shape[axis + 1 :])
+                with pytest.raises(Exception, match=f"{op_type}: "):
+                    session.run(None, whole | {name: np.zeros(shape, np.float32)})
+
+
+@each_operator
+def test_arrays_of_nothing_whose_sides_overflow_are_refused(op_type: str) -> None:
+    session = native_session(block_model(op_type, DISTINCT, function=False, constant_weights=False))
+    whole = DISTINCT.maps(op_type) | DISTINCT.weights(op_type)
+    for name, array in whole.items():
+        for axis in range(1, array.ndim):
+            shape = [1] * array.ndim
+            shape[0], shape[axis] = 1 << 60, 0
+            with pytest.raises(Exception, match=f"{op_type}: "):
+                session.run(None, whole | {name: np.zeros(shape, np.float32)})
+
+
+def test_maps_without_images_or_positions_end_no_process_through_the_other_door() -> None:
+    with block.BlockOperator("MIFA", CASE.weights("MIFA")) as operator:
+        assert operator(0, *(array[:0] for array in CASE.maps("MIFA").values()))[0].shape == (0, 6, 6, 48)
+        with pytest.raises(BackendError, match="the map is empty"):
+            operator(3, *(array[:, :0] for array in CASE.maps("MIFA").values()))

@@ -137,6 +137,42 @@ struct Job {
 
 }  // namespace
 
+bool too_wide(const BlockSizes& sizes) {
+  for (int64_t size : {sizes.half, sizes.groups, sizes.model, sizes.inner, sizes.steps, sizes.states, sizes.convolved}) {
+    if (size > kMostWidth) return true;
+  }
+  return false;
+}
+
+const char* unfit_sizes(BlockOperator op, const BlockSizes& sizes) {
+  if (too_wide(sizes)) return kTooWide;
+  if (sizes.half < 1) return "there are no channels";
+  switch (op) {
+    case BlockOperator::kLocalBranch:
+      return nullptr;
+    case BlockOperator::kScanInputs:
+    case BlockOperator::kScanOutputs:
+      if (sizes.model < 1 || sizes.inner < 1) return "a group or the scan has no channels";
+      if (sizes.half % sizes.model != 0) return "the channels do not divide into groups";
+      if (op == BlockOperator::kScanInputs) {
+        if (sizes.steps < 1 || sizes.states < 1) return "the scan has no step features or no states";
+        const bool whole = sizes.steps % kDirections == 0 && sizes.states % kDirections == 0;
+        return whole ? nullptr : "step features or states do not divide into 4 directions";
+      }
+      if (sizes.model % 2 != 0) return "a group has an odd number of channels, which cannot be shuffled in pairs";
+      return sizes.convolved <= sizes.model ? nullptr : "more channels are convolved than there are";
+    case BlockOperator::kMIFA:
+      return sizes.half % 4 == 0 ? nullptr : "the channels cannot be shuffled: not a multiple of 4";
+  }
+  return "no such operator";
+}
+
+const char* unfit_map(const MapShape& map) {
+  if (map.height < 1 || map.width < 1) return "the map is empty";
+  const bool many = map.height > kMostPositions / map.width || map.batch > kMostPositions / map.positions();
+  return many ? "the maps have more than 268,435,456 positions" : nullptr;
+}
+
 PackedOperator::PackedOperator(const OperatorKernels& kernels, const BlockSizes& sizes, void* packed)
     : kernels_(kernels), sizes_(sizes), packed_(packed) {}
 
@@ -155,6 +191,8 @@ std::unique_ptr<PackedOperator> PackedOperator::create(BlockOperator op, const B
 
 const char* PackedOperator::run(const MapShape& map, const float* const* inputs, float* const* outputs,
                                 const Parallel& parallel) const {
+  if (const char* reason = unfit_map(map)) return reason;
+  if (map.batch < 1) return nullptr;
   void* const shared = shared_memory.at_least(kernels_.shared_bytes(sizes_, map));
   if (shared == nullptr) return "out of memory";
   const BlockCall call = {sizes_, map, packed_, inputs, outputs, shared};

@@ -4,12 +4,24 @@
 
 #define MSMAMBA_EXPORT extern "C" __attribute__((visibility("default")))
 
-// Packs the weights of an operator (a number of msmamba::BlockOperator), contiguous and in the contract's order, for
-// the instruction set in use. `sizes` are h, G, d, D, K*R, K*N and q. Returns null when out of memory; otherwise
-// the caller destroys it.
+namespace {
+
+msmamba::BlockSizes named(const int64_t* sizes) {
+  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]};
+}
+
+}  // namespace
+
+// Why sizes make no operator (a number of msmamba::BlockOperator), a static string, or null where they do. `sizes` are h,
+// G, d, D, K*R, K*N and q.
+MSMAMBA_EXPORT const char* msmamba_block_unfit(int32_t op, const int64_t* sizes) {
+  return msmamba::unfit_sizes(static_cast<msmamba::BlockOperator>(op), named(sizes));
+}
+
+// Packs the weights of an operator, contiguous and in the contract's order, for the instruction set in use; the sizes are
+// not unfit. Returns null when out of memory; otherwise the caller destroys it.
 MSMAMBA_EXPORT void* msmamba_block_create(int32_t op, const int64_t* sizes, const float* const* weights) {
-  const msmamba::BlockSizes named = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]};
-  return msmamba::PackedOperator::create(static_cast<msmamba::BlockOperator>(op), named, weights).release();
+  return msmamba::PackedOperator::create(static_cast<msmamba::BlockOperator>(op), named(sizes), weights).release();
 }
 
 // Maps in and out in the contract's order, contiguous. Returns null when done, otherwise what went wrong (a static

@@ -5,6 +5,7 @@
 // made; others on every call. Shapes are checked on every call, since a model file may say anything. The
 // number of groups is h / d: attributes are for the function of standard operators, and not read here.
 #include <cstdio>
+#include <cstring>
 #include <new>
 
 #include "../../selective_scan/native/ort_support.h"
@@ -141,28 +142,6 @@ Status* check_tensor(const Api& api, const char* op_type, const TensorSpec& spec
   return check_dimensions(api, op_type, found, {spec.name, dimensions, rank});
 }
 
-// Why weights of these sizes fit no hybrid block, or null.
-const char* unfit_sizes(BlockOperator op, const BlockSizes& sizes) {
-  if (sizes.half < 1) return "there are no channels";
-  switch (op) {
-    case BlockOperator::kLocalBranch:
-      return nullptr;
-    case BlockOperator::kScanInputs:
-    case BlockOperator::kScanOutputs:
-      if (sizes.model < 1 || sizes.inner < 1) return "a group or the scan has no channels";
-      if (sizes.half % sizes.model != 0) return "the channels do not divide into groups";
-      if (op == BlockOperator::kScanInputs) {
-        const bool whole = sizes.steps % kDirections == 0 && sizes.states % kDirections == 0;
-        return whole ? nullptr : "step features or states do not divide into 4 directions";
-      }
-      if (sizes.model % 2 != 0) return "a group has an odd number of channels, which cannot be shuffled in pairs";
-      return sizes.convolved <= sizes.model ? nullptr : "more channels are convolved than there are";
-    case BlockOperator::kMIFA:
-      return sizes.half % 4 == 0 ? nullptr : "the channels cannot be shuffled: not a multiple of 4";
-  }
-  return nullptr;
-}
-
 struct BlockOp : CustomOp {
   BlockOperator op;
 
@@ -182,18 +161,41 @@ Status* refusal(const Api& api, ErrorCode code, const char* op_type, const char*
   return api.create_status(code, message);
 }
 
+// Refuses weights for a reason that lies in the sizes learnt from them, and names those.
+Status* refuse_sizes(const Api& api, const OperatorSpec& spec, const Sizes& sizes, const char* reason) {
+  constexpr struct {
+    char letter;
+    const char* name;
+  } kNamed[] = {{'h', "h"}, {'d', "d"}, {'D', "D"}, {'S', "K*R"}, {'N', "K*N"}, {'q', "q"}};
+  char message[256];
+  int used = std::snprintf(message, sizeof message, "%s", reason);
+  const char* separator = ": ";
+  for (const auto& size : kNamed) {
+    bool has_it = false;
+    for (size_t i = 0; i < count(spec.weights); ++i) {
+      has_it |= std::strchr(spec.weights[i].letters, size.letter) != nullptr;
+    }
+    if (!has_it) continue;
+    used += std::snprintf(message + used, sizeof message - static_cast<size_t>(used), "%s%s = %lld", separator,
+                          size.name, static_cast<long long>(sizes[size.letter]));
+    separator = ", ";
+  }
+  return refusal(api, kInvalidArgument, spec.op_type, message);
+}
+
 // Packs weights of any shape that the contract allows.
 Status* pack(const Api& api, const BlockOp& op, const Input* weights, std::unique_ptr<PackedOperator>* packed) {
   const OperatorSpec& spec = op.spec();
   const size_t weight_count = count(spec.weights);
   Sizes sizes;
   for (size_t i = 0; i < weight_count; ++i) sizes.learn_weight(spec.weights[i], weights[i]);
+  if (too_wide(sizes.block)) return refuse_sizes(api, spec, sizes, kTooWide);
   const float* pointers[kMostWeights];
   for (size_t i = 0; i < weight_count; ++i) {
     if (Status* failed = check_tensor(api, spec.op_type, spec.weights[i], weights[i], sizes)) return failed;
     pointers[i] = weights[i].floats();
   }
-  if (const char* reason = unfit_sizes(op.op, sizes.block)) return refusal(api, kInvalidArgument, spec.op_type, reason);
+  if (const char* reason = unfit_sizes(op.op, sizes.block)) return refuse_sizes(api, spec, sizes, reason);
   *packed = PackedOperator::create(op.op, sizes.block, pointers);
   return *packed == nullptr ? refusal(api, kFail, spec.op_type, "out of memory") : nullptr;
 }
@@ -244,6 +246,9 @@ Status* compute(void* kernel_, KernelContext* context) {
   Sizes sizes;
   sizes.block = packed.sizes();
   sizes.learn_map(spec.maps[0], maps[0]);
+  // Before sizes are computed from it; a map of another rank is named below.
+  const char* unfit = maps[0].rank == 4 ? unfit_map(sizes.map) : nullptr;
+  if (unfit != nullptr) return refusal(api, kInvalidArgument, spec.op_type, unfit);
   const float* inputs[kMostMaps];
   for (size_t i = 0; i < map_count; ++i) {
     if (Status* failed = check_tensor(api, spec.op_type, spec.maps[i], maps[i], sizes)) return failed;
@@ -263,8 +268,6 @@ Status* compute(void* kernel_, KernelContext* context) {
     if (Status* failed = api.get_tensor_data(value, &data)) return failed;
     outputs[i] = static_cast<float*>(data);
   }
-  if (sizes.map.batch == 0) return nullptr;
-  if (sizes.map.positions() == 0) return refusal(api, kInvalidArgument, spec.op_type, "the map is empty");
 
   SessionThreads threads(api, context);
   const char* failure = packed.run(sizes.map, inputs, outputs, threads.parallel());

@@ -8,6 +8,7 @@ namespace msmamba::ort {
 namespace {
 
 constexpr size_t kInputs = 7;
+constexpr int64_t kMostStates = int64_t{1} << 16;  // no network comes near; the kernels count them as int
 constexpr const char* kOpType = "SelectiveScan2D";
 
 // The operator for one element type of x, delta, B, C and y; A, D and delta_bias are float32 for both.
@@ -44,6 +45,9 @@ Status* compute(void* kernel_, KernelContext* context) {
       {"C", per_state, 5},    {"D", weights, 2},         {"delta_bias", weights, 2}};
   for (size_t i = 0; i < kInputs; ++i) {
     if (Status* failed = check_dimensions(api, kOpType, inputs[i], expected[i])) return failed;
+  }
+  if (shape.states > kMostStates) {
+    return api.create_status(kInvalidArgument, "SelectiveScan2D: there are more than 65,536 states");
   }
 
   Value* y = nullptr;

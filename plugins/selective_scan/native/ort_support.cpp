@@ -29,6 +29,7 @@ Status* Input::read(const Api& api, const KernelContext* context, size_t index) 
 }
 
 Status* Input::read(const Api& api, const Value* value) {
+  if (value == nullptr) return api.create_status(kInvalidArgument, "an input of a native operator is left out");
   if (Status* failed = api.get_tensor_data(value, &data)) return failed;
   TensorInfo* info = nullptr;
   if (Status* failed = api.get_tensor_info(value, &info)) return failed;
