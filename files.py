@@ -1,21 +1,32 @@
-"""Files and folders that appear whole or not at all, and their checksums.
+"""Files and folders that appear whole or not at all, and files of others that are safe to open.
 
-Everything msmamba leaves on disk goes through here: it is written under a temporary name in the
-target's own folder, flushed to the device, and renamed. A reader, or a rerun after a kill, never meets
-half a file. A killed process can leave the temporary behind: a hidden ``.name.<random>.tmp``.
+Everything msmamba leaves on disk goes through here: it is written under a temporary name in the target's
+own folder, flushed to the device, and renamed. A reader, or a rerun after a kill, never meets half a file.
+What a killed process leaves behind, ``.name.msmamba-1.tmp``, is taken away by the next that writes the same
+name; a lock tells it from the work of a process that lives. Nothing is deleted, and no link followed, that
+msmamba did not make.
+
+What a user names is opened through `open_file`, which takes files only: a pipe would be waited for, and a
+device read, for ever.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
+import io
 import os
-import secrets
+import re
 import shutil
+import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO, TypeVar
 
 from .errors import TargetError
 
@@ -39,11 +50,87 @@ _CAUSES = {
     errno.EEXIST: "it exists already",
 }
 
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
+
+# A folder under a temporary name holds the folder to be, what stood in its place where a file system cannot
+# swap the two at once, and a mark by which the next process knows it for msmamba's.
+_CONTENT, _BEFORE, _MARK = "content", "before", ".msmamba"
+_MARKED = (
+    b"msmamba works here. The next command that writes the same name goes on from it or takes it away.\n"
+)
+_LEFTOVER = re.compile(r"\..+\.msmamba-\d+\.tmp")
+
+
+_Made = TypeVar("_Made")
+
 
 def as_utf8(text: str) -> bytes:
     """The text as UTF-8. Bytes of file names that are not UTF-8 reach Python as lone surrogates, which no
     encoder takes; they become U+FFFD."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file for reading, and nothing but a file.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a pipe, a device or a socket; ``strerror`` says which.
+    """
+    check_is_file(path)
+    # What was a file may be a pipe by now: opening one must not wait for whoever writes into it.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _refuse_what_is_no_file(os.fstat(descriptor).st_mode, path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def open_text(
+    path: str | os.PathLike[str],
+    *,
+    encoding: str = "utf-8",
+    errors: str = "strict",
+    newline: str | None = None,
+) -> TextIO:
+    """`open_file` for text; the arguments are those of `io.TextIOWrapper`.
+
+    Raises:
+        OSError: as `open_file`.
+    """
+    return io.TextIOWrapper(open_file(path), encoding=encoding, errors=errors, newline=newline)
+
+
+def check_is_file(path: str | os.PathLike[str]) -> None:
+    """For libraries that open paths themselves.
+
+    Raises:
+        OSError: as `open_file`.
+    """
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116  # what a Path cannot hold is to be named, too
+    except ValueError as error:
+        raise OSError(
+            errno.EINVAL, f"its name cannot be that of a file ({error})", os.fspath(path)
+        ) from error
+    _refuse_what_is_no_file(mode, path)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """A file's content.
+
+    Raises:
+        OSError: as `open_file`.
+    """
+    with open_file(path) as file:
+        return file.read()
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -53,58 +140,64 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         OSError: the file cannot be read.
     """
     digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
+    with open_file(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_file(path: str | os.PathLike[str], *, through_links: bool = False) -> Iterator[BinaryIO]:
     """A binary file to write into, which takes the name ``path`` when the block ends well.
 
-    An existing file is replaced; a symbolic link keeps pointing where it did, at the new content. When the
-    block raises, the target is untouched and the temporary is gone.
+    An existing file is replaced. When the block raises, the target is untouched and the temporary is gone.
+
+    Args:
+        path: the target.
+        through_links: where a symbolic link is at ``path``, replace the file that it leads to, as is right
+            for a path that the user has typed. By default the link itself is replaced: in a folder that came
+            from somebody else it may lead anywhere.
 
     Raises:
         TargetError: the target cannot be written; the message names the cause.
     """
-    shown, target = Path(path), Path(path).resolve()
-    temporary = _sibling(target, "tmp")
+    shown = Path(path)
     try:
-        if target.is_dir():
-            raise TargetError(f"cannot write '{shown}': it is a folder: give a file name")
-        if target.exists() and not target.is_file():
-            raise TargetError(f"cannot write '{shown}': it is a device or a pipe: give a file name")
-        file = temporary.open("xb")
-    except OSError as error:
+        target = shown.resolve() if through_links else shown.parent.resolve() / shown.name
+        _refuse_unless_writable(shown, target)
+        temporary, (file, lock) = _claimed(target, _remove_left_file, _new_file)
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name; links in a circle
         raise _target_error(shown, error) from error
     try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-        _flush_folder(target.parent)
-    except OSError as error:
-        if error.errno in _WRITE_ERRORS or str(temporary) in (error.filename, error.filename2):
-            raise _target_error(shown, error) from error
-        raise
+        with _told_of(shown, temporary):
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+            _flush_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        lock.close()
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object]) -> None:
+def write_atomically(
+    path: str | os.PathLike[str],
+    content: bytes | Callable[[BinaryIO], object],
+    *,
+    through_links: bool = False,
+) -> None:
     """Writes ``content`` to ``path``, whole or not at all.
 
     Args:
         path: the target; an existing file is replaced.
         content: the bytes, or a function that writes them into the binary file it is handed.
+        through_links: as for `atomic_file`.
 
     Raises:
         TargetError: the target cannot be written; the message names the cause.
     """
-    with atomic_file(path) as file:
+    with atomic_file(path, through_links=through_links) as file:
         if callable(content):
             content(file)
         else:
@@ -117,10 +210,12 @@ def atomic_folder(
 ) -> Iterator[Path]:
     """A temporary folder to fill, which takes the name ``path`` when the block ends well.
 
-    With ``force``, an existing folder is replaced, and only after the new one is complete: it is renamed
-    aside, the new one takes its name, then it is deleted. A kill between the two renames leaves the old
-    one as ``.name.<random>.old``. So that a mistyped target costs nobody a folder of something else, only
-    an empty folder or one that holds a file named ``marker`` is ever replaced.
+    With ``force``, an existing folder is replaced, and only after the new one is complete: the two are
+    swapped in one step where the system can; where it cannot, the old one is renamed aside, and a kill
+    before the new one has its name is mended by the next call. So that a mistyped target costs nobody a
+    folder of something else, only an empty folder or one that holds a file named ``marker`` is ever replaced;
+    this is looked at before the block and again when the name is taken, and what else appeared there
+    meanwhile is left alone.
 
     Args:
         path: the target folder; its parent must exist.
@@ -128,33 +223,30 @@ def atomic_folder(
         marker: file by which a replaceable folder is known.
 
     Yields:
-        The temporary folder, beside the target and on the same file system.
+        The temporary folder, on the same file system as the target.
 
     Raises:
         TargetError: the target exists and may not be replaced, or cannot be written.
     """
-    shown, target = Path(path), Path(path).resolve()
-    temporary = _sibling(target, "tmp")
+    shown = Path(path)
     try:
-        _refuse_unless_replaceable(shown, target, force, marker)
-        temporary.mkdir()
-    except OSError as error:
+        target = shown.resolve()
+        place, lock = _claimed(target, partial(_remove_left_folder, target=target), _new_place)
+    except (OSError, ValueError, RuntimeError) as error:
         raise _target_error(shown, error) from error
     try:
-        yield temporary
-        for item in sorted(temporary.rglob("*")):
-            if item.is_file():
-                _flush_file(item)
-        _flush_folder(temporary)
-        _take_place(temporary, target)
-        _flush_folder(target.parent)
-    except OSError as error:
-        named = (str(name) for name in (error.filename, error.filename2) if name is not None)
-        if error.errno in _WRITE_ERRORS or any(name.startswith(str(temporary)) for name in named):
-            raise _target_error(shown, error) from error
-        raise
+        _refuse_unless_replaceable(shown, target, force, marker)
+        with _told_of(shown, place):
+            content = place / _CONTENT
+            yield content
+            for item in sorted(content.rglob("*")):
+                if item.is_file():
+                    _flush_file(item)
+            _flush_folder(content)
+            _take_place(shown, content, target, force, marker)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_place(place)
+        lock.close()
 
 
 @contextmanager
@@ -163,9 +255,9 @@ def resumable_folder(
 ) -> Iterator[Path]:
     """As `atomic_folder`, for work that takes long: what a block that was cut off has left is found again.
 
-    The temporary folder has a fixed name, ``.name.partial`` beside the target, and stays when the block
-    raises or the process is killed. The block has to see which of its content is whole, and to flush what
-    it writes (`write_atomically` does).
+    The temporary folder stands in ``.name.partial`` beside the target and stays when the block raises or the
+    process is killed. The block has to see which of its content is whole, and to flush what it writes
+    (`write_atomically` does). A folder of that name that msmamba did not leave is refused.
 
     Args:
         path: the target folder; its parent must exist.
@@ -178,49 +270,297 @@ def resumable_folder(
     Raises:
         TargetError: the target exists and may not be replaced, cannot be written, or is being written.
     """
-    shown, target = Path(path), Path(path).resolve()
-    temporary = target.with_name(f".{target.name[:200]}.partial")
+    shown = Path(path)
     try:
-        _refuse_unless_replaceable(shown, target, force, marker)
-        temporary.mkdir(exist_ok=True)
-    except OSError as error:
+        target = shown.resolve()
+        place = target.with_name(f".{_shortened(target.name)}.partial")
+        lock = _new_place(place) or _take_up(shown, place, target)
+    except (OSError, ValueError, RuntimeError) as error:
         raise _target_error(shown, error) from error
     try:
-        with _locked(temporary, shown):
-            try:
-                yield temporary
-                _flush_folder(temporary)
-                _take_place(temporary, target)
-                _flush_folder(target.parent)
-            finally:
-                with suppress(OSError):
-                    temporary.rmdir()  # where nothing is in it to go on from
-    except OSError as error:
-        named = (str(name) for name in (error.filename, error.filename2) if name is not None)
-        if error.errno in _WRITE_ERRORS or any(name.startswith(str(temporary)) for name in named):
-            raise _target_error(shown, error) from error
-        raise
+        _refuse_unless_replaceable(shown, target, force, marker)
+        with _told_of(shown, place):
+            content = place / _CONTENT
+            yield content
+            _flush_folder(content)
+            _take_place(shown, content, target, force, marker)
+            _remove_place(place)
+    finally:
+        with suppress(OSError):
+            if not any((place / _CONTENT).iterdir()):  # nothing to go on from
+                _remove_place(place)
+        lock.close()
 
 
 @contextmanager
-def _locked(folder: Path, shown: Path) -> Iterator[None]:
-    """Keeps a second process out of a folder; the lock ends with the process, however it ends."""
-    if os.name == "nt":
-        yield
-        return
-    import fcntl
+def folder_lock(folder: str | os.PathLike[str], busy: str) -> Iterator[None]:
+    """Keeps a second process out of a folder; the lock ends with the process, however it ends.
 
-    descriptor = os.open(folder, os.O_RDONLY)
+    Where the file system knows no locks there is none.
+
+    Args:
+        folder: which exists.
+        busy: the message where another process is in it.
+
+    Raises:
+        TargetError: another process is in it, or the folder cannot be opened.
+    """
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TargetError(
-                f"'{shown}' is being written by another process: wait for it, or choose another name"
-            ) from error
+        lock = _lock_folder(Path(folder))
+    except OSError as error:
+        raise _target_error(Path(folder), error) from error
+    if lock is None:
+        raise TargetError(busy)
+    try:
         yield
     finally:
+        lock.close()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of processes that were killed while they wrote into a folder."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                _remove_left_file(path)
+
+
+def _claimed(
+    target: Path, remove_left: Callable[[Path], bool], make: Callable[[Path], _Made | None]
+) -> tuple[Path, _Made]:
+    """A temporary name for the target, and what ``make`` made there: the first name, but for processes that
+    write the same target at once. What killed ones left under later names goes, too."""
+    name = _shortened(target.name)
+    names = (target.with_name(f".{name}.msmamba-{number}.tmp") for number in count(1))
+    for temporary in names:
+        made = make(temporary) if remove_left(temporary) else None
+        if made is not None:
+            for later in names:
+                if not (os.path.lexists(later) and remove_left(later)):
+                    break
+            return temporary, made
+    raise AssertionError("there are as many names as numbers")
+
+
+def _shortened(name: str) -> str:
+    # A name may have 255 bytes, and what surrounds it takes some.
+    return os.fsencode(name)[:200].decode("utf-8", "ignore")
+
+
+class _Lock:
+    """The right to work in a folder or on a file, for as long as it is not closed and the process lives."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+        self.is_certain = descriptor is not None
+        """Whether others were really kept out: not every file system knows locks."""
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _lock_folder(folder: Path) -> _Lock | None:
+    """The lock on a folder; None where another process has it."""
+    if sys.platform == "win32":  # folders cannot be locked there; the file goes with its descriptor
+        return _lock(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_TEMPORARY))
+    lock = _lock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+    if lock is not None and not folder.is_dir():
+        lock.close()
+        return None  # the other process has just put it in its place
+    return lock
+
+
+def _lock(descriptor: int) -> _Lock | None:
+    """The lock on an open file, which it closes; None where another process has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
         os.close(descriptor)
+        return None if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK) else _Lock(None)
+    return _Lock(descriptor)
+
+
+def _new_file(temporary: Path) -> tuple[BinaryIO, _Lock] | None:
+    """A new file and its lock; None where the name is taken."""
+    try:
+        file = temporary.open("xb")
+    except FileExistsError:
+        return None
+    if sys.platform == "win32":  # where a file that is open cannot be removed
+        return file, _Lock(None)
+    # Of its own, since the lock has to last until the file has its name, and the file is closed before.
+    lock = _lock(os.dup(file.fileno()))
+    if lock is not None and os.fstat(file.fileno()).st_nlink > 0:
+        return file, lock
+    file.close()  # it was taken for a leftover before it was locked
+    if lock is not None:
+        lock.close()
+    return None
+
+
+def _new_place(place: Path) -> _Lock | None:
+    """Makes a temporary folder, empty but for its mark; None where the name is taken."""
+    try:
+        place.mkdir()
+    except FileExistsError:
+        return None
+    try:
+        lock = _lock_folder(place)
+    except FileNotFoundError:
+        lock = None
+    if lock is None:
+        return None  # it was taken for a leftover before it was locked
+    try:
+        _mark(place)
+        (place / _CONTENT).mkdir()
+    except BaseException:
+        _remove_place(place)
+        lock.close()
+        raise
+    return lock
+
+
+def _take_up(shown: Path, place: Path, target: Path) -> _Lock:
+    """The lock on what an earlier attempt left at ``place``, once it is known to be msmamba's.
+
+    Raises:
+        TargetError: it is something else, or another process works there.
+    """
+    foreign = TargetError(
+        f"cannot write '{shown}': '{place}' is in the way, and msmamba did not leave it there: move it away, "
+        "or choose another name"
+    )
+    if not _is_own_folder(place):
+        raise foreign
+    lock = _lock_folder(place)
+    if lock is None:
+        raise TargetError(
+            f"'{shown}' is being written by another process: wait for it, or choose another name"
+        )
+    try:
+        if not _is_marked(place) or any(
+            Path(folder, name).is_symlink()  # msmamba makes none, and would write through them
+            for folder, folders, files in os.walk(place)
+            for name in (*folders, *files)
+        ):
+            raise foreign
+        if _put_back(place, target):
+            shutil.rmtree(place / _BEFORE, ignore_errors=True)
+        _mark(place)
+        (place / _CONTENT).mkdir(exist_ok=True)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def _remove_left_file(leftover: Path) -> bool:
+    """Removes what a killed process left under a temporary name; whether the name is free now."""
+    try:
+        if not stat.S_ISREG(leftover.lstat().st_mode):
+            return False
+        if sys.platform == "win32":  # where a file that is open cannot be removed
+            leftover.unlink()
+            return True
+        lock = _lock(os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    if lock is None:
+        return False
+    try:
+        if lock.is_certain:
+            leftover.unlink(missing_ok=True)
+        return lock.is_certain
+    except OSError:
+        return False
+    finally:
+        lock.close()
+
+
+def _remove_left_folder(leftover: Path, target: Path) -> bool:
+    """As `_remove_left_file`; what a folder in it was to replace is put back first where it was."""
+    try:
+        if not (_is_own_folder(leftover) and _is_marked(leftover)):
+            return False
+        lock = _lock_folder(leftover)
+    except FileNotFoundError:
+        return True
+    if lock is None:
+        return False
+    try:
+        if not (lock.is_certain and _put_back(leftover, target)):
+            return False
+        _remove_place(leftover)
+        return not leftover.exists()
+    except OSError:
+        return False
+    finally:
+        lock.close()
+
+
+def _is_own_folder(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISDIR(status.st_mode) and (sys.platform == "win32" or status.st_uid == os.geteuid())
+
+
+def _mark(place: Path) -> None:
+    (place / _MARK).write_bytes(_MARKED)
+    _flush_file(place / _MARK)
+
+
+def _remove_place(place: Path) -> None:
+    """Removes a temporary folder, its mark last: what a kill leaves of it is still known."""
+    for name in (_CONTENT, _BEFORE):
+        shutil.rmtree(place / name, ignore_errors=True)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _is_marked(place: Path) -> bool:
+    """Whether msmamba made it; a kill before it was marked leaves it empty, which is as good."""
+    mark = place / _MARK
+    if mark.is_symlink() or not mark.is_file():
+        return not any(place.iterdir())
+    # A kill while the mark was written leaves some of it.
+    return _MARKED.startswith(mark.read_bytes()[: len(_MARKED) + 1])
+
+
+def _put_back(place: Path, target: Path) -> bool:
+    """Ends what a kill between two renames left begun; whether what is left in ``place`` may go."""
+    before = place / _BEFORE
+    if not before.is_dir():
+        return True
+    if not os.path.lexists(target):
+        _rename_to_new(before, target)
+        return True
+    return not (place / _CONTENT).is_dir()  # else somebody put another folder there meanwhile
+
+
+def _refuse_what_is_no_file(mode: int, path: str | os.PathLike[str]) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}: expected a file", os.fspath(path))
+
+
+def _refuse_unless_writable(shown: Path, target: Path) -> None:
+    try:
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise TargetError(f"cannot write '{shown}': it is a folder: give a file name")
+    if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+        raise TargetError(f"cannot write '{shown}': it is a device or a pipe: give a file name")
 
 
 def _refuse_unless_replaceable(shown: Path, target: Path, force: bool, marker: str) -> None:
@@ -230,31 +570,102 @@ def _refuse_unless_replaceable(shown: Path, target: Path, force: bool, marker: s
         raise TargetError(f"cannot write '{shown}': it is a file: give the name of a new folder")
     if not force:
         raise TargetError(f"'{shown}' exists already: choose another name, or replace it with --force")
-    if any(target.iterdir()) and not (target / marker).is_file():
+    try:
+        replaceable = (target / marker).is_file() or not any(target.iterdir())
+    except OSError as error:
+        raise _target_error(shown, error) from error
+    if not replaceable:
         raise TargetError(
             f"'{shown}' holds no '{marker}', so it is something else and --force does not replace it: "
             "choose another name, or delete it yourself"
         )
 
 
-def _take_place(temporary: Path, target: Path) -> None:
-    """Renames ``temporary`` to ``target``; what stood there is put back if that fails, else deleted."""
-    if not target.exists():
-        temporary.rename(target)
-        return
-    old = _sibling(target, "old")
-    target.rename(old)
+def _take_place(shown: Path, content: Path, target: Path, force: bool, marker: str) -> None:
+    """Gives ``content`` the name ``target``; what stood there is left beside where ``content`` was.
+
+    Raises:
+        TargetError: what stands there may not be replaced.
+    """
+    if not force or not os.path.lexists(target):
+        try:
+            _rename_to_new(content, target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            raise TargetError(
+                f"'{shown}' appeared while this was at work, and was left alone: choose another name, "
+                "or move it away"
+            ) from error
+    else:
+        _refuse_unless_replaceable(shown, target, force, marker)
+        before = content.with_name(_BEFORE)
+        if _swap(content, target):
+            content.rename(before)
+        else:
+            target.rename(before)
+            try:
+                content.rename(target)
+            except OSError:
+                before.rename(target)
+                raise
+    _flush_folder(target.parent)
+
+
+def _rename_to_new(source: Path, target: Path) -> None:
+    """Renames a folder, and never onto something.
+
+    Raises:
+        OSError: something is there.
+    """
+    if sys.platform == "win32":
+        source.rename(target)
+    elif _rename_at_once(source, target, _RENAME_NOREPLACE) is None:
+        target.mkdir()  # takes the name, if it is free; an empty folder may be renamed onto, and nothing else
+        try:
+            source.rename(target)
+        except OSError:
+            with suppress(OSError):
+                target.rmdir()
+            raise
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchanges two folders in one step; False where the system cannot."""
+    return sys.platform != "win32" and _rename_at_once(one, other, _RENAME_EXCHANGE) is True
+
+
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
+_AT_FDCWD = -100
+
+
+def _rename_at_once(one: Path, other: Path, flags: int) -> bool | None:
+    """Linux's renameat2; None where there is none, or the file system does not know the flag.
+
+    Raises:
+        OSError: it was refused.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return None
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), flags) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL):
+        return None
+    raise OSError(number, os.strerror(number), os.fspath(one), None, os.fspath(other))
+
+
+@contextmanager
+def _told_of(shown: Path, place: Path) -> Iterator[None]:
+    """Raises what the disk said of the target, and of nothing else, as an error about it."""
     try:
-        temporary.rename(target)
-    except OSError:
-        old.rename(target)
+        yield
+    except OSError as error:
+        named = (str(name) for name in (error.filename, error.filename2) if name is not None)
+        if error.errno in _WRITE_ERRORS or any(name.startswith(str(place)) for name in named):
+            raise _target_error(shown, error) from error
         raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sibling(target: Path, suffix: str) -> Path:
-    # 200: a name may have 255 bytes, and the random part and the suffix take a few.
-    return target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.{suffix}")
 
 
 def _flush_file(path: Path) -> None:
@@ -264,7 +675,7 @@ def _flush_file(path: Path) -> None:
 
 def _flush_folder(path: Path) -> None:
     """Makes the names in a folder durable; systems on which a folder cannot be opened have no such call."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -273,6 +684,7 @@ def _flush_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _target_error(shown: Path, error: OSError) -> TargetError:
-    cause = _CAUSES.get(error.errno or 0, error.strerror or str(error))
+def _target_error(shown: Path, error: Exception) -> TargetError:
+    number = error.errno if isinstance(error, OSError) else None
+    cause = _CAUSES.get(number or 0, getattr(error, "strerror", None) or str(error))
     return TargetError(f"cannot write '{shown}': {cause}")

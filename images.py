@@ -43,6 +43,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from . import resize as reference
 from .errors import ImageError, InputError
+from .files import check_is_file
 from .resize import Box
 
 if TYPE_CHECKING:
@@ -269,6 +270,7 @@ def _mapped_stack(path: Path, identity: tuple[int, int]) -> NDArray[np.uint8]:
     It counts as memory only while the system has room for it.
     """
     try:
+        check_is_file(path)
         stack = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise ImageError(f"'{path}' does not exist") from error

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ArtefactError, InputError
-from ..files import write_atomically
+from ..files import open_file, write_atomically
 from ..images import Transform, read_image
 from ..runtime.manifest import RESIZE_RULE
 from ..runtime.onnxruntime_backend import register_native_kernels
@@ -136,7 +136,7 @@ def _write(cache: Path, key: _Key, histograms: Sequence[Histogram], done: int) -
         widths=np.array([histogram.width for histogram in histograms]),
         largest=np.array([histogram.largest for histogram in histograms]),
     )
-    write_atomically(cache, content.getvalue())
+    write_atomically(cache, content.getvalue(), through_links=True)
 
 
 _UNREADABLE = (
@@ -152,7 +152,7 @@ def _read(cache: Path, key: _Key) -> tuple[list[Histogram], int]:
         InputError: it was measured with something else, or is no cache.
     """
     try:
-        with cache.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_file(cache) as file, np.load(file, allow_pickle=False) as arrays:
             header: dict[str, Any] = json.loads(str(arrays["header"]))
             counts, widths, largest = arrays["counts"], arrays["widths"], arrays["largest"]
         shapes = (counts.shape, widths.shape, largest.shape)

@@ -1,6 +1,7 @@
 """The command `mmdeploy`: each command parses, calls one function of the library and prints.
 
-Exit status: 0 done; 1 failed, with one line ``error: …`` on standard error; 2 wrong usage; 130 interrupted.
+Exit status: 0 done; 1 failed, with one line ``error: …`` on standard error; 2 wrong usage; 130 interrupted,
+143 ended by SIGTERM.
 The library is imported inside the commands, so that ``--help`` and ``--version`` load nothing.
 """
 
@@ -24,6 +25,7 @@ from .export import export
 from .help import SETTINGS, Group
 from .infer import infer
 from .info import info
+from .stopping import Terminated, end_as_interrupted
 from .table import table
 from .train import train
 from .verify import verify
@@ -49,6 +51,9 @@ class _Commands(Group):
                 raise
             click.echo(f"error: {error}", err=True)
             context.exit(1)
+        except Terminated as stop:
+            click.echo(f"ended by {stop}", err=True)
+            context.exit(128 + stop.number)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             context.exit(_INTERRUPTED)
@@ -72,4 +77,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # file names that are not UTF-8 go out as they came in
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
+    end_as_interrupted()
     mmdeploy(prog_name="mmdeploy")

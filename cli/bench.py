@@ -115,9 +115,9 @@ def bench(
     with steps() as report:
         result = benchmark(artefacts, options, report=report)
     if output is not None:
-        write_atomically(output, result.to_json().encode())
+        write_atomically(output, result.to_json().encode(), through_links=True)
     if plot is not None:
-        write_atomically(plot, result.to_png())
+        write_atomically(plot, result.to_png(), through_links=True)
     click.echo(result.to_json() if output_format == "json" else result.to_text(), nl=False)
     if result.warning:
         click.echo(f"warning: {result.warning}", err=True)

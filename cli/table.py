@@ -67,6 +67,6 @@ def table(
     result = ablations_table() if ablations else compare(runs, **options)
     text = {"text": result.to_text, "csv": result.to_csv, "latex": result.to_latex}[output_format]()
     if output is not None:
-        write_atomically(output, text.encode())
+        write_atomically(output, text.encode(), through_links=True)
     else:
         click.echo(text, nl=False)

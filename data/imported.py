@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..files import sha256_of
+from ..files import open_file, open_text, read_file, sha256_of
 from .samples import FileSamples, Samples, StackedSamples
 from .splitting import SPLITS
 
@@ -197,7 +197,7 @@ def read_manifest(root: Path) -> DataManifest:
     """
     path = root / MANIFEST
     try:
-        text = path.read_bytes()
+        text = read_file(path)
     except FileNotFoundError as error:
         raise DataError(
             f"{root} holds no {MANIFEST}: expected a folder that 'mmdeploy data import' wrote"
@@ -234,7 +234,7 @@ def read_index(root: Path) -> Iterator[IndexRow]:
     """
     path = root / INDEX
     # Names of files are bytes: surrogates carry those that are no UTF-8.
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with open_text(path, errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
             for values in reader:
@@ -320,7 +320,8 @@ def _read_files(root: Path, manifest: DataManifest) -> Imported:
 def _read_stacks(root: Path, manifest: DataManifest) -> dict[str, Samples]:
     path = root / STACK_INDEX
     try:
-        index: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+        with open_file(path) as file:
+            index: npt.NDArray[Any] = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
         raise DataError(f"{path}: cannot be read: {error}: import it again") from error
     if index.dtype != STACK_ROW or index.ndim != 1:

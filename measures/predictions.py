@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..files import as_utf8, write_atomically
+from ..files import as_utf8, open_text, write_atomically
 from .metrics import Metrics, metrics_of
 from .uncertainty import RESAMPLES, Interval, metric_intervals
 
@@ -80,7 +80,7 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
         DataError: it cannot be read, or is something else.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with open_text(path, newline="") as file:
             head, *rows = list(csv.reader(file))
         fixed, labels = head[: len(_FIXED)], tuple(name.removeprefix(_LOGIT) for name in head[len(_FIXED) :])
         if tuple(fixed) != _FIXED or not labels:

@@ -16,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeAlias
 
+from .. import files
 from ..errors import ArtefactError
 from .manifest import Manifest
 
@@ -105,7 +106,7 @@ def recognise(path: str | Path) -> Kind:
     if not path.exists():
         raise ArtefactError(f"'{path}' does not exist: expected a bundle, an ONNX file or an engine")
     try:
-        with path.open("rb") as file:
+        with files.open_file(path) as file:
             head = file.read(16)
             if not head:
                 raise ArtefactError(f"'{path}' is empty: copy or export it again")
@@ -131,7 +132,7 @@ def is_checkpoint(path: str | Path) -> bool:
         OSError: it cannot be read.
     """
     path = Path(path)
-    with path.open("rb") as file:
+    with files.open_file(path) as file:
         head = file.read(9)
     header_bytes = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and header_bytes <= path.stat().st_size:
@@ -172,7 +173,7 @@ def read_file(path: str | Path) -> bytes:
     """
     path = Path(path)
     try:
-        return path.read_bytes()
+        return files.read_file(path)
     except FileNotFoundError as error:
         raise ArtefactError(f"'{path}' is missing: copy or export it again") from error
     except OSError as error:

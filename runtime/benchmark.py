@@ -29,6 +29,7 @@ from PIL import Image
 
 from .. import machine
 from ..errors import BackendError, InputError
+from ..files import read_file
 from ..images import read_image
 from ..version import __version__
 from .artefact import ENGINE_MAGICS, ENGINE_NAME, MODEL_NAME
@@ -247,7 +248,7 @@ def _peak_memory_mb(case: Case, device: str) -> float | None:
 def _image_file(path: str | os.PathLike[str]) -> bytes:
     """The content of an image file that can be used."""
     read_image(path)
-    return Path(path).read_bytes()
+    return read_file(path)
 
 
 def _made_up_image() -> bytes:

@@ -226,7 +226,7 @@ def _opened(output: str | os.PathLike[str] | None) -> Iterator[TextIO]:
     if output is None:
         yield sys.stdout
         return
-    with atomic_file(output) as file:
+    with atomic_file(output, through_links=True) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         yield text
         text.flush()

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import BackendError, InputError, TargetError
-from ..files import write_atomically
+from ..files import read_file, write_atomically
 from ..plugins import cuda_driver
 from ..plugins.tensorrt_library import import_tensorrt
 from .device_arrays import DeviceArray
@@ -322,7 +322,7 @@ class _KernelCache:
     def read(self) -> bytes | None:
         """What an earlier process kept."""
         try:
-            content = self._file.read_bytes() if self._file else None
+            content = read_file(self._file) if self._file else None
         except FileNotFoundError:  # there is none yet
             return None
         except OSError as error:

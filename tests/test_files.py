@@ -5,13 +5,53 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
+from msmamba import files
 from msmamba.errors import TargetError
-from msmamba.files import as_utf8, atomic_file, atomic_folder, resumable_folder, sha256_of, write_atomically
+from msmamba.files import (
+    as_utf8,
+    atomic_file,
+    atomic_folder,
+    check_is_file,
+    folder_lock,
+    open_file,
+    read_file,
+    remove_leftovers,
+    resumable_folder,
+    sha256_of,
+    write_atomically,
+)
+
+on_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks, pipes and kills")
+
+
+@pytest.fixture(params=["at-once", "in-two-steps"])
+def renaming(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With Linux's renaming that replaces nothing or swaps, and without, as other systems have it."""
+    if request.param == "in-two-steps":
+        monkeypatch.setattr(files, "_rename_at_once", lambda one, other, flags: None)
+    return str(request.param)
+
+
+def kill_within(code: str, *arguments: Path) -> None:
+    """Runs Python code in a process of its own, which kills itself (``kill()``) before it ends."""
+    prelude = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from msmamba import files; from msmamba.files import *\n"
+        "def kill(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr
 
 
 def names(folder: Path) -> list[str]:
@@ -47,12 +87,25 @@ def test_a_written_file_follows_the_umask(tmp_path: Path) -> None:
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_symbolic_link_stays_a_link(tmp_path: Path) -> None:
+def test_a_link_that_the_user_typed_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to("real")
-    write_atomically(tmp_path / "link", b"new")
+    write_atomically(tmp_path / "link", b"new", through_links=True)
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("leads_to", ["outside/file", "outside", "nowhere", "link"])
+def test_any_other_link_is_replaced_and_not_followed(tmp_path: Path, leads_to: str) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").write_bytes(b"export PATH")
+    (tmp_path / "link").symlink_to(leads_to)
+    write_atomically(tmp_path / "link", b"new")
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_bytes() == b"new"
+    assert (tmp_path / "outside" / "file").read_bytes() == b"export PATH"
+    assert names(tmp_path) == ["link", "outside"]
+    assert names(tmp_path / "outside") == ["file"]
 
 
 def test_an_exception_in_the_block_leaves_the_old_file_alone(tmp_path: Path) -> None:
@@ -122,7 +175,7 @@ def test_a_read_only_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_folder_appears_when_complete(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "bundle") as folder:
         assert not (tmp_path / "bundle").exists()
-        assert folder.parent == tmp_path
+        assert folder.is_relative_to(tmp_path)
         (folder / "sub").mkdir()
         (folder / "sub" / "a").write_bytes(b"a")
     assert (tmp_path / "bundle" / "sub" / "a").read_bytes() == b"a"
@@ -184,9 +237,10 @@ def test_the_old_folder_comes_back_when_the_rename_fails(
     target = tmp_path / "bundle"
     fill(target, b"old")
     rename = Path.rename
+    monkeypatch.setattr(files, "_rename_at_once", lambda one, other, flags: None)  # as on macOS
 
     def refuse_the_new(self: Path, other: Path) -> Path:
-        if self.suffix == ".tmp":
+        if self.name == "content":
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
         return rename(self, other)
 
@@ -240,6 +294,260 @@ def test_a_resumable_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
 def test_a_full_disk_while_filling_a_resumable_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="the disk is full"), resumable_folder(tmp_path / "out"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("appears", ["folder", "file", "link"])
+def test_what_appears_at_the_target_meanwhile_is_left_alone(
+    tmp_path: Path, renaming: str, appears: str
+) -> None:
+    target = tmp_path / "bundle"
+
+    def export() -> None:
+        with atomic_folder(target) as folder:
+            (folder / "manifest.json").write_bytes(b"new")
+            if appears == "folder":
+                target.mkdir()
+                (target / "precious.txt").write_bytes(b"thesis")
+            elif appears == "file":
+                target.write_bytes(b"thesis")
+            else:
+                target.symlink_to("nowhere")
+
+    with pytest.raises(TargetError, match="appeared while this was at work"):
+        export()
+    assert names(tmp_path) == ["bundle"]
+    kept = target / "precious.txt" if appears == "folder" else target
+    assert kept.is_symlink() if appears == "link" else kept.read_bytes() == b"thesis"
+
+
+def test_what_appears_meanwhile_and_is_something_else_is_left_alone_with_force(
+    tmp_path: Path, renaming: str
+) -> None:
+    target = tmp_path / "bundle"
+
+    def export() -> None:
+        with atomic_folder(target, force=True) as folder:
+            (folder / "manifest.json").write_bytes(b"new")
+            target.mkdir()
+            (target / "precious.txt").write_bytes(b"thesis")
+
+    with pytest.raises(TargetError, match=r"holds no 'manifest\.json'"):
+        export()
+    assert (target / "precious.txt").read_bytes() == b"thesis"
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_of_two_writers_of_one_folder_the_second_is_told(tmp_path: Path, renaming: str) -> None:
+    target = tmp_path / "bundle"
+
+    def both() -> None:
+        with atomic_folder(target) as late:
+            (late / "manifest.json").write_bytes(b"late")
+            fill(target, b"first")
+
+    with pytest.raises(TargetError, match="appeared while this was at work"):
+        both()
+    assert (target / "manifest.json").read_bytes() == b"first"
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_force_replaces_in_both_ways_of_renaming(tmp_path: Path, renaming: str) -> None:
+    target = tmp_path / "bundle"
+    fill(target, b"old")
+    fill(target, b"new", force=True)
+    assert (target / "manifest.json").read_bytes() == b"new"
+    with resumable_folder(target, force=True) as folder:
+        (folder / "manifest.json").write_bytes(b"newer")
+    assert (target / "manifest.json").read_bytes() == b"newer"
+    assert names(tmp_path) == ["bundle"]
+
+
+@on_posix
+@pytest.mark.parametrize("made", ["file", "folder"])
+def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path, made: str) -> None:
+    target = tmp_path / "out"
+    kill_within(f"with atomic_{made}(sys.argv[1]): kill()", target)
+    assert names(tmp_path) == [".out.msmamba-1.tmp"]
+    if made == "file":
+        write_atomically(target, b"whole")
+    else:
+        fill(target, b"whole")
+    assert names(tmp_path) == ["out"]
+
+
+@on_posix
+def test_a_name_of_many_bytes_can_be_written(tmp_path: Path) -> None:
+    name = "細" * 80  # 240 bytes of the 255 that a name may have
+    write_atomically(tmp_path / name, b"")
+    fill(tmp_path / ("胞" * 80), b"")
+    assert names(tmp_path) == [name, "胞" * 80]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "out") as one:
+        one.write(b"one")
+        with atomic_file(tmp_path / "out") as other:
+            other.write(b"other")
+        assert (tmp_path / "out").read_bytes() == b"other"
+    assert (tmp_path / "out").read_bytes() == b"one"
+    assert names(tmp_path) == ["out"]
+
+
+@on_posix
+def test_leftovers_of_a_folder_go_and_work_that_goes_on_stays(tmp_path: Path) -> None:
+    kill_within("with atomic_file(Path(sys.argv[1], 'last.pt')): kill()", tmp_path)
+    (tmp_path / "notes.tmp").write_bytes(b"of somebody else")
+    with atomic_file(tmp_path / "curve.png"):
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == [".curve.png.msmamba-1.tmp", "notes.tmp"]
+    assert names(tmp_path) == ["curve.png", "notes.tmp"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "file"])
+def test_a_partial_folder_of_others_is_refused_and_kept(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / ".out.partial"
+    kept = something_of_others(place, kind)
+    with (
+        pytest.raises(TargetError, match=r"'.*\.out\.partial' is in the way"),
+        resumable_folder(tmp_path / "out"),
+    ):
+        pytest.fail("the block must not run")
+    assert kept.read_bytes() == b"thesis"
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_others_gave_a_temporary_name_is_passed_over(tmp_path: Path, kind: str) -> None:
+    kept = something_of_others(tmp_path / ".out.msmamba-1.tmp", kind)
+    fill(tmp_path / "out", b"")
+    assert kept.read_bytes() == b"thesis"
+    (tmp_path / "out" / "manifest.json").unlink()
+    (tmp_path / "out").rmdir()
+    write_atomically(tmp_path / "out", b"")
+    assert kept.read_bytes() == b"thesis"
+
+
+def something_of_others(place: Path, kind: str) -> Path:
+    """Makes a file, a folder, or a link to a folder at ``place``; the file that must survive."""
+    if kind == "file":
+        place.write_bytes(b"thesis")
+        return place
+    folder = place.with_name("precious") if kind == "link" else place
+    folder.mkdir()
+    (folder / "thesis.txt").write_bytes(b"thesis")
+    if kind == "link":
+        place.symlink_to("precious")
+    return folder / "thesis.txt"
+
+
+def test_a_partial_folder_that_would_be_written_through_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+
+    def begin() -> None:
+        with resumable_folder(tmp_path / "out") as folder:
+            (folder / "train").symlink_to(tmp_path / "precious")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        begin()
+    with pytest.raises(TargetError, match="in the way"), resumable_folder(tmp_path / "out"):
+        pytest.fail("the block must not run")
+
+
+def test_an_empty_partial_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / ".out.partial").mkdir()
+    with resumable_folder(tmp_path / "out") as folder:
+        (folder / "a").write_bytes(b"")
+    assert names(tmp_path) == ["out"]
+
+
+@on_posix
+def test_a_kill_between_two_renames_is_mended_by_the_next(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    fill(target, b"old")
+    kill_within(
+        """
+        files._rename_at_once = lambda one, other, flags: None
+        rename = Path.rename
+        Path.rename = lambda self, other: kill() if self.name == "content" else rename(self, other)
+        with atomic_folder(sys.argv[1], force=True) as folder:
+            (folder / "manifest.json").write_bytes(b"new")
+        """,
+        target,
+    )
+    assert names(tmp_path) == [".bundle.msmamba-1.tmp"]
+    with pytest.raises(TargetError, match="exists already"):
+        fill(target, b"newer")
+    assert (target / "manifest.json").read_bytes() == b"old"
+    assert names(tmp_path) == ["bundle"]
+
+
+@on_posix
+@pytest.mark.parametrize("kind", ["atomic", "resumable"])
+def test_a_kill_while_the_replaced_one_is_removed_is_mended_by_the_next(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "data"
+    fill(target, b"old")
+    kill_within(
+        f"""
+        files._remove_place = kill
+        with {kind}_folder(sys.argv[1], force=True) as folder:
+            (folder / "manifest.json").write_bytes(b"new")
+        """,
+        target,
+    )
+    assert (target / "manifest.json").read_bytes() == b"new"
+    open_again = atomic_folder if kind == "atomic" else resumable_folder
+    with pytest.raises(TargetError, match="exists already"), open_again(target):
+        pytest.fail("the block must not run")
+    assert (target / "manifest.json").read_bytes() == b"new"
+    assert names(tmp_path) == ["data"]
+
+
+@on_posix
+def test_a_locked_folder_is_one_processs_and_free_when_that_is_killed(tmp_path: Path) -> None:
+    with folder_lock(tmp_path, "somebody trains there"):
+        command = "import sys; from msmamba.files import *\nwith folder_lock(sys.argv[1], 'busy there'): pass"
+        process = subprocess.run([sys.executable, "-c", command, tmp_path], capture_output=True, text=True)
+        assert "TargetError: busy there" in process.stderr
+    kill_within("with folder_lock(sys.argv[1], 'busy'): kill()", tmp_path)
+    with folder_lock(tmp_path, "busy"):
+        pass
+    assert names(tmp_path) == []
+
+
+@on_posix
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pipe", "it is a pipe"),
+        ("socket", "it is a socket"),
+        ("/dev/zero", "it is a device"),
+        ("link", "it is a device"),
+        (".", "it is a folder"),
+        ("missing", "No such file"),
+        ("nul\0", "its name cannot be"),
+    ],
+)
+def test_nothing_but_files_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listener:
+        monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+        listener.bind("socket")
+        for opened in (open_file, read_file, check_is_file, sha256_of):
+            with pytest.raises(OSError, match=said):
+                opened(tmp_path / name)
+
+
+@on_posix
+def test_a_pipe_that_takes_a_files_place_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(files, "check_is_file", lambda path: None)
+    with pytest.raises(OSError, match="it is a pipe"):
+        open_file(tmp_path / "pipe")
 
 
 def test_any_text_becomes_utf_8() -> None:

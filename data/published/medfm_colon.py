@@ -22,6 +22,7 @@ from filecmp import cmp
 from pathlib import Path, PurePosixPath
 
 from ...errors import DataError, some
+from ...files import open_file
 from ..finding import Passed, files_below
 from .listing import Listed, Listing, check_source, images_below, rows_of
 
@@ -116,7 +117,7 @@ def case_of(slide_id: str) -> str:
 
 
 def _is_table(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         first = file.readline(1 << 12).decode("utf-8-sig", "replace").strip()
     return all(column in first.split(",") for column in COLUMNS)
 

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import DataError, TargetError, some
-from ...files import atomic_file, sha256_of, write_atomically
+from ...files import atomic_file, open_file, sha256_of, write_atomically
 from ..imported import STACK_INDEX, STACK_ROW
 from ..splitting import SPLITS
 from .examining import value_counts
@@ -146,7 +146,7 @@ def unpack(source: Path, folder: Path, strict: bool, advance: Callable[[int, int
     """
     path = _find(source)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             shapes = {split: _check_images(path, archive, f"{split}_images.npy") for split in SPLITS}
             if len({shape[1:] for shape in shapes.values()}) > 1:
                 raise DataError(
@@ -203,7 +203,7 @@ def _unpack_members(
     needed = sum(archive.getinfo(f"{split}_images.npy").file_size for split in todo)
     if (free := shutil.disk_usage(folder).free) < needed:
         raise TargetError(
-            f"'{folder.parent}' has {free / 1e9:.1f} GB left, the unpacked images take "
+            f"the disk of '{folder.parent.parent}' has {free / 1e9:.1f} GB left, the unpacked images take "
             f"{needed / 1e9:.1f} GB: free some space, or choose another place"
         )
     images = sum(shape[0] for shape in shapes.values())

@@ -199,7 +199,7 @@ def engine_from_onnx(
         problems = refusals or logger.errors[-3:]
         raise ExportError(f"{options.library} {trt.__version__} built no engine: {_one_line(problems)}")
     if options.timing_cache and cache is not None:
-        write_atomically(options.timing_cache, bytes(cache.serialize()))
+        write_atomically(options.timing_cache, bytes(cache.serialize()), through_links=True)
     return Engine(
         plan=bytes(plan),
         options=options,

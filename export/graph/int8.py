@@ -22,6 +22,7 @@ from ...data.imported import is_imported, read_imported
 from ...data.samples import Sample
 from ...data.splitting import SPLITS
 from ...errors import DataError, ExportError, InputError
+from ...files import read_file
 from ...images import Transform
 from .inlining import block_nodes
 from .onnx_model import flat_model
@@ -293,7 +294,7 @@ def calibration_samples(
 
 def _read_plan(path: str | Path) -> Plan:
     try:
-        content = Path(path).read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise DataError(f"'{path}' cannot be read: {error.strerror}") from error
     return Plan.from_json(content, str(path))

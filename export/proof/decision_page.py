@@ -52,7 +52,7 @@ def write_page(path: str | Path, parity: Parity, sources: Iterable[Source]) -> N
         reliability=data_url(_reliability_svg(decision), "image/svg+xml"),
         interval_text=_proportion_text,
     )
-    write_atomically(path, as_utf8(page))
+    write_atomically(path, as_utf8(page), through_links=True)
 
 
 def _proportion_text(share: Proportion) -> str:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from ...data.samples import Source
 from ...errors import ArtefactError, DataError, ImageError, InputError
-from ...files import as_utf8, sha256_of, write_atomically
+from ...files import as_utf8, read_file, sha256_of, write_atomically
 from ...images import Transform, read_image
 from ...measures.decision import INT8_BAR, DecisionBar, ImageLimit, decide
 from ...measures.margins import undecided_images
@@ -333,7 +333,7 @@ def _answers(
 def _write_into_bundle(bundle: Path, parity: Parity) -> None:
     write_atomically(bundle / PARITY_NAME, as_utf8(parity.to_json()))
     manifest_file = bundle / MANIFEST_NAME
-    manifest = Manifest.from_json(manifest_file.read_bytes(), str(manifest_file))
+    manifest = Manifest.from_json(read_file(manifest_file), str(manifest_file))
     proven = replace(
         manifest,
         files={**manifest.files, PARITY_NAME: sha256_of(bundle / PARITY_NAME)},

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from ...errors import InputError
+from ...files import open_text
 from ..networks.family import Architecture as AnyArchitecture
 from ..networks.microscopic_mamba import SIZES, Architecture
 
@@ -229,7 +230,7 @@ def read_published(path: str | Path) -> Results:
     """
     path = Path(path)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with open_text(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             missing = [
                 name for name in ("dataset", "network", *METRICS) if name not in (reader.fieldnames or ())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import TrainingError
+from ...files import read_file
 from ...measures.predictions import PREDICTIONS, read_predictions
 from ...measures.uncertainty import RESAMPLES, Interval
 from ..networks.complexity import complexity
@@ -104,7 +105,7 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
     if begun is None or config is None:
         raise TrainingError(f"'{run}' is no run: expected a folder that 'mmdeploy train' wrote")
     try:
-        results: dict[str, Any] = json.loads((folder.path / METRICS_FILE).read_bytes())
+        results: dict[str, Any] = json.loads(read_file(folder.path / METRICS_FILE))
         split = "test" if results["test"] else "val"
         found = results[split]
         metrics = {name: found[name] for name in METRICS}

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...errors import CheckpointError, some
+from ...files import open_file
 from .family import Network
 
 FORMAT_VERSION = 1
@@ -51,7 +52,7 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
             "best.safetensors or the one that a bundle was made from"
         )
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(9)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
@@ -131,7 +132,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
-        with path.open("rb") as file:  # by its name, PyTorch would judge it by its suffix
+        with open_file(path) as file:  # by its name, PyTorch would judge it by its suffix
             content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         # PyTorch's own words recommend the unsafe way to load; they stay out of the message.

@@ -15,7 +15,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -157,7 +157,7 @@ def train(
         ImageError: an image cannot be read; the message names it. Images to validate and test with are read
             before the first epoch. One that cannot be read any more in the end stops nothing: it is left out
             of the result, which names it.
-        TargetError: the folder holds a run already, or cannot be written.
+        TargetError: the folder holds a run already, cannot be written, or another process trains in it.
         TrainingError: the loss is no longer finite, the run to resume is another one, or another process
             stopped.
         BackendError: deterministic training needs an algorithm that there is not.
@@ -168,10 +168,10 @@ def train(
     elif processes.on_machine > 1:
         set_threads(max(1, usable_cores() // processes.on_machine))
     arch = replace(arch, num_classes=len(data.labels))
-    with deterministic_algorithms(hardware.deterministic):
-        trainer = _Trainer(
-            data, RunFolder(run), arch, recipe or Recipe(), hardware, processes, resume, listeners
-        )
+    folder = RunFolder(run)
+    with deterministic_algorithms(hardware.deterministic), ExitStack() as held:
+        processes.from_first(lambda: held.enter_context(folder.locked()))
+        trainer = _Trainer(data, folder, arch, recipe or Recipe(), hardware, processes, resume, listeners)
         return trainer.run_to_the_end()
 
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError, TargetError, TrainingError
-from ...files import write_atomically
+from ...files import folder_lock, open_file, read_file, remove_leftovers, write_atomically
 from ...measures.confusion import write_confusion_matrix
 from ...measures.predictions import PREDICTIONS, Predictions, write_predictions
 from ..networks.family import Architecture
@@ -86,18 +87,38 @@ class RunFolder:
             raise TargetError(
                 f"'{self.path}' holds a run already: resume it with --resume, or choose another folder"
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            taken = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
-        except OSError as error:
-            raise TargetError(f"cannot make the folder '{self.path}': {error.strerror}") from error
+        self._make()
+        taken = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
         if taken:
             raise TargetError(f"'{self.path}' holds {taken[0]!r} and is no run: choose a new folder")
 
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TargetError(f"cannot make the folder '{self.path}': {error.strerror}") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of the folder, which is made if it is not there.
+
+        Raises:
+            TargetError: another process trains there, or the folder cannot be made.
+        """
+        is_new = not self.path.exists()
+        self._make()
+        try:
+            busy = f"'{self.path}' is trained by another process: wait for it, or choose another folder"
+            with folder_lock(self.path, busy):
+                yield
+        finally:
+            if is_new:
+                with suppress(OSError):
+                    self.path.rmdir()  # where the run did not come to its first file
+
     def tidy(self) -> None:
         """Removes the temporary files of a process that was killed while writing."""
-        for path in self.path.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        remove_leftovers(self.path)
 
     def read_config(self) -> dict[str, Any] | None:
         """The run's config; None where no run has begun.
@@ -107,7 +128,7 @@ class RunFolder:
         """
         path = self.path / CONFIG
         try:
-            config: dict[str, Any] = json.loads(path.read_bytes())
+            config: dict[str, Any] = json.loads(read_file(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -152,7 +173,8 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            with open_file(path) as file:
+                values = torch.load(file, map_location="cpu", weights_only=True)
             history = tuple(Epoch(**epoch) for epoch in values.pop("history"))
             return State(history=history, **values)
         except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:

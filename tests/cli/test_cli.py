@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,3 +137,54 @@ def test_the_compatibilities_on_the_command_line_are_those_of_the_builder() -> N
     (option,) = (item for item in mmdeploy.commands["export"].params if item.name == "hardware_compatibility")
     assert isinstance(option.type, click.Choice)
     assert tuple(option.type.choices) == HARDWARE_COMPATIBILITIES
+
+
+WRITING = """
+import signal, sys, time
+import click
+from msmamba.cli import main, mmdeploy
+from msmamba.files import atomic_folder
+
+@mmdeploy.command("write")
+@click.argument("target")
+def write(target):
+    with atomic_folder(target):
+        print("writing", flush=True)
+        time.sleep(60)
+
+if sys.argv.pop() == "nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+main()
+"""
+
+
+def ended_by(number: int, target: Path, *, nohup: bool = False) -> tuple[int, str]:
+    """Exit status and standard error of a command that a signal reached while it wrote a folder."""
+    command = [sys.executable, "-c", WRITING, "write", str(target), "nohup" if nohup else ""]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        assert [path.name for path in target.parent.iterdir()] == [f".{target.name}.msmamba-1.tmp"]
+        process.send_signal(number)
+        if nohup:
+            time.sleep(0.3)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    return process.returncode, said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("SIGINT", "interrupted\n"), ("SIGTERM", "ended by SIGTERM\n"), ("SIGHUP", "ended by SIGHUP\n")],
+)
+def test_a_signal_ends_a_command_and_leaves_nothing(tmp_path: Path, name: str, said: str) -> None:
+    number = signal.Signals[name]
+    assert ended_by(number, tmp_path / "out") == (128 + number, said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals")
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    assert ended_by(signal.SIGHUP, tmp_path / "out", nohup=True) == (143, "ended by SIGTERM\n")

@@ -314,7 +314,7 @@ def test_a_killed_import_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytes
     source, output = tmp_path / "source", tmp_path / "out"
     for number in range(300):
         write_image(source / "ab"[number % 2] / f"P{number // 10}_{number}.png", number)
-    journal = tmp_path / ".out.partial" / JOURNAL
+    journal = tmp_path / ".out.partial" / "content" / JOURNAL
     process = subprocess.Popen([sys.executable, "-c", SLOW_IMPORT, str(source), str(output)])
     try:
         deadline = time.monotonic() + 60

@@ -19,6 +19,7 @@ from msmamba.data.imported import STACK_INDEX, check_contents
 from msmamba.data.published import ImportOptions, import_data_set
 from msmamba.data.published import tissuemnist as module
 from msmamba.errors import DataError, ImageError, TargetError
+from msmamba.files import resumable_folder
 from msmamba.images import StackedImage, read_image
 from msmamba.model.training.loading import Images, channel_statistics
 
@@ -200,7 +201,7 @@ def test_a_file_that_is_something_else_is_refused(
         import_data_set("tissuemnist", make(tmp_path / "source"), tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
-    assert not list(tmp_path.glob(".out.partial/*.json"))
+    assert not list(tmp_path.glob(".out.partial/*/*.json"))
 
 
 def test_a_part_is_refused_when_strict_before_anything_is_unpacked(tmp_path: Path, arrays: Arrays) -> None:
@@ -249,7 +250,7 @@ def test_an_interrupted_import_keeps_what_is_whole(tmp_path: Path, arrays: Array
 
     with pytest.raises(KeyboardInterrupt):
         import_data_set("tissuemnist", source, tmp_path / "out", advance=stop)
-    partial = tmp_path / ".out.partial"
+    partial = tmp_path / ".out.partial" / "content"
     assert {path.name for path in partial.iterdir()} == {"train.npy", module.DONE}
     first = (partial / "train.npy").stat().st_ino
     import_data_set("tissuemnist", source, tmp_path / "out")
@@ -258,10 +259,15 @@ def test_an_interrupted_import_keeps_what_is_whole(tmp_path: Path, arrays: Array
 
 
 def test_what_is_left_of_another_file_does_not_count(tmp_path: Path, arrays: Arrays) -> None:
-    partial = tmp_path / ".out.partial"
-    partial.mkdir()
-    (partial / "train.npy").write_bytes(b"of another file")
-    (partial / module.DONE).write_text(json.dumps({"source": ["x", 1, 2], "done": {"train.npy": "0"}}))
+    def import_another() -> None:
+        with resumable_folder(tmp_path / "out") as partial:
+            (partial / "train.npy").write_bytes(b"of another file")
+            done = {"source": ["x", 1, 2], "done": {"train.npy": "0"}}
+            (partial / module.DONE).write_text(json.dumps(done))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_another()
     import_data_set("tissuemnist", write(tmp_path / "source", arrays), tmp_path / "out")
     assert check_contents(tmp_path / "out")[1] == {}
 

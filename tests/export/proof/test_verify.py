@@ -64,6 +64,22 @@ def test_an_honest_export_passes_and_the_proof_is_put_into_the_bundle(
     assert written["undecided"] == parity.undecided
 
 
+def test_nothing_is_written_through_links_out_of_a_bundle(
+    copied: dict[str, Path], checkpoint: Path, micrographs: Path, tmp_path: Path
+) -> None:
+    bundle, home = copied["fp32"], tmp_path / "home"
+    home.mkdir()
+    (home / ".bashrc").write_text("export PATH=x\n")
+    (bundle / "parity.json").unlink(missing_ok=True)
+    (bundle / "parity.json").symlink_to(home / ".bashrc")
+    (bundle / "manifest.json").rename(home / "manifest.json")
+    (bundle / "manifest.json").symlink_to(home / "manifest.json")
+    before = {path.name: path.read_bytes() for path in home.iterdir()}
+    assert verify(bundle, checkpoint, [micrographs]).passed
+    assert {path.name: path.read_bytes() for path in home.iterdir()} == before
+    assert "parity.json" in json.loads((bundle / "manifest.json").read_bytes())["files"]
+
+
 def test_float16_has_a_wider_bar_than_float32(
     bundles: dict[str, Path], checkpoint: Path, micrographs: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -317,6 +318,57 @@ def test_a_finished_run_resumes_to_the_same_results(
     (finished / "metrics.json").unlink()
     train(data, finished, small, QUICK, hardware=ONE_THREAD, resume=True)
     assert (finished / "metrics.json").read_text() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="making links needs rights there")
+def test_nothing_is_written_through_links_out_of_a_run(
+    finished: Path, data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    shutil.copytree(finished, run)
+    outside.mkdir()
+    for path in [*run.iterdir()]:
+        path.rename(outside / path.name)
+        path.symlink_to(outside / path.name)
+    before = {path.name: path.read_bytes() for path in outside.iterdir()}
+    train(data, run, small, QUICK, hardware=ONE_THREAD, resume=True)
+    assert {path.name: path.read_bytes() for path in outside.iterdir()} == before
+    assert not (run / "history.jsonl").is_symlink()
+    assert (run / "history.jsonl").read_bytes() == before["history.jsonl"]
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(
+    data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    told: list[str] = []
+
+    class Second:
+        def on_start(self, plan: training.Plan) -> None:
+            with pytest.raises(TargetError, match="is trained by another process") as caught:
+                train(data, run, small, QUICK, hardware=ONE_THREAD, resume=True)
+            told.append(str(caught.value))
+            raise KeyboardInterrupt
+
+        def on_step(self, epoch: int, step: int, loss: float) -> None:
+            """Nothing to see."""
+
+        def on_epoch(self, epoch: Epoch, is_best: bool) -> None:
+            """Nothing to see."""
+
+    for _ in range(2):  # whoever comes after the first has ended is let in
+        with pytest.raises(KeyboardInterrupt):
+            train(data, run, small, QUICK, hardware=ONE_THREAD, resume=True, listeners=[Second()])
+    assert len(told) == 2
+
+
+def test_a_run_that_comes_to_nothing_leaves_no_folder(
+    data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    without_val = replace(data, splits={"train": data.split("train")})
+    with pytest.raises(DataError):
+        train(without_val, tmp_path / "run", small, QUICK, hardware=ONE_THREAD)
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_without_a_run_begins_one(data: ImageFolder, small: Architecture, tmp_path: Path) -> None:
