@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from ..errors import MsmambaError
+from ..text import shown
 from ..version import __version__
 from .bench import bench
 from .data import data
@@ -25,6 +26,7 @@ from .export import export
 from .help import SETTINGS, Group
 from .infer import infer
 from .info import info
+from .output import say
 from .stopping import Terminated, end_as_interrupted
 from .table import table
 from .train import train
@@ -44,18 +46,20 @@ class _Commands(Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except click.UsageError as error:
+            raise click.UsageError(shown(error.format_message()), error.ctx) from error
         except BrokenPipeError:
             raise  # whoever read the output has seen enough; click ends quietly
         except (MsmambaError, OSError) as error:  # OSError: standard output on a full disk, say
             if context.params["debug"]:
                 raise
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
             context.exit(1)
         except Terminated as stop:
-            click.echo(f"ended by {stop}", err=True)
+            say(f"ended by {stop}", err=True)
             context.exit(128 + stop.number)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            say("interrupted", err=True)
             context.exit(_INTERRUPTED)
 
 

@@ -8,6 +8,7 @@ import click
 
 from .help import Command, option
 from .options import EVERY_CORE, PROVIDERS, steps
+from .output import say, say_lines
 
 _CASES = "What is measured (each may be given several times)"
 _MEASURING = "How it is measured"
@@ -118,6 +119,6 @@ def bench(
         write_atomically(output, result.to_json().encode(), through_links=True)
     if plot is not None:
         write_atomically(plot, result.to_png(), through_links=True)
-    click.echo(result.to_json() if output_format == "json" else result.to_text(), nl=False)
+    say_lines(result.to_json() if output_format == "json" else result.to_text())
     if result.warning:
-        click.echo(f"warning: {result.warning}", err=True)
+        say(f"warning: {result.warning}", err=True)

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from ..text import shown
 from .help import Command, Group, option
 from .options import EVERY_CORE, bar
+from .output import say, say_lines
 
 _SPLIT = "The split"
 _IMAGES = "The images"
@@ -81,13 +83,13 @@ def import_data(kind: str, source: str, output: str, **chosen: Any) -> None:
 
     with bar() as advance:
         manifest = import_data_set(kind, source, output, ImportOptions(**chosen), advance=advance)
-    click.echo(f"{output}: {kind}\n\n{manifest.to_text()}", nl=False)
+    say_lines(f"{shown(output)}: {kind}\n\n{manifest.to_text()}")
     for name, reason in manifest.skipped.items():
-        click.echo(f"skipped: {reason if name in reason else f'{name}: {reason}'}", err=True)
+        say(f"skipped: {reason if name in reason else f'{name}: {reason}'}", err=True)
     for difference in manifest.differences:
-        click.echo(f"warning: differs from what was published: {difference}", err=True)
+        say(f"warning: differs from what was published: {difference}", err=True)
     if manifest.differences:
-        click.echo("imported all the same; --strict refuses such a copy", err=True)
+        say("imported all the same; --strict refuses such a copy", err=True)
 
 
 @data.command("check", cls=Command, example="mmdeploy data check malaria")
@@ -102,7 +104,7 @@ def check_data(folder: str) -> None:
 
     with bar() as advance:
         manifest, wrong = check_contents(Path(folder), advance)
-    click.echo(f"{folder}: {manifest.kind}\n\n{manifest.to_text()}", nl=False)
+    say_lines(f"{shown(folder)}: {shown(manifest.kind)}\n\n{manifest.to_text()}")
     if wrong:
         found = some([f"{name} {what}" for name, what in wrong.items()])
         raise DataError(f"{folder}: {len(wrong)} files are not what was imported: {found}: import it again")

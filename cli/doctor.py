@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .help import Command, option
+from .output import say_lines
 
 
 @click.command(cls=Command, example="mmdeploy doctor")
@@ -25,5 +26,5 @@ def doctor(context: click.Context, output_format: str) -> None:
     from ..runtime.doctor import examine
 
     report = examine()
-    click.echo(report.to_json() if output_format == "json" else report.to_text())
+    say_lines((report.to_json() if output_format == "json" else report.to_text()) + "\n")
     context.exit(0 if report.can_infer else 1)

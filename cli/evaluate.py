@@ -8,6 +8,7 @@ import click
 
 from .help import Command, option
 from .options import bar, described_options, device_options, let_idle_threads_sleep, names, tell
+from .output import say_lines
 
 _RESULTS = "Results"
 _IMAGES = "The images"
@@ -82,4 +83,4 @@ def evaluate(
     tell(evaluation.notes)
     if output:
         evaluation.write(output)
-    click.echo(evaluation.to_json() if output_format == "json" else evaluation.to_text(), nl=False)
+    say_lines(evaluation.to_json() if output_format == "json" else evaluation.to_text())

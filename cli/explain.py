@@ -8,6 +8,7 @@ import click
 
 from .help import Command, option
 from .options import bar, described_options, let_idle_threads_sleep, names, tell
+from .output import say
 
 _MAPS = "The heat maps"
 
@@ -71,7 +72,7 @@ def explain(
         results = explain_images(checkpoint, found, output, described=described, **chosen)
         for done, result in enumerate(results, start=1):
             said = f"{result.label} {result.probability:.4f}  {result.picture}"
-            click.echo(f"{result.image}  {f'error: {result.error}' if result.error else said}")
+            say(f"{result.image}  {f'error: {result.error}' if result.error else said}")
             failures += bool(result.error)
             advance(done, len(found))
     if failures:

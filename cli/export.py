@@ -9,6 +9,7 @@ import click
 
 from .help import Command, option
 from .options import described_options, given, names, steps, tell
+from .output import say
 
 _OUTPUT = "Output"
 _PRECISION = "Precision"
@@ -212,21 +213,19 @@ def export(
     with steps() as report:
         result = export_bundle(source, output, options, force=force, report=report)
     nodes = ", ".join(f"{count} {kind}" for kind, count in result.proof.nodes.items())
-    click.echo(
-        f"{result.path}: {result.bytes / 1e6:.1f} MB, {result.nodes} nodes ({nodes}), {result.scans} scans"
-    )
+    say(f"{result.path}: {result.bytes / 1e6:.1f} MB, {result.nodes} nodes ({nodes}), {result.scans} scans")
     if result.int8 is not None:
         tell(result.int8.prepared.notes)
-        click.echo(f"  {result.int8.summary}")
+        say(f"  {result.int8.summary}")
     if result.engine is not None:
-        click.echo(f"  {result.engine.summary}")
+        say(f"  {result.engine.summary}")
     for reason in sorted(set(result.proof.float32_nodes.values())):
         count = sum(reason == other for other in result.proof.float32_nodes.values())
-        click.echo(f"  {count} nodes: {reason}")
+        say(f"  {count} nodes: {reason}")
     if result.kernels_bytes:
-        click.echo(f"  {result.kernels_bytes / 1e3:.0f} kB of kernels, to build engines from without Triton")
+        say(f"  {result.kernels_bytes / 1e3:.0f} kB of kernels, to build engines from without Triton")
     else:
-        click.echo("  no kernels to build engines from: triton is not installed here")
+        say("  no kernels to build engines from: triton is not installed here")
 
 
 def _is_artefact(source: str) -> bool:
@@ -259,4 +258,4 @@ def _add_engine(
     with steps() as report:
         options = EngineOptions.of(target, compute_capabilities, **chosen)
         result = engine_bundle(source, output, options, force=force, report=report)
-    click.echo(f"{result.path}: {result.engine.summary}")
+    say(f"{result.path}: {result.engine.summary}")

@@ -6,6 +6,7 @@ import click
 
 from .help import Command, option
 from .options import ablation_options, given
+from .output import say
 
 
 @click.command(cls=Command, example="mmdeploy info t --no-parallel")
@@ -37,9 +38,9 @@ def info(model: str, image_size: int, **switches: bool | None) -> None:
     else:
         arch = load_checkpoint(model).network.arch
     count = complexity(arch, image_size)
-    click.echo(f"{family_of(arch).describe(arch)}, {arch.num_classes} classes, {image_size} pixels")
-    click.echo(f"parameters      {count.parameters:>13,}  in a checkpoint (the paper's count)")
-    click.echo(f"                {count.used_parameters:>13,}  used by the forward pass")
-    click.echo(f"multiply-adds   {count.paper_macs:>13,}  the paper's count (ptflops)")
-    click.echo(f"                {count.macs:>13,}  in full, with projections and the scan")
-    click.echo(f"state updates   {count.state_updates:>13,}  of the scan")
+    say(f"{family_of(arch).describe(arch)}, {arch.num_classes} classes, {image_size} pixels")
+    say(f"parameters      {count.parameters:>13,}  in a checkpoint (the paper's count)")
+    say(f"                {count.used_parameters:>13,}  used by the forward pass")
+    say(f"multiply-adds   {count.paper_macs:>13,}  the paper's count (ptflops)")
+    say(f"                {count.macs:>13,}  in full, with projections and the scan")
+    say(f"state updates   {count.state_updates:>13,}  of the scan")

@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 
+from ..text import shown
 from .help import option
+from .output import say
 
 # The same as in `runtime.onnxruntime_backend`; a test keeps the two alike.
 PROVIDERS = ("auto", "engine", "cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
@@ -130,7 +132,7 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 def tell(notes: Iterable[str]) -> None:
     """Says on standard error what there is to say about the data."""
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
 
 
 @contextmanager
@@ -143,18 +145,18 @@ def steps() -> Iterator[Callable[[str], None]]:
     if not console.is_terminal:
         started, last = time.monotonic(), ""
 
-        def say(step: str) -> None:
+        def show(step: str) -> None:
             nonlocal last
             if step != last:
-                click.echo(f"{time.monotonic() - started:6.1f} s  {step}", err=True)
+                say(f"{time.monotonic() - started:6.1f} s  {step}", err=True)
             last = step
 
-        yield say
+        yield show
         return
-    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=None)
-        yield lambda step: progress.update(task, description=step)
+        yield lambda step: progress.update(task, description=shown(step))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
+from .output import say_lines
 
 _ROWS = "Rows"
 _RESULTS = "Results"
@@ -69,4 +70,4 @@ def table(
     if output is not None:
         write_atomically(output, text.encode(), through_links=True)
     else:
-        click.echo(text, nl=False)
+        say_lines(text)

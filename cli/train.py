@@ -9,6 +9,7 @@ import click
 
 from .help import Command, option
 from .options import ablation_options, given, let_idle_threads_sleep
+from .output import say_lines
 
 _RUN = "The run"
 _RECIPE = "The recipe (defaults: the paper's)"
@@ -230,7 +231,7 @@ def train(
             listeners=listeners,
         )
     if processes.is_first:
-        click.echo(result.to_text())
+        say_lines(result.to_text() + "\n")
         if result.lost:
             raise ImageError(
                 f"the run is finished, but {len(result.lost)} images can no longer be read and are in none "

@@ -9,6 +9,7 @@ import click
 from ..errors import ParityError
 from .help import Command, option
 from .options import let_idle_threads_sleep, steps, tell
+from .output import say_lines
 
 _COMPARED = "What is compared"
 _BAR = "The bar"
@@ -127,6 +128,6 @@ def verify(
     with steps() as report:
         parity = compare(artefact, options.pop("reference"), options.pop("data"), report=report, **options)
     tell(parity.notes)
-    click.echo(parity.to_json() if output_format == "json" else parity.to_text(), nl=False)
+    say_lines(parity.to_json() if output_format == "json" else parity.to_text())
     if not parity.passed:
         raise ParityError(f"{artefact} does not answer like its reference: {parity.failure}")

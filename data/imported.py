@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..files import open_file, open_text, read_file, sha256_of
+from ..text import as_cell, from_cell, shown
 from .samples import FileSamples, Samples, StackedSamples
 from .splitting import SPLITS
 
@@ -154,11 +155,11 @@ class DataManifest:
         rows = {"images": [sum(counts.values()) for counts in self.counts.values()]}
         if self.groups:
             pattern = self.grouped_by.startswith("pattern ")
-            rows["groups" if pattern else f"{self.grouped_by}s"] = [*self.groups.values()]
+            rows["groups" if pattern else f"{shown(self.grouped_by)}s"] = [*self.groups.values()]
         for label in self.labels:
-            rows[label] = [counts[label] for counts in self.counts.values()]
+            rows[shown(label)] = [counts[label] for counts in self.counts.values()]
         width = max(map(len, rows))
-        lines = [" " * width + "".join(f"{name:>10}" for name in (*self.counts, "all"))]
+        lines = [" " * width + "".join(f"{name:>10}" for name in (*map(shown, self.counts), "all"))]
         lines += [
             f"{name:{width}}" + "".join(f"{value:>10,}" for value in (*values, sum(values)))
             for name, values in rows.items()
@@ -166,10 +167,10 @@ class DataManifest:
         mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (self.mean, self.std))
         lines += [
             "",
-            f"split     {self.split}",
+            f"split     {shown(self.split)}",
             f"channels  mean {mean}, std {std}",
-            f"stored    as {_STORED.get(self.stored, self.stored)}",
-            *(f"note      {note}" for note in self.notes),
+            f"stored    as {_STORED.get(self.stored, shown(self.stored))}",
+            *(f"note      {shown(note)}" for note in self.notes),
         ]
         return "\n".join(lines) + "\n"
 
@@ -240,14 +241,14 @@ def read_index(root: Path) -> Iterator[IndexRow]:
             for values in reader:
                 row = IndexRow(
                     values["split"],
-                    values["label"],
-                    values["group"],
-                    values["file"],
+                    from_cell(values["label"]),
+                    from_cell(values["group"]),
+                    from_cell(values["file"]),
                     int(values["size"]),
                     values["sha256"],
                     int(values["width"]),
                     int(values["height"]),
-                    values["origin"],
+                    from_cell(values["origin"]),
                 )
                 _check_inside(path, row.file)
                 yield row
@@ -262,7 +263,9 @@ def index_of(rows: Sequence[IndexRow]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(each.name for each in fields(IndexRow))
-    writer.writerows(vars(row).values() for row in rows)
+    writer.writerows(
+        [as_cell(value) if isinstance(value, str) else value for value in vars(row).values()] for row in rows
+    )
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 

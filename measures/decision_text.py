@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..text import shown
 from .decision import Change, Criterion, Decision, Proportion
 from .uncertainty import Interval
 
@@ -76,14 +77,14 @@ def decision_text(decision: Decision) -> str:
 
     file = io.StringIO()
     console = Console(file=file, width=_TEXT_WIDTH, color_system=None, highlight=False, markup=False)
-    console.print(decision.sentence, soft_wrap=True)
+    console.print(shown(decision.sentence), soft_wrap=True)
     for table in _tables(decision):
         console.print()
         console.print(table)
     if decision.notes:
         console.print()
     for note in decision.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+        console.print(f"note: {shown(note)}", soft_wrap=True)
     return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
 
 
@@ -137,7 +138,7 @@ def _tables(decision: Decision) -> Iterator[Table]:
     classes = _table("class", "images", "sensitivity", "specificity", "flips", "lost", "gained")
     for each in decision.classes:
         classes.add_row(
-            each.label,
+            shown(each.label),
             str(each.images),
             f"{_share(each.reference_sensitivity)} -> {_share(each.artefact_sensitivity)}",
             f"{_share(each.reference_specificity)} -> {_share(each.artefact_specificity)}",
@@ -149,10 +150,10 @@ def _tables(decision: Decision) -> Iterator[Table]:
     flips = _table("flipped image", "truth", "reference", "artefact", "margin", "outcome")
     for flip in decision.flips[:FLIPS_SHOWN]:
         flips.add_row(
-            flip.image,
-            flip.truth,
-            f"{flip.reference} {flip.reference_probability:.2f}",
-            f"{flip.artefact} {flip.artefact_probability:.2f}",
+            shown(flip.image),
+            shown(flip.truth),
+            f"{shown(flip.reference)} {flip.reference_probability:.2f}",
+            f"{shown(flip.artefact)} {flip.artefact_probability:.2f}",
             f"{flip.margin:.3g}",
             f"{flip.outcome}, undecided" if flip.undecided else flip.outcome,
         )

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..files import as_utf8, open_text, write_atomically
+from ..text import as_cell, from_cell
 from .metrics import Metrics, metrics_of
 from .uncertainty import RESAMPLES, Interval, metric_intervals
 
@@ -69,7 +70,7 @@ def write_predictions(path: Path, splits: Mapping[str, Predictions]) -> None:
             true, said = labels[found.truth[number]], labels[predicted[number]]
             # The shortest decimal that gives the same float32 back.
             logits = [np.format_float_positional(logit, trim="-") for logit in found.logits[number]]
-            writer.writerow([split, image, group, true, said, *logits])
+            writer.writerow([*map(as_cell, (split, image, group, true, said)), *logits])
     write_atomically(path, as_utf8(text.getvalue()))
 
 
@@ -88,11 +89,11 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
         splits: dict[str, Predictions] = {}
         for split in dict.fromkeys(row[0] for row in rows):
             own = [row for row in rows if row[0] == split]
-            groups = tuple(row[2] for row in own)
+            groups = tuple(from_cell(row[2]) for row in own)
             splits[split] = Predictions(
                 labels,
-                tuple(row[1] for row in own),
-                np.array([labels.index(row[3]) for row in own]),
+                tuple(from_cell(row[1]) for row in own),
+                np.array([labels.index(from_cell(row[3])) for row in own]),
                 np.array([row[len(_FIXED) :] for row in own], np.float32),
                 groups if any(groups) else None,
             )

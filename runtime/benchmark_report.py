@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BackendError
+from ..text import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,7 +127,7 @@ class Benchmark:
 
     def to_text(self) -> str:
         """A table for a reader, milliseconds a batch."""
-        width = max(len(result.case.artefact) for result in self.results)
+        width = max(len(shown(result.case.artefact)) for result in self.results)
         columns = "size batch thr  median    p90    p99    min    max  img/s   pre  post    MB ratio  run by"
         lines = [f"{'artefact':<{width}}  {columns}"]
         for result in self.results:
@@ -140,7 +141,7 @@ class Benchmark:
             memory = f"{result.peak_memory_mb:5.0f}" if result.peak_memory_mb else "    -"
             setting = f"{result.image_size:4d} {case.batch_size:5d} {case.threads:3d}"
             lines.append(
-                f"{case.artefact:<{width}}  {setting}  {times} "
+                f"{shown(case.artefact):<{width}}  {setting}  {times} "
                 f"{result.images_per_second:6.1f} {sides} {memory} {result.ratio:5.2f}  {result.executed_by}"
             )
         lines.append(f"{self.rounds} rounds, milliseconds a batch; noise {self.noise:.1%}")

@@ -22,6 +22,7 @@ from ..data.finding import Passed, images_below
 from ..errors import ImageError, InputError
 from ..files import as_utf8, atomic_file
 from ..images import SUFFIXES
+from ..text import as_cell, shown
 from .session import BATCH_SIZE, Prediction, Session
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class Row:
     ranked: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
     error: str = ""
+
+    def shown(self) -> Row:
+        """Without control characters, for a terminal."""
+        ranked = tuple((shown(label), value) for label, value in self.ranked)
+        return Row(shown(self.image), ranked, tuple(map(shown, self.notes)), shown(self.error))
 
 
 class Writer(Protocol):
@@ -119,10 +125,11 @@ def infer(
     writer = _writer(output_format, images, labels, min(top, len(labels)))
     failures = 0
     with _opened(output) as file, _shown(file, len(images)) as show:
+        for_eyes = output_format == "table" or file.isatty()
         show(writer.header(), images=0)
         for source, result in results:
             row = _row(str(source), result, labels, top)
-            show(writer.row(row), failed=bool(row.error))
+            show(writer.row(row.shown() if for_eyes else row), failed=bool(row.error))
             failures += bool(row.error)
     if failures:
         raise ImageError(f"{failures} of {len(images)} images could not be classified: their rows say why")
@@ -155,7 +162,8 @@ def _writer(output_format: str, images: Sequence[Path], labels: Sequence[str], t
         return _JsonLines()
     if output_format == "csv":
         return _Csv(top)
-    return _Table(max(map(len, map(str, images)), default=0), max(map(len, labels)), top)
+    image_width = max((len(shown(str(image))) for image in images), default=0)
+    return _Table(image_width, max(len(shown(label)) for label in labels), top)
 
 
 class _Table:
@@ -198,7 +206,7 @@ class _JsonLines:
 
 
 class _Csv:
-    """Comma-separated values with a header, as RFC 4180 has them."""
+    """Comma-separated values with a header, as RFC 4180 has them; no text is a formula to a spreadsheet."""
 
     def __init__(self, top: int) -> None:
         self._top = top
@@ -209,9 +217,9 @@ class _Csv:
         return self._line(["image", *pairs, "notes", "error"])
 
     def row(self, row: Row) -> str:
-        pairs = [field for label, value in row.ranked for field in (label, repr(value))]
+        pairs = [field for label, value in row.ranked for field in (as_cell(label), repr(value))]
         pairs += [""] * (2 * self._top - len(pairs))
-        return self._line([row.image, *pairs, "; ".join(row.notes), row.error])
+        return self._line([as_cell(row.image), *pairs, as_cell("; ".join(row.notes)), as_cell(row.error)])
 
     @staticmethod
     def _line(fields: Sequence[str]) -> str:

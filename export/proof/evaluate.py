@@ -30,6 +30,7 @@ from ...measures.metrics import ClassMetrics, Metrics
 from ...model.networks.described import Described, described_by, undescribed
 from ...runtime import open_session
 from ...runtime.artefact import is_checkpoint
+from ...text import shown
 
 METRICS_FILE, CONFUSION_FILE = "metrics.json", "confusion.png"
 
@@ -64,12 +65,12 @@ class Evaluation:
         """A table of the classes, and the figures of all."""
         metrics = self.metrics
         rows: list[tuple[str, int, ClassMetrics | Metrics]] = [
-            (result.label, result.images, result) for result in metrics.classes
+            (shown(result.label), result.images, result) for result in metrics.classes
         ]
         rows.append(("weighted", metrics.images, metrics))
         width = max(len(name) for name, _, _ in rows)
         lines = [
-            f"{self.model} on {self.data}, split {self.split}: {metrics.images} images "
+            f"{shown(self.model)} on {shown(self.data)}, split {shown(self.split)}: {metrics.images} images "
             f"in {self.seconds:.1f} s, {self.ran_on}",
             "",
             f"{'':{width}}  images  precision  recall      F1     AUC",
@@ -80,7 +81,7 @@ class Evaluation:
             lines.append(f"{name:{width}}  {images:6}  {shares}  {auc:>6}")
         right = sum(row[index] for index, row in enumerate(metrics.confusion))
         lines += ["", f"overall accuracy {metrics.accuracy:.4f} ({right} of {metrics.images})"]
-        lines += [f"left out: {reason}" for reason in self.skipped.values()]
+        lines += [f"left out: {shown(reason)}" for reason in self.skipped.values()]
         lines.append("")
         return "\n".join(lines)
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ...measures.decision import Decision
 from ...measures.decision_text import FLIPS_SHOWN, decision_text
 from ...measures.margins import margins_of
+from ...text import shown
 
 NOT_FINITE = "not finite"
 """In place of a label."""
@@ -183,7 +184,7 @@ class Parity:
             lines["decision"] = f"not judged: {self.no_decision}"
         lines["parity"] = "kept" if self.passed else "LOST"
         width = max(map(len, lines))
-        text = "".join(f"{name:<{width}}  {value}\n" for name, value in lines.items())
+        text = "".join(f"{name:<{width}}  {shown(value)}\n" for name, value in lines.items())
         return text if self.decision is None else f"{decision_text(self.decision)}\n{text}"
 
     def _flip_lines(self) -> dict[str, str]:

@@ -19,6 +19,7 @@ from ...errors import TrainingError
 from ...files import read_file
 from ...measures.predictions import PREDICTIONS, read_predictions
 from ...measures.uncertainty import RESAMPLES, Interval
+from ...text import as_cell, shown
 from ..networks.complexity import complexity
 from ..networks.registry import family_of
 from ..training.run import METRICS as METRICS_FILE
@@ -342,18 +343,21 @@ class Table:
         for number, name in enumerate(self.head):
             table.add_column(name, justify="left" if number < self.words else "right", no_wrap=True)
         for line in self.lines:
-            table.add_row(*line)
+            table.add_row(*map(shown, line))
         text = io.StringIO()
         Console(file=text, width=1000).print(table)
-        shown = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
-        return "\n".join([*shown, "", *self.notes, *self.footnotes, ""])
+        lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
+        return "\n".join([*lines, "", *map(shown, (*self.notes, *self.footnotes)), ""])
 
     def to_csv(self) -> str:
         """The records, unrounded; what is not known is empty."""
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.records[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.records)
+        writer.writerows(
+            {name: as_cell(value) if isinstance(value, str) else value for name, value in record.items()}
+            for record in self.records
+        )
         return text.getvalue()
 
     def to_latex(self) -> str:

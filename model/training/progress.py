@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BackendError
+from ...text import shown
 from .history import Epoch
 from .loop import Listener, Plan
 
@@ -33,7 +34,7 @@ def describe_plan(plan: Plan) -> list[str]:
         lines.append(f"each step shared by {plan.processes} processes")
     if plan.done:
         lines.append(f"resumed after epoch {plan.done}")
-    return lines
+    return [*map(shown, lines)]
 
 
 def describe_epoch(epoch: Epoch, epochs: int, is_best: bool) -> str:

@@ -49,6 +49,14 @@ def test_an_error_of_the_system_is_one_line_too() -> None:
     assert (result.exit_code, result.stderr) == (1, "error: [Errno 28] No space left on device\n")
 
 
+@pytest.mark.parametrize("arguments", [["info", "--\x1b[31m"], ["infer", "x\x1b[2J\ny", "z.png"]])
+def test_what_is_wrong_is_told_without_control_characters(arguments: list[str]) -> None:
+    result = CliRunner().invoke(mmdeploy, arguments)
+    assert result.exit_code in (1, 2)
+    assert "1b[" in result.stderr  # click itself escapes as Python does
+    assert "\x1b" not in result.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
 def test_a_full_standard_output_is_one_line_too() -> None:
     with Path("/dev/full").open("w") as full:

@@ -15,6 +15,9 @@ from msmamba.measures.predictions import Predictions, read_predictions, write_pr
 AWKWARD = ("Collecting Duct, Connecting Tubule", 'said "so"', "línea\n2")
 
 
+FORMULAS = ("=cmd", "-1", "'=quoted")
+
+
 def predictions(images: int, seed: int = 0, groups: bool = False) -> Predictions:
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(images, 3)).astype(np.float32) * np.float32(10.0) ** generator.integers(
@@ -49,6 +52,16 @@ def test_what_is_written_is_read_back(
         assert found.logits.dtype == np.float32
         assert np.array_equal(found.logits, written[split].logits)
         assert found.metrics() == written[split].metrics()
+
+
+def test_no_name_is_a_formula_and_every_one_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    written = Predictions(FORMULAS, FORMULAS, np.arange(3), np.eye(3, dtype=np.float32), FORMULAS)
+    write_predictions(path, {"test": written})
+    cells = [row.split(",")[1:5] for row in path.read_text().splitlines()[1:]]
+    assert cells == [[f"'{name}"] * 4 for name in FORMULAS]
+    read = read_predictions(path)["test"]
+    assert (read.labels, read.images, read.groups) == (FORMULAS, FORMULAS, FORMULAS)
 
 
 def test_intervals_draw_whole_patients_where_they_are_known() -> None:

@@ -221,6 +221,43 @@ def test_a_terminal_shows_the_same_rows(
         assert name in terminal.getvalue()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_a_name_neither_commands_a_terminal_nor_forges_a_row(
+    session: Session, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "n"
+    awkward = ["red\x1b[31m.png", "x.png  red  1.0000\nforged.png", "=1+1.png"]
+    for name in awkward:
+        save(folder / name)
+    (folder / "bad\x1b[2J.png").write_bytes(b"no image")
+    monkeypatch.chdir(folder)
+    table = invoke(bundle, ".").stdout
+    assert "\x1b" not in table
+    assert [line.split()[0] for line in table.splitlines()[1:]] == [
+        "=1+1.png",
+        "bad\\u001b[2J.png",
+        "red\\u001b[31m.png",
+        "x.png",
+    ]
+    assert "x.png  red  1.0000\\u000aforged.png" in table
+    rows = list(
+        csv.DictReader(io.StringIO(invoke(bundle, ".", "--format", "csv").stdout_bytes.decode(), newline=""))
+    )
+    assert {row["image"] for row in rows} == {"'=1+1.png", *awkward[:2], "bad\x1b[2J.png"}
+    lines = [json.loads(line) for line in invoke(bundle, ".", "--format", "json").stdout.splitlines()]
+    assert {line["image"] for line in lines} == {*awkward, "bad\x1b[2J.png"}
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for output_format in ("table", "csv", "json"):
+        terminal = Terminal()
+        monkeypatch.setattr("sys.stdout", terminal)
+        infer(session, [Path(awkward[0])], output_format=output_format)
+        assert "red\x1b" not in terminal.getvalue()
+
+
 def test_a_name_that_is_not_utf8_is_shown_and_read(bundle: Path, tmp_path: Path) -> None:
     raw = os.fsencode(save(tmp_path / "x.png")).replace(b"x.png", b"zell\xe9.png")
     os.rename(tmp_path / "x.png", raw)  # noqa: PTH104  # Path cannot hold bytes

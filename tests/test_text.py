@@ -1,0 +1,49 @@
+"""Names of others on terminals and in spreadsheets."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msmamba.text import as_cell, from_cell, shown
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("red\x1b[31m.jpg", "red\\u001b[31m.jpg"),
+        ("x.jpg  benign  1.0000\nforged.jpg", "x.jpg  benign  1.0000\\u000aforged.jpg"),
+        ("\x9b2J", "\\u009b2J"),
+        ("gpj.\u202ecod", "gpj.\\u202ecod"),
+        ("a\u2028b", "a\\u2028b"),
+        ("latin \udc9b", "latin \\udc9b"),
+        ("größe 細胞 caf\udce9.png", "größe 細胞 caf\udce9.png"),
+    ],
+)
+def test_control_characters_are_escaped_and_letters_are_not(name: str, said: str) -> None:
+    assert shown(name) == said
+
+
+@given(st.text())
+def test_json_means_the_same_when_it_is_shown(text: str) -> None:
+    line = json.dumps({"image": text}, ensure_ascii=False) + "\n"
+    assert json.loads(shown(line, keep="\n")) == {"image": text}
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@A1", "\t=1", "\r=1", "\n=1", "＝1"])
+def test_no_cell_is_a_formula(name: str) -> None:
+    assert as_cell(name) == f"'{name}"
+
+
+@pytest.mark.parametrize("name", ["", "a=1", "'", "'tis.png", "细.png", "1-2.png"])
+def test_other_cells_stay_as_they_are(name: str) -> None:
+    assert as_cell(name) == name == from_cell(name)
+
+
+@given(st.text(alphabet="'=+-@\ta", max_size=6) | st.text())
+def test_a_cell_gives_its_text_back(text: str) -> None:
+    assert from_cell(as_cell(text)) == text
+    assert as_cell(text)[:1] not in tuple("=+-@\t\r\n")
