@@ -4,17 +4,17 @@ Dims: ``H`` and ``W`` pixels of the file, ``S`` pixels of the network's square i
 
 Reading gives ``(H, W, 3)`` uint8, by rules that hold for every file:
 
-- **Formats**: PNG, JPEG, TIFF and BMP, recognised by content. No other decoder is reachable.
+- **Formats**: PNG, JPEG, TIFF and BMP, recognised by content (`decoding`); all else is refused.
 - **Orientation**: the EXIF or TIFF orientation is applied.
-- **16 bit**: the high byte of each value is kept (``v // 256``), for grey and colour alike: a fixed rule,
-  since stretching each image to its own extremes would make a picture's colours depend on its
-  brightest speck. Values of a 10, 12 or 14-bit camera stored unscaled come out dark; the notes say so.
+- **16 bit**: ``v * 256 // (white + 1)``, at most 255, where ``white`` is the white level: for all 16 bits,
+  65535, that is the high byte. It belongs to the model, not to the image: stretching each to its own extremes
+  would make a colour depend on the brightest speck. The notes say when a picture does not fit it.
 - **Grey and palette** images become RGB.
 - **Transparency** is shown on white, the background of bright-field microscopy and of image viewers.
 - **CMYK** is converted without its colour profile.
-- **Several pages**: the first one.
+- **Several pages**: the largest picture; of several as large, the first.
 - **Refused**: 32-bit integers and floats (no scale to 8 bits is implied), sides of a single pixel, more
-  pixels than `MAX_PIXELS` (read from the header, before anything is decoded), truncated data.
+  pixels than `MAX_PIXELS` (read from the header, before anything is decoded), and whatever is damaged.
 
 `Transform` is the evaluation transform: the bilinear, antialiased resize of the 8-bit RGB image to ``S x S``
 that `msmamba.resize` defines (the aspect ratio is not kept), then ``(v / 255 - mean) / std`` per channel,
@@ -28,20 +28,17 @@ import io
 import math
 import os
 import stat
-import struct
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from tokenize import TokenError
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin
 
 from . import resize as reference
+from .decoding import Raster, blocks, check_sides, pixels_of, raster_of_file
 from .errors import ImageError, InputError
 from .files import check_is_file
 from .resize import Box
@@ -76,35 +73,21 @@ place in a stack."""
 MAX_PIXELS = 89_000_000
 """Default bound on the pixels of an image (267 MB decoded); just under the one at which Pillow warns."""
 
-MIN_SIDE = 2
-"""Smallest side of an image, in pixels: one pixel is a colour, and one row is a line, not a picture."""
-
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 """Suffixes, in lower case, by which image files are found in folders (they are opened by content)."""
 
+FULL_WHITE = 65535
+"""The white level of pictures that use all of 16 bits."""
+
+LEAST_WHITE = 255
+"""The least white level: 8 bits of 16."""
+
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 
-# Modes that become RGB by Pillow's own conversion, without a choice to be made.
-_PLAIN_MODES = frozenset({"RGB", "RGBX", "1", "L", "P", "YCbCr", "CMYK"})
-_ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa"})
 _GREY_16 = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 
-# What Pillow's decoders raise on broken files, found by feeding them mutated ones (tests/test_images.py).
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    ZeroDivisionError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
+_FEW = 0.02
+"""The share of a picture that may be brighter than all else, as scale bars and hot pixels are."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +97,14 @@ class LoadedImage:
     Attributes:
         pixels: (H, W, 3) uint8, RGB.
         notes: what reading had to decide, one phrase each ("page 1 of 5"); empty for most images.
+        largest: the largest value of a 16-bit image's colours; None of others.
+        significant_bits: how many of the 16 bits are used, where the file says so.
     """
 
     pixels: NDArray[np.uint8]
     notes: tuple[str, ...] = ()
+    largest: int | None = None
+    significant_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -204,12 +191,15 @@ def native_resize() -> Any | None:
     return cpu if cpu.why_unavailable() is None else None
 
 
-def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def read_image(
+    source: ImageSource, max_pixels: int = MAX_PIXELS, white_level: int = FULL_WHITE
+) -> NDArray[np.uint8]:
     """The pixels of an image, by the rules at the top of this module.
 
     Args:
         source: path, encoded bytes, array (see `load_image`), Pillow image or place in a stack.
         max_pixels: larger images are refused before they are decoded.
+        white_level: the value of white in 16-bit images.
 
     Returns:
         (H, W, 3) uint8, RGB, contiguous.
@@ -217,26 +207,27 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> NDArray[np.
     Raises:
         ImageError: there is no such file, or it cannot be used; the message names the source and the cause.
     """
-    return load_image(source, max_pixels).pixels
+    return load_image(source, max_pixels, white_level).pixels
 
 
-def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> LoadedImage:
+def load_image(
+    source: ImageSource, max_pixels: int = MAX_PIXELS, white_level: int = FULL_WHITE
+) -> LoadedImage:
     """As `read_image`, together with notes on what reading had to decide.
 
     Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), grey, RGB or RGBA, of uint8, uint16 or bool.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
+        return _shown(_from_array(source, max_pixels), white_level)
     if isinstance(source, Image.Image):
-        with _decoding("the image", max_pixels):
-            return _from_pillow(source, "the image", max_pixels)
+        return _shown(_from_pillow(source, "the image", max_pixels), white_level)
     if isinstance(source, bytes):
         if not source:
             raise ImageError("the image's bytes are empty")
-        return _from_file(io.BytesIO(source), "the image", max_pixels)
+        return _shown(raster_of_file(io.BytesIO(source), "the image", max_pixels), white_level)
     if isinstance(source, StackedImage):
-        return _from_array(_stacked_pixels(source), max_pixels, f"'{source}'")
-    return _from_path(Path(source), max_pixels)
+        return _shown(_from_array(_stacked_pixels(source), max_pixels, f"'{source}'"), white_level)
+    return _shown(_from_path(Path(source), max_pixels), white_level)
 
 
 def describe_source(source: ImageSource) -> str:
@@ -281,7 +272,7 @@ def _mapped_stack(path: Path, identity: tuple[int, int]) -> NDArray[np.uint8]:
     return stack
 
 
-def _from_path(path: Path, max_pixels: int) -> LoadedImage:
+def _from_path(path: Path, max_pixels: int) -> Raster:
     name = f"'{path}'"
     try:
         status = path.stat()
@@ -292,97 +283,58 @@ def _from_path(path: Path, max_pixels: int) -> LoadedImage:
         if status.st_size == 0:
             raise ImageError(f"{name} is empty")
         with path.open("rb") as file:
-            return _from_file(file, name, max_pixels)
+            return raster_of_file(file, name, max_pixels)
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise ImageError(f"{name} cannot be read: {_reason(error)}") from error
 
 
-def _from_file(file: BinaryIO, name: str, max_pixels: int) -> LoadedImage:
-    with _decoding(name, max_pixels), Image.open(file, formats=_FORMATS) as image:
-        return _from_pillow(image, name, max_pixels)
-
-
-@contextmanager
-def _decoding(name: str, max_pixels: int) -> Iterator[None]:
-    """Translates what Pillow raises while it opens and decodes the image ``name``."""
+def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Raster:
+    check_sides(image.height, image.width, name, max_pixels)
+    file: Any = getattr(image, "fp", None)
+    if file is not None and getattr(image, "tile", None) and image.format in _FORMATS and not image.tell():
+        place = file.tell()  # not decoded yet, so it is read as its file is
+        try:
+            return raster_of_file(file, name, max_pixels)
+        finally:
+            file.seek(place)
     try:
-        yield
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a PNG, JPEG, TIFF or BMP image that can be read") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} has too many pixels: expected at most {max_pixels:,}") from error
-    except _DECODER_ERRORS as error:
-        raise ImageError(f"{name} is truncated or corrupt: {_reason(error)}") from error
-
-
-def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> LoadedImage:
-    _check_sides(image.height, image.width, name, max_pixels)
-    notes: list[str] = []
-    pages = getattr(image, "n_frames", 1)
-    if pages > 1:
-        notes.append(f"page 1 of {pages}")
-        image.seek(0)
-    sixteen_bits = _is_16_bit_grey(image, name)
-    inverted = _is_uninverted_white_zero(image)
-    upright = ImageOps.exif_transpose(image)
-    if sixteen_bits:
-        pixels = _high_bytes(np.asarray(upright), notes)
-        grey = 255 - pixels if inverted else pixels
-        return LoadedImage(np.repeat(grey[:, :, None], 3, axis=2), tuple(notes))
-    if upright.mode in _ALPHA_MODES or "transparency" in upright.info:
-        return LoadedImage(_on_white(np.asarray(upright.convert("RGBA")), notes), tuple(notes))
-    if upright.mode == "CMYK":
+        image.load()
+        pages = getattr(image, "n_frames", 1)
+        orientation = image.getexif().get(0x0112, 1)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise ImageError(f"{name} cannot be read: {_reason(error)}") from error
+    notes = [f"page {image.tell() + 1} of {pages}"] if pages > 1 else []
+    if image.mode == "CMYK":
         notes.append("CMYK, converted without its colour profile")
-    return LoadedImage(np.array(upright.convert("RGB")), tuple(notes))
+    return Raster(
+        _pillow_samples(image, name),
+        premultiplied=image.mode == "RGBa",
+        zero_is_white=_is_uninverted_white_zero(image),
+        orientation=orientation if orientation in range(1, 9) else 1,
+        notes=tuple(notes),
+    )
 
 
-def _from_array(array: NDArray[Any], max_pixels: int, name: str = "the array") -> LoadedImage:
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ImageError(
-            f"{name} has shape {array.shape}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
-        )
-    if array.dtype not in (np.uint8, np.uint16, np.bool_):
-        raise ImageError(f"{name} holds {array.dtype}: expected uint8 (0 to 255), uint16 or bool")
-    _check_sides(array.shape[0], array.shape[1], name, max_pixels)
-    notes: list[str] = []
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8) * 255
-    elif array.dtype == np.uint16:
-        array = _high_bytes(array, notes)
-    array = array.reshape(*array.shape[:2], -1)
-    if array.shape[2] == 4:
-        return LoadedImage(_on_white(array, notes), tuple(notes))
-    return LoadedImage(np.array(np.broadcast_to(array, (*array.shape[:2], 3)), order="C"), tuple(notes))
-
-
-def _check_sides(height: int, width: int, name: str, max_pixels: int) -> None:
-    if min(height, width) < MIN_SIDE:
-        raise ImageError(
-            f"{name} has {width}x{height} pixels: too small to classify, at least 2x2 are needed"
-        )
-    if height * width > max_pixels:
-        raise ImageError(
-            f"{name} has {width}x{height} pixels: expected at most {max_pixels:,} in all: "
-            "classify tiles of it instead"
-        )
-
-
-def _is_16_bit_grey(image: Image.Image, name: str) -> bool:
-    """Whether the image is grey with 16 unsigned bits.
+def _pillow_samples(image: Image.Image, name: str) -> NDArray[Any]:
+    """(H, W, C) of a decoded Pillow image.
 
     Raises:
         ImageError: its pixels are of a kind for which no scale to 8 bits is defined.
     """
     if image.mode in _GREY_16 or (image.mode == "I" and image.format == "PNG"):  # "I": Pillow before 11
-        return True
-    if image.mode in _PLAIN_MODES or image.mode in _ALPHA_MODES:
-        return False
-    kind = {"F": "floating-point values", "I": "signed or 32-bit integers"}.get(
-        image.mode, f"mode {image.mode}"
-    )
-    raise ImageError(f"{name} holds {kind}: expected 8 or 16 bits a channel: save it as 8 or 16-bit first")
+        return pixels_of(image).astype(np.uint16)
+    if image.mode in ("F", "I"):
+        kind = "floating-point values" if image.mode == "F" else "signed or 32-bit integers"
+        raise ImageError(
+            f"{name} holds {kind}: expected 8 or 16 bits a channel: save it as 8 or 16-bit first"
+        )
+    if "transparency" in image.info or image.mode == "PA":
+        image = image.convert("RGBA")
+    elif image.mode not in ("L", "LA", "RGB", "RGBA", "RGBa"):
+        image = image.convert("RGB")
+    return pixels_of(image)
 
 
 def _is_uninverted_white_zero(image: Image.Image) -> bool:
@@ -392,23 +344,108 @@ def _is_uninverted_white_zero(image: Image.Image) -> bool:
     return image.mode in _GREY_16 and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
-def _high_bytes(values: NDArray[Any], notes: list[str]) -> NDArray[np.uint8]:
-    largest = int(values.max())
-    if 0 < largest < 1 << 14:
-        notes.append(
-            f"16 bit, but the largest value is {largest} ({largest.bit_length()} bits used): "
-            "read as dark; scale it to the full range if the model was trained on such images"
+def _from_array(array: NDArray[Any], max_pixels: int, name: str = "the array") -> Raster:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(
+            f"{name} has shape {array.shape}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
         )
-    return (values >> 8).astype(np.uint8)
+    if array.dtype not in (np.uint8, np.uint16, np.bool_):
+        raise ImageError(f"{name} holds {array.dtype}: expected uint8 (0 to 255), uint16 or bool")
+    check_sides(array.shape[0], array.shape[1], name, max_pixels)
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    return Raster(array.reshape(*array.shape[:2], -1))
 
 
-def _on_white(pixels: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
-    """(H, W, 4) RGBA to (H, W, 3): ``colour * alpha + white * (1 - alpha)``, rounded."""
-    alpha = pixels[..., 3:].astype(np.uint32)
-    if alpha.min() < 255:
+def _shown(raster: Raster, white_level: int) -> LoadedImage:
+    """A picture's samples as RGB of 8 bits: on white, and turned upright."""
+    samples, notes = raster.samples, list(raster.notes)
+    height, width, channels = samples.shape
+    largest = None
+    if samples.dtype == np.uint16 and raster.white is None:
+        colours = samples[..., : 1 if channels <= 2 else 3]
+        largest = int(colours.max())
+        notes += _misfits(colours, largest, white_level, raster.significant_bits)
+    pixels = np.empty((height, width, 3), np.uint8)
+    translucent = False
+    for rows in blocks(height, width):
+        shown, alpha = _eight_bits(samples[rows], raster, white_level)
+        if alpha is not None and alpha.min() < 255:
+            translucent = True
+            shown = _on_white(shown, alpha, raster.premultiplied)
+        pixels[rows] = shown
+    if translucent:
         notes.append("transparent parts shown on white")
-    mixed = pixels[..., :3] * alpha + 255 * (255 - alpha)
-    return ((mixed + 127) // 255).astype(np.uint8)
+    return LoadedImage(_upright(pixels, raster.orientation), tuple(notes), largest, raster.significant_bits)
+
+
+def _eight_bits(
+    samples: NDArray[Any], raster: Raster, white_level: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """The colours (h, W, 1 or 3) of some rows, and their alpha (h, W, 1)."""
+    if raster.palette is not None:
+        samples = raster.palette[samples[..., 0]]
+    count = 1 if samples.shape[2] <= 2 else 3
+    colours, alpha = samples[..., :count], samples[..., count:] if samples.shape[2] > count else None
+    if samples.dtype == np.uint16:
+        colours = _levels(raster.white or white_level)[colours]
+        alpha = None if alpha is None else _levels(raster.white or FULL_WHITE)[alpha]
+    return 255 - colours if raster.zero_is_white else colours, alpha
+
+
+@lru_cache(maxsize=16)
+def _levels(white: int) -> NDArray[np.uint8]:
+    """(65536,): the level of 8 bits that each value of 16 bits becomes."""
+    values = np.arange(1 << 16, dtype=np.int64) * 256 // (white + 1)
+    return np.minimum(values, 255).astype(np.uint8)
+
+
+def _misfits(colours: NDArray[np.uint16], largest: int, white: int, bits: int | None) -> list[str]:
+    """What is to be said of a 16-bit picture whose values are not those of this white level."""
+    notes = []
+    if bits is not None and (1 << bits) - 1 != white:
+        notes.append(f"16 bit, of which the file says {bits} are used, but the white level is {white}")
+    dim = (white + 1) // 4  # what lies below uses at least two bits less than there are
+    rows = list(blocks(*colours.shape[:2]))
+    if largest > white:
+        above = sum(int(np.count_nonzero(colours[part] > white)) for part in rows)
+        notes.append(f"16 bit, but {above} values, up to {largest}, lie above the white level {white}")
+    advice = "read as dark; say the white level if the model was trained on such images"
+    if 0 < largest < dim:
+        notes.append(
+            f"16 bit, but the largest value is {largest} ({largest.bit_length()} bits used): {advice}"
+        )
+        return notes
+    # A scale bar or a hot pixel far above all others must not hide that.
+    bright = sum(int(np.count_nonzero(colours[part] >= dim)) for part in rows)
+    if not 0 < bright <= _FEW * colours.size:
+        return notes
+    largest = max(int(np.where(colours[part] < dim, colours[part], 0).max()) for part in rows)
+    used = largest.bit_length()
+    if largest and not any(np.any((colours[part] >= dim) & (colours[part] < 2 << used)) for part in rows):
+        notes.append(
+            f"16 bit, but all but {bright} values lie at {largest} or below ({used} bits used): {advice}"
+        )
+    return notes
+
+
+def _on_white(colours: NDArray[np.uint8], alpha: NDArray[np.uint8], premultiplied: bool) -> NDArray[np.uint8]:
+    """``colour * alpha + white * (1 - alpha)``, rounded; (h, W, 1 or 3) and (h, W, 1) to (h, W, 1 or 3)."""
+    if premultiplied:
+        return np.minimum(colours.astype(np.uint16) + (255 - alpha), 255).astype(np.uint8)
+    wide = alpha.astype(np.uint32)
+    return ((colours * wide + 255 * (255 - wide) + 127) // 255).astype(np.uint8)
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """A picture turned as its orientation says (EXIF 2.3, tag 0x0112)."""
+    if orientation >= 5:  # rows are columns
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _reason(error: BaseException) -> str:

@@ -21,7 +21,10 @@ HEAVY = (
 )
 
 # The ground floor, known by all: who stands later may know who stands earlier.
-GROUND = ("version", "errors", "text", "files", "machine", "resize", "images", "data", "pages", "measures")
+GROUND = (
+    *("version", "errors", "text", "files", "machine", "resize", "decoding", "images"),
+    *("data", "pages", "measures"),
+)
 
 # What the ground floor knows of the rooms: `images` asks for the compiled resize, inside a function.
 GROUND_ASKS = {"images": {"msmamba.plugins.image_resize", "msmamba.plugins.image_resize.cpu"}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -75,6 +76,13 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 def on_white(pixels: np.ndarray) -> np.ndarray:
     colour, alpha = pixels[..., :3].astype(np.float64), pixels[..., 3:] / 255
     return np.rint(colour * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def burnt(pixels: np.ndarray) -> np.ndarray:
+    """With one hot pixel, of a picture that is large enough for it to be few."""
+    large = np.tile(pixels, (3, 3, 1))
+    large[4, 5] = 65535
+    return large
 
 
 RGB, GREY, RGBA = picture(), picture(channels=1), picture(channels=4)
@@ -159,11 +167,15 @@ def test_a_16_bit_grey_tiff_is_turned_too() -> None:
     np.testing.assert_array_equal(read_image(content), grey(GREY16 >> 8))
 
 
-def test_only_the_first_page_is_read_and_the_notes_say_so() -> None:
-    others = [Image.fromarray(picture(9, 9)) for _ in range(2)]
+def test_of_pages_the_largest_is_read_the_first_of_several_and_the_notes_say_so() -> None:
+    others = [Image.fromarray(picture(7, 5)), Image.fromarray(picture(4, 3))]
     image = load_image(encoded(RGB, "TIFF", save_all=True, append_images=others))
     np.testing.assert_array_equal(image.pixels, RGB)
     assert image.notes == ("page 1 of 3",)
+    large = picture(9, 9)
+    image = load_image(encoded(RGB, "TIFF", save_all=True, append_images=[Image.fromarray(large)]))
+    np.testing.assert_array_equal(image.pixels, large)
+    assert image.notes == ("page 2 of 2, the largest",)
 
 
 @pytest.mark.parametrize(
@@ -172,12 +184,15 @@ def test_only_the_first_page_is_read_and_the_notes_say_so() -> None:
         (encoded(RGBA, "PNG"), "transparent parts shown on white"),
         (tiff(GREY16 // 16), "12 bits used"),
         (tiff(GREY16 // 256), "8 bits used"),
+        (png(RGB16 // 16, 2), "12 bits used"),
+        (tiff(RGB16 // 16, photometric=2), "12 bits used"),
+        (png(burnt(GREY16[:, :, None] // 16), 0), "all but 1 values .*12 bits used"),
         (encoded(Image.fromarray(RGB).convert("CMYK"), "TIFF"), "CMYK"),
     ],
-    ids=["alpha", "12-in-16-bits", "8-in-16-bits", "cmyk"],
+    ids=["alpha", "12-in-16-bits", "8-in-16-bits", "png-colour", "tiff-colour", "hot-pixel", "cmyk"],
 )
 def test_notes_say_what_was_decided(source: bytes, note: str) -> None:
-    assert any(note in line for line in load_image(source).notes)
+    assert any(re.search(note, line) for line in load_image(source).notes)
 
 
 @pytest.mark.parametrize("name", ["png-rgb", "png-grey", "png-palette", "tiff-grey-16", "tiff-rgb-16"])
@@ -237,13 +252,12 @@ BAD = {
     "truncated-jpeg": (encoded(picture(64, 64), "JPEG")[:900], "truncated or corrupt"),
     "truncated-tiff": (tiff(picture(64, 64), 2)[:-64], "PNG, JPEG, TIFF or BMP|truncated or corrupt"),
     "float-tiff": (tiff(GREY.astype(np.float32), sample_format=3), "floating-point values.*8 or 16"),
-    "int32-tiff": (tiff(GREY.astype(np.int32), sample_format=2), "32-bit integers.*8 or 16"),
+    "int32-tiff": (tiff(GREY.astype(np.int32), sample_format=2), "signed integers.*8 or 16"),
     "one-pixel": (encoded(picture(1, 1), "PNG"), "1x1 pixels: too small"),
     "one-row": (encoded(picture(1, 9), "PNG"), "9x1 pixels: too small"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's, on the truncated TIFF
 @pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD.keys())
 def test_a_bad_file_gives_one_clear_line(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "sample.png"
@@ -303,7 +317,6 @@ def test_a_bad_array_gives_one_clear_line(array: np.ndarray, message: str) -> No
         read_image(array)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of the corruption before it gives up
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP"])
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
