@@ -434,7 +434,10 @@ class MicroscopicMamba(Network):
         return cls(architecture_of(state))
 
     def initialise(self) -> None:
-        """Fills all weights for training from scratch (the released code's initialisation)."""
+        """Fills all weights for training from scratch (the released code's initialisation).
+
+        Convolutions' biases are uniform in ±1/sqrt(fan-in), PyTorch's default, which the released code keeps.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -443,7 +446,8 @@ class MicroscopicMamba(Network):
             elif isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                    bound = module.weight[0].numel() ** -0.5
+                    nn.init.uniform_(module.bias, -bound, bound)
             elif isinstance(module, ARVSS):
                 module.initialise_scan()
 

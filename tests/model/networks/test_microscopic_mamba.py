@@ -140,6 +140,24 @@ def test_the_step_sizes_begin_between_a_thousandth_and_a_tenth() -> None:
             torch.testing.assert_close(parameter.detach(), expected)
 
 
+def test_biases_begin_as_in_the_released_code() -> None:
+    """Those of convolutions at PyTorch's default, ±1/sqrt(fan-in), those of linear layers at zero."""
+    torch.manual_seed(0)
+    network = MicroscopicMamba.of_size("t", num_classes=2)
+    sizes = set()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Linear) and module.bias is not None:
+            assert not module.bias.any()
+        elif isinstance(module, torch.nn.Conv2d) and module.bias is not None:
+            fan_in = module.in_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
+            sizes.add(fan_in)
+            scaled = module.bias * fan_in**0.5  # uniform in ±1: at least three draws here, up to 1536
+            assert scaled.abs().max() <= 1
+            assert scaled.abs().max() > 0.2
+            assert len(scaled.unique()) == len(scaled)
+    assert len(sizes) > 3
+
+
 def test_psffn_swaps_height_and_width(network: MicroscopicMamba) -> None:
     block = network.layers[0].blocks[0].pvm_layer.mamba
     x = torch.randn(2, 3, 5, 2 * block.in_proj.in_features)

@@ -200,7 +200,7 @@ def test_a_run_leaves_everything_and_the_checkpoint_is_the_best_epoch(
 
 
 def test_training_learns(data: ImageFolder, small: Architecture, tmp_path: Path) -> None:
-    result = train(data, tmp_path / "run", small, replace(QUICK, epochs=8), hardware=ONE_THREAD)
+    result = train(data, tmp_path / "run", small, replace(QUICK, epochs=12), hardware=ONE_THREAD)
     assert result.test is not None
     assert result.val.accuracy == result.test.accuracy == 1
     assert result.history[-1].train_loss < result.history[0].train_loss
