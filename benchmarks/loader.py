@@ -1,6 +1,7 @@
 """How fast images of TissueMNIST's form are read for training and evaluation, and in how much memory.
 
     python benchmarks/loader.py [--images 20000] [--size 28] [--image-size 224] [--rounds 3] [--workers 0 1 2]
+        [--preset micrographs]
 
 Makes a file as MedMNIST publishes it (random pixels), imports it as `mmdeploy data import tissuemnist` does,
 and reads all of it as `mmdeploy train` does: the training split cropped at random, resized and normalised,
@@ -78,18 +79,18 @@ def peaks() -> Iterator[dict[str, int]]:
         watcher.join()
 
 
-def read(folder: Path, workers: int, image_size: int, rounds: int) -> dict[str, Any]:
+def read(folder: Path, workers: int, image_size: int, rounds: int, preset: str) -> dict[str, Any]:
     """Reads the data set and gives images a second, one of each round, and memory in bytes."""
     from msmamba.data.folders import read_training_folder
     from msmamba.images import Transform
     from msmamba.model.training.loading import (
-        Augmentation,
         Batches,
         EvaluationImages,
         ShuffledBatches,
         TrainingImages,
         images_of,
     )
+    from msmamba.model.training.recipe import Recipe
 
     before = memory()[0]
     data = read_training_folder(folder)
@@ -97,7 +98,7 @@ def read(folder: Path, workers: int, image_size: int, rounds: int) -> dict[str, 
     transform = Transform(image_size, *data.statistics)
     images = images_of(data.splits)
     order = ShuffledBatches(len(images["train"]), BATCH_SIZE, seed=0)
-    training = TrainingImages(images["train"], Augmentation(), transform, seed=0)
+    training = TrainingImages(images["train"], Recipe.of_preset(preset).augmentation, transform, seed=0)
     evaluation = [EvaluationImages(images[name], transform) for name in ("val", "test")]
     batches = {
         "train": [Batches(training, workers, batch_sampler=order)],
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224, help="side of the network's input, pixels")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--preset", default="paper", help="recipe whose augmentation is measured")
     parser.add_argument("--call", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.call:
@@ -168,7 +170,9 @@ def main() -> None:
         )
         print("workers   train    eval   MB held   of it before   MB mapped")
         for workers in arguments.workers:
-            result = in_a_process(read, output, workers, arguments.image_size, arguments.rounds)
+            result = in_a_process(
+                read, output, workers, arguments.image_size, arguments.rounds, arguments.preset
+            )
             train, evaluation = (
                 np.median([rates[kind] for rates in result["rates"]]) for kind in ("train", "eval")
             )

@@ -95,6 +95,23 @@ _RUNNING = "How it runs"
     help="The weight decay of Adam.",
 )
 @option(
+    "--label-smoothing",
+    group=_RECIPE,
+    type=float,
+    metavar="SHARE",
+    show_default="0",
+    help="Deal this share of each label evenly to all classes.",
+)
+@option(
+    "--average",
+    "average_epochs",
+    group=_RECIPE,
+    type=float,
+    metavar="EPOCHS",
+    show_default="0",
+    help="Keep weights averaged over so many epochs.",
+)
+@option(
     "--seed",
     group=_RECIPE,
     type=int,
@@ -130,6 +147,36 @@ _RUNNING = "How it runs"
     group=_IMAGES,
     default=None,
     help="Mirror half of the images top to bottom.",
+)
+@option(
+    "--keep-shape/--no-keep-shape",
+    group=_IMAGES,
+    default=None,
+    help="Take crops of about the image's own shape.",
+)
+@option(
+    "--rotation",
+    group=_IMAGES,
+    type=float,
+    metavar="DEGREES",
+    show_default="0",
+    help="Turn images by up to this angle either way.",
+)
+@option(
+    "--colour",
+    group=_IMAGES,
+    type=float,
+    metavar="SHARE",
+    show_default="0",
+    help="Change each channel and the contrast by up to this.",
+)
+@option(
+    "--focus",
+    group=_IMAGES,
+    type=float,
+    metavar="SHARE",
+    show_default="0",
+    help="Blur by up to this share of the input's side.",
 )
 @option(
     "--group-by",

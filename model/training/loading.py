@@ -1,4 +1,4 @@
-"""From samples to batches: decoding once, augmentation, and an order that depends on nothing but seeds.
+"""From samples to batches: decoding once, and an order that depends on nothing but seeds.
 
 Every random choice is drawn from a generator seeded by (seed, epoch, image), so a run is the same with any
 number of workers, and a resumed run continues as if it had never stopped.
@@ -8,9 +8,7 @@ Dims: B batch, H W an image's own size, S side of the square network input.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from ...data.imported import Channels
 from ...data.samples import Sample
 from ...errors import ImageError
-from ...images import StackedImage, Transform, read_image, resized
+from ...images import StackedImage, Transform, read_image
+from .augmentation import Augmentation, Pixels
 
-Pixels = npt.NDArray[np.uint8]
 Item = tuple[npt.NDArray[np.float32], int]
 """A normalised image (3, S, S) and its class index."""
 Key = tuple[int, int]
@@ -32,7 +30,6 @@ Key = tuple[int, int]
 
 CACHE_BYTES = 1 << 30
 """Decoded images kept in memory, at most."""
-CROP_ATTEMPTS = 10
 
 
 class Images:
@@ -77,67 +74,6 @@ def images_of(splits: Mapping[str, Sequence[Sample]], cache_bytes: int = CACHE_B
     """The images of each split, which together keep no more than ``cache_bytes``."""
     count = sum(map(len, splits.values()))
     return {name: Images(samples, cache_bytes * len(samples) // count) for name, samples in splits.items()}
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What is drawn at random for a training image: a crop resized to the input, and flips.
-
-    Raises:
-        ValueError: ranges that make no sense.
-    """
-
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area that a crop covers, lowest and highest."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of a crop, lowest and highest."""
-    horizontal_flip: bool = False
-    """Mirror half of the images left to right."""
-    vertical_flip: bool = False
-    """Mirror half of the images top to bottom."""
-
-    def __post_init__(self) -> None:
-        for name, (low, high), most in (
-            ("crop_scale", self.crop_scale, 1.0),
-            ("crop_ratio", self.crop_ratio, math.inf),
-        ):
-            if not 0 < low <= high <= most:
-                raise ValueError(
-                    f"{name} is {low} to {high}, expected two numbers above 0 in order, at most {most}"
-                )
-
-    def crop_box(self, width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
-        """A crop as left, top, right, bottom, pixels.
-
-        Area and log ratio are uniform; after ten draws that do not fit, the largest central crop of an
-        allowed ratio (the rule of torchvision's ``RandomResizedCrop``).
-        """
-        lowest, highest = self.crop_ratio
-        for _ in range(CROP_ATTEMPTS):
-            area = width * height * generator.uniform(*self.crop_scale)
-            ratio = math.exp(generator.uniform(math.log(lowest), math.log(highest)))
-            crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < crop_width <= width and 0 < crop_height <= height:
-                left = int(generator.integers(width - crop_width, endpoint=True))
-                top = int(generator.integers(height - crop_height, endpoint=True))
-                return left, top, left + crop_width, top + crop_height
-        crop_width = min(width, max(1, round(height * highest)))
-        crop_height = min(height, max(1, round(width / lowest)))
-        left, top = (width - crop_width) // 2, (height - crop_height) // 2
-        return left, top, left + crop_width, top + crop_height
-
-    def __call__(self, pixels: Pixels, size: int, generator: np.random.Generator) -> Pixels:
-        """Crops, resizes and flips an RGB image: (H, W, 3) to (size, size, 3).
-
-        The resize is the runtime's; at a crop's edges it sees the pixels around it, as it would in the image.
-        """
-        height, width, _ = pixels.shape
-        image = resized(pixels, size, self.crop_box(width, height, generator))
-        if self.horizontal_flip and generator.random() < 0.5:
-            image = image[:, ::-1]
-        if self.vertical_flip and generator.random() < 0.5:
-            image = image[::-1]
-        return np.ascontiguousarray(image)
 
 
 class TrainingImages(Dataset[Item]):

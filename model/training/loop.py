@@ -217,7 +217,11 @@ def train_folder(
         arch = with_switches(begun.arch, switches or {})
     pattern = group_by if group_by is not None else begun.group_by if begun else None
     try:
-        base = begun.recipe if begun and preset is None else Recipe.of_preset(preset or "paper")
+        # A preset's figures may have changed since the run began: it goes on with those that it has.
+        if begun and preset in (None, begun.recipe.preset):
+            base = begun.recipe
+        else:
+            base = Recipe.of_preset(preset or "paper")
         recipe = base.with_figures(**(figures or {}))
         groups = re.compile(pattern) if pattern is not None else None
     except ValueError as error:
@@ -267,6 +271,10 @@ class _Trainer:
 
         torch.manual_seed(recipe.seed)
         self.network = family_of(arch).build(arch).to(self.device)
+        self.judged = self.network
+        """The network that is validated and kept: the trained one, or its average."""
+        if recipe.average_epochs:
+            self.judged = copy.deepcopy(self.network).requires_grad_(False)
         self.optimiser = _optimiser_of(self.network, recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=hardware.amp)
         self.history: list[Epoch] = []
@@ -310,7 +318,7 @@ class _Trainer:
         finally:
             if self.history and self.processes.is_first:
                 self.folder.draw_curve(self.history)
-        self.network.load_state_dict(self.best_weights)
+        self.judged.load_state_dict(self.best_weights)
         result, predictions = self._measure()
         if self.processes.is_first:
             self.folder.write_result(result, predictions)
@@ -397,6 +405,7 @@ class _Trainer:
                 **identity,
                 "data": _described(data),
                 "overridden": self.recipe.overridden(),
+                "kept": "averaged weights" if self.recipe.average_epochs else "trained weights",
                 "normalisation": {"mean": mean, "std": std},
                 "root": str(data.root),
                 "skipped": dict(data.skipped),
@@ -441,7 +450,7 @@ class _Trainer:
         self.history.append(epoch)
         is_best = best_of(self.history) is epoch
         if is_best:
-            self.best_weights = _copied(self.network)
+            self.best_weights = _copied(self.judged)
         if self.processes.is_first:
             self._save(is_best)
         for listener in self.listeners:
@@ -471,6 +480,10 @@ class _Trainer:
                 raise self._diverged(f"the loss became {value} in epoch {number}, step {step}")
             self.scaler.step(self.optimiser)
             self.scaler.update()
+            if self.judged is not self.network:
+                total = (number - 1) * len(self.order) + step
+                kept = self.recipe.average_kept_at(total, len(self.order))
+                move_towards(self.judged, self.network, 1 - kept)
             loss_sum += value * images
             right += hits
             seen += images
@@ -484,7 +497,10 @@ class _Trainer:
         truth = labels.to(self.device)
         with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.hardware.amp):
             logits = self.replica(images.to(self.device))
-        loss = functional.cross_entropy(logits.float(), truth, reduction="sum") / (batch * part.copies)
+        losses = functional.cross_entropy(
+            logits.float(), truth, reduction="sum", label_smoothing=self.recipe.label_smoothing
+        )
+        loss = losses / (batch * part.copies)
         # A replica averages gradients over the processes, where their sum is wanted.
         self.scaler.scale(loss * self.processes.count).backward()
         hits = int((logits.argmax(dim=1) == truth).sum())
@@ -497,11 +513,11 @@ class _Trainer:
     @torch.inference_mode()
     def _answers(self, split: str) -> list[_Answer]:
         """Logits and true classes of this process's batches of a split."""
-        self.network.eval()
+        self.judged.eval()
         own: list[_Answer] = []
         for images, labels in self.evaluation_batches[split]:
             with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.hardware.amp):
-                scores = self.network(images.to(self.device))
+                scores = self.judged(images.to(self.device))
             own.append((scores.float().cpu().numpy(), labels.numpy()))
         return own
 
@@ -535,6 +551,7 @@ class _Trainer:
                 best=self.best_weights,
                 optimiser=self.optimiser.state_dict(),
                 scaler=self.scaler.state_dict(),
+                averaged={} if self.judged is self.network else self.judged.state_dict(),
             )
         )
         if is_best:
@@ -557,6 +574,8 @@ class _Trainer:
         self.history = list(state.history)
         self.best_weights = state.best
         self.network.load_state_dict(state.network)
+        if self.judged is not self.network:
+            self.judged.load_state_dict(state.averaged)
         self.optimiser.load_state_dict(state.optimiser)
         if self.hardware.amp and state.scaler:
             self.scaler.load_state_dict(state.scaler)
@@ -601,6 +620,17 @@ def _optimiser_of(network: Network, recipe: Recipe) -> torch.optim.Adam:
         lr=recipe.learning_rate,
         fused=True,  # a quarter of the time of PyTorch's default on the CPU, a loop over the tensors
     )
+
+
+@torch.no_grad()
+def move_towards(averaged: nn.Module, network: nn.Module, share: float) -> None:
+    """Moves weights and batch norms' statistics by a share of the way to those of the network in training."""
+    pairs = zip(averaged.state_dict().values(), network.state_dict().values(), strict=True)
+    for mean, value in pairs:
+        if mean.is_floating_point():
+            mean.lerp_(value, share)
+        else:
+            mean.copy_(value)  # batch norms' count of batches
 
 
 def _copied(network: nn.Module) -> dict[str, Tensor]:

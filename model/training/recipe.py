@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from .loading import Augmentation
+from .augmentation import Augmentation
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -47,6 +47,11 @@ class Recipe:
     """Epochs without a lower validation loss after which training stops."""
     image_size: int = 224
     """Side of the square network input, pixels."""
+    label_smoothing: float = 0.0
+    """Share of each training image's label that is dealt evenly to all classes, in the loss of training."""
+    average_epochs: float = 0.0
+    """Epochs that the averaged weights look back: in as many they forget all but 1/e of what they were. They
+    are what is validated and kept; 0 keeps the trained ones themselves."""
     accumulate: int = 1
     """Parts that a batch goes through the network in, one after the other, before the weights change: less
     memory, and batch norm then sees a part at a time."""
@@ -79,6 +84,10 @@ class Recipe:
             wrong.append(f"learning_rate is {self.learning_rate}, expected a number above 0")
         if not 0 <= self.weight_decay < math.inf:
             wrong.append(f"weight_decay is {self.weight_decay}, expected 0 or more")
+        if not 0 <= self.label_smoothing < 1:
+            wrong.append(f"label_smoothing is {self.label_smoothing}, expected 0 or more and less than 1")
+        if not 0 <= self.average_epochs < math.inf:
+            wrong.append(f"average_epochs is {self.average_epochs}, expected 0 or more")
         if 1 <= self.epochs <= self.warmup_epochs:
             wrong.append(
                 f"warmup_epochs is {self.warmup_epochs}, which leaves no epoch of {self.epochs} for the decay"
@@ -100,6 +109,17 @@ class Recipe:
             return self.learning_rate * epoch / self.warmup_epochs
         decayed = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
         return self.learning_rate * (1 + math.cos(math.pi * decayed)) / 2
+
+    def average_kept_at(self, step: int, steps_per_epoch: int) -> float:
+        """The share of the averaged weights that a step keeps.
+
+        The first steps keep less, so that the weights from before training are soon forgotten.
+
+        Args:
+            step: of the whole run, counting from 1.
+            steps_per_epoch: batches in an epoch.
+        """
+        return min(math.exp(-1 / (self.average_epochs * steps_per_epoch)), step / (step + 9))
 
     def with_figures(self, **figures: Any) -> Recipe:
         """This recipe with other figures, those of the augmentation included.

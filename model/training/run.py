@@ -21,7 +21,7 @@ import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class State:
     optimiser: dict[str, Any]
     scaler: dict[str, Any]
     """State of the mixed-precision loss's scaling; empty without."""
+    averaged: dict[str, Tensor] = field(default_factory=dict)
+    """The averaged weights; empty where the recipe has none."""
 
 
 class RunFolder:

@@ -1,4 +1,4 @@
-"""Augmentation, batches and channel statistics."""
+"""Batches and channel statistics."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 from msmamba.data.samples import Sample, StackedSamples
 from msmamba.errors import ImageError
 from msmamba.images import Transform
+from msmamba.model.training.augmentation import Augmentation
 from msmamba.model.training.loading import (
-    Augmentation,
     Batches,
     EvaluationImages,
     Images,
@@ -40,83 +40,6 @@ def samples(tmp_path: Path) -> list[Sample]:
         Image.fromarray(pixels).save(path)
         made.append(Sample(path, number % 3))
     return made
-
-
-@settings(deadline=None)
-@given(width=st.integers(2, 400), height=st.integers(2, 400), seed=st.integers(0, 99))
-def test_a_crop_lies_in_the_image_and_keeps_area_and_ratio(width: int, height: int, seed: int) -> None:
-    augmentation = Augmentation()
-    left, top, right, bottom = augmentation.crop_box(width, height, np.random.default_rng(seed))
-    assert 0 <= left < right <= width
-    assert 0 <= top < bottom <= height
-    crop_width, crop_height = right - left, bottom - top
-    # Rounding to whole pixels moves each side by half a pixel at most.
-    if 1 / 4 <= width / height <= 4:  # a longer image may have to give its small centre
-        assert (crop_width + 0.5) * (crop_height + 0.5) >= 0.08 * width * height
-    assert (crop_width - 0.5) / (crop_height + 0.5) <= 4 / 3
-    assert (crop_width + 0.5) / (crop_height - 0.5) >= 3 / 4
-
-
-def test_crops_spread_over_areas_ratios_and_places() -> None:
-    generator = np.random.default_rng(0)
-    boxes = np.array([Augmentation().crop_box(100, 100, generator) for _ in range(2000)])
-    sides = boxes[:, 2:] - boxes[:, :2]
-    areas = sides.prod(axis=1) / 1e4
-    ratios = np.log(sides[:, 0] / sides[:, 1])
-    assert areas.min() < 0.1
-    assert areas.max() > 0.9
-    assert abs(np.median(areas) - 0.52) < 0.05  # not 0.54: large crops of a skewed ratio do not fit
-    assert abs(ratios.mean()) < 0.02
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    assert np.abs(centres.mean(axis=0) - 50).max() < 1.5
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "box"),
-    [
-        pytest.param(400, 10, (193, 0, 206, 10), id="wide"),
-        pytest.param(10, 400, (0, 193, 10, 206), id="tall"),
-    ],
-)
-def test_an_image_that_no_crop_fits_gives_its_centre(
-    width: int, height: int, box: tuple[int, int, int, int]
-) -> None:
-    assert Augmentation(crop_scale=(1.0, 1.0)).crop_box(width, height, np.random.default_rng(0)) == box
-
-
-def test_a_crop_of_everything_is_the_evaluation_resize(samples: list[Sample]) -> None:
-    pixels = Images(samples).read(0)
-    square = np.ascontiguousarray(pixels[:33, :33])
-    whole = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
-    np.testing.assert_array_equal(whole(square, 32, np.random.default_rng(0)), PLAIN.resize(square))
-
-
-@pytest.mark.parametrize(
-    ("flips", "expected"),
-    [
-        pytest.param({}, {(False, False)}, id="none"),
-        pytest.param({"horizontal_flip": True}, {(False, False), (True, False)}, id="horizontal"),
-        pytest.param(
-            {"horizontal_flip": True, "vertical_flip": True},
-            {(left, up) for left in (False, True) for up in (False, True)},
-            id="both",
-        ),
-    ],
-)
-def test_flips_mirror_about_half_of_the_images(
-    flips: dict[str, bool], expected: set[tuple[bool, bool]]
-) -> None:
-    ramp = np.zeros((16, 16, 3), np.uint8)
-    ramp[..., 0] = np.arange(16)[None, :] * 10
-    ramp[..., 1] = np.arange(16)[:, None] * 10
-    augmentation = Augmentation(**flips)
-    seen = []
-    for seed in range(60):
-        out = augmentation(ramp, 16, np.random.default_rng(seed)).astype(int)
-        seen.append((bool(out[0, 0, 0] > out[0, -1, 0]), bool(out[0, 0, 1] > out[-1, 0, 1])))
-    assert set(seen) == expected
-    for case in expected:
-        assert seen.count(case) > 60 / len(expected) / 2
 
 
 @settings(deadline=None)

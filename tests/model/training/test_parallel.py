@@ -202,9 +202,10 @@ def assert_as_of_one(run: Path, alone: Path) -> None:
         assert found == pytest.approx(expected, abs=6e-8), expected["number"]
     states = [torch.load(folder / "last.pt", weights_only=True) for folder in (run, alone)]
     assert states[0]["optimiser"]["state"].keys() == states[1]["optimiser"]["state"].keys()
-    for name, tensor in states[1]["network"].items():
-        error = (states[0]["network"][name] - tensor).double().abs().max()
-        assert error < 1.6e-6, name
+    for group in ("network", "averaged"):
+        for name, tensor in states[1][group].items():
+            error = (states[0][group][name] - tensor).double().abs().max()
+            assert error < 1.6e-6, f"{group} {name}"
 
 
 def test_two_processes_train_as_one(shared: Path, alone: Path) -> None:

@@ -19,7 +19,8 @@ from msmamba.errors import MsmambaError
 from msmamba.model.networks.microscopic_mamba import Architecture, MicroscopicMamba
 from msmamba.model.training import loop as training
 from msmamba.model.training import parallel
-from msmamba.model.training.loading import Augmentation, ShuffledBatches
+from msmamba.model.training.augmentation import Augmentation
+from msmamba.model.training.loading import ShuffledBatches
 from msmamba.model.training.recipe import Recipe
 
 SMALL = Architecture(depths=(1, 1), dims=(32, 64), num_classes=2)
@@ -31,6 +32,8 @@ STEADY = Recipe(
     learning_rate=1e-6,
     warmup_epochs=1,
     image_size=32,
+    label_smoothing=0.1,
+    average_epochs=0.5,
     augmentation=Augmentation(crop_scale=(0.6, 1.0), horizontal_flip=True),
 )
 
