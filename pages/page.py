@@ -1,4 +1,7 @@
-"""Pages that can be mailed: one HTML file with its pictures inside, and nothing to load from elsewhere."""
+"""Pages that can be mailed: one HTML file with its pictures inside, and nothing to load from elsewhere.
+
+A page extends ``frame.html.jinja``, which has the colours, tables and galleries that all pages share.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def page_from_template(template: Path, **values: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(template.parent),
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -59,7 +59,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert not inside & {"setup.py", "conftest.py", "tests", "benchmarks", "demo", "docs"}
     assert {name.parts[0] for name in names} <= {"msmamba", f"{wheel.name.split('-')[0]}-0.1.0.dist-info"}
     assert any(name.name.startswith("_native") for name in names)
-    assert PurePosixPath("msmamba/export/proof/decision.html.jinja") in names
+    assert {
+        PurePosixPath("msmamba/export/proof/decision.html.jinja"),
+        PurePosixPath("msmamba/pages/frame.html.jinja"),
+    } <= set(names)
     assert PurePosixPath("msmamba/model/evaluation/paper_results.csv") in names
     assert not any(name.suffix in (".cpp", ".h", ".o") for name in names)
 
