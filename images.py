@@ -25,14 +25,13 @@ same bits.
 from __future__ import annotations
 
 import io
-import math
 import os
 import stat
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from tokenize import TokenError
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -66,6 +65,9 @@ class StackedImage:
         return f"{self.stack}[{self.index}]"
 
 
+MAX_SIZE = 8192
+"""Largest side of a network's square input, in pixels (805 MB of float32)."""
+
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[Any] | Image.Image | StackedImage"
 """What an image can be read from: a path, an encoded file's bytes, an array of pixels, a Pillow image, a
 place in a stack."""
@@ -83,6 +85,8 @@ LEAST_WHITE = 255
 """The least white level: 8 bits of 16."""
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+
+_LARGE = 1e6  # no mean or deviation of values in [0, 1] is near it
 
 _GREY_16 = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 
@@ -117,8 +121,8 @@ class Transform:
         std: per channel, of pixels scaled to [0, 1].
 
     Raises:
-        InputError: a size below 1, or means and deviations that are not three finite numbers (the
-            deviations above zero).
+        InputError: a size that `is_image_size` refuses, or means and deviations that are not three numbers
+            of a sensible magnitude (see `are_means`, `are_deviations`).
     """
 
     size: int
@@ -126,13 +130,12 @@ class Transform:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise InputError(f"the image size is {self.size}: expected at least 1 pixel")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise InputError(f"the channels' {name} is {values}: expected three finite numbers")
-        if min(self.std) <= 0:
-            raise InputError(f"the channels' std is {self.std}: expected numbers above zero")
+        if not is_image_size(self.size):
+            raise InputError(f"the image size is {self.size!r}: expected 1 to {MAX_SIZE} pixels")
+        if not are_means(self.mean):
+            raise InputError(f"the channels' mean is {self.mean!r}: expected three finite numbers")
+        if not are_deviations(self.std):
+            raise InputError(f"the channels' std is {self.std!r}: expected three finite numbers above zero")
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Network input of one image.
@@ -191,6 +194,32 @@ def native_resize() -> Any | None:
     return cpu if cpu.why_unavailable() is None else None
 
 
+def is_image_size(value: object) -> bool:
+    """Whether a value can be the side of a network's square input: a whole number from 1 to `MAX_SIZE`."""
+    return type(value) is int and 1 <= value <= MAX_SIZE
+
+
+def are_means(value: Any) -> bool:
+    """Whether a value can be the means of three channels: numbers below a million (they are below 1)."""
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 3
+        and all(isinstance(item, (int, float, np.floating)) and -_LARGE < item < _LARGE for item in value)
+        and not any(isinstance(item, bool) for item in value)
+    )
+
+
+def are_deviations(value: Any) -> bool:
+    """Whether a value can be the standard deviations of three channels: numbers of 1e-6 to 1e6."""
+    return are_means(value) and min(value) >= 1 / _LARGE
+
+
+def is_source(value: object) -> TypeGuard[ImageSource]:
+    """Whether a value is of a kind that stands for one image."""
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray, Image.Image, StackedImage)
+    return isinstance(value, kinds)
+
+
 def read_image(
     source: ImageSource, max_pixels: int = MAX_PIXELS, white_level: int = FULL_WHITE
 ) -> NDArray[np.uint8]:
@@ -217,6 +246,10 @@ def load_image(
 
     Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), grey, RGB or RGBA, of uint8, uint16 or bool.
     """
+    if isinstance(source, np.ma.MaskedArray):
+        raise ImageError(
+            "the array is masked, and there is no colour for what is masked: expected one without"
+        )
     if isinstance(source, np.ndarray):
         return _shown(_from_array(source, max_pixels), white_level)
     if isinstance(source, Image.Image):
@@ -227,7 +260,12 @@ def load_image(
         return _shown(raster_of_file(io.BytesIO(source), "the image", max_pixels), white_level)
     if isinstance(source, StackedImage):
         return _shown(_from_array(_stacked_pixels(source), max_pixels, f"'{source}'"), white_level)
-    return _shown(_from_path(Path(source), max_pixels), white_level)
+    if isinstance(source, (str, os.PathLike)):
+        return _shown(_from_path(Path(os.fsdecode(source)), max_pixels), white_level)
+    raise ImageError(
+        f"a {type(source).__name__} is no image: expected a path, the bytes of a file, an array or a Pillow "
+        "image"
+    )
 
 
 def describe_source(source: ImageSource) -> str:
@@ -236,11 +274,11 @@ def describe_source(source: ImageSource) -> str:
         return f"array {'x'.join(map(str, source.shape))}"
     if isinstance(source, Image.Image):
         return f"Pillow image {source.width}x{source.height}"
-    if isinstance(source, bytes):
-        return f"{len(source)} bytes"
+    if isinstance(source, (str, os.PathLike)):
+        return os.fsdecode(source)
     if isinstance(source, StackedImage):
         return str(source)
-    return os.fspath(source)
+    return f"{len(source)} bytes"
 
 
 def _stacked_pixels(source: StackedImage) -> NDArray[np.uint8]:

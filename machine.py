@@ -6,11 +6,17 @@ Read from the operating system without any dependency; what a system does not te
 from __future__ import annotations
 
 import math
+import operator
 import os
 import platform
 import re
 import sys
 from pathlib import Path
+
+from .errors import InputError
+
+MAX_THREADS = 1024
+"""Most threads that may be asked for; far above what a process gains by."""
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -29,6 +35,26 @@ def usable_cores() -> int:
         return allowed
     granted, period = map(int, quota.split())
     return max(1, min(allowed, math.ceil(granted / period)))
+
+
+def threads_to_use(asked: int | None) -> int:
+    """The number of threads that was asked for, or every core that this process may use.
+
+    Raises:
+        InputError: it is no whole number of at least 1, or is absurd.
+    """
+    if asked is None:
+        return usable_cores()
+    try:
+        count = operator.index(asked)
+    except TypeError:
+        count = 0
+    if isinstance(asked, bool) or not 1 <= count <= MAX_THREADS:
+        raise InputError(
+            f"the number of threads is {asked!r}: expected a whole number from 1 to {MAX_THREADS}, or none "
+            "for all cores"
+        )
+    return count
 
 
 def processor() -> str:

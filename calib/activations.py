@@ -24,6 +24,7 @@ from ..files import open_file, write_atomically
 from ..images import Transform, read_image
 from ..runtime.manifest import RESIZE_RULE
 from ..runtime.onnxruntime_backend import register_native_kernels
+from ..runtime.onnxruntime_library import import_onnxruntime
 from .data import CalibrationSet
 from .histogram import BINS, Histogram
 
@@ -108,21 +109,19 @@ def measure(
 def _session(content: bytes, values: Sequence[str]) -> tuple[onnxruntime.InferenceSession, str, list[str]]:
     """A session that gives the values, its input's name, and the values that are no input."""
     import onnx
-    import onnxruntime
 
+    runtime = import_onnxruntime()
     model = onnx.load_from_string(content)
     input_name = model.graph.input[0].name
     outputs = [name for name in values if name != input_name]
     del model.graph.output[:]
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
-    options = onnxruntime.SessionOptions()
+    options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_cpu_mem_arena = False  # an arena would keep what the largest image took
     register_native_kernels(options)  # without them the file's own functions run: the same values, slower
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session, input_name, outputs
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..runtime.onnxruntime_library import import_onnxruntime
 from .histogram import BINS, Histogram
 
 METHODS = ("entropy", "percentile", "minmax")
@@ -45,6 +46,7 @@ def _percentile(histogram: Histogram) -> float:
 
 
 def _entropy(histogram: Histogram) -> float:
+    import_onnxruntime()
     from onnxruntime.quantization.calibrate import HistogramCollector
 
     # Its search wants both sides of zero, and no empty bins beyond the largest value.

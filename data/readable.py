@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import ImageError
 from ..images import read_image
-from ..machine import usable_cores
+from ..machine import threads_to_use
 from .folders import ImageFolder
 from .samples import Sample, Samples, Source
 
@@ -39,7 +39,7 @@ def unreadable_images(
         threads: that read; every usable core by default.
         advance: called with the images read and all images.
     """
-    threads = threads or usable_cores()
+    threads = threads_to_use(threads)
     images = sum(map(len, data.splits.values()))
     places = chain.from_iterable(
         ((name, place) for place in range(len(samples))) for name, samples in data.splits.items()

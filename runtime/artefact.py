@@ -1,8 +1,8 @@
 """What a path holds, told from its content: a bundle, an ONNX file, an engine, a checkpoint.
 
 Suffixes are not trusted, and nothing here loads a model: a folder is looked at, a file's first bytes are
-read, and an ONNX file's outermost fields are walked (protobuf wire format: a varint ``number << 3 | type``,
-then the value) so that a truncated download is known before a runtime fails on it.
+read, and an ONNX file's outermost fields are walked so that a truncated download is known before a runtime
+fails on it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import mmap
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TypeAlias
 
 from .. import files
 from ..errors import ArtefactError
 from .manifest import Manifest
+from .protobuf import Buffer, fields
 
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
@@ -31,10 +30,6 @@ ENGINE_MAGICS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
 # Field numbers of ModelProto and their wire types, onnx.proto3; 0 is a varint, 2 bytes with their length.
 _MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _GRAPH_FIELD = 7
-_VARINT, _LENGTH_DELIMITED = 0, 2
-
-
-_Buffer: TypeAlias = "bytes | mmap.mmap"
 
 
 class Kind(Enum):
@@ -97,6 +92,13 @@ def recognise(path: str | Path) -> Kind:
             something else; the message says which and what to do.
     """
     path = Path(path)
+    try:
+        return _kind_of(path)
+    except OSError as error:
+        raise ArtefactError(f"'{path}' cannot be read: {error.strerror}") from error
+
+
+def _kind_of(path: Path) -> Kind:
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
             return Kind.BUNDLE
@@ -105,23 +107,20 @@ def recognise(path: str | Path) -> Kind:
         )
     if not path.exists():
         raise ArtefactError(f"'{path}' does not exist: expected a bundle, an ONNX file or an engine")
-    try:
-        with files.open_file(path) as file:
-            head = file.read(16)
-            if not head:
-                raise ArtefactError(f"'{path}' is empty: copy or export it again")
-            if head[:4] in ENGINE_MAGICS:
-                return Kind.ENGINE
-            if is_checkpoint(path):
-                raise ArtefactError(
-                    f"'{path}' is a checkpoint, and the runtime needs an exported artefact: "
-                    f"export it with 'mmdeploy export {path} -o BUNDLE'"
-                )
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                if is_onnx(content, str(path)):
-                    return Kind.ONNX
-    except OSError as error:
-        raise ArtefactError(f"'{path}' cannot be read: {error.strerror}") from error
+    with files.open_file(path) as file:
+        head = file.read(16)
+        if not head:
+            raise ArtefactError(f"'{path}' is empty: copy or export it again")
+        if head[:4] in ENGINE_MAGICS:
+            return Kind.ENGINE
+        if is_checkpoint(path):
+            raise ArtefactError(
+                f"'{path}' is a checkpoint, and the runtime needs an exported artefact: "
+                f"export it with 'mmdeploy export {path} -o BUNDLE'"
+            )
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if is_onnx(content, str(path)):
+                return Kind.ONNX
     raise ArtefactError(f"'{path}' is neither a bundle nor an ONNX file nor a TensorRT engine")
 
 
@@ -146,7 +145,7 @@ def is_checkpoint(path: str | Path) -> bool:
     return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
 
 
-def is_onnx(content: _Buffer, name: str) -> bool:
+def is_onnx(content: Buffer, name: str) -> bool:
     """Whether the outermost fields are those of an ONNX model, up to the last byte.
 
     Raises:
@@ -154,10 +153,10 @@ def is_onnx(content: _Buffer, name: str) -> bool:
     """
     numbers = set()
     try:
-        for number, wire_type in _fields(content):
-            if _MODEL_FIELDS.get(number) != wire_type:
+        for field in fields(content):
+            if _MODEL_FIELDS.get(field.number) != field.wire_type:
                 return False
-            numbers.add(number)
+            numbers.add(field.number)
     except EOFError as error:
         if 1 in numbers:  # ir_version, which writers put first
             raise ArtefactError(f"'{name}' is a truncated ONNX file: copy or export it again") from error
@@ -178,37 +177,3 @@ def read_file(path: str | Path) -> bytes:
         raise ArtefactError(f"'{path}' is missing: copy or export it again") from error
     except OSError as error:
         raise ArtefactError(f"'{path}' cannot be read: {error.strerror}") from error
-
-
-def _fields(content: _Buffer) -> Iterator[tuple[int, int]]:
-    """The outermost protobuf fields: number and wire type.
-
-    Raises:
-        EOFError: the content ends inside a field, or is not protobuf.
-    """
-    position = 0
-    while position < len(content):
-        key, position = _varint(content, position)
-        number, wire_type = key >> 3, key & 7
-        if wire_type == _VARINT:
-            _, position = _varint(content, position)
-        elif wire_type == _LENGTH_DELIMITED:
-            length, position = _varint(content, position)
-            position += length
-        else:
-            raise EOFError
-        if position > len(content):
-            raise EOFError
-        yield number, wire_type
-
-
-def _varint(content: _Buffer, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if position >= len(content) or shift > 63:
-            raise EOFError
-        byte = content[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position

@@ -101,7 +101,7 @@ def benchmark(
     )
     cases = list(
         dict.fromkeys(
-            Case(name, batch_size, threads or machine.usable_cores(), kernels, provider)
+            Case(name, batch_size, machine.threads_to_use(threads), kernels, provider)
             for name, provider, kernels, threads, batch_size in wanted
         )
     )

@@ -28,6 +28,7 @@ from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES, dotted
 from ..version import __version__
 from .engine_plan import NAMES as ENGINE_LIBRARIES
 from .onnxruntime_backend import GPU_PROVIDERS, NV_PLUGIN, register_native_kernels
+from .onnxruntime_library import import_onnxruntime
 
 _INT8_FEATURES = ("avx512_vnni", "amx_tile", "asimddp", "i8mm")
 _IMPORT_SECONDS = 120
@@ -172,9 +173,9 @@ def _machine() -> dict[str, str]:
 def _onnxruntime() -> Ability:
     name, fix = _CLASSIFY, "pip install onnxruntime"
     try:
-        import onnxruntime
-    except ImportError as error:
-        return Ability(name, False, f"ONNX Runtime does not import: {error}", fix)
+        onnxruntime = import_onnxruntime()
+    except BackendError as error:
+        return Ability(name, False, f"ONNX Runtime does not import: {error.__cause__}", fix)
     return Ability(name, True, f"ONNX Runtime {onnxruntime.__version__}")
 
 
@@ -182,8 +183,8 @@ def _native_kernels() -> Ability:
     name = _NATIVE
     fix = "until then the network runs as plain ONNX, slower and with the same answers"
     try:
-        import onnxruntime
-    except ImportError:
+        onnxruntime = import_onnxruntime()
+    except BackendError:
         return _onnxruntime().waiting(name)
     obstacle = register_native_kernels(onnxruntime.SessionOptions())
     if obstacle is not None:
@@ -256,8 +257,8 @@ def _onnxruntime_on(provider: str) -> Ability:
     short = package.removesuffix("ExecutionProvider")
     name = _ON_CUDA if provider == "cuda" else f"ONNX Runtime on {short}"
     try:
-        import onnxruntime
-    except ImportError:
+        onnxruntime = import_onnxruntime()
+    except BackendError:
         return _onnxruntime().waiting(name)
     gpu = _cuda_driver()
     if not gpu.works:

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import ArtefactError
-from ..images import Transform
+from ..images import MAX_SIZE, Transform, are_deviations, are_means, is_image_size
 
 FORMAT_VERSION = 1
 """Version of the manifest's format that this package writes, and the newest that it reads."""
@@ -27,8 +27,6 @@ RESIZE_RULE = "bilinear-antialias-square"
 """The one resize rule there is: `msmamba.images.Transform`."""
 
 PRECISIONS = ("fp32", "fp16", "int8")
-
-_LARGE = 1e6
 
 
 @dataclass(frozen=True)
@@ -183,18 +181,10 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
-def _is_number(value: Any) -> bool:
-    """A finite number of a sensible size (means and deviations are below 1)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGE
-
-
-def _are_labels(value: Any) -> bool:
+def are_labels(value: Any) -> bool:
+    """Whether a value can be the names of classes: a list of distinct texts that are not empty."""
     named = _is_list(value) and len(value) > 0 and all(isinstance(label, str) and label for label in value)
     return named and len(set(value)) == len(value)
-
-
-def _are_three_numbers(value: Any) -> bool:
-    return _is_list(value) and len(value) == 3 and all(map(_is_number, value))
 
 
 def _is_sha256(value: Any) -> bool:
@@ -232,10 +222,10 @@ _OPTIONAL = ("engine", "network")  # fields that bundles made before they existe
 # For every field: what is expected, in words, and whether a value is that.
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "format_version": (str(FORMAT_VERSION), lambda value: type(value) is int and value == FORMAT_VERSION),
-    "labels": ("distinct names, at least one", _are_labels),
-    "image_size": ("a number of pixels", lambda value: type(value) is int and value > 0),
-    "mean": ("three finite numbers", _are_three_numbers),
-    "std": ("three numbers above zero", lambda value: _are_three_numbers(value) and min(value) > 0),
+    "labels": ("distinct names, at least one", are_labels),
+    "image_size": (f"1 to {MAX_SIZE} pixels", lambda value: type(value) is int and is_image_size(value)),
+    "mean": ("three finite numbers", are_means),
+    "std": ("three numbers above zero", are_deviations),
     "resize": (f"'{RESIZE_RULE}'", lambda value: value == RESIZE_RULE),
     "network": ("a name", lambda value: isinstance(value, str)),
     "architecture": ("an object", lambda value: isinstance(value, dict)),

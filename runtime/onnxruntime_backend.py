@@ -9,15 +9,20 @@ meaning. Which of the two happened, and why, is in `OnnxRuntimeBackend.path`.
 from __future__ import annotations
 
 import importlib
+import mmap
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import machine
 from ..errors import ArtefactError, BackendError
+from ..images import MAX_SIZE, is_image_size
 from ..plugins.selective_scan import cpu
+from .onnx_answer import Answer, answer_of
+from .onnxruntime_library import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -43,6 +48,9 @@ GPU_PROVIDERS = {
 # Tiny at 224, two threads, two cores that other processes wanted too: idle threads that spin made an image
 # take 185 ms and 97 ms of processor time, idle threads that sleep 122 ms and 62 ms.
 _IDLE_THREADS_SLEEP = ("session.intra_op.allow_spinning", "0")
+
+# How far from 1 probabilities may sum up to: quantised ones of many classes, each rounded to 1/256.
+_SUM_TOLERANCE = 0.1
 
 _LOG_NOTHING_BUT_FATAL = 4  # failures are raised, and reported once
 
@@ -83,17 +91,18 @@ class OnnxRuntimeBackend:
 
         Raises:
             BackendError: the device, or the kernels, asked for cannot be had.
-            ArtefactError: ONNX Runtime cannot load the model, or it is no image classifier.
+            InputError: the number of threads is none.
+            ArtefactError: ONNX Runtime cannot load the model, or it is no image classifier, or one whose
+                classes do not exclude each other.
         """
         check_choices(
             device=(device, DEVICES), kernels=(kernels, KERNELS), provider=(provider, _OWN_PROVIDERS)
         )
-        if threads is not None and threads < 1:
-            raise BackendError(f"the number of threads is {threads}: expected at least 1")
-        runtime = _onnxruntime()
+        threads = machine.threads_to_use(threads)
+        runtime = import_onnxruntime()
         options = runtime.SessionOptions()
         providers = _providers(runtime, options, device, provider)
-        options.intra_op_num_threads = threads or machine.usable_cores()
+        options.intra_op_num_threads = threads
         options.log_severity_level = _LOG_NOTHING_BUT_FATAL
         options.add_session_config_entry(*_IDLE_THREADS_SLEEP)
         obstacle = _why_not_native(options, kernels, providers)
@@ -110,24 +119,35 @@ class OnnxRuntimeBackend:
         except _errors() as error:
             raise ArtefactError(f"ONNX Runtime cannot load '{name}': {_first_line(error)}") from error
         self.provider = _provider_in_use(session, providers, insisted=device == "cuda" or provider != "auto")
-        self.path = _path(self.provider, obstacle)
+        self._answer = _answer(model, name)
+        self.path = _path(self.provider, obstacle, self._answer)
+        self._name = name
         self._session: onnxruntime.InferenceSession | None = session
         self._input, self._output, self.max_batch, self.image_size, self.classes = interface
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """(B, 3, S, S) float32 to (B, classes) float32; any number of threads may call it at once.
 
+        What answers with probabilities gives their logarithms, of which a softmax makes the same ones.
+
         Raises:
+            ArtefactError: the network answers with something else than a row for each image.
             BackendError: the backend is closed, or ONNX Runtime failed (out of memory, say).
         """
         session = self._session
         if session is None:
             raise BackendError("the session is closed: open the artefact again")
         try:
-            (logits,) = session.run([self._output], {self._input: images})
+            (answer,) = session.run([self._output], {self._input: images})
         except _errors() as error:
             raise BackendError(f"ONNX Runtime failed: {_first_line(error)}") from error
-        return np.asarray(logits, np.float32)
+        rows = np.asarray(answer, np.float32)
+        if rows.shape != (len(images), self.classes):
+            raise ArtefactError(
+                f"'{self._name}' answers {len(images)} images with '{self._output}' of shape {rows.shape}, "
+                f"where it promises {(len(images), self.classes)}: export it again"
+            )
+        return _logarithms(rows, self._name) if self._answer is Answer.PROBABILITIES else rows
 
     def close(self) -> None:
         """Frees the model, once calls of `run` that have begun are done."""
@@ -146,14 +166,6 @@ def check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise BackendError(f"{name} '{value}' is unknown: choose one of {', '.join(allowed)}")
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendError(f"ONNX Runtime cannot be loaded ({error}): pip install onnxruntime") from error
-    return onnxruntime
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -262,11 +274,45 @@ def _why_not_native(options: Any, kernels: str, providers: list[str]) -> str | N
     return obstacle
 
 
-def _path(provider: str, obstacle: str | None) -> str:
+def _path(provider: str, obstacle: str | None, answer: Answer) -> str:
     name = f"onnxruntime {provider.removesuffix('ExecutionProvider')}"
-    if obstacle is None:
-        return f"{name}, native kernels ({cpu.kernels()})"
-    return f"{name}, ONNX functions ({obstacle})"
+    kernels = f"native kernels ({cpu.kernels()})" if obstacle is None else f"ONNX functions ({obstacle})"
+    softmax = ", a softmax at its end" if answer is Answer.PROBABILITIES else ""
+    return f"{name}, {kernels}{softmax}"
+
+
+def _answer(model: bytes | str, name: str) -> Answer:
+    """What the model answers with.
+
+    Raises:
+        ArtefactError: with a probability of each class by itself.
+    """
+    if isinstance(model, bytes):
+        answer = answer_of(model)
+    else:
+        with Path(model).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            answer = answer_of(content)
+    if answer is Answer.ONE_BY_ONE:
+        raise ArtefactError(
+            f"'{name}' ends in a sigmoid, which gives each class a probability by itself, and here classes "
+            "exclude each other: export it without that layer"
+        )
+    return answer
+
+
+def _logarithms(probabilities: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    """Logits of which a softmax makes these probabilities; NaN stays what it is.
+
+    Raises:
+        ArtefactError: they are none.
+    """
+    rows = probabilities.astype(np.float64)
+    if (rows < 0).any() or (abs(rows.sum(axis=1) - 1) > _SUM_TOLERANCE).any():
+        raise ArtefactError(
+            f"'{name}' ends in a softmax, and its rows are not the probabilities of an image's classes: "
+            "export it without that layer"
+        )
+    return np.log(np.maximum(rows, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
 def _interface(session: Any, name: str) -> tuple[str, str, int | None, int | None, int]:
@@ -289,8 +335,12 @@ def _interface(session: Any, name: str) -> tuple[str, str, int | None, int | Non
     sides = image.shape[2:]
     if len(image.shape) != 4 or image.shape[1] != 3 or sides[0] != sides[1]:
         problems.append(f"'{image.name}' has shape {image.shape}, expected (batch, 3, S, S)")
-    if len(logits.shape) != 2 or not isinstance(logits.shape[1], int):
-        problems.append(f"'{logits.name}' has shape {logits.shape}, expected (batch, classes)")
+    elif isinstance(sides[0], int) and not is_image_size(sides[0]):
+        problems.append(f"'{image.name}' takes {sides[0]}x{sides[0]} pixels, expected 1 to {MAX_SIZE} a side")
+    if len(logits.shape) != 2 or not isinstance(logits.shape[1], int) or logits.shape[1] < 2:
+        problems.append(
+            f"'{logits.name}' has shape {logits.shape}, expected (batch, classes) and two classes"
+        )
     batch = image.shape[0] if image.shape else None
     if isinstance(batch, int) and batch != 1:
         problems.append(f"'{image.name}' takes batches of exactly {batch}, expected any size or 1")

@@ -5,6 +5,7 @@ Dims: ``B`` images of a batch, ``S`` side of the square input in pixels, ``class
 
 from __future__ import annotations
 
+import operator
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import machine
 from ..errors import ArtefactError, BackendError, ImageError, InputError
-from ..images import MAX_PIXELS, ImageSource, Transform, load_image
+from ..images import MAX_PIXELS, ImageSource, Transform, describe_source, is_source, load_image
 from ..plugins import cuda_driver
 from .artefact import ENGINE_NAME, MODEL_NAME, Bundle, Kind, open_bundle, read_file, recognise
 from .backend import Backend
 from .device_arrays import DeviceArray
-from .manifest import METADATA_KEY, Manifest
+from .manifest import METADATA_KEY, Manifest, are_labels
 from .onnxruntime_backend import DEVICES, PROVIDERS, OnnxRuntimeBackend, check_choices
+from .processes import Home
 from .tensorrt_backend import TensorRtBackend
 
 if TYPE_CHECKING:
@@ -55,7 +58,8 @@ class Prediction:
 class Session:
     """An artefact opened for classification; a context manager that owns the loaded network.
 
-    `run`, `classify` and `classify_stream` may be called from several threads at once.
+    `run`, `classify` and `classify_stream` may be called from several threads at once, in the process that
+    opened it: a fork of that process has to open its own.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Session:
         self._manifest = manifest
         self._labels = labels
         self._transform = transform
+        self._home = Home(backend, name)
 
     @property
     def manifest(self) -> Manifest | None:
@@ -123,12 +128,16 @@ class Session:
                 copied on the GPU, after the work of its stream, and is not checked for finite values.
 
         Returns:
-            (B, classes) float32 logits, as the network gives them: not checked for NaN.
+            (B, classes) float32 logits, as the network gives them: not checked for NaN. The logarithms of
+            probabilities where that is what the file of somebody else answers with.
 
         Raises:
             InputError: the images are not that; every mismatch is named.
-            BackendError: the session is closed, or the network failed.
+            ArtefactError: the network answers with something else than a row of logits for each image.
+            BackendError: the session is closed, this is a fork of the process that opened it, or the network
+                failed.
         """
+        self._home.require()
         array = images if isinstance(images, np.ndarray) else DeviceArray.of(images)
         problems = (
             [f"is a {type(images).__name__}: expected an array (B, 3, S, S) of float32"]
@@ -145,7 +154,8 @@ class Session:
         """Classifies images.
 
         Args:
-            sources: paths, arrays, encoded bytes or Pillow images (see `msmamba.images`).
+            sources: a list of paths, arrays, encoded bytes or Pillow images (see `msmamba.images`), or any
+                other iterable of them. One by itself is refused: an array could as well be a stack of images.
             batch_size: images that go through the network at once.
             max_pixels: larger images are refused.
 
@@ -154,8 +164,9 @@ class Session:
 
         Raises:
             ImageError: an image cannot be used; the first one is named, and nothing is returned.
+            InputError: ``sources`` is no iterable of images, or a number is not one that it can be.
             ArtefactError: the artefact does not say its labels, mean or std, or answers with NaN.
-            BackendError: the session is closed, or the network failed.
+            BackendError: as `run`.
         """
         predictions = []
         for _, result in self.classify_stream(sources, batch_size, max_pixels):
@@ -172,12 +183,13 @@ class Session:
         A thread reads and transforms at most two batches ahead of the network, so memory does not grow with
         the number of images.
         """
+        self._home.require()
         self._require_labels_and_transform()
-        if batch_size < 1:
-            raise InputError(f"the batch size is {batch_size}: expected at least 1")
+        batch_size = _positive("batch size", batch_size)
+        max_pixels = _positive("largest number of pixels", max_pixels)
         if self.max_batch is not None:
             batch_size = min(batch_size, self.max_batch)
-        return self._stream(iter(sources), batch_size, max_pixels)
+        return self._stream(_iterator(sources), batch_size, max_pixels)
 
     def prepare(
         self, source: ImageSource, max_pixels: int = MAX_PIXELS
@@ -189,7 +201,7 @@ class Session:
             ArtefactError: the artefact does not say its labels, mean or std.
         """
         _, transform = self._require_labels_and_transform()
-        image = load_image(source, max_pixels)
+        image = load_image(source, _positive("largest number of pixels", max_pixels))
         return transform(image.pixels), image.notes
 
     def predictions(
@@ -197,10 +209,22 @@ class Session:
     ) -> list[Prediction]:
         """Turns (B, classes) logits into predictions: a softmax in float64.
 
+        Args:
+            logits: as `run` gives them.
+            notes: of each image; none where left out.
+
         Raises:
+            InputError: the logits are not (B, classes), or there are not as many notes.
             ArtefactError: logits are NaN or infinite, or the artefact does not say its labels.
         """
         labels, _ = self._require_labels_and_transform()
+        logits = np.asarray(logits)
+        if logits.ndim != 2 or logits.shape[1] != len(labels) or logits.dtype.kind != "f":
+            raise InputError(
+                f"the logits are {logits.dtype} of shape {logits.shape}: expected floats (B, {len(labels)})"
+            )
+        if notes and len(notes) != len(logits):
+            raise InputError(f"there are notes of {len(notes)} images for {len(logits)} rows of logits")
         if not np.isfinite(logits).all():
             raise ArtefactError(
                 f"'{self._name}' answers with NaN or infinite logits: "
@@ -217,8 +241,12 @@ class Session:
         return results
 
     def close(self) -> None:
-        """Frees the network; later calls raise BackendError. May be called more than once."""
-        self._backend.close()
+        """Frees the network; later calls raise BackendError. May be called more than once.
+
+        In a fork of the process that opened the session it does nothing: the network is that process's.
+        """
+        if self._home.is_here:
+            self._backend.close()
 
     def __enter__(self) -> Session:
         return self
@@ -238,6 +266,7 @@ class Session:
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="msmamba-images")
         try:
             while True:
+                self._home.require()  # the images ahead were left to a thread, which a fork has not
                 while len(ahead) < 2 * batch_size:
                     try:
                         source = next(sources)
@@ -248,7 +277,8 @@ class Session:
                     return
                 yield from self._classified([ahead.popleft() for _ in range(min(batch_size, len(ahead)))])
         finally:
-            pool.shutdown(cancel_futures=True)
+            if self._home.is_here:
+                pool.shutdown(cancel_futures=True)
 
     def _classified(
         self, batch: list[tuple[ImageSource, Future[Any]]]
@@ -284,6 +314,8 @@ class Session:
             problems.append(f"is a batch of {images.shape[0]}; this artefact takes at most {self.max_batch}")
         if images.dtype != np.float32:
             problems.append(f"holds {images.dtype}; this artefact takes float32: use .astype(np.float32)")
+        if isinstance(images, np.ma.MaskedArray):
+            problems.append("is a masked array: expected one without a mask")
         if isinstance(images, DeviceArray):
             if not self._backend.takes_device_arrays:
                 problems.append(
@@ -305,6 +337,39 @@ class Session:
             f"'{self._name}' carries no {' and no '.join(missing)}, so it runs but cannot classify: "
             "export it with 'mmdeploy export', or open it with labels=[…], mean=(…) and std=(…)"
         )
+
+
+def _iterator(sources: Iterable[ImageSource]) -> Iterator[ImageSource]:
+    """Refuses a single image, most kinds of which can be iterated over and give something else.
+
+    Raises:
+        InputError: it is one, or nothing that can be iterated over.
+    """
+    if is_source(sources):
+        stack = isinstance(sources, np.ndarray) and sources.ndim > 2
+        raise InputError(
+            f"'{describe_source(sources)}' was given where a list of images is expected: classify([image]) "
+            f"takes it as one{', classify(list(images)) as a stack of them' if stack else ''}"
+        )
+    try:
+        return iter(sources)
+    except TypeError as error:
+        raise InputError(f"expected a list of images, found {type(sources).__name__}") from error
+
+
+def _positive(name: str, value: int) -> int:
+    """The value as a whole number of at least 1.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or number < 1:
+        raise InputError(f"the {name} is {value!r}: expected a whole number of at least 1")
+    return number
 
 
 def open_session(
@@ -339,10 +404,13 @@ def open_session(
     Raises:
         ArtefactError: there is no usable artefact, or a file of the bundle was changed.
         BackendError: the device, the kernels or a library asked for cannot be had.
-        InputError: the means or deviations given are not three sensible numbers.
+        InputError: the path is none, or an option is not what it can be: means or deviations that are not
+            three sensible numbers, labels that are no names, threads.
     """
-    name = os.fspath(path)
+    name = _name_of(path)
     check_choices(device=(device, DEVICES), provider=(provider, PROVIDERS))
+    threads = machine.threads_to_use(threads)
+    labels = None if labels is None else _names(labels)
     kind = recognise(name)
     bundle = open_bundle(name) if kind is Kind.BUNDLE else None
     manifest = bundle.manifest if bundle else None
@@ -380,6 +448,30 @@ def open_session(
     except BaseException:  # whatever it is, what the backend holds on a GPU does not go by itself
         backend.close()
         raise
+
+
+def _name_of(path: str | os.PathLike[str]) -> str:
+    """The path as text.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return os.fsdecode(path)
+    except TypeError as error:
+        raise InputError(f"expected the path of an artefact, found {type(path).__name__}") from error
+
+
+def _names(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels as a tuple.
+
+    Raises:
+        InputError: they are no names of classes.
+    """
+    found = tuple(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else ()
+    if not are_labels(found):
+        raise InputError(f"the labels are {labels!r}: expected a list of distinct names, one for each class")
+    return found
 
 
 def _engine_of(
@@ -451,4 +543,16 @@ def _transform(
     std = std if std is not None else manifest.std if manifest else None
     if size is None or mean is None or std is None:
         return None
-    return Transform(size, tuple(mean), tuple(std))  # type: ignore[arg-type]  # Transform checks the lengths
+    return Transform(size, _three("mean", mean), _three("std", std))
+
+
+def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
+    """The values as a tuple; `Transform` looks at what they are.
+
+    Raises:
+        InputError: they are no sequence.
+    """
+    try:
+        return tuple(values)  # type: ignore[return-value]  # of any length yet
+    except TypeError as error:
+        raise InputError(f"the channels' {name} is {values!r}: expected three numbers") from error

@@ -22,7 +22,7 @@ from PIL import __version__ as pillow_version
 
 from ...errors import DataError, InputError
 from ...files import resumable_folder, sha256_of, write_atomically
-from ...machine import usable_cores
+from ...machine import threads_to_use
 from ...version import __version__
 from ..copies import note_on_leaks, notes_on_copies
 from ..imported import INDEX, MANIFEST, STACK_INDEX, Channels, DataManifest, IndexRow, index_of
@@ -152,7 +152,7 @@ def _import_files(
     advance: Callable[[int, int], None],
 ) -> DataManifest:
     """Fills ``folder`` with a data set of image files."""
-    threads = options.threads or usable_cores()
+    threads = threads_to_use(options.threads)
     origins = [image.origin for image in listing.images]
     found, bad = examine(source, origins, folder, threads=threads, skip_bad=options.skip_bad, advance=advance)
     images = [image for image in listing.images if image.origin in found]

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...model.networks.family import Network, View
 from ...model.networks.registry import family_of
+from ...runtime.onnxruntime_library import import_onnxruntime
 from .parity import Departure
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -186,8 +187,7 @@ def _graph_values(
     model_file: Path, names: Sequence[str], head: str, image: npt.NDArray[np.float32]
 ) -> Iterator[tuple[str, Floats]]:
     """The values of these names that the graph has and the logits, as ONNX Runtime runs its functions."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     model = onnx.load(model_file)
     shown = {output for node in model.graph.node for output in node.output}
     result = model.graph.output[0].name

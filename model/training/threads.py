@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from ...machine import threads_to_use
+
 
 def set_threads(count: int) -> None:
     """Limits PyTorch's operators, the scan among them, to ``count`` threads.
 
     Raises:
-        ValueError: ``count`` is not positive.
+        InputError: ``count`` is no number of threads.
     """
     import torch
 
     from ...plugins.selective_scan import cpu
 
-    if count < 1:
-        raise ValueError(f"the number of threads is {count}, expected at least 1")
+    count = threads_to_use(count)
     torch.set_num_threads(count)
     if cpu.why_unavailable() is None:
         cpu.set_threads(count)

@@ -75,6 +75,75 @@ def test_all_kinds_of_sources_are_taken(session: Session, colours: list[np.ndarr
     assert len(set(session.classify(sources, batch_size=1))) == 1
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((73, 74, 3), np.uint8), "array 73x74x3.*as one, .*list.*as a stack"),
+        (np.zeros((3, 73, 74), np.uint8), "array 3x73x74"),
+        (np.zeros((2, 73, 74, 3), np.uint8), "array 2x73x74x3"),
+        ("a.png", r"'a\.png' was given where a list.*image.. takes it as one$"),
+        (Path("a.png"), r"'a\.png' was given"),
+        (b"abc", "3 bytes"),
+        (bytearray(b"abc"), "3 bytes"),
+        (memoryview(b"abc"), "3 bytes"),
+        (Image.new("RGB", (5, 4)), "Pillow image 5x4"),
+        (None, "found NoneType"),
+        (5, "found int"),
+    ],
+    ids=[
+        "rgb",
+        "channels-first",
+        "stack",
+        "text",
+        "path",
+        "bytes",
+        "bytearray",
+        "view",
+        "pillow",
+        "none",
+        "int",
+    ],
+)
+def test_one_image_is_not_taken_for_many(session: Session, source: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        session.classify(source)
+    with pytest.raises(InputError, match=message):
+        session.classify_stream(source)
+
+
+@pytest.mark.parametrize("source", [None, 5, bytearray(b"abc"), ["a.png"], np.ma.zeros((5, 5, 3), np.uint8)])
+def test_what_is_no_image_is_said_of_its_place(
+    session: Session, colours: list[np.ndarray], source: Any
+) -> None:
+    results = list(session.classify_stream([colours[0], source, colours[1]]))
+    assert [isinstance(result, ImageError) for _, result in results] == [False, True, False]
+
+
+@pytest.mark.parametrize("number", [0, -1, None, "2", 2.0, True])
+def test_numbers_must_be_such(session: Session, colours: list[np.ndarray], number: Any) -> None:
+    with pytest.raises(InputError, match=r"the batch size is .*: expected a whole number"):
+        session.classify(colours, batch_size=number)
+    with pytest.raises(InputError, match="the largest number of pixels is"):
+        session.classify(colours, max_pixels=number)
+    with pytest.raises(InputError, match="the largest number of pixels is"):
+        session.prepare(colours[0], max_pixels=number)
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [None, [1.0, 2.0, 3.0], np.zeros((1, 4)), np.zeros((1, 3), int), "x"],
+    ids=["none", "one-dim", "four", "whole", "text"],
+)
+def test_predictions_are_made_of_logits(session: Session, logits: Any) -> None:
+    with pytest.raises(InputError, match=r"the logits are .*: expected floats \(B, 3\)"):
+        session.predictions(logits)
+
+
+def test_notes_are_as_many_as_rows(session: Session) -> None:
+    with pytest.raises(InputError, match="notes of 1 images for 2 rows"):
+        session.predictions(np.zeros((2, 3)), [()])
+
+
 def test_nothing_to_classify_gives_nothing(session: Session) -> None:
     assert session.classify([]) == []
 
@@ -156,8 +225,9 @@ def test_an_abandoned_stream_leaves_no_thread(session: Session, colours: list[np
         (np.full((1, 3, SIZE, SIZE), np.nan, np.float32), "NaN"),
         (np.full((1, 3, SIZE, SIZE), -np.inf, np.float32), "infinite"),
         ([[1.0]], "is a list"),
+        (np.ma.masked_array(batch()), "masked"),
     ],
-    ids=["size", "no-batch", "grey", "not-square", "empty", "float64", "nan", "inf", "list"],
+    ids=["size", "no-batch", "grey", "not-square", "empty", "float64", "nan", "inf", "list", "masked"],
 )
 def test_run_refuses_what_the_network_cannot_take(session: Session, images: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
@@ -257,14 +327,62 @@ def test_a_network_of_any_size_takes_the_manifests(tmp_path: Path, colours: list
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"channels": 4}, r"expected \(batch, 3, S, S\)"), ({"batch": 4}, "batches of exactly 4")],
-    ids=["four-channels", "fixed-batch"],
+    [
+        ({"channels": 4}, r"expected \(batch, 3, S, S\)"),
+        ({"batch": 4}, "batches of exactly 4"),
+        ({"size": 1_000_000}, "1000000x1000000 pixels, expected 1 to 8192"),
+    ],
+    ids=["four-channels", "fixed-batch", "size"],
 )
 def test_a_file_that_is_no_such_classifier_is_refused(
     tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ArtefactError, match=message):
         open_session(bare(tmp_path / "m.onnx", **options))
+
+
+def answering(*nodes: onnx.NodeProto, promised: tuple[int | str, ...] = ("batch", 3)) -> bytes:
+    """A file whose logits are what nodes make of ``logits``, under the name ``y``."""
+    model = classifier()
+    model.graph.node.extend(nodes)
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, promised))
+    for name, values in {"first": [0], "last": [1], "rows": [0], "twice": [2, 1]}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values), name))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "images", "found"),
+    [
+        ([onnx.helper.make_node("Slice", ["logits", "first", "last", "rows"], ["y"])], 2, r"\(1, 3\)"),
+        ([onnx.helper.make_node("Tile", ["logits", "twice"], ["y"])], 2, r"\(4, 3\)"),
+        ([onnx.helper.make_node("Slice", ["logits", "last", "last", "rows"], ["y"])], 1, r"\(0, 3\)"),
+        ([onnx.helper.make_node("Transpose", ["logits"], ["y"], perm=[1, 0])], 2, r"\(3, 2\)"),
+    ],
+    ids=["one-row", "twice-the-rows", "no-row", "transposed"],
+)
+def test_another_number_of_rows_than_images_is_an_error(
+    tmp_path: Path, nodes: list[onnx.NodeProto], images: int, found: str
+) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(answering(*nodes, promised=("rows", 3)))
+    with (
+        open_session(path) as session,
+        pytest.raises(ArtefactError, match=f"answers {images} images with 'y' of shape {found}"),
+    ):
+        session.run(batch(images))
+
+
+def test_a_single_class_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(
+        answering(
+            onnx.helper.make_node("Slice", ["logits", "first", "last", "last"], ["y"]), promised=("b", 1)
+        )
+    )
+    with pytest.raises(ArtefactError, match=r"expected \(batch, classes\) and two classes"):
+        open_session(path)
 
 
 def test_a_file_onnxruntime_refuses_gives_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -290,13 +408,39 @@ def test_an_engine_is_told_what_to_open_instead(no_gpu: None, tmp_path: Path) ->
     [
         ({"device": "tpu"}, "device 'tpu' is unknown"),
         ({"kernels": "fast"}, "kernels 'fast' is unknown"),
-        ({"threads": 0}, "threads is 0"),
     ],
-    ids=["device", "kernels", "threads"],
+    ids=["device", "kernels"],
 )
 def test_options_are_checked(bundle: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(BackendError, match=message):
         open_session(bundle, **options)
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, 2.5, "2", 10**6])
+def test_odd_numbers_of_threads_are_refused(bundle: Path, threads: Any) -> None:
+    with pytest.raises(InputError, match=f"the number of threads is {threads!r}: expected a whole number"):
+        open_session(bundle, threads=threads)
+
+
+@pytest.mark.parametrize("labels", ["abc", ["a", "a", "b"], [1, 2, 3], 5, [], ["a", "", "b"]])
+def test_labels_must_be_names(bundle: Path, labels: Any) -> None:
+    with pytest.raises(InputError, match=r"the labels are .*: expected a list of distinct names"):
+        open_session(bundle, labels=labels)
+
+
+@pytest.mark.parametrize("path", [None, 5, ["a"]])
+def test_a_path_must_be_one(path: Any) -> None:
+    with pytest.raises(InputError, match="expected the path of an artefact, found"):
+        msmamba.open(path)
+
+
+def test_a_path_that_no_system_takes_is_refused() -> None:
+    with pytest.raises(ArtefactError, match=r"cannot be read: File name too long$"):
+        msmamba.open("x" * 300)
+
+
+def test_a_path_of_bytes_is_one(bundle: Path) -> None:
+    msmamba.open(str(bundle).encode()).close()
 
 
 def test_cuda_without_cuda_says_what_to_install(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,10 +451,20 @@ def test_cuda_without_cuda_says_what_to_install(bundle: Path, monkeypatch: pytes
         open_session(bundle, device="cuda")
 
 
-@pytest.mark.parametrize("values", [(0.5, 0.5), (0.0, 1.0, 1.0)], ids=["two", "zero"])
-def test_senseless_deviations_are_refused(bundle: Path, values: tuple[float, ...]) -> None:
-    with pytest.raises(InputError, match="std"):
+@pytest.mark.parametrize(
+    "values",
+    [(0.5, 0.5), (0.0, 1.0, 1.0), (1e-300, 1.0, 1.0), (1.0, float("nan"), 1.0), 0.5, "abc", (True, 1.0, 1.0)],
+    ids=["two", "zero", "minute", "nan", "number", "text", "bool"],
+)
+def test_senseless_deviations_are_refused(bundle: Path, values: Any) -> None:
+    with pytest.raises(InputError, match="the channels' std is"):
         open_session(bundle, std=values)
+
+
+@pytest.mark.parametrize("values", [(1e300, 0.0, 0.0), (10**400, 0, 0), (float("inf"),) * 3, ("a",) * 3])
+def test_senseless_means_are_refused(bundle: Path, values: Any) -> None:
+    with pytest.raises(InputError, match="the channels' mean is"):
+        open_session(bundle, mean=values)
 
 
 def test_metadata_wins_nothing_over_a_bundles_manifest(make_bundle: Callable[..., Path]) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from msmamba.data.folders import ImageFolder, read_training_folder
-from msmamba.errors import BackendError, DataError, ImageError, TargetError, TrainingError
+from msmamba.errors import BackendError, DataError, ImageError, InputError, TargetError, TrainingError
 from msmamba.images import Transform
 from msmamba.measures.evaluation import evaluate
 from msmamba.model.networks.checkpoint import load_checkpoint
@@ -605,7 +605,7 @@ def test_threads_limit_pytorch_and_the_compiled_scan() -> None:
     for count in (2, 1):
         set_threads(count)
         assert (torch.get_num_threads(), cpu.threads()) == (count, count)
-    with pytest.raises(ValueError, match="number of threads is 0"):
+    with pytest.raises(InputError, match="number of threads is 0"):
         set_threads(0)
 
 
