@@ -7,9 +7,8 @@ The library is imported inside the commands, so that ``--help`` and ``--version`
 
 from __future__ import annotations
 
-import io
-import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -28,6 +27,7 @@ from .infer import infer
 from .info import info
 from .output import say
 from .stopping import Terminated, end_as_interrupted
+from .streams import prepare_streams
 from .table import table
 from .train import train
 from .verify import verify
@@ -53,14 +53,20 @@ class _Commands(Group):
         except (MsmambaError, OSError) as error:  # OSError: standard output on a full disk, say
             if context.params["debug"]:
                 raise
-            say(f"error: {error}", err=True)
+            _say(f"error: {error}")
             context.exit(1)
         except Terminated as stop:
-            say(f"ended by {stop}", err=True)
+            _say(f"ended by {stop}")
             context.exit(128 + stop.number)
         except KeyboardInterrupt:
-            say("interrupted", err=True)
+            _say("interrupted")
             context.exit(_INTERRUPTED)
+
+
+def _say(line: str) -> None:
+    """Says it on standard error; where that is full or gone, the exit status says the rest."""
+    with suppress(OSError):
+        say(line, err=True)
 
 
 @click.group(cls=_Commands, context_settings=SETTINGS, example=_EXAMPLE)
@@ -76,10 +82,8 @@ for _command in (data, train, evaluate, table, explain, info, export, verify, in
 
 def main() -> None:
     """Runs the command and ends the process; what `mmdeploy` and ``python -m msmamba`` call."""
+    prepare_streams()
     # Pillow warns of oddities in files that it reads all the same, and raises for the others.
     warnings.filterwarnings("ignore", module="PIL")
-    for stream in (sys.stdout, sys.stderr):  # file names that are not UTF-8 go out as they came in
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")
     end_as_interrupted()
     mmdeploy(prog_name="mmdeploy")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
 from ..data.finding import Passed, images_below
-from ..errors import ImageError, InputError
+from ..errors import ImageError, InputError, TargetError
 from ..files import as_utf8, atomic_file
 from ..images import SUFFIXES
 from ..text import as_cell, shown
@@ -230,8 +230,14 @@ class _Csv:
 
 @contextlib.contextmanager
 def _opened(output: str | os.PathLike[str] | None) -> Iterator[TextIO]:
-    """Standard output, or a file that appears when the block ends well."""
+    """Standard output, or a file that appears when the block ends well.
+
+    Raises:
+        TargetError: there is no standard output, or the file cannot be written.
+    """
     if output is None:
+        if sys.stdout is None:
+            raise TargetError("standard output is closed: write the results to a file, with -o")
         yield sys.stdout
         return
     with atomic_file(output, through_links=True) as file:
@@ -276,8 +282,8 @@ def _shown(file: TextIO, total: int) -> Iterator[_Show]:
         yield above_the_bar
 
 
-def _terminal(file: IO[str]) -> Console | None:
-    if not file.isatty():
+def _terminal(file: IO[str] | None) -> Console | None:
+    if file is None or file.closed or not file.isatty():  # None: a windowed program's, say
         return None
     from rich.console import Console
 

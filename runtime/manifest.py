@@ -26,6 +26,8 @@ METADATA_KEY = "msmamba.manifest"
 RESIZE_RULE = "bilinear-antialias-square"
 """The one resize rule there is: `msmamba.images.Transform`."""
 
+_HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate, which JSON can hold and no file can
+
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
@@ -182,9 +184,9 @@ def _is_list(value: Any) -> bool:
 
 
 def are_labels(value: Any) -> bool:
-    """Whether a value can be the names of classes: a list of distinct texts that are not empty."""
+    """Whether a value can be the names of classes: distinct texts, not empty, that UTF-8 can hold."""
     named = _is_list(value) and len(value) > 0 and all(isinstance(label, str) and label for label in value)
-    return named and len(set(value)) == len(value)
+    return named and len(set(value)) == len(value) and not any(map(_HALF_A_CHARACTER.search, value))
 
 
 def _is_sha256(value: Any) -> bool:

@@ -97,6 +97,7 @@ def test_a_newer_format_says_upgrade_and_nothing_else() -> None:
         ("labels", ["a", "a"]),
         ("labels", ["a", 1]),
         ("labels", "ab"),
+        ("labels", ["a", "\ud800"]),
         ("image_size", 0),
         ("image_size", 1_000_000_000),
         ("image_size", 224.0),
