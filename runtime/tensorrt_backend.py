@@ -315,9 +315,12 @@ class _KernelCache:
         self._file: Path | None = None
         self._size = 0
         if library == "tensorrt_rtx":
-            home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-            name = f"{hashlib.sha256(plan).hexdigest()[:32]}.rtx-cache"
-            self._file = (folder or Path(home) / "msmamba") / name
+            try:
+                folder = folder or _cache_folder()
+            except RuntimeError as error:
+                self._give_up(error)
+            else:
+                self._file = folder / f"{hashlib.sha256(plan).hexdigest()[:32]}.rtx-cache"
 
     def read(self) -> bytes | None:
         """What an earlier process kept."""
@@ -346,3 +349,13 @@ class _KernelCache:
         self._file = None
         said = f"TensorRT-RTX will compile its kernels again in the next process: {error}"
         warnings.warn(said, RuntimeWarning, stacklevel=4)
+
+
+def _cache_folder() -> Path:
+    """Where this user's programs keep what they can make again; a relative XDG_CACHE_HOME counts for nothing.
+
+    Raises:
+        RuntimeError: there is no home folder.
+    """
+    asked = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (asked if asked.is_absolute() else Path("~/.cache").expanduser()) / "msmamba"

@@ -14,6 +14,7 @@ Dims: N images of S pixels a side.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import shutil
@@ -290,4 +291,6 @@ def _labels(path: Path, archive: zipfile.ZipFile, name: str, count: int) -> npt.
 
 def write_index(path: Path, rows: npt.NDArray[Any]) -> None:
     """Writes the index of the stacks."""
-    write_atomically(path / STACK_INDEX, lambda file: np.save(file, rows, allow_pickle=False))
+    content = io.BytesIO()  # into a file itself NumPy writes past Python, and hides why it could not
+    np.save(content, rows, allow_pickle=False)
+    write_atomically(path / STACK_INDEX, content.getvalue())

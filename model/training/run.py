@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -70,6 +70,43 @@ class State:
     """State of the mixed-precision loss's scaling; empty without."""
     averaged: dict[str, Tensor] = field(default_factory=dict)
     """The averaged weights; empty where the recipe has none."""
+
+
+class _Telling:
+    """A file for `torch.save`, whose zip writer hides what the device answers.
+
+    Attributes:
+        error: of the last write that failed.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        with self._remembering():
+            return self._file.write(content)
+
+    def flush(self) -> None:
+        with self._remembering():
+            self._file.flush()
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _save(values: dict[str, Any], file: BinaryIO) -> None:
+    """`torch.save`, with an OSError where a write failed."""
+    telling = _Telling(file)
+    try:
+        torch.save(values, telling)  # type: ignore[arg-type]  # it writes and flushes, no more
+    except RuntimeError as error:
+        raise telling.error or error from error
 
 
 class RunFolder:
@@ -188,7 +225,7 @@ class RunFolder:
     def write_state(self, state: State) -> None:
         """Writes `last.pt`."""
         values = {**vars(state), "history": [asdict(epoch) for epoch in state.history]}
-        write_atomically(self.path / STATE, lambda file: torch.save(values, file))
+        write_atomically(self.path / STATE, lambda file: _save(values, file))
 
     def write_history(self, history: Sequence[Epoch]) -> None:
         """Writes `history.jsonl`."""

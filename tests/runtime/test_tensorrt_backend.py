@@ -6,6 +6,7 @@ CUDA and TensorRT's runtime are played (see `recording_gpu`); plans, headers and
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -495,6 +496,29 @@ def test_where_they_cannot_be_kept_it_is_said_once(
     with session:
         session.run(images(1))
         session.run(images(2))
+
+
+def test_without_a_home_there_is_no_cache_and_an_answer(
+    engine_file: Path, driver: RecordingDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it is for a user without one
+    with pytest.warns(RuntimeWarning, match="again in the next process: Could not determine home"):
+        session = open_session(engine_file)
+    with session:
+        session.run(images(1))
+
+
+def test_a_relative_cache_folder_counts_for_nothing(
+    engine_file: Path, driver: RecordingDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with open_session(engine_file) as session:
+        session.run(images(1))
+    assert not (tmp_path / "cache").exists()
+    assert (tmp_path / "home" / ".cache" / "msmamba").is_dir()
 
 
 def test_the_cache_outlives_the_context_that_uses_it(session: Session, engine: Engine) -> None:
