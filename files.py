@@ -103,16 +103,16 @@ def open_text(
     """`open_file` for text; the arguments are those of `io.TextIOWrapper`.
 
     Raises:
-        OSError: as `open_file`.
+        OSError: whatever `open_file` raises.
     """
     return io.TextIOWrapper(open_file(path), encoding=encoding, errors=errors, newline=newline)
 
 
 def check_is_file(path: str | os.PathLike[str]) -> None:
-    """For libraries that open paths themselves.
+    """Checks a path for libraries that open it themselves.
 
     Raises:
-        OSError: as `open_file`.
+        OSError: whatever `open_file` raises.
     """
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116  # what a Path cannot hold is to be named, too
@@ -127,7 +127,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """A file's content.
 
     Raises:
-        OSError: as `open_file`.
+        OSError: whatever `open_file` raises.
     """
     with open_file(path) as file:
         return file.read()
@@ -253,7 +253,7 @@ def atomic_folder(
 def resumable_folder(
     path: str | os.PathLike[str], force: bool = False, *, marker: str = "manifest.json"
 ) -> Iterator[Path]:
-    """As `atomic_folder`, for work that takes long: what a block that was cut off has left is found again.
+    """An `atomic_folder` for work that takes long: what a block that was cut off has left is found again.
 
     The temporary folder stands in ``.name.partial`` beside the target and stays when the block raises or the
     process is killed. The block has to see which of its content is whole, and to flush what it writes
@@ -299,7 +299,7 @@ def folder_lock(folder: str | os.PathLike[str], busy: str) -> Iterator[None]:
     Where the file system knows no locks there is none.
 
     Args:
-        folder: which exists.
+        folder: a folder that exists.
         busy: the message where another process is in it.
 
     Raises:

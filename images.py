@@ -117,8 +117,8 @@ class Transform:
 
     Attributes:
         size: ``S``, pixels of the square output.
-        mean: per channel, of pixels scaled to [0, 1].
-        std: per channel, of pixels scaled to [0, 1].
+        mean: the channels' means, of pixels scaled to [0, 1].
+        std: the channels' standard deviations, of pixels scaled to [0, 1].
 
     Raises:
         InputError: a size that `is_image_size` refuses, or means and deviations that are not three numbers
@@ -242,7 +242,7 @@ def read_image(
 def load_image(
     source: ImageSource, max_pixels: int = MAX_PIXELS, white_level: int = FULL_WHITE
 ) -> LoadedImage:
-    """As `read_image`, together with notes on what reading had to decide.
+    """Reads as `read_image` does, and adds notes on what reading had to decide.
 
     Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), grey, RGB or RGBA, of uint8, uint16 or bool.
     """

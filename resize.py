@@ -97,7 +97,7 @@ def coefficients(n: int, start: int, length: int, size: int, place: int) -> tupl
         n: pixels of the line.
         start, length: the part of it.
         size: ``S``.
-        place: from 0 to S - 1.
+        place: the pixel of the output line, from 0 to S - 1.
     """
     reach = 2 * max(length, size)
     centre = 2 * start * size + (2 * place + 1) * length

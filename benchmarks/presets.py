@@ -68,7 +68,7 @@ def resampled(runs: list[list[Predictions]]) -> npt.NDArray[np.float64]:
     """Mean accuracy and AUC of each recipe as they are, then on resamples: (1 + R, recipes, 2).
 
     Args:
-        runs: of each seed, of each recipe; the test images of a seed are the same for all recipes.
+        runs: for each seed a run of each recipe; a seed's test images are the same for all recipes.
     """
     generator = np.random.default_rng(0)
     everything = [[figures(found, np.arange(len(found.truth))) for found in seed] for seed in runs]

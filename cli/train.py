@@ -100,7 +100,7 @@ _RUNNING = "How it runs"
     type=float,
     metavar="SHARE",
     show_default="0",
-    help="Deal this share of each label evenly to all classes.",
+    help="Deal this share of each label to all classes.",
 )
 @option(
     "--average",
@@ -168,7 +168,7 @@ _RUNNING = "How it runs"
     type=float,
     metavar="SHARE",
     show_default="0",
-    help="Change each channel and the contrast by up to this.",
+    help="Change channels and contrast by up to this.",
 )
 @option(
     "--focus",
@@ -190,7 +190,9 @@ _RUNNING = "How it runs"
     is_flag=True,
     help="Read all images first, and leave out those that cannot be read.",
 )
-@option("--device", group=_RUNNING, default="cpu", help="Train on cpu, on cuda, or on cuda:INDEX.")
+@option(
+    "--device", group=_RUNNING, metavar="NAME", default="cpu", help="Train on cpu, on cuda, or on cuda:INDEX."
+)
 @option(
     "--amp/--no-amp",
     group=_RUNNING,

@@ -40,10 +40,10 @@ def contents_of(paths: Sequence[Path]) -> list[int]:
 
 
 def notes_on_copies(names: Sequence[str], labels: Sequence[str], contents: Sequence[Hashable]) -> list[str]:
-    """That images occur more than once, and that some do in several classes.
+    """Notes on images that occur more than once, and on those that do in several classes.
 
     Args:
-        names: of the N images.
+        names: the names of the N images.
         labels: their class names.
         contents: (N,) equal for equal images.
     """
@@ -65,7 +65,7 @@ def notes_on_copies(names: Sequence[str], labels: Sequence[str], contents: Seque
 
 
 def note_on_leaks(what: str, values: Sequence[Hashable], splits: Sequence[str], named: bool) -> list[str]:
-    """That groups, or images by content, are in more than one split; nothing where none is.
+    """Notes on groups, or images by content, that are in more than one split; none where there are none.
 
     Args:
         what: they are, in the plural.

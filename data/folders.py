@@ -109,7 +109,7 @@ class ImageFolder:
         return self.digest_of(*self.splits)
 
     def digest_of(self, *names: str) -> str:
-        """As `digest`, of some splits."""
+        """The `digest` of some splits alone."""
         if self.contents is not None and not self.skipped:
             return self.contents
         lines = [
@@ -132,7 +132,7 @@ def read_training_folder(
     Args:
         root: an imported data set, ``{train,val,test}/<class>/**`` (without ``test`` if there is none) or
             ``<class>/**``.
-        seed: of the split of a flat folder.
+        seed: decides the split of a flat folder.
         group_by: finds the group in a file name, or in the path below ``root`` where it has a ``/``: its
             first parenthesis, or the whole match where it has none; in place of the folders inside of the
             classes' folders. In a flat folder no group is put in two splits; in the authors' layout that is
@@ -175,7 +175,7 @@ def read_evaluation_folder(root: str | Path, split: str | None = None) -> ImageF
 
     Args:
         root: an imported data set, ``{train,val,test}/<class>/**`` or ``<class>/**``.
-        split: which split of one that has splits, ``test`` by default. A flat folder is used whole.
+        split: the one to read where there are splits, ``test`` by default. A flat folder is used whole.
 
     Raises:
         DataError: not a folder, no class, the split is missing or empty, or asked of a flat folder.

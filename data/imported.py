@@ -86,13 +86,13 @@ class DataManifest:
     seed: int
     mean: Channels
     std: Channels
-    """Of values in [0, 1] over the training images at their own size, every image weighing the same."""
+    """Statistics of values in [0, 1] over the training images at their own size, all weighing the same."""
     stored: str
     """``links``, ``copies`` or ``stack``."""
     stacks: tuple[str, ...] = ()
     """The files that hold the images, where they are stacks, in the order of the index's numbers."""
     differences: tuple[str, ...] = ()
-    """From what was published; empty when all counts agree or none are known."""
+    """How the counts differ from what was published; empty when all agree or none are known."""
     notes: tuple[str, ...] = ()
     """What was passed over or decided while reading."""
     skipped: dict[str, str] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from .folders import ImageFolder
 from .samples import Sample, Samples, Source
 
 _IMAGES_A_THREAD = 64
-"""That are handed out together."""
+"""How many images are handed out together."""
 
 Unreadable = dict[str, dict[int, str]]
 """The reason, by split and place in it."""
@@ -36,7 +36,7 @@ def unreadable_images(
 
     Args:
         data: all of its splits are looked at.
-        threads: that read; every usable core by default.
+        threads: how many images are read at once; one on every usable core by default.
         advance: called with the images read and all images.
     """
     threads = threads_to_use(threads)

@@ -44,7 +44,7 @@ def deal(
     Args:
         classes: (N,) class indices.
         groups: (N,) what stays together; None deals every image for itself.
-        seed: of the order.
+        seed: decides the order.
         folds: shares of the splits, the first of which gets what is left over; 6:2:2 by default.
 
     Returns:
@@ -76,13 +76,13 @@ def deal_together(
     seed: int = 0,
     folds: Mapping[str, int] | None = None,
 ) -> Names:
-    """As `deal`, but that copies of an image share a split, and so do the groups that share a copy.
+    """Deals as `deal` does, but copies of an image share a split, and so do the groups that share a copy.
 
     Args:
         classes: (N,) class indices.
         contents: (N,) equal for equal images.
         groups: (N,) what stays together; None deals every image for itself.
-        seed: of the order.
+        seed: decides the order.
         folds: shares of the splits.
 
     Raises:
@@ -104,7 +104,7 @@ def group_in(path: str, pattern: re.Pattern[str]) -> str:
     """The group that a pattern finds: its first parenthesis, or the whole match; "" where it finds none.
 
     Args:
-        path: of the image, below the data, with ``/``.
+        path: the image's path below the data, with ``/``.
         pattern: is looked for in the file's name, or in the path where it has a ``/`` itself.
     """
     match = pattern.search(path if "/" in pattern.pattern else path.rpartition("/")[2])

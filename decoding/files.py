@@ -43,7 +43,7 @@ def raster_of_file(file: BinaryIO, name: str, max_pixels: int) -> Raster:
 
     Args:
         file: open at any place, and seekable.
-        name: of the image, for errors.
+        name: what errors call the image.
         max_pixels: larger images are refused before they are decoded.
 
     Raises:

@@ -124,7 +124,7 @@ class _Rows:
     """The filtered rows: unpacked as they come, measured, and put into a PNG without compression.
 
     Args:
-        header: of that PNG.
+        header: the PNG's header.
         size: bytes of all rows.
     """
 

@@ -82,7 +82,7 @@ class DecisionBar:
     """Percentage points."""
     max_auc_drop: float | None = None
     max_flips: ImageLimit = ImageLimit(0)
-    """Of the images that the reference decides."""
+    """How many of the images that the reference decides may flip."""
     max_undecided: ImageLimit = ImageLimit(2, per_cent=True)
     """Images on which a flip is not held against the artefact; judged where there is a bar on logits."""
 
@@ -123,7 +123,7 @@ class Flip:
     outcome: str
     """``lost``, ``gained`` or ``neither``."""
     margin: float
-    """Between the reference's two largest logits."""
+    """The distance between the reference's two largest logits."""
     undecided: bool
     """Whether that is too little for the reference to decide; such a flip is not judged."""
 
@@ -188,13 +188,13 @@ class Decision:
     calibration_error: Change
     """Expected calibration error."""
     flips: tuple[Flip, ...]
-    """Of decided images first, and of these the lost ones."""
+    """The flipped images, decided ones first, and the lost ones first among these."""
     flip_share: Proportion
-    """Of the images that the reference decides, those that get another label."""
+    """The share of the images that the reference decides that get another label."""
     undecided: int
     """Images that the reference does not decide."""
     lost: int
-    """Of all images, and so are `gained`, `mcnemar_p` and all that follows but the criteria."""
+    """Counted over all images, as are `gained`, `mcnemar_p` and all that follows but the criteria."""
     gained: int
     mcnemar_p: float
     """Exact, two-sided: of a split into lost and gained as uneven as this, if neither model were better."""

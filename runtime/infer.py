@@ -48,7 +48,7 @@ class Row:
     error: str = ""
 
     def shown(self) -> Row:
-        """Without control characters, for a terminal."""
+        """The row without control characters, for a terminal."""
         ranked = tuple((shown(label), value) for label, value in self.ranked)
         return Row(shown(self.image), ranked, tuple(map(shown, self.notes)), shown(self.error))
 

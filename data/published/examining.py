@@ -27,7 +27,7 @@ JOURNAL = "journal.jsonl"
 
 _BLOCK_PIXELS = 1 << 20
 _IMAGES_A_THREAD = 16
-"""That are read between two writes of the journal."""
+"""How many images are read between two writes of the journal."""
 
 _Key = tuple[str, int, int]
 
@@ -42,9 +42,9 @@ class Examined:
     width: int
     height: int
     sums: tuple[int, int, int]
-    """Of the values of each channel."""
+    """Sums of the values of each channel."""
     squares: tuple[int, int, int]
-    """Of their squares."""
+    """Sums of the squares of those values."""
 
 
 def examine(
@@ -59,10 +59,10 @@ def examine(
     """Reads image files, those aside that an earlier attempt has read.
 
     Args:
-        root: where they are.
+        root: the folder that the paths begin at.
         origins: their paths below it.
         folder: where the journal is, or will be.
-        threads: that read at once.
+        threads: how many images are read at once.
         skip_bad: go on after an image that cannot be read.
         advance: called with the images done and all images.
 

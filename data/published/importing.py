@@ -63,11 +63,11 @@ class ImportOptions:
     """How a data set is imported."""
 
     seed: int = 0
-    """Of the split."""
+    """Seed of the split."""
     official_split: bool = False
     """Keep the published split; what it does not name is dealt."""
     group_by: str | None = None
-    """Of a folder: regular expression that finds the group in a file name, or in a path if it has a ``/``."""
+    """Regular expression that finds a folder's groups in file names, or in paths if it has a ``/``."""
     strict: bool = False
     """Refuse what differs from what was published."""
     skip_bad: bool = False
@@ -77,7 +77,7 @@ class ImportOptions:
     force: bool = False
     """Replace an existing data set."""
     threads: int | None = None
-    """That read images; every core that this process may use by default."""
+    """How many threads read images; None for one on every core that this process may use."""
 
 
 def import_data_set(
@@ -94,7 +94,7 @@ def import_data_set(
 
     Args:
         kind: one of `KINDS`.
-        source: as it was published.
+        source: the data set as it was published.
         output: the folder to write (see `imported`).
         options: the defaults where None.
         advance: called with the images read and all images.
@@ -274,7 +274,7 @@ def deal_images(
     Copies of one image stay together, and so do the groups that share a copy.
 
     Args:
-        source: for messages.
+        source: the name to use in messages.
         images: (N,) of the source.
         contents: (N,) equal for equal images.
         listing: what they are of.
@@ -355,7 +355,7 @@ def channels_of(mean: npt.NDArray[np.float64], square: npt.NDArray[np.float64]) 
 
 
 def versions() -> dict[str, str]:
-    """Of what decides an import's result."""
+    """The versions of what decides an import's result."""
     return {
         "msmamba": __version__,
         "numpy": np.__version__,

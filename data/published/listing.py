@@ -31,7 +31,7 @@ class Listed:
     group: str = ""
     """What must share a split with it; empty where nothing is known."""
     split: str = ""
-    """Where it was published in; empty where that is not known."""
+    """The split it was published in; empty where that is not known."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Listing:
     notes: list[str] = field(default_factory=list)
     """What was passed over or decided."""
     differences: list[str] = field(default_factory=list)
-    """From what was published."""
+    """How the copy differs from what was published."""
     keeps_split: bool = False
     """The published split is part of the layout, and kept without being asked for."""
 

@@ -46,11 +46,11 @@ LABELS = (
     "Proximal Tubule Segments",
     "Thick Ascending Limb",
 )
-"""By the number that stands for them in the file."""
+"""Class names, in the order of the numbers that stand for them in the file."""
 PUBLISHED = {"train": 165_466, "val": 23_640, "test": 47_280}
 
 MOST_IMAGES, MOST_PIXELS = 10_000_000, 2_048
-"""Of an archive that is believed: what a header promises costs nobody memory before it is unpacked."""
+"""The largest archive that is believed: what a header promises costs nobody memory before it is unpacked."""
 
 DONE = "unpacked.json"
 """What has been unpacked so far; part of an unfinished import only."""
@@ -137,7 +137,7 @@ def unpack(source: Path, folder: Path, strict: bool, advance: Callable[[int, int
 
     Args:
         source: the file, or a folder that holds one such.
-        folder: where to.
+        folder: the folder to write into.
         strict: refuse other numbers of images than the published ones.
         advance: called with the images unpacked and all images.
 

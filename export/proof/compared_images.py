@@ -42,7 +42,7 @@ def images_to_compare(
     Args:
         data: files and folders.
         labels: the model's class names.
-        split: of labelled data.
+        split: the split to take of labelled data.
         limit: take at most this many, spread evenly.
         asked: options given that need labels.
 

@@ -30,7 +30,7 @@ def write_page(path: str | Path, parity: Parity, sources: Iterable[Source]) -> N
     Args:
         path: the HTML file; it appears whole or not at all.
         parity: has a decision.
-        sources: of the images that were compared; those that flipped are read again.
+        sources: the images that were compared; those that flipped are read again.
 
     Raises:
         ImageError: a flipped image cannot be read any more.

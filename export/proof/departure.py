@@ -76,7 +76,7 @@ class OwnError:
     """The same in float32."""
     largest_logit: float
     modules: Mapping[str, float]
-    """By module: largest absolute error over the largest absolute value of its result."""
+    """The largest absolute error over the largest absolute value of the result, by module."""
     float32_modules: Mapping[str, float]
     """The same in float32."""
 
@@ -90,7 +90,7 @@ class OwnError:
         return max(2 * self.modules[name] + self.float32_modules[name], _FLOOR)
 
     def with_image(self, there: OwnError) -> OwnError:
-        """With the modules' errors on one more image."""
+        """These errors together with those on one more image."""
         larger = [
             {name: max(error, theirs[name]) for name, error in ours.items()}
             for ours, theirs in (

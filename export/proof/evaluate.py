@@ -42,7 +42,7 @@ class Evaluation:
     model: str
     data: str
     split: str
-    """Of the folder; ``all`` for a flat one."""
+    """The folder's split that was measured; ``all`` for a flat one."""
     ran_on: str
     """Runtime and device, in words."""
     metrics: Metrics
@@ -122,13 +122,13 @@ def evaluate_model(
     Args:
         model: a checkpoint, a bundle or an ONNX file, recognised by content.
         data: an imported data set, ``{train,val,test}/<class>/*`` or ``<class>/*``.
-        split: of one that has splits, ``test`` by default; a flat folder is used whole.
+        split: the one to measure on where there are splits, ``test`` by default; a flat folder is used whole.
         described: labels and preprocessing of a model that does not say.
         device: ``auto``, ``cpu`` or ``cuda``.
-        threads: of the CPU.
-        kernels: of an exported artefact (see `open_session`).
-        provider: likewise.
-        trust_engine_code: likewise.
+        threads: how many CPU threads to use.
+        kernels: which kernels run an exported artefact (see `open_session`).
+        provider: what executes an exported artefact (see `open_session`).
+        trust_engine_code: lets an engine run the library that it carries (see `open_session`).
         batch_size: images at a time, fewer where the artefact takes fewer.
         skip_bad: read every image first, and leave out those that cannot be read.
         advance: called after each batch with the images done and all images.

@@ -18,7 +18,7 @@ from ...measures.margins import margins_of
 from ...text import shown
 
 NOT_FINITE = "not finite"
-"""In place of a label."""
+"""What stands in place of a label where the logits are not finite."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Bar:
     """What an artefact must meet."""
 
     max_abs_error: float | None
-    """Of any logit; None: reported, not judged."""
+    """Bound on the error of any logit; None: reported, not judged."""
     max_flips: int
     """Images that may change their label, of those that the reference decides."""
     reason: str
@@ -58,7 +58,7 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """For a terminal."""
+        """The answer in words, for a terminal."""
         before, after = (label or NOT_FINITE for label in (self.reference, self.artefact))
         margin = "" if self.margin is None else f", margin {self.margin:.3g}"
         return f"{f'flipped, {before} -> {after}' if self.flips else before}{margin}"
@@ -84,7 +84,7 @@ class Parity:
     max_abs_error: float
     mean_abs_error: float
     lowest_cosine: float
-    """Between the logits of one image."""
+    """The lowest cosine between both models' logits of one image."""
     flips: int
     """Images that the reference decides and the artefact gives another label: those that are judged."""
     flips_by_class: Mapping[str, int]
@@ -94,7 +94,7 @@ class Parity:
     undecided: int
     """Images that the reference does not decide (`undecided_images`)."""
     undecided_flips: int
-    """Of these, the images that get another label."""
+    """How many of these get another label."""
     undecided_images: tuple[Answer, ...]
     """All of them, first those that get another label, closest margin first."""
     worst_image: str
@@ -107,9 +107,9 @@ class Parity:
     artefact: str = ""
     reference: str = ""
     split: str = ""
-    """Of labelled data, from which the images are; ``all`` of a flat folder."""
+    """The split of labelled data from which the images are; ``all`` of a flat folder."""
     departure: Departure | None = None
-    """Where it begins, when the bar is missed and the artefact can be looked into."""
+    """The module where the error begins, when the bar is missed and the artefact can be looked into."""
     no_departure: str = ""
     """What was found instead, when that was looked for and no module departs."""
     decision: Decision | None = None
@@ -246,9 +246,9 @@ def compare(
         images: their names.
         labels: the classes' names.
         bar: what must be met.
-        precision: of the artefact.
+        precision: the artefact's precision.
         executed_by: what computed its answers.
-        checkpoint_sha256: of the checkpoint that both come from.
+        checkpoint_sha256: the checksum of the checkpoint that both come from.
         undecided: (images,), those on which a flip is not judged (`undecided_images`); None: none.
     """
     wide, other = expected.astype(np.float64), found.astype(np.float64)
@@ -284,5 +284,5 @@ def compare(
 
 
 def _labels_of(logits: npt.NDArray[np.float64], labels: Sequence[str]) -> list[str | None]:
-    """Of each row, None where one is not finite."""
+    """The label of each row; None where one is not finite."""
     return [labels[int(row.argmax())] if np.isfinite(row).all() else None for row in logits]

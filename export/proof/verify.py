@@ -75,8 +75,8 @@ def verify(
             logit; None: 2 %. Without such a bound (int8, or another artefact as the reference) every image is
             decided.
         max_accuracy_drop: percentage points; None: not judged, or 0.5 for int8 on labelled data.
-        max_auc_drop: likewise, 0.002.
-        split: of labelled data, in place of ``test``.
+        max_auc_drop: area under the curve; None: not judged, or 0.002 for int8 on labelled data.
+        split: the split of labelled data to take in place of ``test``.
         page: an HTML file to write the decision to.
         limit: compare at most this many images, spread evenly over those found.
         batch_size: images at once.
@@ -252,7 +252,7 @@ def _with_decision(
 
 
 def _error_bound(own: OwnError | None, max_error: float | None, precision: str) -> tuple[float | None, str]:
-    """Of any logit, and where it comes from."""
+    """The bound on the error of any logit, and where it comes from."""
     if max_error is not None:
         return max_error, "as asked"
     if own is None:

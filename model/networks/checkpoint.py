@@ -47,9 +47,9 @@ class Checkpoint:
     """A network with all that is needed to use it on an image file."""
 
     network: Network
-    """In evaluation mode, float32, on the CPU."""
+    """The network in evaluation mode, float32, on the CPU."""
     sha256: str
-    """Of the file."""
+    """Checksum of the file."""
     labels: tuple[str, ...] | None = None
     """Class names by index; None where the checkpoint has none (the authors' state dicts)."""
     preprocessing: Preprocessing | None = None

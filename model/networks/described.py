@@ -32,7 +32,7 @@ def described_by(
     Args:
         checkpoint: may say both, or neither (the authors' state dicts).
         described: goes before what the checkpoint says.
-        name: of the checkpoint, for messages.
+        name: what messages call the checkpoint.
 
     Raises:
         ArtefactError: neither says the labels or the channel statistics, or the labels are not as many as

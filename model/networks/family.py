@@ -64,9 +64,9 @@ class Family(ABC):
     """An architecture in all its sizes, and what is special to it."""
 
     name: ClassVar[str]
-    """In files: ``microscopic_mamba``."""
+    """The name in files: ``microscopic_mamba``."""
     title: ClassVar[str]
-    """For people: Microscopic-Mamba."""
+    """The name for people: Microscopic-Mamba."""
     architecture_type: ClassVar[type[Architecture]]
     """The class of its architectures; of no other family's."""
     network_type: ClassVar[type[Network]]

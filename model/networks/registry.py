@@ -89,7 +89,7 @@ def family_of(of: Network | Architecture) -> Family:
 
 
 def recognise(state: Mapping[str, Tensor]) -> tuple[Family, Architecture]:
-    """Whose state dict this is.
+    """The family and the architecture that a state dict is of.
 
     Raises:
         ValueError: of no network that is known; why it is not of each.

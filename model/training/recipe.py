@@ -116,7 +116,7 @@ class Recipe:
         The first steps keep less, so that the weights from before training are soon forgotten.
 
         Args:
-            step: of the whole run, counting from 1.
+            step: the step of the whole run, counting from 1.
             steps_per_epoch: batches in an epoch.
         """
         return min(math.exp(-1 / (self.average_epochs * steps_per_epoch)), step / (step + 9))

@@ -32,7 +32,7 @@ def why_unavailable() -> str | None:
 
 
 def resize(pixels: NDArray[np.uint8], size: int, box: Box | None = None) -> NDArray[np.uint8]:
-    """As `msmamba.resize.resize`: (H, W, 3) uint8 to (S, S, 3).
+    """Resizes as `msmamba.resize.resize` does: (H, W, 3) uint8 to (S, S, 3).
 
     Raises:
         InputError: pixels, size or box are not that.
