@@ -55,9 +55,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[24, 500])
     arguments = parser.parse_args()
 
-    from msmamba.export.graph.int8 import calibration_samples, measured_values
+    from msmamba.export.graph.int8_options import calibration_samples
     from msmamba.export.graph.onnx_model import flat_model, onnx_from_network
-    from msmamba.export.graph.quantise import merged, products
+    from msmamba.export.graph.products import measured_values, merged, products
     from msmamba.model.networks.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(arguments.checkpoint)

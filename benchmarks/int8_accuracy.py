@@ -21,10 +21,12 @@ from rich.table import Table
 
 from msmamba.calib import METHODS, Histogram, choose, measure, range_of
 from msmamba.data.folders import match_labels, read_evaluation_folder
-from msmamba.export.graph.int8 import DEFAULT_METHOD, calibration_samples, measured_values
+from msmamba.export.graph.int8_options import DEFAULT_METHOD, calibration_samples
 from msmamba.export.graph.onnx_model import flat_model, onnx_from_network
+from msmamba.export.graph.plan import QUANTISED_KINDS
 from msmamba.export.graph.precision import fp16_from_fp32
-from msmamba.export.graph.quantise import KINDS, QUANTISED_KINDS, int8_from_fp32, int8_proof, merged, products
+from msmamba.export.graph.products import KINDS, measured_values, merged, products
+from msmamba.export.graph.quantise import int8_from_fp32, int8_proof
 from msmamba.images import Transform, read_image
 from msmamba.measures.metrics import metrics_of
 from msmamba.model.networks.checkpoint import load_checkpoint

@@ -22,10 +22,11 @@ from rich.table import Table
 
 from msmamba import machine
 from msmamba.export.bundle import ExportOptions, export_bundle
-from msmamba.export.graph.int8 import Int8Options
+from msmamba.export.graph.int8_options import Int8Options
+from msmamba.export.graph.judging import Limits
 from msmamba.export.graph.onnx_model import flat_model
-from msmamba.export.graph.quantise import KINDS, Plan
-from msmamba.export.graph.sensitivity import Limits
+from msmamba.export.graph.plan import Plan
+from msmamba.export.graph.products import KINDS
 from msmamba.measures.decision import ImageLimit
 from msmamba.runtime.onnxruntime_backend import register_native_kernels
 

@@ -192,8 +192,8 @@ def export(
         _add_engine(source, output, compute_capabilities, force, {**said, **chosen_options})
         return
     from ..export.bundle import ExportOptions, export_bundle
-    from ..export.graph.int8 import Int8Options
-    from ..export.graph.sensitivity import limits_of
+    from ..export.graph.int8_options import Int8Options
+    from ..export.graph.judging import limits_of
 
     quantising = {
         name: chosen_options.pop(option) for option, name in _INT8_OPTIONS.items() if option in chosen_options

@@ -27,7 +27,8 @@ from ..version import __version__
 from .engine.build import Engine, EngineOptions, buildable, engine_from_onnx
 from .engine.engine_bundle import building, seal, write_engine
 from .engine.kernels import compiler_from, kernels_for
-from .graph.int8 import Int8, Int8Options, Prepared, int8_network, prepare
+from .graph.int8 import Int8, int8_network
+from .graph.int8_options import Int8Options, Prepared, prepare
 from .graph.onnx_model import DEFAULT_OPSET, flat_model, onnx_from_network
 from .graph.precision import PrecisionProof, fp16_from_fp32, precision_proof
 

@@ -1,4 +1,4 @@
-"""INT8 written into the graph: which products take int8, as Q/DQ pairs, and the proof.
+"""INT8 written into the graph: products take it as Q/DQ pairs, and the proof reads it off again.
 
 TensorRT's strongly typed networks and ONNX Runtime both read quantisation off the file: a value that goes
 through ``QuantizeLinear`` and ``DequantizeLinear`` before a product is int8 there, and the runtime merges the
@@ -17,11 +17,9 @@ no place to apply: no Add of this network joins a product to an earlier activati
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,170 +27,13 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ...errors import ExportError, InputError
-from ...plugins.selective_scan.onnx_function import OP_TYPE
-from .inlining import INPUT
+from ...errors import ExportError
+from .products import CHANNEL_AXIS, KINDS, LINEAR, products
 
 LARGEST = 127
 """The largest integer used; -128 is left out, so that the scale is the same on both sides."""
 
-CONVOLUTION, DEPTHWISE, LINEAR = "convolution", "depthwise", "linear"
-KINDS = (CONVOLUTION, DEPTHWISE, LINEAR)
-"""Kinds of products: dense convolutions, those of one channel at a time, and matrix products with weights."""
-
-PLAN_FORMAT = 1
-
 _WIDE = ":wide"  # what a convolution gives before it is quantised
-
-_UNIT = re.compile(r"patch_embed|layers\.\d+\.(blocks\.\d+|downsample)|head")
-_CHANNEL_AXIS = {"Conv": 0, "MatMul": 1}
-
-
-QUANTISED_KINDS = (CONVOLUTION, LINEAR)
-"""Depthwise convolutions stay in floating point: they are a twentieth of the multiply-adds, do as much harm
-as all dense convolutions, and take ONNX Runtime five times as long in int8 as in float32 (docs/int8.md)."""
-
-
-@dataclass(frozen=True)
-class Product:
-    """A node that multiplies an activation by a weight."""
-
-    node: str
-    unit: str
-    """The part of the network that it belongs to, such as ``layers.0.blocks.1``."""
-    kind: str
-    activation: str
-    """Name of the value that it takes."""
-    output: str
-    macs: int
-    """Multiply-adds for one image."""
-
-
-def products(flat: ModelProto) -> list[Product]:
-    """The products of a flat model that int8 can hold, in order.
-
-    The head is none: its logits are what is compared and thresholded, and it is a thousandth of the work.
-    """
-    weights = {tensor.name: tensor for tensor in flat.graph.initializer}
-    shapes = _shapes(flat)
-    found = []
-    for node in flat.graph.node:
-        if node.op_type not in _CHANNEL_AXIS or node.input[1] not in weights:
-            continue
-        # By the result's name: the optimiser makes some nodes anew, with names of its own.
-        unit = _UNIT.match(node.output[0])
-        weight = weights[node.input[1]].dims
-        each = weight[0] if node.op_type == "MatMul" else int(np.prod(weight[1:]))  # per output value
-        dense = DEPTHWISE if weight[1] == 1 else CONVOLUTION
-        found.append(
-            Product(
-                node=node.name,
-                unit=unit.group() if unit else node.output[0],
-                kind=LINEAR if node.op_type == "MatMul" else dense,
-                activation=node.input[0],
-                output=node.output[0],
-                macs=each * int(np.prod(shapes[node.output[0]])),
-            )
-        )
-    return found
-
-
-def merged(flat: ModelProto) -> ModelProto:
-    """The model with linear products of the same activation made one, and its result split.
-
-    Step sizes, B and C are three products of one map: as one they are quantised once, and ONNX Runtime, which
-    finds an int8 kernel only where one product reads a quantised value, finds it. Exactly the same answers.
-    """
-    weights = {tensor.name: tensor for tensor in flat.graph.initializer}
-    readers: dict[str, list[NodeProto]] = {}
-    for node in flat.graph.node:
-        if node.op_type == "MatMul" and node.input[1] in weights:
-            readers.setdefault(node.input[0], []).append(node)
-    model = ModelProto()
-    model.CopyFrom(flat)
-    del model.graph.node[:]
-    for node in flat.graph.node:
-        group = readers.get(node.input[0], []) if node.op_type == "MatMul" else []
-        if len(group) < 2 or node.input[1] not in weights:
-            model.graph.node.append(node)
-        elif node.name == group[0].name:
-            model.graph.node.extend(_as_one(group, weights, model))
-    used = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    return model
-
-
-def _as_one(group: list[NodeProto], weights: Mapping[str, TensorProto], model: ModelProto) -> list[NodeProto]:
-    """The merged product and the split behind it; its weight and widths go into the model."""
-    parts = [numpy_helper.to_array(weights[node.input[1]]) for node in group]
-    stem = group[0].name.rpartition("/")[0].rpartition("/")[0]
-    weight, widths, product = f"{stem}/merged_weight", f"{stem}/merged_widths", f"{stem}/merged"
-    model.graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.concatenate(parts, axis=1), weight),
-            numpy_helper.from_array(np.array([part.shape[1] for part in parts], np.int64), widths),
-        ]
-    )
-    outputs = [output for node in group for output in node.output]
-    return [
-        helper.make_node("MatMul", [group[0].input[0], weight], [product], f"{product}/MatMul"),
-        helper.make_node("Split", [product, widths], outputs, f"{product}/Split", axis=-1),
-    ]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which products are quantised: those of some kinds, but for units that are kept in floating point."""
-
-    kept: tuple[str, ...] = ()
-    """Units, such as ``layers.0.blocks.1``; the one whose quantisation does most harm comes first."""
-    kinds: tuple[str, ...] = QUANTISED_KINDS
-
-    def chosen(self, found: Sequence[Product]) -> list[Product]:
-        """The products to quantise.
-
-        Raises:
-            ExportError: a unit or a kind is unknown, or nothing is left to quantise.
-        """
-        units = dict.fromkeys(product.unit for product in found)
-        strange = [unit for unit in self.kept if unit not in units]
-        strange += [kind for kind in self.kinds if kind not in KINDS]
-        if strange:
-            raise ExportError(
-                f"the plan names {', '.join(map(repr, strange))}: this network has the units "
-                f"{', '.join(units)} and the kinds {', '.join(KINDS)}; make a plan for this network"
-            )
-        left = [product for product in found if product.kind in self.kinds and product.unit not in self.kept]
-        if not left:
-            raise ExportError("int8 was asked for, but the plan leaves no product to quantise")
-        return left
-
-    def to_json(self) -> str:
-        """The plan as a file's content."""
-        return json.dumps({"format_version": PLAN_FORMAT, **asdict(self)}, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes, source: str) -> Plan:
-        """Reads a plan; ``source`` names it in messages.
-
-        Raises:
-            InputError: it is none, or of a newer format.
-        """
-        try:
-            data = json.loads(text)
-            if data["format_version"] != PLAN_FORMAT:
-                raise ValueError(f"format version {data['format_version']}, expected {PLAN_FORMAT}")
-            lists = [data["kept"], data["kinds"]]
-            if not all(isinstance(each, list) and all(isinstance(x, str) for x in each) for each in lists):
-                raise ValueError("'kept' and 'kinds' are not lists of names")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(
-                f"'{source}' is no plan that can be read ({type(error).__name__}: {error}): make one with "
-                "'mmdeploy export --int8'"
-            ) from error
-        return cls(kept=tuple(data["kept"]), kinds=tuple(data["kinds"]))
 
 
 @dataclass(frozen=True)
@@ -231,7 +72,7 @@ def int8_nodes(model: ModelProto) -> list[NodeProto]:
     return [
         node
         for node in model.graph.node
-        if node.op_type in _CHANNEL_AXIS and all(map(is_int8, node.input[:2]))
+        if node.op_type in CHANNEL_AXIS and all(map(is_int8, node.input[:2]))
     ]
 
 
@@ -337,7 +178,7 @@ class _Pairs:
         node.CopyFrom(original)
         activation, weight = node.input[0], node.input[1]
         node.input[0] = self._activation(activation, self.renamed.get(activation, activation), node.name)
-        node.input[1] = self._weight(weight, _CHANNEL_AXIS[node.op_type], node.name)
+        node.input[1] = self._weight(weight, CHANNEL_AXIS[node.op_type], node.name)
         self.nodes.append(node)
         if with_output:
             (output,) = node.output
@@ -407,20 +248,3 @@ def _held_by_float16(scales: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     halves = np.maximum(scales, tiny).astype(np.float16)
     up = np.nextafter(halves, np.float16(np.inf))
     return np.where(halves.astype(np.float64) < scales, up, halves).astype(np.float32)
-
-
-def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
-    """The shape of every value for a batch of one image."""
-    single = ModelProto()
-    single.CopyFrom(model)
-    del single.graph.value_info[:]
-    image = next(value for value in single.graph.input if value.name == INPUT)
-    image.type.tensor_type.shape.dim[0].dim_value = 1
-    for node in single.graph.node:
-        if node.op_type == OP_TYPE:  # which inference does not know; its result has its first input's shape
-            node.CopyFrom(helper.make_node("Identity", node.input[:1], node.output))
-    inferred = onnx.shape_inference.infer_shapes(single, data_prop=True)
-    return {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*inferred.graph.value_info, *inferred.graph.output)
-    }

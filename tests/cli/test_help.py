@@ -16,8 +16,8 @@ from msmamba.cli import mmdeploy
 from msmamba.cli.export import _INT8_OPTIONS
 from msmamba.cli.help import MAX_WIDTH, Command, Group
 from msmamba.export.bundle import ExportOptions
-from msmamba.export.graph.int8 import Int8Options
-from msmamba.export.graph.sensitivity import Limits
+from msmamba.export.graph.int8_options import Int8Options
+from msmamba.export.graph.judging import Limits
 from msmamba.measures.decision import INT8_BAR
 from msmamba.model.training.recipe import Recipe
 from msmamba.runtime.benchmark import BenchmarkOptions

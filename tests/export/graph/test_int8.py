@@ -19,9 +19,9 @@ from msmamba import open as open_artefact
 from msmamba.cli import mmdeploy
 from msmamba.errors import DataError, ExportError, InputError
 from msmamba.export.bundle import Export, ExportOptions, export_bundle
-from msmamba.export.graph.int8 import Int8Options, Prepared, prepare
-from msmamba.export.graph.quantise import Plan
-from msmamba.export.graph.sensitivity import Limits
+from msmamba.export.graph.int8_options import Int8Options, Prepared, prepare
+from msmamba.export.graph.judging import Limits
+from msmamba.export.graph.plan import Plan
 from msmamba.export.proof.verify import verify
 from msmamba.files import sha256_of
 from msmamba.measures.decision import ImageLimit

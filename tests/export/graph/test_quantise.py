@@ -14,18 +14,10 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from msmamba.errors import ExportError, InputError
 from msmamba.export.graph.onnx_model import flat_model, onnx_from_network
+from msmamba.export.graph.plan import Plan
 from msmamba.export.graph.precision import fp16_from_fp32, precision_proof
-from msmamba.export.graph.quantise import (
-    DEPTHWISE,
-    LINEAR,
-    Plan,
-    int8_from_fp32,
-    int8_nodes,
-    int8_proof,
-    merged,
-    products,
-    quantised_weight,
-)
+from msmamba.export.graph.products import DEPTHWISE, LINEAR, merged, products
+from msmamba.export.graph.quantise import int8_from_fp32, int8_nodes, int8_proof, quantised_weight
 from msmamba.model import MicroscopicMamba
 
 BATCH = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)

@@ -12,16 +12,12 @@ from onnx import ModelProto, numpy_helper
 
 from msmamba.calib import CalibrationSet, choose
 from msmamba.errors import ArtefactError, ExportError, InputError
+from msmamba.export.graph.judging import Judge, Judgement, Limits, limits_of
 from msmamba.export.graph.onnx_model import flat_model, onnx_from_network
-from msmamba.export.graph.quantise import KINDS, Plan, Product, int8_from_fp32, products
-from msmamba.export.graph.sensitivity import (
-    Judge,
-    Judgement,
-    Limits,
-    find_plan,
-    limits_of,
-    measure_sensitivity,
-)
+from msmamba.export.graph.plan import Plan
+from msmamba.export.graph.products import KINDS, Product, products
+from msmamba.export.graph.quantise import int8_from_fp32
+from msmamba.export.graph.sensitivity import find_plan, measure_sensitivity
 from msmamba.images import Transform, read_image
 from msmamba.measures.decision import ImageLimit
 from msmamba.model import MicroscopicMamba
