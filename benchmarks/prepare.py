@@ -80,7 +80,7 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["640x480", "4000x3000"], help="width x height")
-    parser.add_argument("--side", type=int, default=224, help="of the square, pixels")
+    parser.add_argument("--side", type=int, default=224, help="side of the square, pixels")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()

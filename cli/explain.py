@@ -28,7 +28,7 @@ _MAPS = "The heat maps"
     "--layer",
     group=_MAPS,
     metavar="NAME",
-    show_default="the last",
+    show_default="by image size",
     help="Where gradcam looks, such as stage3.",
 )
 @option(
@@ -55,7 +55,8 @@ def explain(
     IMAGES are files, folders (with all below them) or quoted patterns. An image that cannot be used gets a
     line with the reason, and the exit status is 1 in the end.
 
-    Layers are stage1 to stage4, and layers.I.blocks.J for block J of stage I, both counted from 0.
+    Layers are stage1 to stage4, and layers.I.blocks.J for block J of stage I, both counted from 0. Without
+    --layer it is the last stage whose map still has 7x7 positions.
     """
     let_idle_threads_sleep()
 

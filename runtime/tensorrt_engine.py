@@ -48,7 +48,7 @@ class LoadedEngine:
         """
         self._trt, self._name = trt, name
         self._rtx = trt.__name__ == "tensorrt_rtx"
-        self._context: Any = None  # of the batch that was set
+        self._context: Any = None  # the context of the batch that was set
         self._contexts: dict[int, Any] = {}
         self._spare: Any = None
         self._addresses: dict[str, int] = {}

@@ -154,7 +154,7 @@ def launch_plan(shape: ScanShape, block: BlockShape, chunks: int) -> LaunchPlan:
     chunks = _ceil_div(lines, lines_per_chunk)
     blocks = _ceil_div(shape.channels, block.channels)
     planes = shape.batch * DIRECTIONS
-    elements = shape.length * shape.channels  # of one image
+    elements = shape.length * shape.channels  # elements of one image
     if elements * DIRECTIONS >= 2**31:
         raise BackendError(
             f"a map of {shape.height}x{shape.width} with {shape.channels} channels has too many elements "

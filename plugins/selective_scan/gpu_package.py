@@ -29,9 +29,9 @@ ELEMENT_TYPES = ("float16", "float32")
 class CompiledKernel:
     """One kernel for one compute capability, with what its launch needs to know."""
 
-    name: str  # of the entry in the cubin
+    name: str  # the name of the entry in the cubin
     cubin: bytes
-    threads: int  # of one block, along x
+    threads: int  # threads of one block, along x
     shared_bytes: int  # dynamic shared memory
     hidden_pointers: int  # null pointers to pass after the arguments of the source
 
