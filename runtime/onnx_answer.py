@@ -41,7 +41,7 @@ class Answer(Enum):
     PROBABILITIES = "probabilities"
     """They sum to 1."""
     ONE_BY_ONE = "a probability of each class by itself"
-    """Of classes that do not exclude each other, or of one against all others."""
+    """Probabilities of classes that do not exclude each other, or of one against all others."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def answer_of(content: Buffer) -> Answer:
     """What the first output of an ONNX file holds, as its graph has it.
 
     Args:
-        content: of a file that ONNX Runtime takes.
+        content: the bytes of a file that ONNX Runtime takes.
     """
     graph, functions = None, {}
     try:
@@ -160,7 +160,7 @@ def _node(content: Buffer, start: int, end: int) -> _Node:
 
 
 def _texts(content: Buffer, start: int, end: int, *numbers: int) -> list[list[bytes]]:
-    """For each of a message's fields that are texts: what stands in it, once or several times."""
+    """What stands in each of a message's fields that are texts, once or several times."""
     found: dict[int, list[bytes]] = {number: [] for number in numbers}
     for field in fields(content, start, end):
         if field.number in found and field.wire_type == LENGTH_DELIMITED:

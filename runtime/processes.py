@@ -22,7 +22,7 @@ class Home:
     """The process in which a network was loaded."""
 
     def __init__(self, network: object, name: str) -> None:
-        """From now on no fork of this process frees ``network``, which messages call ``name``."""
+        """Sees to it that no fork of this process frees ``network``, which messages call ``name``."""
         self._process, self._name = os.getpid(), name
         _watch_forks()
         _loaded.add(network)

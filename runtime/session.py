@@ -210,8 +210,8 @@ class Session:
         """Turns (B, classes) logits into predictions: a softmax in float64.
 
         Args:
-            logits: as `run` gives them.
-            notes: of each image; none where left out.
+            logits: what `run` gives.
+            notes: the notes on each image; none where left out.
 
         Raises:
             InputError: the logits are not (B, classes), or there are not as many notes.

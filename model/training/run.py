@@ -76,7 +76,7 @@ class _Telling:
     """A file for `torch.save`, whose zip writer hides what the device answers.
 
     Attributes:
-        error: of the last write that failed.
+        error: why the last write failed.
     """
 
     def __init__(self, file: BinaryIO) -> None:
