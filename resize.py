@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 Box: TypeAlias = "tuple[int, int, int, int]"
 """A part of a picture in pixels: left, top, right, bottom."""
 
+RULE = "bilinear-antialias-square-22bit"
+"""The name of this definition in checkpoints and manifests."""
+
+PILLOW_RULE = "bilinear-antialias-square"
+"""What those from before it say, or mean where they say nothing: Pillow's resize, of whatever version."""
+
 _BITS = 22
 
 

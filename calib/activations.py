@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import ArtefactError, InputError
 from ..files import open_file, write_atomically
 from ..images import Transform, read_image
-from ..runtime.manifest import RESIZE_RULE
+from ..resize import RULE
 from ..runtime.onnxruntime_backend import register_native_kernels
 from ..runtime.onnxruntime_library import import_onnxruntime
 from .data import CalibrationSet
@@ -79,7 +79,7 @@ def measure(
     key = _Key(
         model=hashlib.sha256(model).hexdigest(),
         images=images.digest,
-        preprocessing=_digest([transform.size, *transform.mean, *transform.std, RESIZE_RULE]),
+        preprocessing=_digest([transform.size, *transform.mean, *transform.std, RULE]),
         values=tuple(values),
     )
     cache = Path(cache)

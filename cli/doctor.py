@@ -9,6 +9,7 @@ from .output import say_lines
 
 
 @click.command(cls=Command, example="mmdeploy doctor")
+@click.argument("artefact", required=False)
 @option(
     "--format",
     "output_format",
@@ -18,13 +19,16 @@ from .output import say_lines
     help="How the findings are printed.",
 )
 @click.pass_context
-def doctor(context: click.Context, output_format: str) -> None:
+def doctor(context: click.Context, artefact: str | None, output_format: str) -> None:
     """Tell what this machine is best for, and what the rest would need.
+
+    With ARTEFACT, a bundle, an ONNX file or an engine, also whether pictures become its input as they did
+    where it was exported.
 
     The exit status is 1 when not even classification on the CPU works.
     """
     from ..runtime.doctor import examine
 
-    report = examine()
+    report = examine(artefact)
     say_lines((report.to_json() if output_format == "json" else report.to_text()) + "\n")
     context.exit(0 if report.can_infer else 1)

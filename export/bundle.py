@@ -21,8 +21,10 @@ from ..errors import ExportError
 from ..files import as_utf8, atomic_folder
 from ..model.networks.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from ..model.networks.registry import family_of
+from ..resize import PILLOW_RULE
 from ..runtime.artefact import MODEL_NAME
 from ..runtime.manifest import Manifest
+from ..runtime.probe import checksums
 from ..version import __version__
 from .engine.build import Engine, EngineOptions, buildable, engine_from_onnx
 from .engine.engine_bundle import building, seal, write_engine
@@ -37,7 +39,7 @@ SENSITIVITY_FILE, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
 PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
 
-_VERSIONS_NOTED = ("torch", "onnx", "onnxscript", "numpy")
+_VERSIONS_NOTED = ("torch", "onnx", "onnxscript", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
         mean=tuple(options.mean if options.mean is not None else said.mean if said else ()),
         std=tuple(options.std if options.std is not None else said.std if said else ()),
     )
-    return Manifest(
+    manifest = Manifest(
         labels=labels,
         image_size=preprocessing.image_size,
         mean=_three(preprocessing.mean, "mean"),
@@ -254,7 +256,9 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
             "python": platform.python_version(),
             **{name: version(name) for name in _VERSIONS_NOTED},
         },
+        resize=said.resize if said else PILLOW_RULE,
     )
+    return replace(manifest, probe=checksums(manifest.transform))
 
 
 def _three(values: Sequence[float], name: str) -> tuple[float, float, float]:

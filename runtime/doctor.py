@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -21,14 +22,17 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from .. import machine
-from ..errors import BackendError
+from ..errors import BackendError, MsmambaError
 from ..plugins import cuda_driver, tensorrt_library
+from ..plugins.image_resize.cpu import why_unavailable as why_no_native_resize
 from ..plugins.selective_scan import cpu
 from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES, dotted
 from ..version import __version__
+from . import probe
 from .engine_plan import NAMES as ENGINE_LIBRARIES
 from .onnxruntime_backend import GPU_PROVIDERS, NV_PLUGIN, register_native_kernels
 from .onnxruntime_library import import_onnxruntime
+from .session import open_session
 
 _INT8_FEATURES = ("avx512_vnni", "amx_tile", "asimddp", "i8mm")
 _IMPORT_SECONDS = 120
@@ -137,13 +141,20 @@ class Report:
         return "\n".join(lines)
 
 
-def examine() -> Report:
-    """Examines this machine; takes a few seconds where TensorRT is installed."""
+def examine(artefact: str | None = None) -> Report:
+    """Examines this machine; takes a few seconds where TensorRT is installed.
+
+    Args:
+        artefact: a bundle, ONNX file or engine, whose probe of pictures is compared with what becomes of
+            them here.
+    """
     _library.cache_clear()
     checks: tuple[Callable[[], Ability], ...] = (
         _onnxruntime,
         _native_kernels,
         _int8_products,
+        _pictures,
+        *([partial(_pictures_of, artefact)] if artefact is not None else []),
         _training,
         _export,
         _triton,
@@ -199,6 +210,38 @@ def _int8_products() -> Ability:
         fix = "none: int8 files run, more slowly; prefer the float32 file on this processor"
         return Ability(name, False, f"none of {', '.join(_INT8_FEATURES)}", fix)
     return Ability(name, True, f"{', '.join(found)}; with native kernels the float32 file is still faster")
+
+
+_ANOTHER_PILLOW = (
+    "install the Pillow of msmamba's constraints.txt, and reinstall msmamba if that does not help"
+)
+
+
+def _pictures() -> Ability:
+    name = "prepare pictures as everywhere"
+    found = probe.differences_here()
+    if found:
+        return Ability(name, False, "; ".join(found), _ANOTHER_PILLOW)
+    resize = "resize in NumPy" if why_no_native_resize() else f"native resize ({cpu.kernels()})"
+    return Ability(name, True, f"Pillow {version('pillow')}, {resize}")
+
+
+def _pictures_of(artefact: str) -> Ability:
+    name = "prepare pictures as its exporter"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is told here
+            with open_session(artefact) as session:
+                manifest = session.manifest
+    except MsmambaError as error:
+        return Ability(name, False, str(error), "see there")
+    if manifest is None or not manifest.probe:
+        fix = "export it again: artefacts carry a probe of pictures now"
+        return Ability(name, False, f"'{artefact}' carries no probe", fix)
+    said = "; ".join([*probe.differences(manifest), *manifest.notes])
+    if probe.differences(manifest):
+        return Ability(name, False, said, _ANOTHER_PILLOW)
+    return Ability(name, True, said or f"'{artefact}': the same values of {', '.join(manifest.probe)}")
 
 
 def _cuda_driver() -> Ability:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import ArtefactError
 from ..images import MAX_SIZE, Transform, are_deviations, are_means, is_image_size
+from ..resize import PILLOW_RULE, RULE
 
 FORMAT_VERSION = 1
 """Version of the manifest's format that this package writes, and the newest that it reads."""
@@ -23,8 +24,14 @@ FORMAT_VERSION = 1
 METADATA_KEY = "msmamba.manifest"
 """Key of the manifest in an ONNX file's ``metadata_props``."""
 
-RESIZE_RULE = "bilinear-antialias-square"
-"""The one resize rule there is: `msmamba.images.Transform`."""
+RESIZE_RULES = {
+    RULE: "",
+    PILLOW_RULE: (
+        "its network was trained with Pillow's resize, of a version that it does not say: pictures are "
+        "resized as by Pillow 13.0; if it was older, tall ones may differ by a grey level from training's"
+    ),
+}
+"""The resize rules that are read, and what is to be said of artefacts with them; see `msmamba.resize`."""
 
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate, which JSON can hold and no file can
 
@@ -76,7 +83,9 @@ class Manifest:
         versions: package name to version, of what made the artefact.
         compute_capabilities: GPUs that the engine is for (``"8.7"``); empty without an engine.
         engine: what a machine must have to run the engine, as `EngineFacts` names it; empty without one.
-        resize: the resize rule, `RESIZE_RULE`.
+        resize: the rule by which pictures were resized for the training, one of `RESIZE_RULES`.
+        probe: what some pictures were decoded and transformed to where it was exported, for `runtime.probe`
+            to compare; empty in artefacts from before there were probes.
         format_version: the version of this format.
     """
 
@@ -92,7 +101,8 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     compute_capabilities: tuple[str, ...] = ()
     engine: Mapping[str, Any] = field(default_factory=dict)
-    resize: str = RESIZE_RULE
+    resize: str = RULE
+    probe: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     network: str = ""
     format_version: int = FORMAT_VERSION
 
@@ -105,6 +115,12 @@ class Manifest:
     def transform(self) -> Transform:
         """The transform from pixels to this artefact's input."""
         return Transform(self.image_size, self.mean, self.std)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever uses the artefact should know of its transform; mostly empty."""
+        note = RESIZE_RULES[self.resize]
+        return (note,) if note else ()
 
     def to_json(self) -> str:
         """The manifest as indented JSON with sorted keys, for ``manifest.json``."""
@@ -215,11 +231,18 @@ def _are_engine_facts(value: Any) -> bool:
     )
 
 
+def _is_probe(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(sums, dict) and set(sums) == {"pixels", "tensor"} and all(map(_is_sha256, sums.values()))
+        for sums in value.values()
+    )
+
+
 def _are_texts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
-_OPTIONAL = ("engine", "network")  # fields that bundles made before they existed lack
+_OPTIONAL = ("engine", "network", "probe")  # fields that bundles made before they existed lack
 
 # For every field: what is expected, in words, and whether a value is that.
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -228,7 +251,11 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "image_size": (f"1 to {MAX_SIZE} pixels", lambda value: type(value) is int and is_image_size(value)),
     "mean": ("three finite numbers", are_means),
     "std": ("three numbers above zero", are_deviations),
-    "resize": (f"'{RESIZE_RULE}'", lambda value: value == RESIZE_RULE),
+    "resize": (
+        f"one of {', '.join(RESIZE_RULES)}",
+        lambda value: isinstance(value, str) and value in RESIZE_RULES,
+    ),
+    "probe": ("names of pictures with the SHA-256 of their pixels and tensor", _is_probe),
     "network": ("a name", lambda value: isinstance(value, str)),
     "architecture": ("an object", lambda value: isinstance(value, dict)),
     "precision_asked": (f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from .backend import Backend
 from .device_arrays import DeviceArray
 from .manifest import METADATA_KEY, Manifest, are_labels
 from .onnxruntime_backend import DEVICES, PROVIDERS, OnnxRuntimeBackend, check_choices
+from .probe import differences
 from .processes import Home
 from .tensorrt_backend import TensorRtBackend
 
@@ -82,6 +84,15 @@ class Session:
     def manifest(self) -> Manifest | None:
         """What the artefact says of itself; None for an ONNX file that msmamba did not export."""
         return self._manifest
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why answers on image files may not be quite those that were proven, one line each; mostly empty.
+
+        An artefact may be from before the resize was msmamba's own, and this machine may decode or transform
+        pictures otherwise than the one that exported it (`msmamba.runtime.probe`).
+        """
+        return self._manifest.notes + differences(self._manifest) if self._manifest else ()
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -401,6 +412,10 @@ def open_session(
         mean: three means of the channels, in place of what the artefact says.
         std: three standard deviations of the channels, in place of what the artefact says.
 
+    Warns:
+        RuntimeWarning: this machine makes other values of a picture than the one that exported the artefact;
+            `Session.notes` has it too.
+
     Raises:
         ArtefactError: there is no usable artefact, or a file of the bundle was changed.
         BackendError: the device, the kernels or a library asked for cannot be had.
@@ -438,6 +453,9 @@ def open_session(
         if manifest is None and METADATA_KEY in backend.metadata:
             manifest = Manifest.from_metadata(backend.metadata, f"'{name}'")
         _check_fit(backend, name, manifest, labels)
+        if manifest and (found := differences(manifest)):
+            said = f"'{name}': {'; '.join(found)}: answers may not be those that were proven"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
         return Session(
             backend,
             name,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...files import sha256_of, write_atomically
+from ...resize import PILLOW_RULE, RULE
 from ...version import __version__
 from .checkpoint_file import (
     FORMAT_VERSION,
@@ -40,6 +41,9 @@ class Preprocessing:
     """Channel means of the training split, of values in [0, 1]."""
     std: tuple[float, ...]
     """Channel standard deviations of the training split, of values in [0, 1]."""
+    resize: str = PILLOW_RULE
+    """The rule by which images were resized for the training: `msmamba.resize.RULE`, or Pillow's of whatever
+    version where the checkpoint is older than that."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def save_checkpoint(
         "image_size": image_size,
         "mean": list(mean),
         "std": list(std),
+        "resize": RULE,
         "versions": {"msmamba": __version__, "torch": torch.__version__},
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -132,6 +137,12 @@ def _take_what_tensors_do_not_say(network: Network, file: CheckpointFile) -> Non
     network.arch = arch
 
 
+def _resize_rule(said: object) -> str:
+    if said not in (RULE, PILLOW_RULE):
+        raise ValueError(f"the resize rule is {said!r}, expected '{RULE}' or '{PILLOW_RULE}'")
+    return str(said)
+
+
 def _read_description(file: CheckpointFile) -> tuple[tuple[str, ...] | None, Preprocessing | None]:
     description, path = file.description, file.path
     if not description:
@@ -142,6 +153,7 @@ def _read_description(file: CheckpointFile) -> tuple[tuple[str, ...] | None, Pre
             image_size=int(description["image_size"]),
             mean=tuple(float(value) for value in description["mean"]),
             std=tuple(float(value) for value in description["std"]),
+            resize=_resize_rule(description.get("resize", PILLOW_RULE)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

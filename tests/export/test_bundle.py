@@ -16,8 +16,10 @@ from msmamba.export.bundle import ExportOptions, export_bundle
 from msmamba.files import sha256_of
 from msmamba.model import MicroscopicMamba
 from msmamba.plugins.tensorrt_library import link_parser_library
+from msmamba.resize import PILLOW_RULE, RULE
 from msmamba.runtime import Manifest
 from msmamba.runtime.manifest import EngineFacts
+from msmamba.runtime.probe import checksums
 
 STATISTICS: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
@@ -39,6 +41,8 @@ def test_a_bundle_says_what_it_is(bundles: dict[str, Path], checkpoint: Path) ->
         name: sha256_of(bundle / name) for name in ("model.onnx", "scan.float16.kernels")
     }
     assert manifest.precision_asked == "fp16"
+    assert manifest.resize == RULE
+    assert manifest.probe == checksums(manifest.transform)
     assert manifest.precision_proven["nodes"]["float16"] > 100
     assert manifest.architecture["dims"] == [32, 64, 128, 256]
     metadata = {entry.key: entry.value for entry in onnx.load(bundle / "model.onnx").metadata_props}
@@ -77,7 +81,9 @@ def test_the_authors_checkpoint_needs_labels_and_statistics(state_dict: Path, tm
     with pytest.raises(ExportError, match=r"3 class names \(--labels\).*--mean.*--std"):
         export_bundle(state_dict, tmp_path / "bundle")
     options = ExportOptions(image_size=32, labels=("a", "b", "c"), **STATISTICS)
-    assert export_bundle(state_dict, tmp_path / "bundle", options).manifest.labels == ("a", "b", "c")
+    manifest = export_bundle(state_dict, tmp_path / "bundle", options).manifest
+    assert manifest.labels == ("a", "b", "c")
+    assert manifest.resize == PILLOW_RULE  # what it was trained with, nobody knows
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,13 @@ def test_the_transform_is_the_manifests() -> None:
     assert MANIFEST.transform == Transform(224, MANIFEST.mean, MANIFEST.std)
 
 
+def test_resize_rule_and_probe_of_manifests_from_before() -> None:
+    manifest = Manifest.from_json(as_json(resize="bilinear-antialias-square", probe=...))
+    assert manifest.probe == {}
+    assert ["of a version that it does not say" in note for note in manifest.notes] == [True]
+    assert MANIFEST.notes == ()
+
+
 def test_the_engines_facts_are_read_back() -> None:
     assert EngineFacts.of(MANIFEST) == EngineFacts("tensorrt", "10.3.0.30", "1", (1, 1, 16))
 
@@ -100,6 +107,9 @@ def test_a_newer_format_says_upgrade_and_nothing_else() -> None:
         ("labels", ["a", "\ud800"]),
         ("image_size", 0),
         ("image_size", 1_000_000_000),
+        ("resize", ["bilinear-antialias-square"]),
+        ("probe", {"probe_1.jpg": {"pixels": "ab" * 32}}),
+        ("probe", {"probe_1.jpg": {"pixels": "ab" * 32, "tensor": 1}}),
         ("image_size", 224.0),
         ("image_size", True),
         ("mean", [0.5, 0.5]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from msmamba.errors import CheckpointError
 from msmamba.model import MicroscopicMamba
-from msmamba.model.networks.checkpoint import Preprocessing, load_checkpoint, save_checkpoint
+from msmamba.model.networks.checkpoint import METADATA_KEY, Preprocessing, load_checkpoint, save_checkpoint
+from msmamba.resize import PILLOW_RULE, RULE
 
 State = dict[str, Tensor]
 MakeNetwork = Callable[..., MicroscopicMamba]
@@ -30,7 +33,7 @@ def test_a_saved_checkpoint_comes_back_whole(network: MicroscopicMamba, checkpoi
     assert loaded.network.arch == network.arch
     assert not loaded.network.training
     assert loaded.labels == ("basophil", "eosinophil", "lymphocyte")
-    assert loaded.preprocessing == Preprocessing(32, (0.6, 0.5, 0.7), (0.2, 0.25, 0.15))
+    assert loaded.preprocessing == Preprocessing(32, (0.6, 0.5, 0.7), (0.2, 0.25, 0.15), RULE)
     assert len(loaded.sha256) == 64
 
 
@@ -73,6 +76,30 @@ def test_the_authors_state_dicts_load(
     assert loaded.preprocessing is None
     torch.testing.assert_close(loaded.network.head.weight, network.head.weight, rtol=1e-3, atol=1e-4)
     assert loaded.network.head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("said", "read"), [({}, PILLOW_RULE), ({"resize": RULE}, RULE)], ids=["before", "now"]
+)
+def test_the_resize_rule_of_a_checkpoint(
+    said: dict[str, str], read: str, network: MicroscopicMamba, tmp_path: Path
+) -> None:
+    described = {"labels": ["a", "b", "c"], "image_size": 32, "mean": [0.5] * 3, "std": [0.1] * 3, **said}
+    (tmp_path / "x.safetensors").write_bytes(
+        save(network.state_dict(), metadata={METADATA_KEY: json.dumps(described)})
+    )
+    preprocessing = load_checkpoint(tmp_path / "x.safetensors").preprocessing
+    assert preprocessing is not None
+    assert preprocessing.resize == read
+
+
+def test_a_resize_rule_of_later_versions_is_refused(network: MicroscopicMamba, tmp_path: Path) -> None:
+    described = {"labels": ["a"] * 3, "image_size": 32, "mean": [0] * 3, "std": [1] * 3, "resize": "cubic"}
+    (tmp_path / "x.safetensors").write_bytes(
+        save(network.state_dict(), metadata={METADATA_KEY: json.dumps(described)})
+    )
+    with pytest.raises(CheckpointError, match="the resize rule is 'cubic', expected"):
+        load_checkpoint(tmp_path / "x.safetensors")
 
 
 def test_labels_must_fit_the_classes(network: MicroscopicMamba, tmp_path: Path) -> None:
