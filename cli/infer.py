@@ -70,8 +70,7 @@ def infer(
     found = find_images(images)
     tell(found.notes)
     with open_session(artefact, **device) as session:
-        for note in session.manifest.notes if session.manifest else ():
-            click.echo(f"note: {note}", err=True)
+        tell(session.manifest.notes if session.manifest else ())
         classify(
             session,
             found.images,

@@ -39,7 +39,7 @@ SENSITIVITY_FILE, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
 PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
 
-_VERSIONS_NOTED = ("torch", "onnx", "onnxscript", "numpy", "pillow")
+_VERSIONS_NOTED = ("torch", "onnx", "onnxscript", "numpy", "pillow", "simplejpeg")
 
 
 @dataclass(frozen=True)

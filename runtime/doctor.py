@@ -212,18 +212,17 @@ def _int8_products() -> Ability:
     return Ability(name, True, f"{', '.join(found)}; with native kernels the float32 file is still faster")
 
 
-_ANOTHER_PILLOW = (
-    "install the Pillow of msmamba's constraints.txt, and reinstall msmamba if that does not help"
-)
+_OTHER_DECODERS = "install pillow and simplejpeg as in msmamba's constraints.txt; then reinstall msmamba"
 
 
 def _pictures() -> Ability:
     name = "prepare pictures as everywhere"
     found = probe.differences_here()
     if found:
-        return Ability(name, False, "; ".join(found), _ANOTHER_PILLOW)
+        return Ability(name, False, "; ".join(found), _OTHER_DECODERS)
     resize = "resize in NumPy" if why_no_native_resize() else f"native resize ({cpu.kernels()})"
-    return Ability(name, True, f"Pillow {version('pillow')}, {resize}")
+    decoders = (f"{library} {version(library)}" for _, library in probe.PICTURES.values())
+    return Ability(name, True, f"{', '.join(decoders)}, {resize}")
 
 
 def _pictures_of(artefact: str) -> Ability:
@@ -240,7 +239,7 @@ def _pictures_of(artefact: str) -> Ability:
         return Ability(name, False, f"'{artefact}' carries no probe", fix)
     said = "; ".join([*probe.differences(manifest), *manifest.notes])
     if probe.differences(manifest):
-        return Ability(name, False, said, _ANOTHER_PILLOW)
+        return Ability(name, False, said, _OTHER_DECODERS)
     return Ability(name, True, said or f"'{artefact}': the same values of {', '.join(manifest.probe)}")
 
 
