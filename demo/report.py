@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msmamba.data.folders import read_training_folder
+from msmamba.measures.predictions import PREDICTIONS, read_predictions
 from msmamba.pages.page import data_url, page_from_template, thumbnail
 
 THUMBNAIL = 96
@@ -26,11 +27,13 @@ def write_report(out: Path, run: Path, bundles: Mapping[str, Path], seconds: flo
     metrics = json.loads((run / "metrics.json").read_text())
     test_images = {sample.source.name for sample in read_training_folder(out / "plankton").split("test")}
     predictions = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    tested = read_predictions(run / PREDICTIONS)["test"]
     page = page_from_template(
         Path(__file__).parent / "report.html.jinja",
         seconds=seconds,
         classes=class_counts(out / "plankton"),
         metrics=metrics,
+        accuracy_interval=tested.intervals()["accuracy"],
         curve=data_url((run / "curve.png").read_bytes()),
         confusion=data_url((run / "confusion.png").read_bytes()),
         parity={name: json.loads((bundle / "parity.json").read_text()) for name, bundle in bundles.items()},
