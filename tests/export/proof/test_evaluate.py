@@ -171,14 +171,25 @@ def test_train_then_eval_from_the_command_line(photos: Path, tmp_path: Path) -> 
         shutil.copy(next((photos / label).iterdir()), data / "train" / label / "again.png")
     run = tmp_path / "run"
     options = ["--epochs", 1, "--warm-up", 0, "--image-size", 32, "--crop-scale", 0.5, 1, "--horizontal-flip"]
+    options += ["--keep-shape", "--rotation", 30, "--colour", 0.1, "--focus", 0.01]
+    options += ["--label-smoothing", 0.2, "--average", 0.5]
     answer = command("train", data, "-o", run, "--threads", 1, *options)
     assert answer.exit_code == 0, answer.output
     lines = answer.stdout.splitlines()
     assert lines[0] == "train: 9 images (blue 3, green 3, red 3)"
     assert lines[-3].startswith("best epoch 1 of 1")
     config = json.loads((run / "config.json").read_text())
-    assert config["recipe"]["augmentation"]["crop_scale"] == [0.5, 1.0]
-    assert config["recipe"]["augmentation"]["horizontal_flip"] is True
+    assert config["recipe"]["augmentation"] == {
+        "crop_scale": [0.5, 1.0],
+        "crop_ratio": [3 / 4, 4 / 3],
+        "horizontal_flip": True,
+        "vertical_flip": False,
+        "keep_shape": True,
+        "rotation": 30,
+        "colour": 0.1,
+        "focus": 0.01,
+    }
+    assert (config["recipe"]["label_smoothing"], config["recipe"]["average_epochs"]) == (0.2, 0.5)
     assert config["architecture"]["depths"] == [2, 2, 4, 2]
 
     # Resumed without its options: they are in the run.
