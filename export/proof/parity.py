@@ -143,7 +143,8 @@ class Parity:
         if self.undecided > self.bar.max_undecided:
             missed.append(
                 f"the reference does not decide {self.undecided} of {self.images} images "
-                f"({100 * self.undecided / self.images:.1f} %), allowed {self.bar.max_undecided}"
+                f"({100 * self.undecided / self.images:.1f} %), allowed {self.bar.max_undecided} "
+                "(--max-undecided)"
             )
         for criterion in self.decision.criteria if self.decision is not None else ():
             if not criterion.met and criterion.name not in ("flips", "undecided"):  # those are counted above

@@ -270,7 +270,8 @@ def test_flips_within_the_bar_are_undecided_and_too_many_of_them_lose(
     result = command(*arguments, *bar)
     assert result.exit_code == 1
     assert re.search(
-        r"the reference does not decide \d+ of 24 images \([\d.]+ %\), allowed 0$", result.stderr
+        r"the reference does not decide \d+ of 24 images \([\d.]+ %\), allowed 0 \(--max-undecided\)$",
+        result.stderr,
     )
 
     kept = command(*arguments, *bar, "--max-undecided", "100%")

@@ -198,7 +198,10 @@ def test_a_flip_that_allowed_errors_explain_is_undecided_and_not_judged() -> Non
     }
 
     too_many = replace(parity, bar=replace(bar, max_undecided=1))
-    assert too_many.failure == "the reference does not decide 2 of 3 images (66.7 %), allowed 1"
+    assert (
+        too_many.failure
+        == "the reference does not decide 2 of 3 images (66.7 %), allowed 1 (--max-undecided)"
+    )
     assert too_many.summary == {
         "passed": False,
         "images": 3,
