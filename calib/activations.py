@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
+import struct
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from ..images import Transform, read_image
 from ..resize import RULE
 from ..runtime.onnxruntime_backend import register_native_kernels
 from ..runtime.onnxruntime_library import import_onnxruntime
+from ..schema import TEXT, listed, parsed, record, whole
 from .data import CalibrationSet
 from .histogram import BINS, Histogram
 
@@ -83,8 +87,10 @@ def measure(
         values=tuple(values),
     )
     cache = Path(cache)
-    histograms, done = _read(cache, key) if cache.exists() else ([Histogram() for _ in values], 0)
     total = len(images.images)
+    histograms, done = [Histogram() for _ in values], 0
+    if cache.exists():
+        histograms, done = _read(cache, key, total)
     advance(done, total)
     if done == total:
         return dict(zip(values, histograms, strict=True))
@@ -139,12 +145,22 @@ def _write(cache: Path, key: _Key, histograms: Sequence[Histogram], done: int) -
 
 
 _UNREADABLE = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError),
-    *(zipfile.BadZipFile, zlib.error, NotImplementedError),  # the last: a compression that Python has not
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, SyntaxError, TokenError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, MemoryError),
+    *(NotImplementedError, RuntimeError),  # a compression that Python has not; encryption, deep nesting
+)
+_MOST_BYTES = 1 << 30
+_HEADER = record(
+    {
+        "format_version": whole(FORMAT_VERSION, FORMAT_VERSION),
+        "done": whole(),
+        "values": listed(TEXT),
+        **dict.fromkeys(_PARTS, TEXT),
+    }
 )
 
 
-def _read(cache: Path, key: _Key) -> tuple[list[Histogram], int]:
+def _read(cache: Path, key: _Key, total: int) -> tuple[list[Histogram], int]:
     """What a cache holds, and the number of images that it covers.
 
     Raises:
@@ -152,13 +168,20 @@ def _read(cache: Path, key: _Key) -> tuple[list[Histogram], int]:
     """
     try:
         with open_file(cache) as file, np.load(file, allow_pickle=False) as arrays:
-            header: dict[str, Any] = json.loads(str(arrays["header"]))
+            if sum(member.file_size for member in arrays.zip.infolist()) > _MOST_BYTES:
+                raise ValueError("it is larger than any cache")
+            header = parsed(str(arrays["header"]))
             counts, widths, largest = arrays["counts"], arrays["widths"], arrays["largest"]
         shapes = (counts.shape, widths.shape, largest.shape)
-        held, expected = len(header["values"]), (counts.dtype.kind, header["format_version"])
-        if shapes != ((held, BINS), (held,), (held,)) or expected != ("i", FORMAT_VERSION):
-            raise ValueError("another format")
-        done = int(header["done"])
+        if problems := _HEADER.problems(header):
+            raise ValueError("; ".join(problems))
+        held, done = len(header["values"]), header["done"]
+        kinds = "".join(array.dtype.kind for array in (counts, widths, largest))
+        if shapes != ((held, BINS), (held,), (held,)) or kinds != "iff":
+            raise ValueError("its arrays are of other shapes or types")
+        measured = np.concatenate([widths, largest])
+        if counts.min(initial=0) < 0 or not (np.isfinite(measured) & (measured >= 0)).all():
+            raise ValueError("it counts below 0, or measured what is no number")
     except _UNREADABLE as error:
         raise InputError(
             f"'{cache}' is no calibration cache that can be read ({error}): delete it, or name another with "
@@ -167,13 +190,15 @@ def _read(cache: Path, key: _Key) -> tuple[list[Histogram], int]:
     changed = [words for part, words in _PARTS.items() if header.get(part) != getattr(key, part)]
     if not changed and tuple(header["values"]) != key.values:
         changed = ["the list of activations"]
+    if not changed and done > total:
+        changed = ["the number of images"]
     if changed:
         raise InputError(
             f"the calibration cache '{cache}' is stale: {' and '.join(changed)} changed since it was "
             "measured: delete it, or name another with --calib-cache"
         )
-    measured = zip(counts.astype(np.int64), widths.tolist(), largest.tolist(), strict=True)
-    return [Histogram(*each) for each in measured], done
+    rows = zip(counts.astype(np.int64), widths.tolist(), largest.tolist(), strict=True)
+    return [Histogram(*each) for each in rows], done
 
 
 def _digest(values: Sequence[Any]) -> str:

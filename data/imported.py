@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..files import open_file, open_text, read_file, sha256_of
+from ..schema import CHANNELS, LABELS, SHA256, SPREADS, TEXT, by_name, is_whole, listed, parsed, record, whole
 from ..text import as_cell, from_cell, shown
 from .samples import FileSamples, Samples, StackedSamples
 from .splitting import SPLITS
@@ -39,6 +40,15 @@ MANIFEST, INDEX, STACK_INDEX = "dataset.json", "index.csv", "index.npy"
 
 STACK_ROW = np.dtype([("split", "u1"), ("class", "u2"), ("stack", "u1"), ("row", "u4")])
 """One image of a stack: index of its split in `SPLITS`, of its class, of its stack, and its place there."""
+
+NO_ARRAY = (
+    *(ValueError, TypeError, EOFError, SyntaxError, TokenError),
+    *(MemoryError, OverflowError, RecursionError),
+)
+"""What NumPy raises of a file that is no array: its header is a Python literal."""
+
+MOST_IMAGES = 1_000_000_000
+"""That a data set is believed to hold."""
 
 Channels = tuple[float, float, float]
 
@@ -112,38 +122,29 @@ class DataManifest:
         Raises:
             DataError: it is something else, or of a newer version.
         """
+        again = "import it again"
         try:
-            # File names in it need not be UTF-8.
-            written = text if isinstance(text, str) else text.decode("utf-8", "surrogateescape")
-            values: dict[str, Any] = json.loads(written)
-            version = values.pop("format")
-            if not isinstance(version, int) or version > FORMAT:
-                raise DataError(
-                    f"{name}: has format {version!r}, this version reads up to {FORMAT}: "
-                    "install a newer msmamba"
-                )
-            known = {each.name for each in fields(cls)}
-            given: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in values.items()
-                if key in known
-            }
-            manifest = cls(**given)
-            manifest._check()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            values = parsed(text, names=True)  # of files, which need not be UTF-8
+        except ValueError as error:
             raise DataError(
-                f"{name}: is not the manifest of an imported data set ({error!r}): import it again"
+                f"{name}: is not the manifest of an imported data set: {error}: {again}"
             ) from error
-        return manifest
-
-    def _check(self) -> None:
-        names = (*self.labels, *self.stacks, self.split, self.grouped_by)
-        if not self.labels or not all(isinstance(name, str) for name in names):
-            raise TypeError("labels")
-        for values, least in ((self.mean, -1e-12), (self.std, 1e-12)):
-            red, green, blue = values
-            if not all(isinstance(value, float) and value > least for value in (red, green, blue)):
-                raise TypeError("mean or std")
+        version = values.get("format") if isinstance(values, dict) else None
+        if is_whole(version, FORMAT + 1):
+            raise DataError(
+                f"{name}: has format {version}, this version reads up to {FORMAT}: install a newer msmamba"
+            )
+        if problems := _MANIFEST.problems(values):
+            raise DataError(
+                f"{name}: is not the manifest of an imported data set: {'; '.join(problems)}: {again}"
+            )
+        known = {each.name for each in fields(cls)}
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if key in known
+        }
+        return cls(**given)
 
     @property
     def in_files(self) -> bool:
@@ -157,7 +158,7 @@ class DataManifest:
             pattern = self.grouped_by.startswith("pattern ")
             rows["groups" if pattern else f"{shown(self.grouped_by)}s"] = [*self.groups.values()]
         for label in self.labels:
-            rows[shown(label)] = [counts[label] for counts in self.counts.values()]
+            rows[shown(label)] = [counts.get(label, 0) for counts in self.counts.values()]
         width = max(map(len, rows))
         lines = [" " * width + "".join(f"{name:>10}" for name in (*map(shown, self.counts), "all"))]
         lines += [
@@ -173,6 +174,26 @@ class DataManifest:
             *(f"note      {shown(note)}" for note in self.notes),
         ]
         return "\n".join(lines) + "\n"
+
+
+_COUNT = whole(0, MOST_IMAGES)
+_MANIFEST = record(
+    {
+        "format": whole(0, FORMAT),
+        **dict.fromkeys(("kind", "source", "grouped_by", "split", "stored"), TEXT),
+        "labels": LABELS,
+        "counts": by_name(by_name(_COUNT)),
+        "groups": by_name(_COUNT),
+        "seed": whole(),
+        "mean": CHANNELS,
+        "std": SPREADS,
+    },
+    optional={
+        **dict.fromkeys(("stacks", "differences", "notes"), listed(TEXT)),
+        **dict.fromkeys(("skipped", "versions"), by_name(TEXT)),
+        "files": by_name(SHA256),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -251,6 +272,8 @@ def read_index(root: Path) -> Iterator[IndexRow]:
                     from_cell(values["origin"]),
                 )
                 _check_inside(path, row.file)
+                if min(row.size, row.width, row.height) < 0:
+                    raise ValueError("a size below 0")
                 yield row
         except (csv.Error, KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -324,8 +347,8 @@ def _read_stacks(root: Path, manifest: DataManifest) -> dict[str, Samples]:
     path = root / STACK_INDEX
     try:
         with open_file(path) as file:
-            index: npt.NDArray[Any] = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
+            index: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, *NO_ARRAY) as error:
         raise DataError(f"{path}: cannot be read: {error}: import it again") from error
     if index.dtype != STACK_ROW or index.ndim != 1:
         raise DataError(f"{path}: holds {index.dtype}, expected {STACK_ROW}: import it again")
@@ -348,5 +371,5 @@ def _read_stacks(root: Path, manifest: DataManifest) -> dict[str, Samples]:
 
 def _check_inside(index: Path, name: str) -> None:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
         raise DataError(f"{index}: {name!r} leads out of the data set: expected a path below its folder")

@@ -82,10 +82,18 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
     """
     try:
         with open_text(path, newline="") as file:
-            head, *rows = list(csv.reader(file))
+            head, *rows = list(csv.reader(file, strict=True))
         fixed, labels = head[: len(_FIXED)], tuple(name.removeprefix(_LOGIT) for name in head[len(_FIXED) :])
         if tuple(fixed) != _FIXED or not labels:
             raise ValueError(f"its columns are {', '.join(head)}")
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"two of its classes have one name: {', '.join(labels)}")
+        uneven = [number for number, row in enumerate(rows, start=2) if len(row) != len(head)]
+        if uneven:
+            raise ValueError(f"row {uneven[0]} has not as many cells as the first")
+        logits = np.array([row[len(_FIXED) :] for row in rows], np.float64)
+        if not (np.abs(logits) <= np.finfo(np.float32).max).all():
+            raise ValueError("some of its logits are no finite float32 numbers")
         splits: dict[str, Predictions] = {}
         for split in dict.fromkeys(row[0] for row in rows):
             own = [row for row in rows if row[0] == split]
@@ -97,6 +105,6 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
                 np.array([row[len(_FIXED) :] for row in own], np.float32),
                 groups if any(groups) else None,
             )
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError, IndexError) as error:
+    except (OSError, csv.Error, ValueError) as error:  # of values, UnicodeDecodeError is one
         raise DataError(f"{path}: is not a file of predictions of this version: {error}") from error
     return splits

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,6 +17,21 @@ from typing import Any
 from ..errors import ArtefactError
 from ..images import MAX_SIZE, Transform, are_deviations, are_means, is_image_size
 from ..resize import PILLOW_RULE, RULE
+from ..schema import (
+    LABELS,
+    OBJECT,
+    SHA256,
+    TEXT,
+    TRUTH,
+    Kind,
+    by_name,
+    is_whole,
+    listed,
+    one_of,
+    parsed,
+    record,
+    whole,
+)
 
 FORMAT_VERSION = 1
 """Version of the manifest's format that this package writes, and the newest that it reads."""
@@ -107,7 +122,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        problems = _problems(asdict(self))
+        problems = _MANIFEST.problems(asdict(self))
         if problems:
             raise ArtefactError(f"the manifest is not valid: {'; '.join(problems)}")
 
@@ -143,9 +158,9 @@ class Manifest:
             ArtefactError: it was made by a newer msmamba, or it is not valid; every mismatch is named.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:  # also text that is not UTF-8, or nested for malice
-            raise ArtefactError(f"{source} is not JSON: {error}: export the bundle again") from error
+            data = parsed(text)
+        except ValueError as error:
+            raise ArtefactError(f"{source} cannot be read: {error}: export the bundle again") from error
         if not isinstance(data, dict):
             raise ArtefactError(f"{source} holds no JSON object: export the bundle again")
         version = data.get("format_version")
@@ -154,7 +169,7 @@ class Manifest:
                 f"{source} has format version {version}, made by a newer msmamba; "
                 f"this one reads up to {FORMAT_VERSION}: upgrade msmamba"
             )
-        problems = _problems(data)
+        problems = _MANIFEST.problems(data)
         if problems:
             raise ArtefactError(f"{source} is not valid: {'; '.join(problems)}: export it again")
         known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
@@ -179,34 +194,9 @@ class Manifest:
         return cls.from_json(metadata[METADATA_KEY], f"the manifest in {source}")
 
 
-def _problems(data: Mapping[str, Any]) -> list[str]:
-    """Every way in which ``data`` is not a manifest, in the order of the fields."""
-    found = []
-    for name, (expected, holds) in _RULES.items():
-        if name not in data and name not in _OPTIONAL:
-            found.append(f"'{name}' is missing")
-        elif name in data and not holds(data[name]):
-            found.append(f"'{name}' is {_shortened(data[name])}, expected {expected}")
-    return found
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
-
-
 def are_labels(value: Any) -> bool:
     """Whether a value can be the names of classes: distinct texts, not empty, that UTF-8 can hold."""
-    named = _is_list(value) and len(value) > 0 and all(isinstance(label, str) and label for label in value)
-    return named and len(set(value)) == len(value) and not any(map(_HALF_A_CHARACTER.search, value))
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64 and not value.strip("0123456789abcdef")
+    return LABELS.holds(value) and not any(map(_HALF_A_CHARACTER.search, value))
 
 
 def _are_files(value: Any) -> bool:
@@ -214,61 +204,56 @@ def _are_files(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     plain = all(name not in ("", ".", "..") and PurePosixPath(name).name == name for name in value)
-    return plain and not any("\\" in name for name in value) and all(map(_is_sha256, value.values()))
+    tame = all(name.isprintable() and "\\" not in name for name in value)
+    return plain and tame and all(map(SHA256.holds, value.values()))
+
+
+_ENGINE_FACTS = record(
+    {
+        **dict.fromkeys(("library", "version", "plugin_version", "hardware_compatibility"), TEXT),
+        "version_compatible": TRUTH,
+        "batches": listed(whole(1, 2**31 - 1), 3, 3),
+    }
+)
 
 
 def _are_engine_facts(value: Any) -> bool:
-    if not isinstance(value, dict) or set(value) != {item.name for item in fields(EngineFacts)}:
-        return False
-    texts = ("library", "version", "plugin_version", "hardware_compatibility")
-    batches = value["batches"]
-    return (
-        all(isinstance(value[name], str) for name in texts)
-        and isinstance(value["version_compatible"], bool)
-        and _is_list(batches)
-        and len(batches) == 3
-        and all(type(batch) is int and batch > 0 for batch in batches)
-    )
+    return _ENGINE_FACTS.holds(value) and set(value) == {item.name for item in fields(EngineFacts)}
 
 
-def _is_probe(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(sums, dict) and set(sums) == {"pixels", "tensor"} and all(map(_is_sha256, sums.values()))
-        for sums in value.values()
-    )
+def _is_capability(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d{1,3}\.\d", value) is not None
 
 
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-
-
-_OPTIONAL = ("engine", "network", "probe")  # fields that bundles made before they existed lack
-
-# For every field: what is expected, in words, and whether a value is that.
-_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "format_version": (str(FORMAT_VERSION), lambda value: type(value) is int and value == FORMAT_VERSION),
-    "labels": ("distinct names, at least one", are_labels),
-    "image_size": (f"1 to {MAX_SIZE} pixels", lambda value: type(value) is int and is_image_size(value)),
-    "mean": ("three finite numbers", are_means),
-    "std": ("three numbers above zero", are_deviations),
-    "resize": (
-        f"one of {', '.join(RESIZE_RULES)}",
-        lambda value: isinstance(value, str) and value in RESIZE_RULES,
-    ),
-    "probe": ("names of pictures with the SHA-256 of their pixels and tensor", _is_probe),
-    "network": ("a name", lambda value: isinstance(value, str)),
-    "architecture": ("an object", lambda value: isinstance(value, dict)),
-    "precision_asked": (f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),
-    "precision_proven": ("an object", lambda value: isinstance(value, dict)),
-    "files": ("plain file names with their SHA-256", _are_files),
-    "checkpoint_sha256": ("a SHA-256 or nothing", lambda value: value == "" or _is_sha256(value)),
-    "versions": ("package names with versions", _are_texts),
-    "compute_capabilities": (
-        "a list such as ['8.7']",
-        lambda value: (
-            _is_list(value)
-            and all(isinstance(item, str) and re.fullmatch(r"\d{1,3}\.\d", item) for item in value)
+_MANIFEST = record(
+    {
+        "format_version": Kind(
+            str(FORMAT_VERSION), lambda value: is_whole(value, FORMAT_VERSION, FORMAT_VERSION)
         ),
-    ),
-    "engine": ("nothing, or the facts of an engine", lambda value: value == {} or _are_engine_facts(value)),
-}
+        "labels": Kind(LABELS.words, are_labels),
+        "image_size": Kind(f"1 to {MAX_SIZE} pixels", is_image_size),
+        "mean": Kind("three finite numbers", are_means),
+        "std": Kind("three numbers above zero", are_deviations),
+        "resize": one_of(*RESIZE_RULES),
+        "architecture": OBJECT,
+        "precision_asked": one_of(*PRECISIONS),
+        "precision_proven": OBJECT,
+        "files": Kind("plain file names with their SHA-256", _are_files),
+        "checkpoint_sha256": Kind("a SHA-256 or nothing", lambda value: value == "" or SHA256.holds(value)),
+        "versions": Kind("package names with versions", by_name(TEXT).holds),
+        "compute_capabilities": Kind(
+            "a list such as ['8.7']", listed(Kind("a compute capability", _is_capability)).holds
+        ),
+    },
+    # What bundles made before they existed lack.
+    optional={
+        "network": Kind("a name", TEXT.holds),
+        "probe": Kind(
+            "names of pictures with the SHA-256 of their pixels and tensor",
+            by_name(record({"pixels": SHA256, "tensor": SHA256})).holds,
+        ),
+        "engine": Kind(
+            "nothing, or the facts of an engine", lambda value: value == {} or _are_engine_facts(value)
+        ),
+    },
+)

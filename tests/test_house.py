@@ -22,7 +22,7 @@ HEAVY = (
 
 # The ground floor, known by all: who stands later may know who stands earlier.
 GROUND = (
-    *("version", "errors", "text", "files", "machine", "resize", "decoding", "images"),
+    *("version", "errors", "schema", "text", "files", "machine", "resize", "decoding", "images"),
     *("data", "pages", "measures"),
 )
 

@@ -16,14 +16,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
 import math
 import shutil
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ import numpy.typing as npt
 
 from ...errors import DataError, TargetError, some
 from ...files import atomic_file, open_file, sha256_of, write_atomically
-from ..imported import STACK_INDEX, STACK_ROW
+from ...schema import SHA256, Kind, by_name, listed, parsed, record
+from ..imported import NO_ARRAY, STACK_INDEX, STACK_ROW
 from ..splitting import SPLITS
 from .examining import value_counts
 from .listing import Listed, Listing, refuse_differences
@@ -55,6 +57,11 @@ MOST_IMAGES, MOST_PIXELS = 10_000_000, 2_048
 DONE = "unpacked.json"
 """What has been unpacked so far; part of an unfinished import only."""
 
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, OverflowError),
+    *(NotImplementedError, RuntimeError),  # a compression that Python has not; an encrypted member
+)
+_DONE = record({"source": listed(Kind("anything", lambda value: True)), "done": by_name(SHA256)})
 _CHUNK = 1 << 20
 _BLOCK = 1 << 24
 """Bytes of pixels that are looked at together."""
@@ -159,8 +166,7 @@ def unpack(source: Path, folder: Path, strict: bool, advance: Callable[[int, int
                 split: _labels(path, archive, f"{split}_labels.npy", shapes[split][0]) for split in SPLITS
             }
             checksums = _unpack_members(path, archive, shapes, folder, advance)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        # NotImplementedError: a compression that Python has not; RuntimeError: an encrypted member.
+    except _DAMAGE as error:
         raise DataError(f"{path}: cannot be unpacked: {error}: download it again") from error
     except OSError as error:
         if error.filename is not None and Path(error.filename) != path:
@@ -223,10 +229,12 @@ def _unpack_members(
 
 def _read_done(folder: Path, identity: list[Any]) -> dict[str, str]:
     try:
-        found = json.loads((folder / DONE).read_bytes())
+        found = parsed((folder / DONE).read_bytes(), names=True)
     except (OSError, ValueError):
         return {}
-    done: dict[str, str] = found["done"] if found.get("source") == identity else {}
+    if not _DONE.holds(found) or found["source"] != identity:
+        return {}
+    done: dict[str, str] = found["done"]
     return {name: digest for name, digest in done.items() if (folder / name).is_file()}
 
 
@@ -253,7 +261,7 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> tuple[tuple[int,
     with archive.open(info) as file:
         try:
             shape, fortran, dtype = _header_of(file, name)
-        except (ValueError, SyntaxError, TokenError) as error:  # a header is a Python literal
+        except NO_ARRAY as error:
             raise DataError(f"{path}: {name} is no array: {str(error).splitlines()[0]}") from error
         size = math.prod(shape) * dtype.itemsize
         if dtype.hasobject or fortran or size + file.tell() != info.file_size:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from ...errors import ExportError, InputError
+from ...schema import TEXT, listed, parsed, record, whole
 from .products import CONVOLUTION, KINDS, LINEAR, Product
 
 PLAN_FORMAT = 1
@@ -14,6 +15,11 @@ PLAN_FORMAT = 1
 QUANTISED_KINDS = (CONVOLUTION, LINEAR)
 """Depthwise convolutions stay in floating point: they are a twentieth of the multiply-adds, do as much harm
 as all dense convolutions, and take ONNX Runtime five times as long in int8 as in float32 (docs/int8.md)."""
+
+
+_PLAN = record(
+    {"format_version": whole(PLAN_FORMAT, PLAN_FORMAT), "kept": listed(TEXT), "kinds": listed(TEXT)}
+)
 
 
 @dataclass(frozen=True)
@@ -55,15 +61,13 @@ class Plan:
             InputError: it is none, or of a newer format.
         """
         try:
-            data = json.loads(text)
-            if data["format_version"] != PLAN_FORMAT:
-                raise ValueError(f"format version {data['format_version']}, expected {PLAN_FORMAT}")
-            lists = [data["kept"], data["kinds"]]
-            if not all(isinstance(each, list) and all(isinstance(x, str) for x in each) for each in lists):
-                raise ValueError("'kept' and 'kinds' are not lists of names")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            data = parsed(text)
+            problems = _PLAN.problems(data)
+        except ValueError as error:
+            problems = [str(error)]
+        if problems:
             raise InputError(
-                f"'{source}' is no plan that can be read ({type(error).__name__}: {error}): make one with "
+                f"'{source}' is no plan that can be read: {'; '.join(problems)}: make one with "
                 "'mmdeploy export --int8'"
-            ) from error
+            )
         return cls(kept=tuple(data["kept"]), kinds=tuple(data["kinds"]))

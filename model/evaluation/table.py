@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import TrainingError
-from ...files import read_file
+from ...errors import DataError, TrainingError
 from ...measures.predictions import PREDICTIONS, read_predictions
 from ...measures.uncertainty import RESAMPLES, Interval
 from ...text import as_cell, shown
 from ..networks.complexity import complexity
 from ..networks.registry import family_of
-from ..training.run import METRICS as METRICS_FILE
 from ..training.run import RunFolder
 from .paper import (
     ABLATIONS,
@@ -105,22 +102,16 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
     begun, config = folder.read_beginning(), folder.read_config()
     if begun is None or config is None:
         raise TrainingError(f"'{run}' is no run: expected a folder that 'mmdeploy train' wrote")
-    try:
-        results: dict[str, Any] = json.loads(read_file(folder.path / METRICS_FILE))
-        split = "test" if results["test"] else "val"
-        found = results[split]
-        metrics = {name: found[name] for name in METRICS}
-    except FileNotFoundError as error:
-        raise TrainingError(
-            f"'{run}' is not finished: continue it with 'mmdeploy train … --resume'"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(
-            f"{folder.path / METRICS_FILE}: is not of a run of this version: {error!r}"
-        ) from error
+    results = folder.read_metrics()
+    split = "test" if results["test"] else "val"
+    found = results[split]
+    metrics = {name: found[name] for name in METRICS}
     intervals: dict[str, Interval | None] = {}
     if (folder.path / PREDICTIONS).exists():
-        intervals = read_predictions(folder.path / PREDICTIONS)[split].intervals(resamples)
+        predictions = read_predictions(folder.path / PREDICTIONS)
+        if split not in predictions:
+            raise DataError(f"{folder.path / PREDICTIONS}: has no images of the {split} split")
+        intervals = predictions[split].intervals(resamples)
     row = PaperRow.of(begun.arch)
     data = config.get("dataset") or Path(config["root"]).name
     count = complexity(row.architecture(row.published.classes) if row else begun.arch, PAPER_SIZE)
@@ -338,12 +329,13 @@ class Table:
         from rich import box
         from rich.console import Console
         from rich.table import Table as RichTable
+        from rich.text import Text
 
         table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, name in enumerate(self.head):
             table.add_column(name, justify="left" if number < self.words else "right", no_wrap=True)
         for line in self.lines:
-            table.add_row(*map(shown, line))
+            table.add_row(*(Text(shown(cell)) for cell in line))  # names are no markup
         text = io.StringIO()
         Console(file=text, width=1000).print(table)
         lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]

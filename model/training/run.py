@@ -32,6 +32,23 @@ from ...errors import InputError, TargetError, TrainingError
 from ...files import folder_lock, open_file, read_file, remove_leftovers, write_atomically
 from ...measures.confusion import write_confusion_matrix
 from ...measures.predictions import PREDICTIONS, Predictions, write_predictions
+from ...schema import (
+    CHANNELS,
+    LABELS,
+    OBJECT,
+    SPREADS,
+    TEXT,
+    TRUTH,
+    Kind,
+    by_name,
+    is_number,
+    listed,
+    maybe,
+    number,
+    parsed,
+    record,
+    whole,
+)
 from ..networks.family import Architecture
 from ..networks.microscopic_mamba_family import MicroscopicMambaFamily
 from ..networks.registry import family_named
@@ -41,6 +58,58 @@ from .recipe import Recipe
 
 CONFIG, STATE, BEST, HISTORY = "config.json", "last.pt", "best.safetensors", "history.jsonl"
 METRICS, CURVE, CONFUSION = "metrics.json", "curve.png", "confusion.png"
+
+
+_FIGURE = number(0, 1e9)
+_RANGE = listed(_FIGURE, 2, 2)
+_AUGMENTATION = record(
+    {},
+    optional={"crop_scale": _RANGE, "crop_ratio": _RANGE, "horizontal_flip": TRUTH, "vertical_flip": TRUTH},
+)
+_WHOLE_FIGURES = ("epochs", "batch_size", "warmup_epochs", "patience", "accumulate", "seed")
+_RECIPE = record(
+    {"augmentation": _AUGMENTATION},
+    optional={
+        **dict.fromkeys(_WHOLE_FIGURES, whole()),
+        "image_size": whole(32, 4096),
+        **dict.fromkeys(("learning_rate", "weight_decay", "label_smoothing", "average_epochs"), _FIGURE),
+        "preset": TEXT,
+    },
+)
+_DATA = record(
+    {"labels": LABELS, "group_by": maybe(TEXT)},
+    optional={"copies_together": TRUTH, "digest": TEXT, "digests": by_name(TEXT), "counts": by_name(OBJECT)},
+)
+_WIDTHS = listed(whole(0, 65536), 1, 64)
+_PART = Kind(
+    "a switch, a number up to 65536, or a list of them",
+    lambda value: isinstance(value, bool) or is_number(value, 0, 65536) or _WIDTHS.holds(value),
+)
+_CONFIG = record(
+    {
+        "recipe": _RECIPE,
+        "architecture": by_name(_PART),
+        "data": _DATA,
+        "normalisation": record({"mean": CHANNELS, "std": SPREADS}),
+        "root": TEXT,
+    },
+    # What runs of earlier versions lack.
+    optional={"network": TEXT, "skipped": by_name(TEXT), "dataset": maybe(TEXT), "notes": listed(TEXT)},
+)
+"""What is read of `config.json`, and has to be there."""
+
+_SHARE = number(0, 1)
+_OF_SPLIT = record({"images": whole(1), "accuracy": _SHARE, "precision": _SHARE, "auc": maybe(_SHARE)})
+_METRICS = record(
+    {
+        "epochs": whole(1),
+        "best_epoch": whole(1),
+        "seconds": _FIGURE,
+        "val": _OF_SPLIT,
+        "test": maybe(_OF_SPLIT),
+    }
+)
+_MEASURE_AGAIN = "'mmdeploy train … --resume' writes it again"
 
 
 @dataclass(frozen=True)
@@ -167,11 +236,13 @@ class RunFolder:
         """
         path = self.path / CONFIG
         try:
-            config: dict[str, Any] = json.loads(read_file(path))
+            config: dict[str, Any] = parsed(read_file(path), names=True)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise TrainingError(f"{path}: cannot be read: {error}") from error
+        if problems := _CONFIG.problems(config):
+            raise TrainingError(f"{path}: is not the config of a run of this version: {'; '.join(problems)}")
         return config
 
     def read_beginning(self) -> Beginning | None:
@@ -197,6 +268,27 @@ class RunFolder:
             raise TrainingError(
                 f"{self.path / CONFIG}: is not the config of a run of this version: {error!r}"
             ) from error
+
+    def read_metrics(self) -> dict[str, Any]:
+        """What the run came to, as `Result.to_dict` has it.
+
+        Raises:
+            TrainingError: the run is not finished, or its metrics cannot be read.
+        """
+        path = self.path / METRICS
+        try:
+            metrics: dict[str, Any] = parsed(read_file(path), names=True)
+        except FileNotFoundError as error:
+            raise TrainingError(
+                f"'{self.path}' is not finished: continue it with 'mmdeploy train … --resume'"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{path}: cannot be read: {error}: {_MEASURE_AGAIN}") from error
+        if problems := _METRICS.problems(metrics):
+            raise TrainingError(
+                f"{path}: is not of a run of this version: {'; '.join(problems)}: {_MEASURE_AGAIN}"
+            )
+        return metrics
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Writes `config.json`."""
