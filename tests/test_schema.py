@@ -310,5 +310,5 @@ def test_names_of_files_may_be_any_bytes() -> None:
     assert parsed(b'{"a": "\\udcff"}', names=True) == {"a": "\udcff"}
     with pytest.raises(ValueError, match="it is not UTF-8: byte 7 is 0xff"):
         parsed(b'{"a": "\xff"}')
-    with pytest.raises(ValueError, match="'a' is .* which is no Unicode text"):
+    with pytest.raises(ValueError, match=r"'a' is .* which is no Unicode text"):
         parsed(b'{"a": "\\udcff"}')

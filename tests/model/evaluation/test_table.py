@@ -248,3 +248,25 @@ def test_a_corrected_figure_is_not_doubted() -> None:
     corrected = paper_row(PaperRow("t"), "mhist", {("mhist", "t"): {"accuracy": 0.8732}})
     assert corrected.doubts == ()
     assert len(paper_row(PaperRow("t"), "mhist", {("mhist", "t"): {"accuracy": 0.873}}).doubts) == 1
+
+
+def test_names_are_no_markup(run: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "r[" / "x]"
+    odd.parent.mkdir()
+    shutil.copytree(run, odd)
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps({**config, "dataset": "[bold]cells[/bold]"}))
+    done = CliRunner().invoke(mmdeploy, ["table", str(odd), "--resamples", "100"])
+    assert done.exit_code == 0, done.output
+    assert f"{tmp_path}/r[/x]" in done.stdout
+    assert "[bold]cells[/bold]" in done.stdout
+
+
+def test_predictions_without_the_split_are_refused(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "predictions.csv"
+    path.write_text(
+        "".join(line for line in path.read_text().splitlines(True) if not line.startswith("test,"))
+    )
+    with pytest.raises(DataError, match=r"predictions\.csv: has no images of the test split"):
+        run_rows(tmp_path / "run")
