@@ -54,7 +54,7 @@ class Notes:
 
     def on_start(self, plan: Plan) -> None:
         for note in plan.notes:
-            print(f"note: {note}", file=sys.stderr, flush=True)
+            print(f"note: {shown(note)}", file=sys.stderr, flush=True)
 
     def on_step(self, epoch: int, step: int, loss: float) -> None:
         """Nothing."""
