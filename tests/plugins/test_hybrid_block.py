@@ -184,3 +184,18 @@ def test_a_missing_library_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) 
             block.BlockOperator("MIFA", BlockCase(16).weights("MIFA"))
     finally:
         block._library.cache_clear()
+
+
+@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("far", [-90.0, -1e4, -1e30, -1e38, float(-np.finfo(np.float32).max)])
+def test_silu_and_gelu_are_nothing_far_below_zero(kernels: str, far: float) -> None:
+    select_kernels(kernels)
+    case = BlockCase(16, side=3)
+    for op_type, output in (("ScanInputs", 2), ("MIFA", 0)):
+        outputs = []
+        for bias in (far, -60.0):  # of both, SiLU and GELU are 0 but for a rounding
+            weights = case.weights(op_type)
+            weights["conv_bias"] = np.full_like(weights["conv_bias"], bias)
+            with block.BlockOperator(op_type, weights) as operator:
+                outputs.append(operator(case.batch, *case.maps(op_type).values())[output])
+        np.testing.assert_allclose(outputs[0], outputs[1], rtol=0, atol=1e-5)

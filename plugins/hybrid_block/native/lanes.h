@@ -169,13 +169,21 @@ MSMAMBA_INLINE Float<Lanes> logistic(Float<Lanes> v) {
   return 1.0f / logistic_divisor<Lanes>(v);
 }
 
+// v, or the bound where v is less; what is no number stays none.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> bounded_below(Float<Lanes> v, float bound) {
+  return v < bound ? broadcast<Lanes>(bound) : v;
+}
+
+// The divisor stops growing where v falls below -87, so the dividend stops there, too: the result is next to nothing.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> silu(Float<Lanes> v) {
-  return v / logistic_divisor<Lanes>(v);
+  return bounded_below<Lanes>(v, -88.0f) / logistic_divisor<Lanes>(v);
 }
 
 // v / 2 * (1 + erf(v / sqrt(2))). The error function is v * P(v^2) / Q(v^2), fitted up to 5.3, where it is 1
-// in float32: absolute error 4e-7, rounding included.
+// in float32: absolute error 4e-7, rounding included. Below -5.3 the result is 0, and a large v would multiply that
+// error.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> gelu(Float<Lanes> v) {
   const Float<Lanes> held = at_most<Lanes>(at_least<Lanes>(v, -5.3f), 5.3f);
@@ -188,7 +196,7 @@ MSMAMBA_INLINE Float<Lanes> gelu(Float<Lanes> v) {
       ((((1.23716916e-06f * u + 7.13525445e-05f) * u + 1.83657455e-03f) * u + 2.81388509e-02f) * u + 2.49224107e-01f) *
           u +
       1.0f;
-  const Float<Lanes> half = v * 0.5f;
+  const Float<Lanes> half = bounded_below<Lanes>(v, -5.3f) * 0.5f;
   return half * (held * P / Q) + half;
 }
 
