@@ -81,19 +81,19 @@ class Kind:
     """What a value has to be."""
 
     words: str
-    """In a message, after "expected"."""
+    """What is expected, for a message."""
     holds: Callable[[Any], bool]
     fields: Mapping[str, Kind] | None = None
-    """Of an object with fields of its own."""
+    """The kinds of the fields, where it is an object with fields of its own."""
     optional: frozenset[str] = frozenset()
-    """Those of them that may be missing."""
+    """Names of the fields that may be missing."""
 
     def problems(self, value: Any, name: str = "") -> list[str]:
         """Every way in which a value is something else, in the order of the fields; none where it fits.
 
         Args:
             value: from JSON, or from a dataclass.
-            name: of the value, for messages.
+            name: what messages call the value.
         """
         if self.fields is None or not isinstance(value, dict):
             found = f"'{name}' is" if name else "it is"

@@ -48,7 +48,7 @@ NO_ARRAY = (
 """What NumPy raises of a file that is no array: its header is a Python literal."""
 
 MOST_IMAGES = 1_000_000_000
-"""That a data set is believed to hold."""
+"""The most images that a data set is believed to hold."""
 
 Channels = tuple[float, float, float]
 
