@@ -26,7 +26,7 @@ PICTURES = {"probe_1.jpg": ("JPEG", "simplejpeg"), "probe_1.png": ("PNG", "pillo
 another picture gets another."""
 
 LARGEST_SIDE = 2048
-"""Of inputs for which pictures are transformed, pixels: a manifest must not make its reader allocate more."""
+"""Pixels a side of the largest input that pictures are made for, so that no manifest asks for more."""
 
 _EXAMPLE = Transform(224, (0.5, 0.25, 0.125), (0.25, 0.5, 0.75))
 
