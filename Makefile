@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard plugins/*/native/*)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types tests clean
+.PHONY: demo test lint types tests fuzz clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python demo/run.py demo-out
@@ -24,6 +24,10 @@ types: $(VENV)/test.stamp
 tests: $(VENV)/test.stamp
 	$(BIN)/python -m pytest
 
+# Damaged and hostile input, kills and a soak: about five minutes; more with FUZZ_SCALE=10, other input with FUZZ_SEED=1.
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python fuzz/run.py $(TARGETS)
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "msmamba needs Python 3.10 or later, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
@@ -37,4 +41,4 @@ $(VENV)/test.stamp: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build demo-out *.egg-info plugins/selective_scan/_native*.so
+	rm -rf $(VENV) build demo-out fuzz-out *.egg-info plugins/selective_scan/_native*.so

@@ -50,7 +50,7 @@ ORDER = {
 }
 
 FACE = ("__init__", "__main__", "setup")
-OUTSIDE = ("tests", "benchmarks", "demo", "docs", "build")
+OUTSIDE = ("tests", "benchmarks", "demo", "fuzz", "docs", "build")
 
 
 def sources(part: str) -> list[Path]:

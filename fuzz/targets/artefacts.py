@@ -1,0 +1,167 @@
+"""What the runtime opens: bundles' manifests, ONNX files, engines, kernels, plans."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+from mutation import VALUES, mutated, mutated_json
+from seeds import SIDE, Seeds, json_of
+
+from .target import written
+
+
+class _Opened:
+    """Opens a path as a session and classifies an image."""
+
+    inputs = 1
+
+    def __init__(self, seeds: Seeds) -> None:
+        self._seeds = seeds
+        self._image = np.zeros((SIDE, SIDE, 3), np.uint8)
+
+    def open(self, path: Path) -> object:
+        from msmamba.runtime import open_session
+
+        with open_session(path, threads=1) as session:
+            return session.classify([self._image])
+
+
+class Manifests(_Opened):
+    """A bundle whose manifest says something else."""
+
+    inputs = 1500
+
+    def make(self, generator: random.Random, folder: Path) -> Path:
+        bundle = folder / "bundle"
+        bundle.mkdir()
+        for path in self._seeds.bundle.iterdir():
+            (bundle / path.name).hardlink_to(path)
+        (bundle / "manifest.json").unlink()
+        written(
+            bundle / "manifest.json", mutated_json(json_of(self._seeds.bundle / "manifest.json"), generator)
+        )
+        return bundle
+
+
+class Onnx(_Opened):
+    """A bare ONNX file with damage; half of it in the first bytes, where the graph begins."""
+
+    inputs = 300
+
+    def make(self, generator: random.Random, folder: Path) -> Path:
+        return written(
+            folder / "model.onnx", mutated((self._seeds.bundle / "model.onnx").read_bytes(), generator)
+        )
+
+
+class OnnxMetadata(_Opened):
+    """A bare ONNX file whose metadata, the manifest, says something else."""
+
+    inputs = 300
+
+    def make(self, generator: random.Random, folder: Path) -> Path:
+        import onnx
+
+        model = onnx.load(self._seeds.bundle / "model.onnx")
+        for entry in model.metadata_props:
+            if generator.random() < 0.7:
+                try:
+                    entry.value = mutated_json(json.loads(entry.value), generator).decode("utf-8", "replace")
+                except ValueError:
+                    entry.value = str(generator.choice(VALUES)).encode("utf-8", "replace").decode()
+        return written(folder / "model.onnx", model.SerializeToString())
+
+
+class EngineFile(_Opened):
+    """An engine's head: a magic, and anything after it."""
+
+    inputs = 1500
+
+    def __init__(self, seeds: Seeds) -> None:
+        super().__init__(seeds)
+        self._package = _kernel_package()
+
+    def make(self, generator: random.Random, folder: Path) -> Path:
+        head = bytearray(
+            generator.choice((b"ftrt", b"vtrt")) + generator.randbytes(generator.choice((4, 60, 400)))
+        )
+        if generator.random() < 0.5:
+            head[8:16] = (len(head)).to_bytes(8, "little")
+        content = bytes(head) + generator.choice((b"", self._package, mutated(self._package, generator)))
+        return written(folder / "model.engine", content)
+
+    def open(self, path: Path) -> object:
+        from msmamba.runtime.engine_plan import Plan
+
+        Plan.of(path.read_bytes(), str(path))
+        return super().open(path)
+
+
+class KernelPackages:
+    """The compiled scan that bundles and engines carry."""
+
+    inputs = 3000
+
+    def __init__(self, seeds: Seeds) -> None:
+        self._package = _kernel_package()
+
+    def make(self, generator: random.Random, folder: Path) -> Path:
+        from zlib import compress
+
+        from msmamba.plugins.selective_scan.gpu_package import MAGIC
+
+        if generator.random() < 0.5:
+            return written(folder / "kernels", mutated(self._package, generator))
+        return written(folder / "kernels", MAGIC + compress(mutated_json(_KERNELS, generator)))
+
+    def open(self, path: Path) -> object:
+        from msmamba.plugins.selective_scan.gpu_package import KernelPackage
+
+        package = KernelPackage.from_bytes(path.read_bytes())
+        return package.digest, package.compute_capabilities
+
+
+_KERNELS = {
+    "element_type": "float16",
+    "states": 16,
+    "kernels": {"86": {"scan": {"cubin": "AAAA", "name": "scan", "warps": 4, "shared": 0}}},
+}
+
+
+def _kernel_package() -> bytes:
+    from dataclasses import fields
+
+    from msmamba.plugins.selective_scan.gpu_package import CompiledKernel, KernelPackage
+
+    values = {field.name: 1 if field.type == "int" else "scan" for field in fields(CompiledKernel)}
+    kernel = CompiledKernel(**{**values, "cubin": b"\x7fELF" * 20})
+    _KERNELS["kernels"] = {"86": {"scan": {**values, "cubin": "f0VMRg=="}}}
+    return KernelPackage("float16", 16, {86: {"scan": kernel}, 89: {"scan": kernel}}).to_bytes()
+
+
+class Plans:
+    """What to quantise, in JSON."""
+
+    inputs = 4000
+
+    def __init__(self, seeds: Seeds) -> None:
+        from msmamba.export.graph.plan import Plan
+
+        self._good = json.loads(Plan().to_json())
+
+    def make(self, generator: random.Random, folder: Path) -> Path:
+        return written(folder / "plan.json", mutated_json(self._good, generator))
+
+    def open(self, path: Path) -> object:
+        from msmamba.export.graph.plan import Plan
+
+        return Plan.from_json(path.read_bytes(), str(path)).chosen([])
+
+
+def copied(folder: Path, target: Path) -> Path:
+    """A copy of a seed's folder, to be changed."""
+    return Path(shutil.copytree(folder, target))

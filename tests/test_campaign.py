@@ -1,0 +1,141 @@
+"""The campaign of `fuzz/`: its inputs are the same every time, its doors answer, and it sees what fails."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnx", reason="the campaign exports a network")
+FUZZ = Path(__file__).parents[1] / "fuzz"
+sys.path.insert(0, str(FUZZ))
+
+import campaign  # noqa: E402  after the path to it
+from mutation import mutated, mutated_json, mutated_table  # noqa: E402
+from seeds import Seeds  # noqa: E402
+from targets import TARGETS  # noqa: E402
+
+from msmamba.errors import MsmambaError  # noqa: E402
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the campaign bounds its children as POSIX can")
+
+IN_A_PROCESS_OF_THEIR_OWN = ("nodes", "onnx")
+"""What ONNX Runtime may die of."""
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory, threads_as_before: None) -> Seeds:
+    return Seeds.in_folder(tmp_path_factory.mktemp("campaign") / "seeds")
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        lambda generator: mutated(b"a good file " * 50, generator),
+        lambda generator: mutated_json({"labels": ["a", "b"], "size": 3}, generator),
+        lambda generator: mutated_table("a,b\n1,2\n3,4", generator),
+    ],
+    ids=["bytes", "json", "csv"],
+)
+def test_a_seed_gives_the_same_input_every_time_and_others_others(mutate: Any) -> None:
+    inputs = [mutate(random.Random(seed)) for seed in range(200)]
+    assert inputs == [mutate(random.Random(seed)) for seed in range(200)]
+    assert len(set(inputs)) > 100
+
+
+@pytest.mark.filterwarnings("ignore")  # as the command does: damaged files are what libraries warn of
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_makes_the_same_input_every_time_and_its_door_answers(
+    name: str, seeds: Seeds, tmp_path: Path
+) -> None:
+    target = TARGETS[name](seeds)
+    answers = 0
+    for number in range(4):
+        made = []
+        for twice in "ab":
+            folder = tmp_path / f"{number}{twice}"
+            folder.mkdir()
+            made.append(target.make(random.Random(f"{name} {number}"), folder))
+        if name in IN_A_PROCESS_OF_THEIR_OWN:
+            continue
+        # What else it raises is for the campaign to find, and for whoever owns the door.
+        with suppress(Exception):
+            answers += answered(target.open, made[0])
+        assert contents(tmp_path / f"{number}a", made[0]) == contents(tmp_path / f"{number}b", made[1])
+    assert answers > 0 or name in IN_A_PROCESS_OF_THEIR_OWN
+
+
+def answered(door: Any, path: Path) -> bool:
+    """Takes an input through a door: it is taken, or refused by an error of msmamba's."""
+    with suppress(MsmambaError):
+        door(path)
+    return True
+
+
+def contents(folder: Path, made: Path) -> dict[str, bytes]:
+    """Of what a target made, an archive's times and a door's own output aside."""
+    files = [made] if made.is_file() else [path for path in made.rglob("*") if path.is_file()]
+    timed = (".npz", ".pth", ".calib", ".pt")
+    return {
+        path.relative_to(folder).as_posix(): b"" if path.suffix in timed else path.read_bytes()
+        for path in files
+    }
+
+
+class Failing:
+    """A target whose inputs fail in every way there is."""
+
+    inputs = 5
+
+    def __init__(self, seeds: Seeds) -> None:
+        """Needs nothing."""
+
+    def make(self, generator: random.Random, folder: Path) -> Path:
+        (folder / "input").write_text(str(generator.random()))
+        return folder / "input"
+
+    def open(self, path: Path) -> object:
+        number = len(list(path.parents[1].glob("tried*")))
+        (path.parents[1] / f"tried{number}").touch()
+        if number == 0:
+            raise MsmambaError("found x, expected y")
+        if number == 1:
+            raise ZeroDivisionError
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if number == 3:
+            time.sleep(60)
+        return number
+
+
+def test_an_exception_a_death_and_a_hang_are_findings_and_a_refusal_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The child imports the targets anew: it finds the failing one by a module of its own.
+    code = (
+        f"import sys; sys.path[:0] = [{str(FUZZ)!r}, {str(Path(__file__).parent)!r}]\n"
+        "import campaign, targets, test_campaign\n"
+        "from pathlib import Path\n"
+        "from seeds import Seeds\n"
+        "targets.TARGETS['failing'] = test_campaign.Failing\n"
+        "name, folder, work, *numbers = sys.argv[1:]\n"
+        "campaign._child(name, Seeds(Path(folder)), Path(work), *map(int, numbers))\n"
+    )
+    (tmp_path / "child.py").write_text(code)
+    monkeypatch.setattr(campaign, "__file__", str(tmp_path / "child.py"))
+    monkeypatch.setattr(campaign, "SECONDS_EACH", 6.0)
+    monkeypatch.setitem(TARGETS, "failing", Failing)
+    count = campaign.attack("failing", Seeds(tmp_path), tmp_path, scale=1, seed=0)
+    assert (count.tried, count.refused, count.findings) == (5, 1, 3)
+    said = [(path / "said.txt").read_text() for path in sorted((tmp_path / "findings").iterdir())]
+    assert "ZeroDivisionError" in said[0]
+    assert "SIGSEGV" in said[1]
+    assert "took longer than 6 s" in said[2]
+    assert all((path / "input").is_file() for path in (tmp_path / "findings").iterdir())
