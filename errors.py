@@ -33,6 +33,10 @@ class MsmambaError(Exception):
     """Base of all errors raised on purpose; catch this to catch them all."""
 
 
+class Note(UserWarning):
+    """What there is to say of something that was used all the same; the command line prints it."""
+
+
 class InputError(MsmambaError):
     """What the user handed in cannot be used."""
 

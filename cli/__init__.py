@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from ..errors import MsmambaError
+from ..errors import MsmambaError, Note
 from ..text import shown
 from ..version import __version__
 from .bench import bench
@@ -85,5 +85,14 @@ def main() -> None:
     prepare_streams()
     # Pillow warns of oddities in files that it reads all the same, and raises for the others.
     warnings.filterwarnings("ignore", module="PIL")
+    show = warnings.showwarning
+
+    def show_note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, Note):
+            _say(f"note: {message}")
+        else:
+            show(message, category, *where, **more)
+
+    warnings.showwarning = show_note
     end_as_interrupted()
     mmdeploy(prog_name="mmdeploy")

@@ -7,7 +7,15 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import bar, described_options, device_options, let_idle_threads_sleep, names, tell
+from .options import (
+    bar,
+    described_options,
+    device_options,
+    let_idle_threads_sleep,
+    names,
+    tell,
+    weights_option,
+)
 from .output import say_lines
 
 _RESULTS = "Results"
@@ -46,6 +54,7 @@ _IMAGES = "The images"
     help="Read all images first, and leave out those that cannot be read.",
 )
 @described_options
+@weights_option
 @option(
     "--batch-size",
     group="How it runs",
@@ -64,6 +73,7 @@ def evaluate(
     image_size: int | None,
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
+    weights_of: str | None,
     **options: Any,
 ) -> None:
     """Measure a model on labelled images: accuracy, AUC, confusion.
@@ -77,7 +87,7 @@ def evaluate(
     from ..export.proof.evaluate import evaluate_model
     from ..model.networks.described import Described
 
-    described = Described(names(labels) if labels else None, mean, std, image_size)
+    described = Described(names(labels) if labels else None, mean, std, image_size, weights_of)
     with bar() as advance:
         evaluation = evaluate_model(model, data, described=described, advance=advance, **options)
     tell(evaluation.notes)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import bar, described_options, let_idle_threads_sleep, names, tell
+from .options import bar, described_options, let_idle_threads_sleep, names, tell, weights_option
 from .output import say
 
 _MAPS = "The heat maps"
@@ -40,6 +40,7 @@ _MAPS = "The heat maps"
     help="Show the evidence for this class.",
 )
 @described_options
+@weights_option
 def explain(
     checkpoint: str,
     images: tuple[str, ...],
@@ -48,6 +49,7 @@ def explain(
     image_size: int | None,
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
+    weights_of: str | None,
     **chosen: Any,
 ) -> None:
     """Show where in images the network finds its evidence, as heat maps.
@@ -65,7 +67,7 @@ def explain(
     from ..model.networks.described import Described
     from ..runtime.infer import find_images
 
-    described = Described(names(labels) if labels else None, mean, std, image_size)
+    described = Described(names(labels) if labels else None, mean, std, image_size, weights_of)
     found, notes = find_images(images)
     tell(notes)
     failures = 0

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import described_options, given, names, steps, tell
+from .options import described_options, given, names, steps, tell, weights_option
 from .output import say
 
 _OUTPUT = "Output"
@@ -167,6 +167,7 @@ mmdeploy export cells.fp16 --target tensorrt-rtx --sm 8.6,8.9 -o cells.rtx""",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Keep what tensorrt measured, to build faster next time.",
 )
+@weights_option
 def export(
     source: str,
     output: str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .help import Command, option
-from .options import ablation_options, given
+from .options import ablation_options, given, weights_option
 from .output import say
 
 
@@ -20,7 +20,8 @@ from .output import say
     help="Side of the square input to count for.",
 )
 @ablation_options
-def info(model: str, image_size: int, **switches: bool | None) -> None:
+@weights_option
+def info(model: str, image_size: int, weights_of: str | None, **switches: bool | None) -> None:
     """Count parameters and multiply-adds, the paper's way and in full.
 
     A checkpoint says itself which ablation it is; the switches are for sizes.
@@ -36,7 +37,7 @@ def info(model: str, image_size: int, **switches: bool | None) -> None:
             f"{model} is a checkpoint, which says itself what it is: leave the switches out"
         )
     else:
-        arch = load_checkpoint(model).network.arch
+        arch = load_checkpoint(model, weights_of).network.arch
     count = complexity(arch, image_size)
     say(f"{family_of(arch).describe(arch)}, {arch.num_classes} classes, {image_size} pixels")
     say(f"parameters      {count.parameters:>13,}  in a checkpoint (the paper's count)")

@@ -67,6 +67,18 @@ def device_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def weights_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Which weights are read from a checkpoint."""
+    decorate = option(
+        "--weights-of",
+        group=_NOT_SAID,
+        type=click.Choice(["model", "ema"]),
+        show_default="model",
+        help="Take a checkpoint's weights, or their moving average, where it has both.",
+    )
+    return decorate(command)
+
+
 def ablation_options(command: Callable[..., None]) -> Callable[..., None]:
     """The switches of `Architecture`."""
     for name, meaning in (

@@ -8,7 +8,7 @@ import click
 
 from ..errors import ParityError
 from .help import Command, option
-from .options import let_idle_threads_sleep, steps, tell
+from .options import let_idle_threads_sleep, steps, tell, weights_option
 from .output import say_lines
 
 _COMPARED = "What is compared"
@@ -104,6 +104,7 @@ _RESULTS = "Results"
     default="table",
     help="How the figures are printed.",
 )
+@weights_option
 def verify(
     artefact: str, output_format: str, max_flips: str | None, max_undecided: str | None, **options: Any
 ) -> None:

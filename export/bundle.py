@@ -55,6 +55,8 @@ class ExportOptions:
     labels: Sequence[str] | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    weights_of: str | None = None
+    """As `load_checkpoint` takes it."""
     target: str = "onnx"
     """What to build beside ``model.onnx``."""
     compute_capabilities: Sequence[str] = ()
@@ -114,7 +116,7 @@ def export_bundle(
     options = options or ExportOptions()
     with atomic_folder(output, force) as folder:
         report("reading the checkpoint")
-        loaded = load_checkpoint(checkpoint)
+        loaded = load_checkpoint(checkpoint, options.weights_of)
         manifest = _manifest(loaded, options, str(checkpoint))
         engine_options = _engine_options(options)
         int8_how = _int8_prepared(manifest, options, report)

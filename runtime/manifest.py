@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any
 
+from ..data.labels import are_labels
 from ..errors import ArtefactError
 from ..images import MAX_SIZE, Transform, are_deviations, are_means, is_image_size
 from ..resize import PILLOW_RULE, RULE
@@ -47,8 +48,6 @@ RESIZE_RULES = {
     ),
 }
 """The resize rules that are read, and what is to be said of artefacts with them; see `msmamba.resize`."""
-
-_HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate, which JSON can hold and no file can
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -192,11 +191,6 @@ class Manifest:
                 "export it with 'mmdeploy export', or open it with labels, mean and std given"
             )
         return cls.from_json(metadata[METADATA_KEY], f"the manifest in {source}")
-
-
-def are_labels(value: Any) -> bool:
-    """Whether a value can be the names of classes: distinct texts, not empty, that UTF-8 can hold."""
-    return LABELS.holds(value) and not any(map(_HALF_A_CHARACTER.search, value))
 
 
 def _are_files(value: Any) -> bool:

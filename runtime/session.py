@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import machine
+from ..data.labels import are_labels
 from ..errors import ArtefactError, BackendError, ImageError, InputError
 from ..images import MAX_PIXELS, ImageSource, Transform, describe_source, is_source, load_image
 from ..plugins import cuda_driver
 from .artefact import ENGINE_NAME, MODEL_NAME, Bundle, Kind, open_bundle, read_file, recognise
 from .backend import Backend
 from .device_arrays import DeviceArray
-from .manifest import METADATA_KEY, Manifest, are_labels
+from .manifest import METADATA_KEY, Manifest
 from .onnxruntime_backend import DEVICES, PROVIDERS, OnnxRuntimeBackend, check_choices
 from .probe import differences
 from .processes import Home

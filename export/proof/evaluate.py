@@ -186,6 +186,8 @@ def _opened(
     if model.is_file() and is_checkpoint(model):
         yield _checkpoint_classifier(model, described, device, threads)
         return
+    if described.weights_of is not None:
+        raise ArtefactError(f"{model} is exported already, which settled its weights: leave --weights-of out")
     with open_session(
         model,
         device=device,
@@ -219,7 +221,7 @@ def _checkpoint_classifier(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise BackendError(f"device 'cuda' was asked for, but PyTorch {torch.__version__} finds no CUDA")
-    checkpoint = load_checkpoint(model)
+    checkpoint = load_checkpoint(model, described.weights_of)
     labels, transform = described_by(checkpoint, described, str(model))
     network = checkpoint.network.to(device)
 

@@ -56,6 +56,7 @@ def verify(
     split: str | None = None,
     page: str | Path | None = None,
     limit: int | None = None,
+    weights_of: str | None = None,
     batch_size: int = 8,
     report: Callable[[str], None] = lambda step: None,
 ) -> Parity:
@@ -79,6 +80,7 @@ def verify(
         split: the split of labelled data to take in place of ``test``.
         page: an HTML file to write the decision to.
         limit: compare at most this many images, spread evenly over those found.
+        weights_of: of a checkpoint, as `load_checkpoint` takes it; the same as for the export.
         batch_size: images at once.
         report: is told each step as it begins.
 
@@ -124,7 +126,7 @@ def verify(
             default.max_undecided if max_undecided is None else max_undecided,
         )
         report("opening the reference")
-        with _opened_reference(reference, manifest, str(artefact)) as opened:
+        with _opened_reference(reference, manifest, str(artefact), weights_of) as opened:
             network = opened.network
             report(f"comparing {len(images.sources)} images")
             runs: list[Run] = [opened.run, session.run]
@@ -198,11 +200,13 @@ class _Reference:
 
 
 @contextmanager
-def _opened_reference(reference: str | Path, manifest: Manifest, artefact: str) -> Iterator[_Reference]:
+def _opened_reference(
+    reference: str | Path, manifest: Manifest, artefact: str, weights_of: str | None
+) -> Iterator[_Reference]:
     """A checkpoint, or an artefact, that fits the artefact whose manifest this is."""
     path = Path(reference)
     if not path.is_dir() and (not path.is_file() or is_checkpoint(path)):
-        loaded = load_checkpoint(path)
+        loaded = load_checkpoint(path, weights_of)
         _check_pair(manifest, loaded.sha256, loaded.network, artefact, str(reference))
         yield _Reference(run_of(loaded.network), loaded.sha256, loaded.network)
         return

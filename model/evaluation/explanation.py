@@ -98,8 +98,9 @@ def explain_images(
         BackendError: Captum is not installed.
         TargetError: a picture cannot be written.
     """
-    loaded = load_checkpoint(checkpoint)
-    labels, transform = described_by(loaded, described or Described(), str(checkpoint))
+    described = described or Described()
+    loaded = load_checkpoint(checkpoint, described.weights_of)
+    labels, transform = described_by(loaded, described, str(checkpoint))
     explainer = Explainer(loaded.network, transform.size, method, layer)
     if label is not None and label not in labels:
         raise InputError(f"there is no class '{label}': choose one of {', '.join(labels)}")

@@ -8,26 +8,28 @@ state dict needs no description beside it.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, InputError, Note
 from ...files import sha256_of, write_atomically
 from ...resize import PILLOW_RULE, RULE
 from ...version import __version__
 from .checkpoint_file import (
-    FORMAT_VERSION,
     METADATA_KEY,
     CheckpointFile,
     checkpoint_network,
     read_checkpoint_file,
 )
-from .family import Network
+from .description import FORMAT_VERSION, problems_of
+from .family import Architecture, Network
 from .registry import family_of, recognise
 
 
@@ -58,6 +60,8 @@ class Checkpoint:
     """Class names by index; None where the checkpoint has none (the authors' state dicts)."""
     preprocessing: Preprocessing | None = None
     """None where the checkpoint does not say."""
+    notes: tuple[str, ...] = ()
+    """What reading it had to decide, a line each."""
 
 
 def save_checkpoint(
@@ -80,11 +84,11 @@ def save_checkpoint(
         std: channel standard deviations, three.
 
     Raises:
-        ValueError: the number of labels is not the number of classes.
+        InputError: the labels, the size or the statistics are not what they can be; every one is named.
         TargetError: the file cannot be written.
     """
     if len(labels) != network.arch.num_classes:
-        raise ValueError(f"{len(labels)} labels for {network.arch.num_classes} classes")
+        raise InputError(f"{len(labels)} labels for {network.arch.num_classes} classes")
     description = {
         "format_version": FORMAT_VERSION,
         "network": family_of(network).name_of(network.arch),
@@ -96,26 +100,35 @@ def save_checkpoint(
         "resize": RULE,
         "versions": {"msmamba": __version__, "torch": torch.__version__},
     }
+    if problems := problems_of(description):
+        raise InputError(f"cannot be saved as a checkpoint: {'; '.join(problems)}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_atomically(Path(path), save(tensors, metadata={METADATA_KEY: json.dumps(description)}))
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path, weights_of: str | None = None) -> Checkpoint:
     """Reads a checkpoint of any network that the registry knows (see `read_checkpoint_file`).
+
+    Args:
+        path: the file.
+        weights_of: ``model`` or ``ema``, where it holds weights and their moving average; where nobody says,
+            the weights, with a note.
 
     Raises:
         CheckpointError: missing, unreadable, of another architecture (the tensors that differ are
             named), or with weights that are not finite.
     """
-    file = read_checkpoint_file(path)
+    file = read_checkpoint_file(path, weights_of)
+    for note in file.notes:
+        warnings.warn(note, Note, stacklevel=2)
     network = checkpoint_network(file, _network_of)
-    labels, preprocessing = _read_description(file)
+    labels, preprocessing = _what_it_says(file.description)
     if labels is not None and len(labels) != network.arch.num_classes:
         raise CheckpointError(
             f"{path}: {len(labels)} labels, but its tensors have {network.arch.num_classes} classes"
         )
     _take_what_tensors_do_not_say(network, file)
-    return Checkpoint(network, sha256_of(Path(path)), labels, preprocessing)
+    return Checkpoint(network, sha256_of(Path(path)), labels, preprocessing, file.notes)
 
 
 def _network_of(state: Mapping[str, Tensor]) -> Network:
@@ -134,29 +147,24 @@ def _take_what_tensors_do_not_say(network: Network, file: CheckpointFile) -> Non
         raise CheckpointError(
             f"{file.path}: its metadata is not what save_checkpoint writes: {error}"
         ) from error
+    shaping = _shaping(network.arch)
+    differing = [name for name, value in _shaping(arch).items() if value != shaping.get(name)]
+    if differing:
+        raise CheckpointError(
+            f"{file.path}: its metadata and its tensors are of two architectures, which differ in "
+            f"{', '.join(differing)}: use the checkpoint as training wrote it"
+        )
     network.arch = arch
 
 
-def _resize_rule(said: object) -> str:
-    if said not in (RULE, PILLOW_RULE):
-        raise ValueError(f"the resize rule is {said!r}, expected '{RULE}' or '{PILLOW_RULE}'")
-    return str(said)
+def _shaping(arch: Architecture) -> dict[str, Any]:
+    """The fields that tensors show: counts, widths and switches. Rates shape nothing."""
+    return {name: value for name, value in arch.to_dict().items() if not isinstance(value, float)}
 
 
-def _read_description(file: CheckpointFile) -> tuple[tuple[str, ...] | None, Preprocessing | None]:
-    description, path = file.description, file.path
+def _what_it_says(description: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, Preprocessing | None]:
     if not description:
         return None, None
-    try:
-        labels = tuple(str(label) for label in description["labels"])
-        preprocessing = Preprocessing(
-            image_size=int(description["image_size"]),
-            mean=tuple(float(value) for value in description["mean"]),
-            std=tuple(float(value) for value in description["std"]),
-            resize=_resize_rule(description.get("resize", PILLOW_RULE)),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: its metadata is not what save_checkpoint writes: {error!r}"
-        ) from error
-    return labels, preprocessing
+    mean, std = (tuple(map(float, description[name])) for name in ("mean", "std"))
+    resize = description.get("resize", PILLOW_RULE)
+    return tuple(description["labels"]), Preprocessing(description["image_size"], mean, std, resize)

@@ -6,8 +6,6 @@ with ``weights_only=True``.
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +17,10 @@ from torch import Tensor
 
 from ...errors import CheckpointError, some
 from ...files import open_file
+from .description import read_description
 from .family import Network
+from .weights import read_pytorch_file, refuse_pointer, weights_in
 
-FORMAT_VERSION = 1
 METADATA_KEY = "msmamba"
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
@@ -35,15 +34,21 @@ class CheckpointFile:
     state: Mapping[str, Tensor]
     description: Mapping[str, Any]
     """What `save_checkpoint` wrote beside the tensors; empty in foreign files."""
+    notes: tuple[str, ...] = ()
+    """What reading it had to decide."""
 
 
-def read_checkpoint_file(path: str | Path) -> CheckpointFile:
+def read_checkpoint_file(path: str | Path, weights_of: str | None = None) -> CheckpointFile:
     """Reads a checkpoint, recognised by content: safetensors, or a PyTorch state dict.
 
-    State dicts may be wrapped in ``{"model": …}`` or ``{"state_dict": …}`` and prefixed ``module.``.
+    State dicts may be wrapped in dictionaries and prefixed as DataParallel, torch.compile and Lightning do.
+
+    Args:
+        path: the file.
+        weights_of: ``model`` or ``ema``, where a file holds weights and their moving average.
 
     Raises:
-        CheckpointError: missing, unreadable, or no state dict.
+        CheckpointError: missing, unreadable, or no state dict of plain tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -53,14 +58,17 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
         )
     try:
         with open_file(path) as file:
-            head = file.read(9)
+            head = file.read(23)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
-    if head[8:] == b"{":
-        state, description = _read_safetensors(path)
+    refuse_pointer(path, head)
+    description: dict[str, Any] = {}
+    if head[8:9] == b"{":
+        content, description = _read_safetensors(path)
     else:
-        state, description = _read_state_dict(path), {}
-    return CheckpointFile(path, state, description)
+        content = read_pytorch_file(path)
+    state, notes = weights_in(content, path, weights_of)
+    return CheckpointFile(path, state, description, notes)
 
 
 def checkpoint_network(
@@ -94,18 +102,23 @@ def checkpoint_network(
         for name in wanted.keys() & state.keys()
         if state[name].shape != wanted[name].shape
     ]
+    differences += [
+        f"{name} is {state[name].dtype}, expected {wanted[name].dtype}"
+        for name in wanted.keys() & state.keys()
+        if wanted[name].is_floating_point() and not state[name].is_floating_point()
+    ]
     if differences:
         raise CheckpointError(
             f"{path}: {len(differences)} tensors differ from those of {type(network).__name__} with "
             f"{network.arch}: {some(sorted(differences))}"
         )
+    state = {name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(
             f"{path}: {len(broken)} tensors hold NaN or infinity ({some(sorted(broken))}): "
             f"the training diverged, use an earlier checkpoint"
         )
-    state = {name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}
     network.load_state_dict(state, assign=True)
     network.eval()
     return network
@@ -118,31 +131,5 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
-    try:
-        description = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: its metadata is not JSON: {error}") from error
-    if description.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: checkpoint format {description['format_version']}, this msmamba reads up to "
-            f"{FORMAT_VERSION}: upgrade msmamba"
-        )
-    return state, description
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    try:
-        with open_file(path) as file:  # by its name, PyTorch would judge it by its suffix
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        # PyTorch's own words recommend the unsafe way to load; they stay out of the message.
-        raise CheckpointError(
-            f"{path}: neither safetensors nor a PyTorch state dict that loads without running code: "
-            f"give a file that save_checkpoint or torch.save(network.state_dict()) wrote"
-        ) from error
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: holds {type(content).__name__}, expected a state dict of tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    text = metadata.get(METADATA_KEY)
+    return state, {} if text is None else read_description(text, path)

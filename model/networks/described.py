@@ -22,6 +22,8 @@ class Described:
     std: tuple[float, float, float] | None = None
     image_size: int | None = None
     """S, pixels."""
+    weights_of: str | None = None
+    """Which are taken of a checkpoint that has both: ``model``, or ``ema``, their moving average."""
 
 
 def described_by(

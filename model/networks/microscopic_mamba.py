@@ -70,6 +70,20 @@ class Architecture(AnyArchitecture):
 
     def __post_init__(self) -> None:
         wrong = []
+        for name in ("depths", "dims"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or not all(type(each) is int and each > 0 for each in values):
+                wrong.append(f"{name} are {values!r}, expected a tuple of whole numbers above 0")
+        for name in ("num_classes", "d_state"):
+            if type(getattr(self, name)) is not int:
+                wrong.append(f"{name} is {getattr(self, name)!r}, expected a whole number")
+        if type(self.drop_path_rate) not in (int, float) or not 0 <= self.drop_path_rate < 1:
+            wrong.append(f"drop_path_rate is {self.drop_path_rate!r}, expected a number from 0 to below 1")
+        for name in ("mifa", "parallel", "psffn"):
+            if type(getattr(self, name)) is not bool:
+                wrong.append(f"{name} is {getattr(self, name)!r}, expected True or False")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         if len(self.depths) != len(self.dims) or not self.dims:
             wrong.append(f"depths {self.depths} and dims {self.dims} must name the same stages")
         if any(dim % 32 for dim in self.dims):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from msmamba.errors import CheckpointError
+from msmamba.errors import CheckpointError, InputError, Note
 from msmamba.model import MicroscopicMamba
 from msmamba.model.networks.checkpoint import METADATA_KEY, Preprocessing, load_checkpoint, save_checkpoint
 from msmamba.resize import PILLOW_RULE, RULE
@@ -98,12 +100,12 @@ def test_a_resize_rule_of_later_versions_is_refused(network: MicroscopicMamba, t
     (tmp_path / "x.safetensors").write_bytes(
         save(network.state_dict(), metadata={METADATA_KEY: json.dumps(described)})
     )
-    with pytest.raises(CheckpointError, match="the resize rule is 'cubic', expected"):
+    with pytest.raises(CheckpointError, match="'resize' is 'cubic', expected"):
         load_checkpoint(tmp_path / "x.safetensors")
 
 
 def test_labels_must_fit_the_classes(network: MicroscopicMamba, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="2 labels for 3 classes"):
+    with pytest.raises(InputError, match="2 labels for 3 classes"):
         save_checkpoint(
             tmp_path / "x.safetensors", network, labels=["a", "b"], image_size=32, mean=[0] * 3, std=[1] * 3
         )
@@ -203,3 +205,220 @@ def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_folder_is_told_from_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a folder, not a checkpoint"):
         load_checkpoint(tmp_path)
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def averaged(state: State) -> State:
+    return {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+WRAPPED = {
+    "compiled": lambda state: prefixed(state, "_orig_mod."),
+    "compiled, parallel": lambda state: prefixed(state, "module._orig_mod."),
+    "a module's net": lambda state: prefixed(state, "net."),
+    "lightning": lambda state: {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": prefixed(state, "model."),
+        "hyper_parameters": {"lr": 1e-3},
+    },
+    "lightning, compiled, with a loss": lambda state: {
+        "state_dict": {**prefixed(state, "model._orig_mod."), "criterion.weight": torch.ones(3)}
+    },
+    "swa": lambda state: {"n_averaged": torch.tensor(7), **prefixed(state, "module.")},
+    "dictionaries in dictionaries": lambda state: {"model": {"state_dict": state}, "epoch": 3},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED.keys())
+@pytest.mark.filterwarnings("ignore::msmamba.errors.Note")
+def test_what_frameworks_wrap_around_a_state_dict_is_taken_off(
+    network: MicroscopicMamba, tmp_path: Path, wrap: Callable[[State], Any]
+) -> None:
+    torch.save(wrap(network.state_dict()), tmp_path / "best.ckpt")
+    assert_same_state(load_checkpoint(tmp_path / "best.ckpt").network, network)
+
+
+def test_what_stands_beside_the_network_is_told(network: MicroscopicMamba, tmp_path: Path) -> None:
+    state = {**prefixed(network.state_dict(), "model."), "criterion.weight": torch.ones(3)}
+    torch.save(state, tmp_path / "best.ckpt")
+    with pytest.warns(Note, match=r"1 tensors beside the network are left out: criterion\.weight"):
+        assert len(load_checkpoint(tmp_path / "best.ckpt").notes) == 1
+
+
+BOTH = {
+    "timm": lambda state, ema: {"state_dict": state, "state_dict_ema": ema, "epoch": 1},
+    "model and ema": lambda state, ema: {"model": state, "ema": {"module": ema}},
+    "one module": lambda state, ema: {
+        "state_dict": {**prefixed(state, "model."), **prefixed(ema, "ema_model.module.")}
+    },
+    "lightning's averaging": lambda state, ema: {"state_dict": ema, "current_model_state": state},
+}
+
+
+@pytest.mark.parametrize("wrap", BOTH.values(), ids=BOTH.keys())
+def test_weights_and_their_average_are_told_apart(
+    network: MicroscopicMamba, tmp_path: Path, wrap: Callable[[State, State], Any]
+) -> None:
+    path, state = tmp_path / "best.pth", network.state_dict()
+    torch.save(wrap(state, averaged(state)), path)
+    with pytest.warns(Note, match="weights and their moving average, and the weights are taken: choose with"):
+        assert_same_state(load_checkpoint(path).network, network)
+    assert_same_state(load_checkpoint(path, "model").network, network)
+    bias = load_checkpoint(path, weights_of="ema").network.state_dict()["head.bias"]
+    assert torch.equal(bias, state["head.bias"] + 1)
+
+
+def test_an_average_that_is_not_there_is_refused(network: MicroscopicMamba, tmp_path: Path) -> None:
+    path = tmp_path / "best.pth"
+    torch.save(network.state_dict(), path)
+    with pytest.raises(CheckpointError, match="weights and no moving average: leave --weights-of ema out"):
+        load_checkpoint(path, "ema")
+    torch.save({"state_dict_ema": network.state_dict()}, path)
+    with pytest.raises(CheckpointError, match="a moving average alone"):
+        load_checkpoint(path, "model")
+    assert_same_state(load_checkpoint(path).network, network)
+    with pytest.raises(CheckpointError, match="no weights of 'best': choose one of model, ema"):
+        load_checkpoint(path, "best")
+
+
+def nested(value: Tensor) -> Tensor:
+    return torch.nested.nested_tensor(list(value))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.to_sparse(), "head.weight is sparse"),
+        (lambda value: torch.zeros(1).expand(30_000_000, 32), "numbers made of 4 bytes"),
+        (lambda value: value.to(torch.complex64), "head.weight is complex"),
+        (nested, "head.weight is nested"),
+        (lambda value: value.to("meta"), "head.weight is on meta"),
+        (lambda value: (100 * value).to(torch.int8), "head.weight is torch.int8, expected torch.float32"),
+        (lambda value: 5, "head.weight is a int"),
+        (lambda value: None, "head.weight is a NoneType"),
+    ],
+    ids=["sparse", "expanded", "complex", "nested", "meta", "int8", "number", "none"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_weights_are_named(
+    network: MicroscopicMamba, tmp_path: Path, change: Callable[[Tensor], Any], message: str
+) -> None:
+    state: dict[str, Any] = dict(network.state_dict())
+    torch.save({**state, "head.weight": change(state["head.weight"])}, tmp_path / "state.pth")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(tmp_path / "state.pth")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def rezipped(content: bytes) -> bytes:
+    """A PyTorch file whose content is compressed."""
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file,
+    ):
+        for entry in source.infolist():
+            file.writestr(entry.filename, source.read(entry))
+    return packed.getvalue()
+
+
+def legacy_bomb() -> bytes:
+    """A file of PyTorch's first format that asks for a storage of 400 GB."""
+    content = io.BytesIO()
+    torch.save({"a": torch.zeros(1_000_003)}, content, _use_new_zipfile_serialization=False)
+    number, larger = (pickle.dumps(count, 2)[2:-1] for count in (1_000_003, 100_000_000_000))
+    assert content.getvalue().count(number) >= 1
+    return content.getvalue().replace(number, larger)[:5000]
+
+
+def zip_bomb() -> bytes:
+    content = io.BytesIO()
+    torch.save({"a": torch.zeros(5_000_000)}, content)
+    return rezipped(content.getvalue())
+
+
+@pytest.mark.parametrize("make", [legacy_bomb, zip_bomb])
+def test_files_that_are_larger_inside_are_refused(tmp_path: Path, make: Callable[[], bytes]) -> None:
+    (tmp_path / "small.pth").write_bytes(make())
+    with pytest.raises(CheckpointError, match=r"would take .* bytes or more, and the file has"):
+        load_checkpoint(tmp_path / "small.pth")
+
+
+def test_a_file_of_the_first_format_loads(network: MicroscopicMamba, tmp_path: Path) -> None:
+    torch.save(network.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert_same_state(load_checkpoint(tmp_path / "old.pth").network, network)
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "best.pth"])
+def test_a_pointer_of_git_lfs_is_called_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(CheckpointError, match=r"is a Git LFS pointer.*git lfs pull"):
+        load_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["text.safetensors", "text.pth"])
+def test_text_is_refused_under_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("a page that a server sent in place of the file\n" * 9)
+    with pytest.raises(CheckpointError, match="neither safetensors nor a PyTorch state dict"):
+        load_checkpoint(tmp_path / name)
+
+
+def test_every_half_of_a_file_is_refused(network: MicroscopicMamba, tmp_path: Path) -> None:
+    content = io.BytesIO()
+    torch.save({"head.weight": torch.zeros(9, 9)}, content)
+    for length in range(0, len(content.getvalue()), 97):
+        (tmp_path / "cut.pth").write_bytes(content.getvalue()[:length])
+        with pytest.raises(CheckpointError):
+            load_checkpoint(tmp_path / "cut.pth")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("format_version", "2", "'format_version' is '2'"),
+        ("format_version", 2, "reads up to 1: upgrade msmamba"),
+        ("architecture", [], r"'architecture' is \[\]"),
+        ("architecture", {"drop_path_rate": "x"}, "drop_path_rate is 'x'"),
+        ("architecture", {"depths": [1, 1, 1, 9]}, "of two architectures, which differ in depths"),
+        ("architecture", {"depths": "x"}, "depths are 'x'"),
+        ("architecture", {"colour": 1}, "unexpected keyword argument 'colour'"),
+        ("labels", "abc", "'labels' is 'abc'"),
+        ("labels", ["a", "a", "b"], "distinct names"),
+        ("labels", ["a", "b"], "2 labels, but its tensors have 3 classes"),
+        ("image_size", -5, "'image_size' is -5"),
+        ("image_size", 10**9, "1 to 8192 pixels"),
+        ("mean", [float("nan")] * 3, "'mean' is"),
+        ("std", [0.0, 1.0, 1.0], "'std' is"),
+        ("versions", 5, "'versions' is 5"),
+    ],
+)
+def test_metadata_of_other_kinds_is_named(
+    checkpoint: Path, tmp_path: Path, field: str, value: Any, message: str
+) -> None:
+    content = checkpoint.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    description = json.loads(header["__metadata__"]["msmamba"])
+    header["__metadata__"]["msmamba"] = json.dumps({**description, field: value})
+    written = json.dumps(header).encode()
+    path = tmp_path / "changed.safetensors"
+    path.write_bytes(len(written).to_bytes(8, "little") + written + content[8 + length :])
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("labels", ["a", "a", "b"]), ("image_size", 0), ("mean", [0.5]), ("std", [float("inf")] * 3)],
+)
+def test_nothing_is_saved_that_could_not_be_loaded(
+    network: MicroscopicMamba, tmp_path: Path, field: str, value: Any
+) -> None:
+    fields: dict[str, Any] = {"labels": list("abc"), "image_size": 32, "mean": [0.5] * 3, "std": [0.2] * 3}
+    with pytest.raises(InputError, match=f"cannot be saved as a checkpoint: '{field}' is"):
+        save_checkpoint(tmp_path / "x.safetensors", network, **{**fields, field: value})
+    assert list(tmp_path.iterdir()) == []
