@@ -26,10 +26,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
+from threading import Lock
 from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
@@ -119,6 +123,7 @@ class Transform:
         size: ``S``, pixels of the square output.
         mean: the channels' means, of pixels scaled to [0, 1].
         std: the channels' standard deviations, of pixels scaled to [0, 1].
+        white_level: the value of white in 16-bit images.
 
     Raises:
         InputError: a size that `is_image_size` refuses, or means and deviations that are not three numbers
@@ -128,8 +133,10 @@ class Transform:
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    white_level: int = FULL_WHITE
 
     def __post_init__(self) -> None:
+        check_white_level(self.white_level)
         if not is_image_size(self.size):
             raise InputError(f"the image size is {self.size!r}: expected 1 to {MAX_SIZE} pixels")
         if not are_means(self.mean):
@@ -149,6 +156,14 @@ class Transform:
         if (native := native_resize()) is not None:
             return native.prepare(pixels, self.size, self._tables)
         return self.normalise(self.resize(pixels))
+
+    def of(self, source: ImageSource) -> NDArray[np.float32]:
+        """Network input of an image that is read as `read_image` does, (3, S, S).
+
+        Raises:
+            ImageError: it cannot be used; the message names the source and the cause.
+        """
+        return self(read_image(source, white_level=self.white_level))
 
     def resize(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W, 3) to (S, S, 3), uint8: `resized`."""
@@ -220,6 +235,41 @@ def is_source(value: object) -> TypeGuard[ImageSource]:
     return isinstance(value, kinds)
 
 
+def check_white_level(white: int) -> None:
+    """Refuses what no 16-bit image has for white.
+
+    Raises:
+        InputError: it is below `LEAST_WHITE` or above `FULL_WHITE`.
+    """
+    if not LEAST_WHITE <= white <= FULL_WHITE:
+        raise InputError(f"the white level is {white}: expected {LEAST_WHITE} to {FULL_WHITE}")
+
+
+def white_level_of(images: Iterable[tuple[int | None, int | None]]) -> int:
+    """The white level of a set of images: that of the bits they say they use, else of those that they do use.
+
+    Whole bits, because a camera has a whole number of them, and the next picture may be brighter than these.
+
+    Args:
+        images: `LoadedImage.largest` and `LoadedImage.significant_bits` of each.
+    """
+    said = used = 0
+    for largest, bits in images:
+        if largest is not None:
+            used = max(used, largest.bit_length())
+            said = max(said, bits or 0)
+    bits = said or used
+    return (1 << max(bits, LEAST_WHITE.bit_length())) - 1 if bits else FULL_WHITE
+
+
+def white_note(white: int) -> str:
+    """What is to be said of a white level that was taken from the images."""
+    return (
+        f"16-bit images use {white.bit_length()} bits, so white is {white} of them and of all that the model "
+        "will see; --white-level changes it"
+    )
+
+
 def read_image(
     source: ImageSource, max_pixels: int = MAX_PIXELS, white_level: int = FULL_WHITE
 ) -> NDArray[np.uint8]:
@@ -246,26 +296,73 @@ def load_image(
 
     Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), grey, RGB or RGBA, of uint8, uint16 or bool.
     """
+    image = _shown(_raster(source, max_pixels), white_level)
+    for tally in _TALLIES if image.notes else ():
+        tally.add(describe_source(source), image.notes)
+    return image
+
+
+def _raster(source: ImageSource, max_pixels: int) -> Raster:
     if isinstance(source, np.ma.MaskedArray):
         raise ImageError(
             "the array is masked, and there is no colour for what is masked: expected one without"
         )
     if isinstance(source, np.ndarray):
-        return _shown(_from_array(source, max_pixels), white_level)
+        return _from_array(source, max_pixels)
     if isinstance(source, Image.Image):
-        return _shown(_from_pillow(source, "the image", max_pixels), white_level)
+        return _from_pillow(source, "the image", max_pixels)
     if isinstance(source, bytes):
         if not source:
             raise ImageError("the image's bytes are empty")
-        return _shown(raster_of_file(io.BytesIO(source), "the image", max_pixels), white_level)
+        return raster_of_file(io.BytesIO(source), "the image", max_pixels)
     if isinstance(source, StackedImage):
-        return _shown(_from_array(_stacked_pixels(source), max_pixels, f"'{source}'"), white_level)
+        return _from_array(_stacked_pixels(source), max_pixels, f"'{source}'")
     if isinstance(source, (str, os.PathLike)):
-        return _shown(_from_path(Path(os.fsdecode(source)), max_pixels), white_level)
+        return _from_path(Path(os.fsdecode(source)), max_pixels)
     raise ImageError(
         f"a {type(source).__name__} is no image: expected a path, the bytes of a file, an array or a Pillow "
         "image"
     )
+
+
+class Tally:
+    """What reading had to decide, of many images: each kind of note with the images that it was said of."""
+
+    def __init__(self) -> None:
+        self._images: dict[str, set[str]] = {}
+        self._examples: dict[str, str] = {}
+        self._lock = Lock()
+
+    def add(self, name: str, notes: Iterable[str]) -> None:
+        """Counts the notes on an image; read again, it counts as the same one."""
+        with self._lock:
+            for note in notes:
+                kind = re.sub(r"\d+", "0", note)
+                self._images.setdefault(kind, set()).add(name)
+                self._examples.setdefault(kind, f"{name}: {note}")
+
+    def lines(self) -> tuple[str, ...]:
+        """A line for each kind, those of most images first: how many, and one of them."""
+        kinds = sorted(self._images, key=lambda kind: -len(self._images[kind]))
+        return tuple(
+            f"{len(self._images[kind]):,} image{'s' * (len(self._images[kind]) > 1)}, such as "
+            f"{self._examples[kind]}"
+            for kind in kinds
+        )
+
+
+_TALLIES: list[Tally] = []
+
+
+@contextmanager
+def noting() -> Iterator[Tally]:
+    """Counts the notes on all images that this process reads meanwhile, in whatever thread."""
+    tally = Tally()
+    _TALLIES.append(tally)
+    try:
+        yield tally
+    finally:
+        _TALLIES.remove(tally)
 
 
 def describe_source(source: ImageSource) -> str:
@@ -331,18 +428,19 @@ def _from_path(path: Path, max_pixels: int) -> Raster:
 def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Raster:
     check_sides(image.height, image.width, name, max_pixels)
     file: Any = getattr(image, "fp", None)
+    raster = None
     if file is not None and getattr(image, "tile", None) and image.format in _FORMATS and not image.tell():
         place = file.tell()  # not decoded yet, so it is read as its file is
-        try:
-            return raster_of_file(file, name, max_pixels)
-        finally:
-            file.seek(place)
+        raster = raster_of_file(file, name, max_pixels)
+        file.seek(place)
     try:
         image.load()
         pages = getattr(image, "n_frames", 1)
         orientation = image.getexif().get(0x0112, 1)
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ImageError(f"{name} cannot be read: {_reason(error)}") from error
+    if raster is not None:
+        return raster
     notes = [f"page {image.tell() + 1} of {pages}"] if pages > 1 else []
     if image.mode == "CMYK":
         notes.append("CMYK, converted without its colour profile")

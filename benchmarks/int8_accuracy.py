@@ -27,7 +27,7 @@ from msmamba.export.graph.plan import QUANTISED_KINDS
 from msmamba.export.graph.precision import fp16_from_fp32
 from msmamba.export.graph.products import KINDS, measured_values, merged, products
 from msmamba.export.graph.quantise import int8_from_fp32, int8_proof
-from msmamba.images import Transform, read_image
+from msmamba.images import Transform
 from msmamba.measures.metrics import metrics_of
 from msmamba.model.networks.checkpoint import load_checkpoint
 from msmamba.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -44,7 +44,7 @@ def main() -> None:
 
     loaded = load_checkpoint(arguments.checkpoint)
     said, labels = loaded.preprocessing, loaded.labels
-    transform = Transform(said.image_size, said.mean, said.std)
+    transform = Transform(said.image_size, said.mean, said.std, said.white_level)
     original = onnx_from_network(loaded.network, said.image_size)
     flat = merged(flat_model(original))
     found = products(flat)
@@ -53,7 +53,7 @@ def main() -> None:
 
     def logits(model: ModelProto) -> np.ndarray[Any, np.dtype[np.float32]]:
         backend = OnnxRuntimeBackend(model.SerializeToString(), "the model")
-        return np.concatenate([backend.run(transform(read_image(sample.source))[None]) for sample in tests])
+        return np.concatenate([backend.run(transform.of(sample.source)[None]) for sample in tests])
 
     expected = logits(original)
     reference = metrics_of(expected, truth, labels)

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import ArtefactError, InputError
 from ..files import open_file, write_atomically
-from ..images import Transform, read_image
+from ..images import FULL_WHITE, Transform
 from ..resize import RULE
 from ..runtime.onnxruntime_backend import register_native_kernels
 from ..runtime.onnxruntime_library import import_onnxruntime
@@ -80,10 +80,12 @@ def measure(
         ImageError: an image cannot be read.
         TargetError: the cache cannot be written.
     """
+    # What was measured before there was a white level took all of 16 bits.
+    white = () if transform.white_level == FULL_WHITE else (transform.white_level,)
     key = _Key(
         model=hashlib.sha256(model).hexdigest(),
         images=images.digest,
-        preprocessing=_digest([transform.size, *transform.mean, *transform.std, RULE]),
+        preprocessing=_digest([transform.size, *transform.mean, *transform.std, RULE, *white]),
         values=tuple(values),
     )
     cache = Path(cache)
@@ -97,7 +99,7 @@ def measure(
     session, input_name, outputs = _session(model, values)
     saved = time.monotonic()
     for image in images.images[done:]:
-        batch = transform(read_image(image.source))[None]
+        batch = transform.of(image.source)[None]
         found = dict(zip(outputs, session.run(outputs, {input_name: batch}), strict=True))
         for name, histogram in zip(values, histograms, strict=True):
             try:

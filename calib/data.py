@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import DataError, some
 from ..files import sha256_of
-from ..images import StackedImage, read_image
+from ..images import FULL_WHITE, StackedImage, read_image
 
 Source: TypeAlias = Path | StackedImage
 
@@ -67,6 +67,7 @@ def choose(
     count: int,
     seed: int = 0,
     for_ranges: bool = True,
+    white_level: int = FULL_WHITE,
 ) -> CalibrationSet:
     """Chooses images, as many of one class as of another while they last, and looks at each.
 
@@ -80,6 +81,7 @@ def choose(
         seed: decides which images are chosen.
         for_ranges: whether ranges will be measured on them, for which every class must have images, and
             none of a single colour.
+        white_level: the value of white in 16-bit images.
 
     Raises:
         DataError: no image was asked for, there is none, or those there are will not do for ranges.
@@ -106,7 +108,7 @@ def choose(
 
     images, plain = [], []
     for source, label in dealt:
-        pixels = read_image(source)
+        pixels = read_image(source, white_level=white_level)
         name = str(source).removeprefix(f"{Path(root)}/")
         if (pixels == pixels[:1, :1]).all():
             plain.append(name)

@@ -54,6 +54,14 @@ def data() -> None:
 @option(
     "--skip-bad", group=_IMAGES, is_flag=True, help="Leave out images that cannot be read, and name them."
 )
+@option(
+    "--white-level",
+    group=_IMAGES,
+    type=click.IntRange(255, 65535),
+    metavar="VALUE",
+    show_default="of the bits in use",
+    help="The value of white in 16-bit images.",
+)
 @option("--copy", group=_IMAGES, is_flag=True, help="Copy the images instead of linking them.")
 @option(
     "--threads",

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import bar, described_options, let_idle_threads_sleep, names, tell, weights_option
+from .options import bar, described_options, let_idle_threads_sleep, names, tell, told, weights_option
 from .output import say
 
 _MAPS = "The heat maps"
@@ -71,7 +71,7 @@ def explain(
     found, notes = find_images(images)
     tell(notes)
     failures = 0
-    with bar() as advance:
+    with told(), bar() as advance:
         results = explain_images(checkpoint, found, output, described=described, **chosen)
         for done, result in enumerate(results, start=1):
             said = f"{result.label} {result.probability:.4f}  {result.picture}"

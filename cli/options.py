@@ -148,6 +148,18 @@ def tell(notes: Iterable[str]) -> None:
 
 
 @contextmanager
+def told() -> Iterator[None]:
+    """Says on standard error what reading had to decide of the images that are read meanwhile."""
+    from ..images import noting
+
+    with noting() as tally:
+        try:
+            yield
+        finally:
+            tell(tally.lines())
+
+
+@contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
     """Shows on standard error what is being done and for how long: one changing line, or plain lines."""
     from rich.console import Console

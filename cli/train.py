@@ -191,6 +191,14 @@ _RUNNING = "How it runs"
     help="Read all images first, and leave out those that cannot be read.",
 )
 @option(
+    "--white-level",
+    group=_IMAGES,
+    type=click.IntRange(255, 65535),
+    metavar="VALUE",
+    show_default="of the bits in use",
+    help="The value of white in 16-bit images.",
+)
+@option(
     "--device", group=_RUNNING, metavar="NAME", default="cpu", help="Train on cpu, on cuda, or on cuda:INDEX."
 )
 @option(
@@ -236,6 +244,7 @@ def train(
     threads: int | None,
     workers: int,
     skip_bad: bool,
+    white_level: int | None,
     tensorboard: bool,
     resume: bool,
     **figures: Any,
@@ -277,6 +286,7 @@ def train(
             processes=processes,
             resume=resume,
             skip_bad=skip_bad,
+            white_level=white_level,
             listeners=listeners,
         )
     if processes.is_first:

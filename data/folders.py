@@ -65,6 +65,8 @@ class ImageFolder:
     """The group of each sample (its patient, say), by split; empty where nothing is known of them."""
     statistics: tuple[Channels, Channels] | None = None
     """Mean and standard deviation of the channels over the training images, where an import measured them."""
+    white_level: int | None = None
+    """The value of white in 16-bit images, where an import took it."""
     kind: str | None = None
     """The importer that read it: ``malaria``, say; None where there was no import."""
     contents: str | None = None
@@ -239,6 +241,7 @@ def _read_imported(root: Path) -> ImageFolder:
         data.splits,
         groups=data.groups,
         statistics=(manifest.mean, manifest.std),
+        white_level=manifest.white_level,
         kind=manifest.kind,
         contents=manifest.files[INDEX if manifest.in_files else STACK_INDEX],
         notes=manifest.notes,

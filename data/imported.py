@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..files import open_file, open_text, read_file, sha256_of
+from ..images import FULL_WHITE, LEAST_WHITE
 from ..schema import CHANNELS, LABELS, SHA256, SPREADS, TEXT, by_name, is_whole, listed, parsed, record, whole
 from ..text import as_cell, from_cell, shown
 from .samples import FileSamples, Samples, StackedSamples
@@ -99,6 +100,8 @@ class DataManifest:
     """Statistics of values in [0, 1] over the training images at their own size, all weighing the same."""
     stored: str
     """``links``, ``copies`` or ``stack``."""
+    white_level: int = FULL_WHITE
+    """The value of white in 16-bit images; imports of earlier versions took all 16 bits."""
     stacks: tuple[str, ...] = ()
     """The files that hold the images, where they are stacks, in the order of the index's numbers."""
     differences: tuple[str, ...] = ()
@@ -170,6 +173,7 @@ class DataManifest:
             "",
             f"split     {shown(self.split)}",
             f"channels  mean {mean}, std {std}",
+            *([] if self.white_level == FULL_WHITE else [f"white     {self.white_level} of 16-bit images"]),
             f"stored    as {_STORED.get(self.stored, shown(self.stored))}",
             *(f"note      {shown(note)}" for note in self.notes),
         ]
@@ -192,6 +196,7 @@ _MANIFEST = record(
         **dict.fromkeys(("stacks", "differences", "notes"), listed(TEXT)),
         **dict.fromkeys(("skipped", "versions"), by_name(TEXT)),
         "files": by_name(SHA256),
+        "white_level": whole(LEAST_WHITE, FULL_WHITE),
     },
 )
 

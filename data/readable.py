@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 
 import numpy as np
 
 from ..errors import ImageError
-from ..images import read_image
+from ..images import FULL_WHITE, read_image
 from ..machine import threads_to_use
 from .folders import ImageFolder
 from .samples import Sample, Samples, Source
@@ -30,6 +31,7 @@ def unreadable_images(
     data: ImageFolder,
     *,
     threads: int | None = None,
+    white_level: int = FULL_WHITE,
     advance: Callable[[int, int], None] = lambda done, images: None,
 ) -> Unreadable:
     """Reads every image, and gives those that cannot be.
@@ -37,6 +39,7 @@ def unreadable_images(
     Args:
         data: all of its splits are looked at.
         threads: how many images are read at once; one on every usable core by default.
+        white_level: by which 16-bit images are read.
         advance: called with the images read and all images.
     """
     threads = threads_to_use(threads)
@@ -48,7 +51,8 @@ def unreadable_images(
     done = 0
     with ThreadPoolExecutor(threads) as pool:
         while chunk := list(islice(places, threads * _IMAGES_A_THREAD)):
-            reasons = pool.map(_why_unreadable, [data.splits[name][place].source for name, place in chunk])
+            sources = [data.splits[name][place].source for name, place in chunk]
+            reasons = pool.map(partial(_why_unreadable, white_level), sources)
             for (name, place), reason in zip(chunk, reasons, strict=True):
                 if reason:
                     bad.setdefault(name, {})[place] = reason
@@ -84,9 +88,9 @@ def _taken(samples: Sequence[Sample], places: np.typing.NDArray[np.intp]) -> Seq
     return tuple(samples[place] for place in places)
 
 
-def _why_unreadable(source: Source) -> str:
+def _why_unreadable(white_level: int, source: Source) -> str:
     try:
-        read_image(source)
+        read_image(source, white_level=white_level)
     except ImageError as error:
         return str(error)
     return ""

@@ -28,9 +28,14 @@ _DECODERS = (
 # What the decoders raise on broken files, found by feeding them mutated ones (tests/test_images.py).
 _DECODER_ERRORS = (
     OSError,
+    SyntaxError,
     ValueError,
     EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
     OverflowError,
+    ZeroDivisionError,
     MemoryError,
     struct.error,
     zlib.error,

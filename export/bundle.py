@@ -19,6 +19,7 @@ from onnx import ModelProto
 
 from ..errors import ExportError
 from ..files import as_utf8, atomic_folder
+from ..images import FULL_WHITE
 from ..model.networks.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from ..model.networks.registry import family_of
 from ..resize import PILLOW_RULE
@@ -185,7 +186,7 @@ def _int8_prepared(
     if options.int8 is None:
         raise ExportError("int8 needs images to calibrate on: give a folder with --calib")
     how = replace(options.int8, half=options.int8.half or options.target != "onnx")
-    return prepare(how, manifest.labels, report)
+    return prepare(how, manifest.labels, manifest.white_level, report)
 
 
 def _engine_options(options: ExportOptions) -> EngineOptions | None:
@@ -243,12 +244,14 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
         image_size=options.image_size or (said.image_size if said else 224),
         mean=tuple(options.mean if options.mean is not None else said.mean if said else ()),
         std=tuple(options.std if options.std is not None else said.std if said else ()),
+        white_level=said.white_level if said else FULL_WHITE,
     )
     manifest = Manifest(
         labels=labels,
         image_size=preprocessing.image_size,
         mean=_three(preprocessing.mean, "mean"),
         std=_three(preprocessing.std, "std"),
+        white_level=preprocessing.white_level,
         network=family_of(loaded.network).name_of(loaded.network.arch),
         architecture=_plain(loaded.network.arch.to_dict()),
         precision_asked=options.precision,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..data.samples import Sample, classes_of
 from ..errors import ArtefactError
-from ..images import Transform, read_image
+from ..images import Transform
 from .metrics import Metrics, metrics_of
 
 Predictor = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
@@ -47,7 +47,7 @@ def evaluate(
     """
     logits = []
     for batch in _batches(samples, batch_size):
-        images = np.stack([transform(read_image(sample.source)) for sample in batch])  # (B, 3, S, S)
+        images = np.stack([transform.of(sample.source) for sample in batch])  # (B, 3, S, S)
         logits.append(predict(images))
         advance(len(batch))
     scores = np.concatenate(logits)  # (N, C)

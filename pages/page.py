@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from ..images import ImageSource, read_image
+from ..images import FULL_WHITE, ImageSource, read_image
 
 
 def page_from_template(template: Path, **values: Any) -> str:
@@ -38,17 +38,19 @@ def data_url(content: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def thumbnail(source: ImageSource, side: int) -> str:
+def thumbnail(source: ImageSource, side: int, white_level: int = FULL_WHITE) -> str:
     """An image as a small square data URL, its proportions kept, on white.
 
     Args:
         source: an image, read as the network's input is (see `read_image`).
         side: side of the square, pixels.
+        white_level: the value of white in 16-bit images.
 
     Raises:
         ImageError: it cannot be read.
     """
-    small = ImageOps.contain(Image.fromarray(read_image(source)), (side, side), Image.Resampling.LANCZOS)
+    pixels = read_image(source, white_level=white_level)
+    small = ImageOps.contain(Image.fromarray(pixels), (side, side), Image.Resampling.LANCZOS)
     square = Image.new("RGB", (side, side), "white")
     square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
     buffer = io.BytesIO()

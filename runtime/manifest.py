@@ -16,7 +16,7 @@ from typing import Any
 
 from ..data.labels import are_labels
 from ..errors import ArtefactError
-from ..images import MAX_SIZE, Transform, are_deviations, are_means, is_image_size
+from ..images import FULL_WHITE, LEAST_WHITE, MAX_SIZE, Transform, are_deviations, are_means, is_image_size
 from ..resize import PILLOW_RULE, RULE
 from ..schema import (
     LABELS,
@@ -100,6 +100,7 @@ class Manifest:
         resize: the rule by which pictures were resized for the training, one of `RESIZE_RULES`.
         probe: what some pictures were decoded and transformed to where it was exported, for `runtime.probe`
             to compare; empty in artefacts from before there were probes.
+        white_level: the value of white in 16-bit images; artefacts of earlier versions take all 16 bits.
         format_version: the version of this format.
     """
 
@@ -118,6 +119,7 @@ class Manifest:
     resize: str = RULE
     probe: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     network: str = ""
+    white_level: int = FULL_WHITE
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -128,7 +130,7 @@ class Manifest:
     @property
     def transform(self) -> Transform:
         """The transform from pixels to this artefact's input."""
-        return Transform(self.image_size, self.mean, self.std)
+        return Transform(self.image_size, self.mean, self.std, self.white_level)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -242,6 +244,7 @@ _MANIFEST = record(
     # What bundles made before they existed lack.
     optional={
         "network": Kind("a name", TEXT.holds),
+        "white_level": whole(LEAST_WHITE, FULL_WHITE),
         "probe": Kind(
             "names of pictures with the SHA-256 of their pixels and tensor",
             by_name(record({"pixels": SHA256, "tensor": SHA256})).holds,

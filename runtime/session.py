@@ -20,7 +20,7 @@ import numpy as np
 from .. import machine
 from ..data.labels import are_labels
 from ..errors import ArtefactError, BackendError, ImageError, InputError
-from ..images import MAX_PIXELS, ImageSource, Transform, describe_source, is_source, load_image
+from ..images import FULL_WHITE, MAX_PIXELS, ImageSource, Transform, describe_source, is_source, load_image
 from ..plugins import cuda_driver
 from .artefact import ENGINE_NAME, MODEL_NAME, Bundle, Kind, open_bundle, read_file, recognise
 from .backend import Backend
@@ -213,7 +213,7 @@ class Session:
             ArtefactError: the artefact does not say its labels, mean or std.
         """
         _, transform = self._require_labels_and_transform()
-        image = load_image(source, _positive("largest number of pixels", max_pixels))
+        image = load_image(source, _positive("largest number of pixels", max_pixels), transform.white_level)
         return transform(image.pixels), image.notes
 
     def predictions(
@@ -562,7 +562,8 @@ def _transform(
     std = std if std is not None else manifest.std if manifest else None
     if size is None or mean is None or std is None:
         return None
-    return Transform(size, _three("mean", mean), _three("std", std))
+    white = manifest.white_level if manifest else FULL_WHITE
+    return Transform(size, _three("mean", mean), _three("std", std), white)
 
 
 def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:

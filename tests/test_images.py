@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from msmamba.errors import ImageError, InputError
-from msmamba.images import MAX_PIXELS, StackedImage, Transform, load_image, read_image
+from msmamba.images import (
+    MAX_PIXELS,
+    StackedImage,
+    Transform,
+    load_image,
+    noting,
+    read_image,
+    white_level_of,
+)
 from msmamba.resize import resize
 
 
@@ -376,3 +384,79 @@ def test_a_stack_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
         np.save(tmp_path / "new.npy", np.full((3, 4, 4), value, np.uint8))
         (tmp_path / "new.npy").rename(tmp_path / "stack.npy")
         assert (load_image(StackedImage(tmp_path / "stack.npy", 1)).pixels == value).all()
+
+
+@pytest.mark.parametrize("white", [255, 1023, 4095, 16383, 40000, 65535])
+def test_16_bits_become_8_by_the_white_level(white: int) -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    expected = np.minimum(values.astype(np.int64) * 256 // (white + 1), 255).astype(np.uint8)
+    for source in (values, png(values, 0), tiff(values), tiff(np.dstack([values] * 3), photometric=2)):
+        np.testing.assert_array_equal(read_image(source, white_level=white), grey(expected))
+    inverted = read_image(tiff(values, photometric=0), white_level=white)
+    np.testing.assert_array_equal(inverted, grey(255 - expected))
+
+
+def test_the_white_level_is_of_16_bits_alone_and_not_of_alpha() -> None:
+    for content in (KINDS["png-rgb"][0], KINDS["tiff-grey"][0]):
+        np.testing.assert_array_equal(read_image(content, white_level=4095), read_image(content))
+    opaque = np.dstack([RGB16 // 16, np.full(RGB16.shape[:2], 65535, np.uint16)])
+    np.testing.assert_array_equal(read_image(opaque, white_level=4095), RGB16 >> 8)
+
+
+def test_a_picture_that_does_not_fit_the_white_level_is_told() -> None:
+    fitting = GREY16 // 16
+    assert load_image(fitting, white_level=4095).notes == ()
+    (above,) = load_image(np.where(fitting == fitting.max(), 5000, fitting), white_level=4095).notes
+    assert "1 values, up to 5000, lie above the white level 4095" in above
+    (dark,) = load_image(fitting // 16, white_level=4095).notes
+    assert "8 bits used" in dark
+
+
+def test_a_sparse_picture_of_16_bits_needs_no_note() -> None:
+    beads = np.zeros((64, 64), np.uint16)
+    beads[::9, ::9] = np.linspace(100, 65535, 64).reshape(8, 8)
+    assert load_image(beads).notes == ()
+
+
+def test_the_bits_that_ome_states_are_known_and_compared() -> None:
+    description = b'<OME><Image><Pixels SignificantBits="12"/></Image></OME>'
+    file = io.BytesIO()
+    Image.fromarray(GREY16 // 32).save(file, "TIFF", description=description.decode())
+    image = load_image(file.getvalue(), white_level=2047)
+    assert image.significant_bits == 12
+    assert image.notes == ("16 bit, of which the file says 12 are used, but the white level is 2047",)
+    assert load_image(file.getvalue(), white_level=4095).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("images", "white"),
+    [
+        ([], 65535),
+        ([(None, None)], 65535),
+        ([(3000, None), (4015, None), (None, None)], 4095),
+        ([(4096, None)], 8191),
+        ([(90, None)], 255),
+        ([(700, 12), (900, 12)], 4095),
+        ([(65535, None)], 65535),
+    ],
+    ids=["none", "8-bit", "12-bit", "13-bit", "7-bit", "stated", "16-bit"],
+)
+def test_the_white_level_of_a_set_is_that_of_the_bits_it_uses(images: Any, white: int) -> None:
+    assert white_level_of(images) == white
+
+
+@pytest.mark.parametrize("white", [0, 254, 65536])
+def test_a_white_level_that_cannot_be_is_refused(white: int) -> None:
+    with pytest.raises(InputError, match="white level is"):
+        Transform(8, MEAN, STD, white)
+
+
+def test_notes_are_counted_by_kind_and_image(tmp_path: Path) -> None:
+    for name, divisor in (("a", 16), ("b", 32), ("c", 1)):
+        (tmp_path / f"{name}.tif").write_bytes(tiff(GREY16 // divisor))
+    with noting() as tally:
+        for name in "aabbc":
+            load_image(tmp_path / f"{name}.tif")
+    load_image(tmp_path / "a.tif")
+    (line,) = tally.lines()
+    assert line.startswith(f"2 images, such as {tmp_path / 'a.tif'}: 16 bit, but the largest value is")

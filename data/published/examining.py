@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from ...errors import ImageError
 from ...files import sha256_of
-from ...images import load_image
+from ...images import FULL_WHITE, load_image
 
 JOURNAL = "journal.jsonl"
 
@@ -45,6 +46,12 @@ class Examined:
     """Sums of the values of each channel."""
     squares: tuple[int, int, int]
     """Sums of the squares of those values."""
+    largest: int | None = None
+    """The largest value of a 16-bit image."""
+    significant_bits: int | None = None
+    """How many of 16 bits the file says it uses."""
+    notes: tuple[str, ...] = ()
+    """What reading had to decide."""
 
 
 def examine(
@@ -53,6 +60,7 @@ def examine(
     folder: Path,
     *,
     threads: int,
+    white_level: int = FULL_WHITE,
     skip_bad: bool = False,
     advance: Callable[[int, int], None] = lambda done, images: None,
 ) -> tuple[dict[str, Examined], dict[str, str]]:
@@ -63,6 +71,7 @@ def examine(
         origins: their paths below it.
         folder: where the journal is, or will be.
         threads: how many images are read at once.
+        white_level: by which 16-bit images are read.
         skip_bad: go on after an image that cannot be read.
         advance: called with the images done and all images.
 
@@ -72,7 +81,7 @@ def examine(
     Raises:
         ImageError: an image cannot be read; the message names it.
     """
-    known = _Journal(folder / JOURNAL, root)
+    known = _Journal(folder / JOURNAL, root, white_level)
     found: dict[str, Examined] = {}
     bad: dict[str, str] = {}
     todo = []
@@ -87,7 +96,7 @@ def examine(
         while chunk := list(islice(remaining, threads * _IMAGES_A_THREAD)):
             # Before they are read: one that is replaced meanwhile is then read again the next time.
             keys = [_key(root, origin) for origin in chunk]
-            results = pool.map(_examined, [root / origin for origin in chunk])
+            results = pool.map(partial(_examined, white_level), [root / origin for origin in chunk])
             for origin, key, result in zip(chunk, keys, results, strict=True):
                 if isinstance(result, Examined):
                     known.add(key, result)
@@ -107,9 +116,10 @@ def examine(
 class _Journal:
     """A line for each image of this source that was read; a last one that a kill cut off does not count."""
 
-    def __init__(self, path: Path, root: Path) -> None:
-        self._path = path
-        self._header = json.dumps({"source": str(root)})
+    def __init__(self, path: Path, root: Path, white_level: int) -> None:
+        # Sums differ by white level: what was read by one is of no use to another.
+        self._path = path if white_level == FULL_WHITE else path.with_suffix(f".{white_level}{path.suffix}")
+        self._header = json.dumps({"source": str(root), "of": [each.name for each in fields(Examined)]})
         self._known = dict(self._read())
         self._file: Any = None
 
@@ -142,11 +152,10 @@ class _Journal:
                 return
             for line in file:
                 try:
-                    origin, size, changed, sha256, _, width, height, sums, squares = json.loads(line)
-                    yield (
-                        (origin, size, changed),
-                        Examined(sha256, size, width, height, tuple(sums), tuple(squares)),
-                    )
+                    origin, size, changed, sha256, _, width, height, sums, squares, *more = json.loads(line)
+                    largest, bits, notes = more
+                    sizes = sha256, size, width, height, tuple(sums), tuple(squares)
+                    yield (origin, size, changed), Examined(*sizes, largest, bits, tuple(notes))
                 except (ValueError, TypeError):
                     return
 
@@ -159,21 +168,30 @@ def _key(root: Path, origin: str) -> _Key:
     return origin, status.st_size, status.st_mtime_ns
 
 
-def _examined(path: Path) -> Examined | ImageError:
+def _examined(white_level: int, path: Path) -> Examined | ImageError:
     try:
-        pixels = load_image(path).pixels
+        image = load_image(path, white_level=white_level)
         digest, size = sha256_of(path), path.stat().st_size
     except ImageError as error:
         return error
     except OSError as error:
         return ImageError(f"'{path}' cannot be read: {error.strerror}")
+    pixels = image.pixels
     height, width, _ = pixels.shape
     counts = value_counts(pixels)
     values = np.arange(256)
     red, green, blue = (counts @ values).tolist()
     red_squares, green_squares, blue_squares = (counts @ values**2).tolist()
     return Examined(
-        digest, size, width, height, (red, green, blue), (red_squares, green_squares, blue_squares)
+        digest,
+        size,
+        width,
+        height,
+        (red, green, blue),
+        (red_squares, green_squares, blue_squares),
+        image.largest,
+        image.significant_bits,
+        image.notes,
     )
 
 

@@ -22,6 +22,7 @@ from PIL import __version__ as pillow_version
 
 from ...errors import DataError, InputError
 from ...files import resumable_folder, sha256_of, write_atomically
+from ...images import FULL_WHITE, Tally, check_white_level, white_level_of, white_note
 from ...machine import threads_to_use
 from ...version import __version__
 from ..copies import note_on_leaks, notes_on_copies
@@ -76,6 +77,8 @@ class ImportOptions:
     """Copy the images, even where they could be linked."""
     force: bool = False
     """Replace an existing data set."""
+    white_level: int | None = None
+    """The value of white in 16-bit images; that of the bits that the training images use by default."""
     threads: int | None = None
     """How many threads read images; None for one on every core that this process may use."""
 
@@ -154,11 +157,33 @@ def _import_files(
     """Fills ``folder`` with a data set of image files."""
     threads = threads_to_use(options.threads)
     origins = [image.origin for image in listing.images]
-    found, bad = examine(source, origins, folder, threads=threads, skip_bad=options.skip_bad, advance=advance)
+    white = FULL_WHITE if options.white_level is None else options.white_level
+    check_white_level(white)
+    found, bad = examine(
+        source,
+        origins,
+        folder,
+        threads=threads,
+        white_level=white,
+        skip_bad=options.skip_bad,
+        advance=advance,
+    )
     images = [image for image in listing.images if image.origin in found]
     examined = [found[image.origin] for image in images]
     contents = [read.sha256 for read in examined]
     names, notes, how = deal_images(source, images, contents, listing, options)
+    if options.white_level is None:
+        training = (read for split, read in zip(names, examined, strict=True) if split == "train")
+        white = white_level_of((read.largest, read.significant_bits) for read in training)
+    if options.white_level is None and white != FULL_WHITE:  # known only now: what it changes is read again
+        deep = [origin for origin in origins if origin in found and found[origin].largest is not None]
+        found |= examine(source, deep, folder, threads=threads, white_level=white, advance=advance)[0]
+        examined = [found[image.origin] for image in images]
+        notes = [white_note(white), *notes]
+    tally = Tally()
+    for image, read in zip(images, examined, strict=True):
+        tally.add(image.origin, read.notes)
+    notes = [*notes, *tally.lines()]
 
     files = _file_names(images, names)
     linked = _place(source, [image.origin for image in images], files, folder, options.copy)
@@ -192,6 +217,7 @@ def _import_files(
             seed=options.seed,
             mean=mean,
             std=std,
+            white_level=white,
             stored="links" if linked else "copies",
             differences=tuple(listing.differences),
             notes=(*listing.notes, *notes, *([] if linked or options.copy else [_COPIED])),

@@ -16,6 +16,7 @@ from ...data.samples import Sample
 from ...data.splitting import SPLITS
 from ...errors import DataError, InputError
 from ...files import read_file
+from ...images import noting
 from .judging import Limits
 from .plan import Plan
 
@@ -65,8 +66,14 @@ class Prepared:
     """What there is to say of the folder, a line each."""
 
 
-def prepare(options: Int8Options, labels: tuple[str, ...], report: Report) -> Prepared:
+def prepare(options: Int8Options, labels: tuple[str, ...], white_level: int, report: Report) -> Prepared:
     """Chooses the images and reads the plan, so that what cannot work fails at once.
+
+    Args:
+        options: which images, and how many.
+        labels: the network's class names.
+        white_level: the value of white in 16-bit images.
+        report: is told of each step.
 
     Raises:
         DataError: the folder cannot be calibrated on: empty, unknown classes, images of one colour.
@@ -78,9 +85,11 @@ def prepare(options: Int8Options, labels: tuple[str, ...], report: Report) -> Pr
     plan = None if options.plan is None else _read_plan(options.plan)
     samples, notes = calibration_samples(options.data, labels)
     report(f"choosing calibration images from {len(samples)}")
-    calibration = _chosen(options, samples, labels, options.images)
-    judged_on, others = _judging_samples(options.data, labels, samples, calibration)
-    judged = _chosen(options, others, labels, JUDGED_IMAGES, for_ranges=False)
+    with noting() as tally:
+        calibration = _chosen(options, samples, labels, options.images, white_level)
+        judged_on, others = _judging_samples(options.data, labels, samples, calibration)
+        judged = _chosen(options, others, labels, JUDGED_IMAGES, white_level, for_ranges=False)
+    notes = (*notes, *tally.lines())
     return Prepared(options, labels, plan, calibration, judged, judged_on, notes)
 
 
@@ -89,11 +98,20 @@ def _chosen(
     samples: Sequence[Sample],
     labels: tuple[str, ...],
     count: int,
+    white_level: int,
     *,
     for_ranges: bool = True,
 ) -> CalibrationSet:
     named = [(sample.source, labels[sample.label]) for sample in samples]
-    return choose(options.data, named, labels, count=count, seed=options.seed, for_ranges=for_ranges)
+    return choose(
+        options.data,
+        named,
+        labels,
+        count=count,
+        seed=options.seed,
+        for_ranges=for_ranges,
+        white_level=white_level,
+    )
 
 
 def _judging_samples(

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from ...calib import CalibrationSet
 from ...errors import ArtefactError, ExportError
-from ...images import Transform, read_image
+from ...images import Transform
 from ...measures.decision import ImageLimit
 from ...runtime.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -153,9 +153,7 @@ class Judge:
     def _logits(self, model: ModelProto, limit: int | None = None) -> npt.NDArray[np.float32]:
         backend = OnnxRuntimeBackend(model.SerializeToString(), "the model")
         try:
-            rows = [
-                backend.run(self._transform(read_image(source))[None]) for source in self._sources[:limit]
-            ]
+            rows = [backend.run(self._transform.of(source)[None]) for source in self._sources[:limit]]
         finally:
             backend.close()
         logits = np.concatenate(rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...data.samples import Source
 from ...files import as_utf8, write_atomically
+from ...images import FULL_WHITE
 from ...measures.decision import Decision, Proportion
 from ...measures.decision_text import figure_rows
 from ...pages.figures import FAINT, INK, TRAIN_COLOUR, VAL_COLOUR
@@ -24,13 +25,16 @@ THUMBNAIL = 144
 _TEMPLATE = Path(__file__).with_name("decision.html.jinja")
 
 
-def write_page(path: str | Path, parity: Parity, sources: Iterable[Source]) -> None:
+def write_page(
+    path: str | Path, parity: Parity, sources: Iterable[Source], white_level: int = FULL_WHITE
+) -> None:
     """Writes the page: verdict, figures, images that flip or are undecided, confusion, calibration, method.
 
     Args:
         path: the HTML file; it appears whole or not at all.
         parity: has a decision.
         sources: the images that were compared; those that flipped are read again.
+        white_level: the value of white in 16-bit images.
 
     Raises:
         ImageError: a flipped image cannot be read any more.
@@ -39,7 +43,11 @@ def write_page(path: str | Path, parity: Parity, sources: Iterable[Source]) -> N
     decision = parity.decision
     assert decision is not None
     shown = {flip.image: flip for flip in decision.flips[:PICTURES_SHOWN]}
-    pictures = {str(each): (thumbnail(each, THUMBNAIL), each.name) for each in sources if str(each) in shown}
+    pictures = {
+        str(each): (thumbnail(each, THUMBNAIL, white_level), each.name)
+        for each in sources
+        if str(each) in shown
+    }
     pictured = [(flip, *pictures[image]) for image, flip in shown.items()]
     page = page_from_template(
         _TEMPLATE,

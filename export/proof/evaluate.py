@@ -23,7 +23,7 @@ from ...data.folders import match_labels, read_evaluation_folder
 from ...data.readable import unreadable_images, without
 from ...errors import ArtefactError, BackendError, TargetError
 from ...files import as_utf8, write_atomically
-from ...images import Transform
+from ...images import Transform, noting
 from ...measures.confusion import write_confusion_matrix
 from ...measures.evaluation import BATCH_SIZE, Predictor, evaluate
 from ...measures.metrics import ClassMetrics, Metrics
@@ -157,17 +157,19 @@ def evaluate_model(
             advance(done, len(samples))
 
         started = time.perf_counter()
-        metrics = evaluate(
-            classifier.predict,
-            samples,
-            classifier.labels,
-            classifier.transform,
-            batch_size=min(batch_size, classifier.max_batch or batch_size),
-            advance=count,
-        )
+        with noting() as tally:
+            metrics = evaluate(
+                classifier.predict,
+                samples,
+                classifier.labels,
+                classifier.transform,
+                batch_size=min(batch_size, classifier.max_batch or batch_size),
+                advance=count,
+            )
         seconds = time.perf_counter() - started
     skipped = dict(folder.skipped)
-    return Evaluation(str(model), str(data), name, classifier.ran_on, metrics, seconds, skipped, folder.notes)
+    notes = (*folder.notes, *tally.lines())
+    return Evaluation(str(model), str(data), name, classifier.ran_on, metrics, seconds, skipped, notes)
 
 
 @dataclass(frozen=True)

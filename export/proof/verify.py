@@ -25,7 +25,7 @@ import numpy.typing as npt
 from ...data.samples import Source
 from ...errors import ArtefactError, DataError, ImageError, InputError
 from ...files import as_utf8, read_file, sha256_of, write_atomically
-from ...images import Transform, read_image
+from ...images import Transform, noting
 from ...measures.decision import INT8_BAR, DecisionBar, ImageLimit, decide
 from ...measures.margins import undecided_images
 from ...model.networks.checkpoint import load_checkpoint
@@ -132,7 +132,10 @@ def verify(
             runs: list[Run] = [opened.run, session.run]
             if network is not None and precision == "fp16":
                 runs.append(run_of(rounded_to_half(network), half=True))
-            expected, found, *rounded = _answers(runs, images.sources, manifest.transform, batch_size, report)
+            with noting() as tally:
+                expected, found, *rounded = _answers(
+                    runs, images.sources, manifest.transform, batch_size, report
+                )
         own = None
         if network is not None and precision != "int8":
             report("measuring the network's own error")
@@ -163,7 +166,7 @@ def verify(
             reference=str(reference),
             split=images.split,
             no_decision=images.unlabelled,
-            notes=images.notes,
+            notes=(*images.notes, *tally.lines()),
         )
     if images.truth is not None:
         report("resampling")
@@ -185,7 +188,7 @@ def verify(
         if parity.decision is None:
             raise ArtefactError(f"{artefact}: no page was written, because {parity.no_decision}")
         report("writing the page")
-        write_page(page, parity, images.sources)
+        write_page(page, parity, images.sources, manifest.transform.white_level)
     return parity
 
 
@@ -218,7 +221,7 @@ def _opened_reference(
             _check_same_checkpoint(manifest, said.checkpoint_sha256, artefact, str(reference))
         differing = [
             name
-            for name in ("labels", "image_size", "mean", "std")
+            for name in ("labels", "image_size", "mean", "std", "white_level")
             if getattr(said, name) != getattr(manifest, name)
         ]
         if differing:
@@ -293,7 +296,7 @@ def _check_same_checkpoint(manifest: Manifest, sha256: str, artefact: str, refer
 
 def _inputs(sources: Sequence[Source], transform: Transform) -> npt.NDArray[np.float32]:
     """(B, 3, S, S)."""
-    return np.stack([transform(read_image(source)) for source in sources])
+    return np.stack([transform.of(source) for source in sources])
 
 
 def _answers(
@@ -314,7 +317,7 @@ def _answers(
         batch = []
         for source in sources[start : start + batch_size]:
             try:
-                batch.append(transform(read_image(source)))
+                batch.append(transform.of(source))
             except ImageError as error:
                 unreadable.append(error)
         if unreadable:

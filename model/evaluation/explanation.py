@@ -108,7 +108,7 @@ def explain_images(
     caption = f"{explainer.description}, {Path(checkpoint).name}"
     for start in range(0, len(images), BATCH_SIZE):
         batch = images[start : start + BATCH_SIZE]
-        read = dict(_read(batch))
+        read = dict(_read(batch, transform.white_level))
         pixels = {path: each for path, each in read.items() if not isinstance(each, ImageError)}
         explained = dict(
             zip(pixels, _explained(explainer, list(pixels.values()), transform, labels, label), strict=True)
@@ -238,10 +238,12 @@ def _shown_in_place(network: Network, path: str, channels_last: bool) -> nn.Modu
     return shown.map
 
 
-def _read(paths: Sequence[Path]) -> Iterator[tuple[Path, npt.NDArray[np.uint8] | ImageError]]:
+def _read(
+    paths: Sequence[Path], white_level: int
+) -> Iterator[tuple[Path, npt.NDArray[np.uint8] | ImageError]]:
     for path in paths:
         try:
-            yield path, read_image(path)
+            yield path, read_image(path, white_level=white_level)
         except ImageError as error:
             yield path, error
 

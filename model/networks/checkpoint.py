@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError, InputError, Note
 from ...files import sha256_of, write_atomically
+from ...images import FULL_WHITE
 from ...resize import PILLOW_RULE, RULE
 from ...version import __version__
 from .checkpoint_file import (
@@ -46,6 +47,8 @@ class Preprocessing:
     resize: str = PILLOW_RULE
     """The rule by which images were resized for the training: `msmamba.resize.RULE`, or Pillow's of whatever
     version where the checkpoint is older than that."""
+    white_level: int = FULL_WHITE
+    """The value of white in 16-bit images."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def save_checkpoint(
     image_size: int,
     mean: tuple[float, ...] | list[float],
     std: tuple[float, ...] | list[float],
+    white_level: int = FULL_WHITE,
 ) -> None:
     """Writes a network as safetensors, with what is needed to use it in its metadata.
 
@@ -82,6 +86,7 @@ def save_checkpoint(
         image_size: side of the square that images are resized to, pixels.
         mean: channel means, three, of values in [0, 1].
         std: channel standard deviations, three.
+        white_level: the value of white in 16-bit images.
 
     Raises:
         InputError: the labels, the size or the statistics are not what they can be; every one is named.
@@ -98,6 +103,7 @@ def save_checkpoint(
         "mean": list(mean),
         "std": list(std),
         "resize": RULE,
+        "white_level": white_level,
         "versions": {"msmamba": __version__, "torch": torch.__version__},
     }
     if problems := problems_of(description):
@@ -167,4 +173,6 @@ def _what_it_says(description: Mapping[str, Any]) -> tuple[tuple[str, ...] | Non
         return None, None
     mean, std = (tuple(map(float, description[name])) for name in ("mean", "std"))
     resize = description.get("resize", PILLOW_RULE)
-    return tuple(description["labels"]), Preprocessing(description["image_size"], mean, std, resize)
+    return tuple(description["labels"]), Preprocessing(
+        description["image_size"], mean, std, resize, description.get("white_level", FULL_WHITE)
+    )

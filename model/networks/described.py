@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...errors import ArtefactError
-from ...images import Transform
+from ...images import FULL_WHITE, Transform
 from .checkpoint import Checkpoint
 
 DEFAULT_SIZE = 224
@@ -53,7 +53,8 @@ def described_by(
     red, green, blue = mean
     red_std, green_std, blue_std = std
     size = described.image_size or (said.image_size if said else DEFAULT_SIZE)
-    return labels, Transform(size, (red, green, blue), (red_std, green_std, blue_std))
+    white = said.white_level if said else FULL_WHITE
+    return labels, Transform(size, (red, green, blue), (red_std, green_std, blue_std), white)
 
 
 def undescribed(name: str, *, labels: object, preprocessing: object) -> ArtefactError:

@@ -9,8 +9,9 @@ from typing import Any
 
 from ...data.labels import are_labels
 from ...errors import CheckpointError
-from ...images import MAX_SIZE, are_deviations, are_means, is_image_size
+from ...images import FULL_WHITE, LEAST_WHITE, MAX_SIZE, are_deviations, are_means, is_image_size
 from ...resize import PILLOW_RULE, RULE
+from ...schema import is_whole
 
 FORMAT_VERSION = 1
 
@@ -29,6 +30,10 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "mean": ("three finite numbers", are_means),
     "std": ("three numbers above zero", are_deviations),
     "resize": (f"'{RULE}' or '{PILLOW_RULE}'", lambda value: value in (RULE, PILLOW_RULE)),
+    "white_level": (
+        f"a whole number from {LEAST_WHITE} to {FULL_WHITE}",
+        lambda value: is_whole(value, LEAST_WHITE, FULL_WHITE),
+    ),
     "versions": ("package names with versions", _is_texts),
 }
 _REQUIRED = ("labels", "image_size", "mean", "std")  # earlier files lack some of the others

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from ...data.imported import Channels
 from ...data.samples import Sample
 from ...errors import ImageError
-from ...images import StackedImage, Transform, read_image
+from ...images import FULL_WHITE, StackedImage, Transform, load_image
 from .augmentation import Augmentation, Pixels
 
 Item = tuple[npt.NDArray[np.float32], int]
@@ -39,9 +39,14 @@ class Images:
     Images of a stack need no decoding and are never kept.
     """
 
-    def __init__(self, samples: Sequence[Sample], cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], cache_bytes: int = CACHE_BYTES, white_level: int = FULL_WHITE
+    ) -> None:
         self.samples = samples
-        self._room = cache_bytes
+        self.white_level = white_level
+        self.depths: set[tuple[int | None, int | None]] = set()
+        """The largest value and the bits in use that images of 16 bits had (see `white_level_of`)."""
+        self._room = self._all_room = cache_bytes
         self._cache: dict[int, Pixels] = {}
 
     def __len__(self) -> int:
@@ -56,11 +61,19 @@ class Images:
         if (kept := self._cache.get(index)) is not None:
             return kept
         source = self.samples[index].source
-        pixels = read_image(source)
+        image = load_image(source, white_level=self.white_level)
+        self.depths.add((image.largest, image.significant_bits))
+        pixels = image.pixels
         if pixels.nbytes <= self._room and not isinstance(source, StackedImage):
             self._room -= pixels.nbytes
             self._cache[index] = pixels
         return pixels
+
+    def take_white(self, level: int) -> None:
+        """Reads 16-bit images by another white level from now on."""
+        if level != self.white_level:
+            self.white_level, self._room = level, self._all_room
+            self._cache.clear()
 
     def share_room(self, workers: int) -> None:
         """Leaves a worker process its part of the room, so that all of them together keep to the bound.
@@ -70,10 +83,15 @@ class Images:
         self._room //= workers
 
 
-def images_of(splits: Mapping[str, Sequence[Sample]], cache_bytes: int = CACHE_BYTES) -> dict[str, Images]:
+def images_of(
+    splits: Mapping[str, Sequence[Sample]], cache_bytes: int = CACHE_BYTES, white_level: int = FULL_WHITE
+) -> dict[str, Images]:
     """The images of each split, which together keep no more than ``cache_bytes``."""
     count = sum(map(len, splits.values()))
-    return {name: Images(samples, cache_bytes * len(samples) // count) for name, samples in splits.items()}
+    return {
+        name: Images(samples, cache_bytes * len(samples) // count, white_level)
+        for name, samples in splits.items()
+    }
 
 
 class TrainingImages(Dataset[Item]):

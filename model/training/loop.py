@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...data.folders import ImageFolder, check_trainable, read_training_folder
+from ...data.imported import Channels
 from ...data.readable import unreadable_images, without
 from ...data.samples import StackedSamples
 from ...errors import BackendError, ImageError, InputError, TrainingError, some
-from ...images import Transform
+from ...images import FULL_WHITE, Transform, noting, white_level_of, white_note
 from ...machine import usable_cores
 from ...measures.metrics import metrics_of
 from ...measures.predictions import Predictions
@@ -137,6 +138,7 @@ def train(
     hardware: Hardware | None = None,
     processes: Processes = ALONE,
     resume: bool = False,
+    white_level: int | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Result:
     """Trains a network from scratch. Seeds PyTorch's global random generator.
@@ -150,6 +152,8 @@ def train(
         processes: those that `parallel.joined`, each of which calls this with the same arguments.
         resume: continue the run in the folder, from its first epoch where none is finished; on whatever
             number of processes.
+        white_level: the value of white in 16-bit images; an import's, or that of the bits the training
+            images use, where None.
         listeners: are told of every step and epoch.
 
     Raises:
@@ -171,7 +175,9 @@ def train(
     folder = RunFolder(run)
     with deterministic_algorithms(hardware.deterministic), ExitStack() as held:
         processes.from_first(lambda: held.enter_context(folder.locked()))
-        trainer = _Trainer(data, folder, arch, recipe or Recipe(), hardware, processes, resume, listeners)
+        trainer = _Trainer(
+            data, folder, arch, recipe or Recipe(), hardware, processes, resume, listeners, white_level
+        )
         return trainer.run_to_the_end()
 
 
@@ -188,6 +194,7 @@ def train_folder(
     processes: Processes = ALONE,
     resume: bool = False,
     skip_bad: bool = False,
+    white_level: int | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Result:
     """Trains as `train` does, from a folder; what is not given is the paper's, or that of the run to resume.
@@ -204,6 +211,8 @@ def train_folder(
         processes: those that train together.
         resume: continue the run in the folder.
         skip_bad: read every image first, and leave out those that cannot be read.
+        white_level: the value of white in 16-bit images; an import's, or that of the bits the training
+            images use, where None.
         listeners: are told of every step and epoch.
 
     Raises:
@@ -242,6 +251,7 @@ def train_folder(
         hardware=hardware,
         processes=processes,
         resume=resume,
+        white_level=white_level,
         listeners=listeners,
     )
 
@@ -259,6 +269,7 @@ class _Trainer:
         processes: Processes,
         resume: bool,
         listeners: Sequence[Listener],
+        white_level: int | None,
     ) -> None:
         self.labels, self.folder, self.recipe, self.hardware = data.labels, folder, recipe, hardware
         self.processes = processes
@@ -267,7 +278,11 @@ class _Trainer:
         names = dict.fromkeys(("train", "val", *data.splits))
         room = hardware.cache_bytes // processes.on_machine
         images = images_of({name: data.split(name) for name in names}, room)
-        self.transform, notes = processes.from_first(lambda: self._begin(data, images["train"], arch, resume))
+        self.transform, notes = processes.from_first(
+            lambda: self._begin(data, images["train"], arch, resume, white_level)
+        )
+        for each in images.values():
+            each.take_white(self.transform.white_level)
 
         torch.manual_seed(recipe.seed)
         self.network = family_of(arch).build(arch).to(self.device)
@@ -348,7 +363,7 @@ class _Trainer:
             lost = tuple(reason for found in bad.values() for reason in found.values())
             self.data = without(self.data, bad)
             left = {name: samples for name, samples in _held_out(self.data).splits.items() if samples}
-            self.evaluation_batches = self._evaluation_batches(images_of(left, 0))
+            self.evaluation_batches = self._evaluation_batches(images_of(left, 0, self.transform.white_level))
             own = {name: self._answers(name) for name in self.evaluation_batches}
         predictions = {
             name: Predictions(
@@ -373,7 +388,7 @@ class _Trainer:
         return result, predictions
 
     def _begin(
-        self, data: ImageFolder, images: Images, arch: Architecture, resume: bool
+        self, data: ImageFolder, images: Images, arch: Architecture, resume: bool, white_level: int | None
     ) -> tuple[Transform, tuple[str, ...]]:
         """Checks the run to resume, or looks at the data and writes the config of a new one.
 
@@ -396,20 +411,29 @@ class _Trainer:
                 changed = {"data": {**_described(data), **dealt_so}, "skipped": dict(data.skipped)}
                 self.folder.write_config({**config, **changed})
             normalisation = config["normalisation"]
-            return Transform(size, tuple(normalisation["mean"]), tuple(normalisation["std"])), notes
-        _check_readable(data, self.hardware.threads)
+            white = normalisation.get("white_level", FULL_WHITE)
+            if white_level not in (None, white):
+                raise InputError(
+                    f"{self.folder.path}: was trained with the white level {white}, not {white_level}: start "
+                    "another run"
+                )
+            mean, std = tuple(normalisation["mean"]), tuple(normalisation["std"])
+            return Transform(size, mean, std, white), notes
+        white, mean, std, seen = _measured(data, images, size, white_level)
+        with noting() as tally:
+            _check_readable(data, self.hardware.threads, white)
+        notes = (*data.notes, *seen, *tally.lines())
         self.folder.create()
-        mean, std = data.statistics or channel_statistics(images, size)
         self.folder.write_config(
             {
                 **identity,
                 "data": _described(data),
                 "overridden": self.recipe.overridden(),
                 "kept": "averaged weights" if self.recipe.average_epochs else "trained weights",
-                "normalisation": {"mean": mean, "std": std},
+                "normalisation": {"mean": mean, "std": std, "white_level": white},
                 "root": str(data.root),
                 "skipped": dict(data.skipped),
-                "notes": data.notes,
+                "notes": notes,
                 "dataset": data.kind if data.kind not in (None, "folder") else data.root.resolve().name,
                 "hardware": {
                     **asdict(self.hardware),
@@ -424,7 +448,7 @@ class _Trainer:
                 },
             }
         )
-        return Transform(size, mean, std), data.notes
+        return Transform(size, mean, std, white), notes
 
     def _run_epoch(self) -> None:
         """One pass over the training images, validation, and everything saved."""
@@ -568,6 +592,7 @@ class _Trainer:
             image_size=self.transform.size,
             mean=self.transform.mean,
             std=self.transform.std,
+            white_level=self.transform.white_level,
         )
 
     def _restore(self, state: State) -> None:
@@ -648,7 +673,33 @@ def _held_out(data: ImageFolder) -> ImageFolder:
     return replace(data, splits={name: each for name, each in data.splits.items() if name != "train"})
 
 
-def _check_readable(data: ImageFolder, threads: int | None) -> None:
+def _measured(
+    data: ImageFolder, images: Images, size: int, asked: int | None
+) -> tuple[int, Channels, Channels, tuple[str, ...]]:
+    """The white level, the channels' mean and deviation, and what there is to say of the training images.
+
+    What an import measured is taken, unless another white level is asked for. Else the images are read, and
+    read again where they turn out to use fewer than 16 bits.
+    """
+    white = data.white_level if asked is None else asked
+    if data.statistics and white is not None and white == data.white_level:
+        images.take_white(white)
+        return white, *data.statistics, ()
+    images.take_white(white or FULL_WHITE)
+    with noting() as tally:
+        mean, std = channel_statistics(images, size)
+    if white is not None:
+        return white, mean, std, tally.lines()
+    white = white_level_of(images.depths)
+    if white == FULL_WHITE:
+        return white, mean, std, tally.lines()
+    images.take_white(white)
+    with noting() as tally:
+        mean, std = channel_statistics(images, size)
+    return white, mean, std, (white_note(white), *tally.lines())
+
+
+def _check_readable(data: ImageFolder, threads: int | None, white_level: int) -> None:
     """Reads the images to validate and test with: those to test with would be met after the last epoch only.
 
     Images in stacks are not decoded, and so not looked at.
@@ -658,7 +709,7 @@ def _check_readable(data: ImageFolder, threads: int | None) -> None:
     """
     if any(isinstance(samples, StackedSamples) for samples in data.splits.values()):
         return
-    bad = unreadable_images(_held_out(data), threads=threads)
+    bad = unreadable_images(_held_out(data), threads=threads, white_level=white_level)
     reasons = [reason for found in bad.values() for reason in found.values()]
     if reasons:
         raise ImageError(

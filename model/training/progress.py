@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BackendError
+from ...images import FULL_WHITE
 from ...text import shown
 from .history import Epoch
 from .loop import Listener, Plan
@@ -25,7 +26,8 @@ def describe_plan(plan: Plan) -> list[str]:
     lines += [f"left out, because it cannot be read: {name}" for name in plan.skipped]
     mean, std = ([f"{value:.4f}" for value in values] for values in (plan.transform.mean, plan.transform.std))
     size = plan.transform.size
-    lines.append(f"input {size}x{size}, channel mean {' '.join(mean)}, std {' '.join(std)}")
+    white = f", white at {plan.transform.white_level}" if plan.transform.white_level != FULL_WHITE else ""
+    lines.append(f"input {size}x{size}, channel mean {' '.join(mean)}, std {' '.join(std)}{white}")
     overridden = [f"{name} {row['run']}" for name, row in plan.recipe.overridden().items()]
     but = f", but {', '.join(overridden)}" if overridden else ""
     lines.append(f"recipe: {plan.recipe.preset}{but}")

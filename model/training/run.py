@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ...errors import InputError, TargetError, TrainingError
 from ...files import folder_lock, open_file, read_file, remove_leftovers, write_atomically
+from ...images import FULL_WHITE, LEAST_WHITE
 from ...measures.confusion import write_confusion_matrix
 from ...measures.predictions import PREDICTIONS, Predictions, write_predictions
 from ...schema import (
@@ -90,7 +91,9 @@ _CONFIG = record(
         "recipe": _RECIPE,
         "architecture": by_name(_PART),
         "data": _DATA,
-        "normalisation": record({"mean": CHANNELS, "std": SPREADS}),
+        "normalisation": record(
+            {"mean": CHANNELS, "std": SPREADS}, optional={"white_level": whole(LEAST_WHITE, FULL_WHITE)}
+        ),
         "root": TEXT,
     },
     # What runs of earlier versions lack.

@@ -302,9 +302,9 @@ SLOW_IMPORT = """
 import sys, time
 from msmamba.data.published import ImportOptions, examining, import_data_set
 read = examining.load_image
-def slowly(path):
+def slowly(path, **options):
     time.sleep(0.02)
-    return read(path)
+    return read(path, **options)
 examining.load_image = slowly
 import_data_set("folder", sys.argv[1], sys.argv[2], ImportOptions(threads=2, seed=3, group_by=r"^(P\\d+)_"))
 """
@@ -334,7 +334,9 @@ def test_a_killed_import_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytes
 
     read: list[Path] = []
     original = examining._examined
-    monkeypatch.setattr(examining, "_examined", lambda path: (read.append(path), original(path))[1])
+    monkeypatch.setattr(
+        examining, "_examined", lambda white, path: (read.append(path), original(white, path))[1]
+    )
     options = ImportOptions(seed=3, group_by=r"^(P\d+)_")
     import_data_set("folder", source, output, options)
     assert len(read) == 300 - done

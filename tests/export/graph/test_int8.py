@@ -24,6 +24,7 @@ from msmamba.export.graph.judging import Limits
 from msmamba.export.graph.plan import Plan
 from msmamba.export.proof.verify import verify
 from msmamba.files import sha256_of
+from msmamba.images import FULL_WHITE
 from msmamba.measures.decision import ImageLimit
 from msmamba.plugins.tensorrt_library import link_parser_library
 
@@ -46,7 +47,7 @@ def exported(checkpoint: Path, labelled: Path, tmp_path_factory: pytest.TempPath
 def prepared(data: Path, **chosen: Any) -> Prepared:
     how = int8_options(data, **chosen).int8
     assert how is not None
-    return prepare(how, SMALL_LABELS, lambda step: None)
+    return prepare(how, SMALL_LABELS, FULL_WHITE, lambda step: None)
 
 
 def test_a_bundle_says_how_it_was_quantised(

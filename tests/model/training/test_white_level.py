@@ -1,0 +1,126 @@
+"""The white level of 16-bit images: taken from the data, kept with the model, applied by every reader."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from click.testing import CliRunner
+
+from msmamba.cli import mmdeploy
+from msmamba.data.folders import read_training_folder
+from msmamba.data.published import ImportOptions, import_data_set
+from msmamba.errors import InputError
+from msmamba.images import FULL_WHITE, read_image
+from msmamba.model.networks.checkpoint import load_checkpoint
+from msmamba.model.networks.described import Described, described_by
+from msmamba.model.networks.microscopic_mamba import Architecture
+from msmamba.model.training.loop import Hardware, train
+from msmamba.model.training.recipe import Recipe
+from msmamba.runtime.manifest import Manifest
+
+pytestmark = pytest.mark.usefixtures("threads_as_before")
+
+QUICK = Recipe(epochs=1, batch_size=4, warmup_epochs=0, image_size=32)
+ONE_THREAD = Hardware(threads=1)
+
+
+@pytest.fixture(scope="module")
+def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of ten images of a 12-bit camera, grey and colour; one is a stack of two planes."""
+    root = tmp_path_factory.mktemp("camera") / "cells"
+    for number in range(20):
+        random = np.random.default_rng(number)
+        shape = (24, 20, 3) if number % 3 == 0 else (24, 20)
+        pixels = (random.integers(0, 4096, shape) * (0.5 + number % 2 / 2)).astype(np.uint16)
+        pixels[0, 0] = 4095
+        path = root / "ab"[number % 2] / f"{number}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        planes = np.stack([pixels, pixels]) if number == 5 else pixels
+        tifffile.imwrite(path, planes, photometric="rgb" if len(shape) == 3 else "minisblack", metadata=None)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(camera: Path, small: Architecture, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(read_training_folder(camera), folder, small, QUICK, hardware=ONE_THREAD)
+    return folder
+
+
+def test_training_takes_the_white_of_the_bits_in_use_and_the_config_keeps_what_was_decided(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    assert config["normalisation"]["white_level"] == 4095
+    assert config["normalisation"]["mean"][0] > 0.3  # and not near black
+    assert any("use 12 bits, so white is 4095" in note for note in config["notes"])
+    assert any("1 image, such as" in note and "page 1 of 2" in note for note in config["notes"])
+    assert not any("read as dark" in note for note in config["notes"])
+
+
+def test_the_checkpoint_carries_it_and_reads_as_training_did(run: Path, camera: Path) -> None:
+    loaded = load_checkpoint(run / "best.safetensors")
+    assert loaded.preprocessing is not None
+    assert loaded.preprocessing.white_level == 4095
+    labels, transform = described_by(loaded, Described(), "the checkpoint")
+    path = camera / "a" / "2.tif"
+    expected = transform(np.repeat((tifffile.imread(path) >> 4).astype(np.uint8)[..., None], 3, axis=2))
+    np.testing.assert_array_equal(transform.of(path), expected)
+    manifest = Manifest(
+        labels, 32, transform.mean, transform.std, {}, "fp32", white_level=transform.white_level
+    )
+    assert Manifest.from_json(manifest.to_json()).transform == transform
+
+
+def test_older_artefacts_mean_all_16_bits() -> None:
+    manifest = Manifest(("a", "b"), 32, (0.5,) * 3, (0.2,) * 3, {}, "fp32")
+    older = json.loads(manifest.to_json())
+    del older["white_level"]
+    assert Manifest.from_json(json.dumps(older)).transform.white_level == FULL_WHITE
+
+
+def test_it_can_be_said_and_is_not_changed_later(
+    run: Path, camera: Path, small: Architecture, tmp_path: Path
+) -> None:
+    data = read_training_folder(camera)
+    train(data, tmp_path / "run", small, QUICK, hardware=ONE_THREAD, white_level=16383)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["normalisation"]["white_level"] == 16383
+    assert any("12 bits used" in note for note in config["notes"])
+    with pytest.raises(InputError, match="white level 16383, not 4095"):
+        train(data, tmp_path / "run", small, QUICK, hardware=ONE_THREAD, resume=True, white_level=4095)
+
+
+def test_an_import_measures_and_notes_it_and_training_takes_it_over(
+    camera: Path, small: Architecture, tmp_path: Path
+) -> None:
+    manifest = import_data_set("folder", camera, tmp_path / "data", ImportOptions(seed=2))
+    assert manifest.white_level == 4095
+    assert any("page 1 of 2" in note for note in manifest.notes)
+    assert not any("read as dark" in note for note in manifest.notes)
+    data = read_training_folder(tmp_path / "data")
+    pixels = [read_image(sample.source, white_level=4095) for sample in data.split("train")]
+    assert manifest.mean[0] == pytest.approx(
+        np.mean([each.mean() for each in pixels], axis=0) / 255, abs=0.05
+    )
+    train(data, tmp_path / "run", small, replace(QUICK), hardware=ONE_THREAD)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["normalisation"] == {
+        "mean": list(manifest.mean),
+        "std": list(manifest.std),
+        "white_level": 4095,
+    }
+    said = import_data_set("folder", camera, tmp_path / "said", ImportOptions(white_level=65535))
+    assert said.white_level == FULL_WHITE
+    assert any("20 images" in note and "12 bits used" in note for note in said.notes)
+
+
+def test_evaluating_tells_what_reading_decided(run: Path, camera: Path) -> None:
+    result = CliRunner().invoke(mmdeploy, ["eval", str(run / "best.safetensors"), str(camera)])
+    assert result.exit_code == 0, result.output
+    assert "note: 1 image, such as" in result.stderr
+    assert "page 1 of 2" in result.stderr
+    assert "read as dark" not in result.stderr
