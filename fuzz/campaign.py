@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,9 @@ from targets import TARGETS
 from msmamba.errors import MsmambaError
 
 SECONDS_EACH = 30.0
-"""For one input: a slow machine's time for the slowest good one, several times over."""
+"""Of the processor's time for one input: that of the slowest good one, several times over."""
+WAIT_SECONDS = 300.0
+"""Of anybody's time for one input, which may wait for the processor, and for nothing else."""
 MEMORY_BYTES = 6 << 30
 """Of address space that a child may use beyond its start: nothing tried here needs a tenth of it."""
 FINDINGS_KEPT = 20
@@ -83,14 +86,15 @@ def _watch(
     ):
         assert child.stdout is not None
         index, said, begun = first, "", False
-        # The child's start takes long, and beside others longer.
-        patience = 4 * SECONDS_EACH
+        since, used = time.monotonic() + WAIT_SECONDS, SECONDS_EACH  # its start takes longer than an input
         while True:
-            ready, _, _ = select.select([child.stdout], [], [], patience)
-            if not ready:
-                child.kill()
-                said = f"took longer than {patience:.0f} s"
-                break
+            if not select.select([child.stdout], [], [], 1.0)[0]:
+                spent, waited = _processor_seconds(child.pid) - used, time.monotonic() - since
+                if child.poll() is None and (spent > SECONDS_EACH or waited > WAIT_SECONDS):
+                    child.kill()
+                    said = f"did not end in {spent:.0f} s of the processor's time, {waited:.0f} s in all"
+                    break
+                continue
             line = child.stdout.readline()
             if not line:
                 status = child.wait()
@@ -99,7 +103,8 @@ def _watch(
                 told = (out / "child.log").read_text(errors="replace")[-2000:]
                 said = f"{told}\nthe process ended with {_status(status)}"
                 break
-            event, patience, begun = json.loads(line), SECONDS_EACH, True
+            event, begun = json.loads(line), True
+            since, used = time.monotonic(), _processor_seconds(child.pid)
             index = event["input"]
             if event["outcome"] == "begun":
                 continue
@@ -110,6 +115,15 @@ def _watch(
     count.tried += 1
     _keep(out, work, name, seed, index, said, count, kinds)
     return index + 1 if begun else total  # a target that does not come to its first input never will
+
+
+def _processor_seconds(process: int) -> float:
+    """That a process has used; 0 where it has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _status(status: int) -> str:
