@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from PIL import ImageFile, PngImagePlugin
+from PIL import PngImagePlugin
 
 from .pillow import pixels_of
 from .raster import Raster, check_sides, damaged, orientation_of
@@ -201,7 +201,8 @@ def _pillow(stored: io.BytesIO, raw_mode: str | None = None) -> PngImagePlugin.P
     image = PngImagePlugin.PngImageFile(stored)
     if raw_mode:
         codec, extents, offset, _ = image.tile[0]
-        image.tile = [ImageFile._Tile(codec, extents, offset, raw_mode)]
+        tile: Any = (codec, extents, offset, raw_mode)  # a plain tuple, which every version of Pillow takes
+        image.tile = [tile]
     image.load()
     return image
 
