@@ -546,7 +546,7 @@ def _misfits(colours: NDArray[np.uint16], largest: int, white: int, bits: int | 
     if largest > white:
         above = sum(int(np.count_nonzero(colours[part] > white)) for part in rows)
         notes.append(f"16 bit, but {above} values, up to {largest}, lie above the white level {white}")
-    advice = "read as dark; say the white level if the model was trained on such images"
+    advice = f"read as dark, since white is {white}"
     if 0 < largest < dim:
         notes.append(
             f"16 bit, but the largest value is {largest} ({largest.bit_length()} bits used): {advice}"

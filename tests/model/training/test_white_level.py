@@ -124,3 +124,11 @@ def test_evaluating_tells_what_reading_decided(run: Path, camera: Path) -> None:
     assert "note: 1 image, such as" in result.stderr
     assert "page 1 of 2" in result.stderr
     assert "read as dark" not in result.stderr
+
+
+def test_explaining_tells_it_too(run: Path, camera: Path, tmp_path: Path) -> None:
+    stack = str(camera / "b" / "5.tif")
+    arguments = ["explain", str(run / "best.safetensors"), stack, "-o", str(tmp_path / "maps")]
+    result = CliRunner().invoke(mmdeploy, arguments)
+    assert result.exit_code == 0, result.output
+    assert f"note: 1 image, such as {stack}: page 1 of 2" in result.stderr
