@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from ..files import sha256_of
+from ..files import open_file, sha256_of
 from .splitting import shared_groups
 
 _GLIMPSE = 4096
@@ -94,6 +94,6 @@ def _size(path: Path) -> Hashable:
 
 
 def _glimpse(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(max(0, path.stat().st_size // 2 - _GLIMPSE // 2))
         return hashlib.blake2b(file.read(_GLIMPSE), digest_size=16).digest()

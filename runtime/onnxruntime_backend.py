@@ -12,13 +12,13 @@ import importlib
 import mmap
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import machine
 from ..errors import ArtefactError, BackendError
+from ..files import open_file
 from ..images import MAX_SIZE, is_image_size
 from ..plugins.selective_scan import cpu
 from .onnx_answer import Answer, answer_of
@@ -290,7 +290,7 @@ def _answer(model: bytes | str, name: str) -> Answer:
     if isinstance(model, bytes):
         answer = answer_of(model)
     else:
-        with Path(model).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with open_file(model) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             answer = answer_of(content)
     if answer is Answer.ONE_BY_ONE:
         raise ArtefactError(
