@@ -71,8 +71,9 @@ def test_the_batch_size_changes_nothing(session: Session, colours: list[np.ndarr
 def test_all_kinds_of_sources_are_taken(session: Session, colours: list[np.ndarray], tmp_path: Path) -> None:
     path = tmp_path / "red.png"
     Image.fromarray(colours[0]).save(path)
-    sources = [path, str(path), path.read_bytes(), colours[0], Image.open(path)]
-    assert len(set(session.classify(sources, batch_size=1))) == 1
+    with Image.open(path) as opened:
+        sources = [path, str(path), path.read_bytes(), colours[0], opened]
+        assert len(set(session.classify(sources, batch_size=1))) == 1
 
 
 @pytest.mark.parametrize(

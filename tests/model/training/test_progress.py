@@ -78,9 +78,9 @@ def test_a_terminal_gets_bars_and_the_same_lines(plan: Plan) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120, color_system=None)
     with shown_on(console) as listeners:
-        assert isinstance(listeners[0], BarProgress)
+        (progress,) = (each for each in listeners if isinstance(each, BarProgress))
         run_through(listeners, plan)
-        bars = listeners[0]._progress.tasks
+        bars = progress._progress.tasks
         assert [bar.description for bar in bars] == ["epochs", "steps"]
         assert [(bar.completed, bar.total) for bar in bars] == [(2, 20), (0, 2)]
     assert describe_epoch(EPOCH, 20, True) in screen.getvalue()
