@@ -2,6 +2,7 @@
 # C++ compiler, and install pinned, tested versions into .venv.
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard plugins/*/native/*)
@@ -21,8 +22,9 @@ lint: $(VENV)/test.stamp
 types: $(VENV)/test.stamp
 	$(BIN)/mypy .
 
+# Idle OpenMP threads would spin, and take a core from the other worker.
 tests: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # Damaged and hostile input, kills and a soak: about five minutes; more with FUZZ_SCALE=10, other input with FUZZ_SEED=1.
 fuzz: $(VENV)/test.stamp

@@ -44,6 +44,8 @@ class ImageLimit:
 
     amount: float
     per_cent: bool = False
+    least: int = 0
+    """Images that are always allowed: a share of few images is none."""
 
     @classmethod
     def parse(cls, text: str, of: str = "flips") -> ImageLimit:
@@ -68,7 +70,8 @@ class ImageLimit:
     def allowed(self, images: int) -> int:
         """The largest number of images that meets the limit."""
         # A share such as 0.7 % of 1,000 must give 7 although 0.7 / 100 * 1000 is a little less.
-        return int(self.amount / 100 * images + 1e-9) if self.per_cent else int(self.amount)
+        share = int(self.amount / 100 * images + 1e-9) if self.per_cent else int(self.amount)
+        return max(share, self.least)
 
     def __str__(self) -> str:
         return f"{self.amount:g} %" if self.per_cent else f"{self.amount:g}"
@@ -83,7 +86,7 @@ class DecisionBar:
     max_auc_drop: float | None = None
     max_flips: ImageLimit = ImageLimit(0)
     """How many of the images that the reference decides may flip."""
-    max_undecided: ImageLimit = ImageLimit(2, per_cent=True)
+    max_undecided: ImageLimit = ImageLimit(2, per_cent=True, least=1)
     """Images on which a flip is not held against the artefact; judged where there is a bar on logits."""
 
 

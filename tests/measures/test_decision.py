@@ -143,6 +143,11 @@ def test_a_limit_of_flips(text: str, images: int, allowed: int) -> None:
     assert ImageLimit.parse(text).allowed(images) == allowed
 
 
+@pytest.mark.parametrize(("images", "allowed"), [(1, 1), (49, 1), (99, 1), (100, 2), (2000, 40)])
+def test_one_image_may_always_be_undecided_by_default(images: int, allowed: int) -> None:
+    assert DecisionBar().max_undecided.allowed(images) == allowed
+
+
 @pytest.mark.parametrize("text", ["", "-1", "0.5", "101%", "-1%", "nan%", "few", "%"])
 def test_what_is_no_limit_of_flips_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="expected a count such as 2, or a per cent such as"):
@@ -270,7 +275,7 @@ def test_flips_within_the_bar_are_undecided_and_too_many_of_them_lose(
     result = command(*arguments, *bar)
     assert result.exit_code == 1
     assert re.search(
-        r"the reference does not decide \d+ of 24 images \([\d.]+ %\), allowed 0 \(--max-undecided\)$",
+        r"the reference does not decide \d+ of 24 images \([\d.]+ %\), allowed 1 \(--max-undecided\)$",
         result.stderr,
     )
 
@@ -345,7 +350,8 @@ def test_the_reference_may_be_an_artefact(bundles: dict[str, Path], labelled: Pa
     other = Path(shutil.copytree(bundles["fp32"], tmp_path / "other"))
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps({**manifest, "mean": [0, 0, 0], "std": [1, 1, 1]}))
-    with pytest.raises(ArtefactError, match="differ in mean, std: compare artefacts that take the same"):
+    differ = pytest.raises(ArtefactError, match="differ in mean, std: compare artefacts that take the same")
+    with pytest.warns(RuntimeWarning, match="the transform here makes other values"), differ:
         verify(bundles["fp16"], other, [labelled])
 
 
