@@ -39,7 +39,7 @@ $(VENV)/demo.stamp: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/bin/python $(SOURCES)
-	$(INSTALL) --editable '.[train,export,demo,tensorrt-rtx,dev]'
+	$(INSTALL) --editable '.[train,export,demo,slides,tensorrt-rtx,dev]'
 	touch $@
 
 clean:

@@ -18,6 +18,7 @@ ROOT = Path(msmamba.__file__).parent
 HEAVY = (
     *("torch", "onnxruntime", "onnx", "onnxscript", "onnx_ir", "tensorrt", "tensorrt_rtx", "triton", "cuda"),
     *("mamba_ssm", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "jinja2", "ray", "captum"),
+    *("openslide", "tifffile"),
 )
 
 # The ground floor, known by all: who stands later may know who stands earlier.
@@ -34,9 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plugins": set(),
     "runtime": {"plugins"},
     "calib": {"runtime"},
+    "microscope": {"runtime", "plugins"},
     "model": {"plugins"},
     "export": {"model", "plugins", "calib", "runtime"},
-    "cli": {"model", "export", "plugins", "calib", "runtime"},
+    "cli": {"model", "export", "plugins", "calib", "runtime", "microscope"},
 }
 
 # Inside a room, folders and files named later may know the earlier ones.
@@ -175,8 +177,8 @@ def test_circles_are_found() -> None:
     assert circles(graph) == [["a", "b", "c"]]
 
 
-@pytest.mark.parametrize("part", [*GROUND, "calib"])
-def test_the_ground_floor_and_calibration_never_import_torch(part: str) -> None:
+@pytest.mark.parametrize("part", [*GROUND, "calib", "microscope"])
+def test_the_ground_floor_calibration_and_the_microscope_never_import_torch(part: str) -> None:
     assert [name for path in sources(part) for name in imported(path) if name.split(".")[0] == "torch"] == []
 
 
@@ -207,7 +209,10 @@ def loaded_by(code: str, *arguments: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["msmamba", "msmamba.runtime", "msmamba.plugins", "msmamba.plugins.selective_scan", "msmamba.model"],
+    [
+        *("msmamba", "msmamba.runtime", "msmamba.plugins", "msmamba.plugins.selective_scan", "msmamba.model"),
+        "msmamba.microscope.slides",
+    ],
 )
 def test_importing_is_light(module: str) -> None:
     assert loaded_by(f"import {module}") & set(HEAVY) == set()

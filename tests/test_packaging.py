@@ -55,6 +55,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "export",
         "plugins",
         "runtime",
+        "microscope",
     }
     assert not inside & {"setup.py", "conftest.py", "tests", "benchmarks", "demo", "fuzz", "docs"}
     assert {name.parts[0] for name in names} <= {"msmamba", f"{wheel.name.split('-')[0]}-0.1.0.dist-info"}

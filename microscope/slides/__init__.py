@@ -1,0 +1,8 @@
+"""Slides and fields: opened by one protocol, cut into tiles at the model's scale."""
+
+from .opening import open_slide
+from .slide import Level, Slide
+from .tiles import Tile, tiles
+from .tissue import Mask, TissueOptions, tissue_mask
+
+__all__ = ["Level", "Mask", "Slide", "Tile", "TissueOptions", "open_slide", "tiles", "tissue_mask"]

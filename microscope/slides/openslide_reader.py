@@ -1,0 +1,85 @@
+"""Scanners' formats through OpenSlide: SVS, NDPI, SCN, MRXS, BIF, DICOM, plain tiled TIFF pyramids."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from ...errors import ImageError
+from .slide import Level, Scale
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class OpenSlideReader:
+    """A slide that OpenSlide reads.
+
+    Raises:
+        ImageError: OpenSlide knows the format but cannot open this file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = self._opened()
+        found = self._handle.properties
+        self.reader = f"OpenSlide ({found['openslide.vendor']})"
+        self.scale = Scale.of(_number(found.get("openslide.mpp-x")), _number(found.get("openslide.mpp-y")))
+        self.levels = tuple(
+            Level(width, height, scale)
+            for (width, height), scale in zip(
+                self._handle.level_dimensions, self._handle.level_downsamples, strict=True
+            )
+        )
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """A region on white; see `Slide.read`."""
+        from openslide import OpenSlideError
+
+        scale = self.levels[level].scale
+        try:
+            region = self._handle.read_region((round(x * scale), round(y * scale)), level, (width, height))
+        except OpenSlideError as error:
+            # A handle that has met an error answers with it for ever.
+            self.close()
+            self._handle = self._opened()
+            raise ImageError(f"'{self.path}' cannot be read at {x}, {y} of level {level}: {error}") from error
+        if region.getextrema()[3][0] == 255:
+            return np.asarray(region.convert("RGB"))
+        white = Image.new("RGBA", region.size, "white")
+        return np.asarray(Image.alpha_composite(white, region).convert("RGB"))
+
+    def reopened(self) -> OpenSlideReader:
+        """A handle of its own, with a cache of its own; see `Slide.reopened`."""
+        return OpenSlideReader(self.path)
+
+    def close(self) -> None:
+        """Frees the file and the cache of tiles."""
+        self._handle.close()
+
+    def _opened(self) -> Any:
+        from openslide import OpenSlide, OpenSlideError
+
+        try:
+            return OpenSlide(self.path)
+        except (OpenSlideError, OSError) as error:
+            raise ImageError(f"'{self.path}' cannot be opened by OpenSlide: {error}") from error
+
+
+def format_of(path: Path) -> str | None:
+    """OpenSlide's name for a file's format, None for one that it does not know."""
+    from openslide import OpenSlide, OpenSlideError
+
+    with suppress(OpenSlideError, OSError):
+        return OpenSlide.detect_format(path)
+    return None
+
+
+def _number(text: str | None) -> float | None:
+    with suppress(TypeError, ValueError):
+        return float(text)  # type: ignore[arg-type]  # None is suppressed with what is no number
+    return None

@@ -1,0 +1,92 @@
+"""What every slide is to the rest of the room: its levels, its scale, and regions of pixels.
+
+Level 0 is the finest. Positions and sizes in a level are in that level's own pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_LEAST, _MOST = 0.01, 20.0  # µm a pixel; 300 dots an inch, which programs write unasked, are 85
+_ANISOTROPY = 0.01
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a slide's pyramid.
+
+    Attributes:
+        width: its width in pixels.
+        height: its height in pixels.
+        scale: how many pixels of level 0 one of its pixels is wide.
+    """
+
+    width: int
+    height: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Microns a pixel of level 0.
+
+    Attributes:
+        microns: None where the file does not say, or says what cannot be.
+        why: the reason for None.
+    """
+
+    microns: float | None
+    why: str = ""
+
+    @classmethod
+    def of(cls, across: float | None, down: float | None) -> Scale:
+        """What a file's two figures, in microns a pixel, are worth."""
+        if across is None or down is None:
+            return cls(None, "the file does not say its microns a pixel")
+        said = f"the file says {across:g} x {down:g} microns a pixel"
+        if not (_LEAST <= across <= _MOST and _LEAST <= down <= _MOST):
+            return cls(None, f"{said}, which no microscope gives ({_LEAST:g} to {_MOST:g} expected)")
+        if abs(across - down) > _ANISOTROPY * down:
+            return cls(None, f"{said}, and square pixels are expected")
+        return cls((across + down) / 2)
+
+
+class Slide(Protocol):
+    """A slide that is open; a reader of a format gives one. A handle is for one thread: see `reopened`."""
+
+    path: Path
+    reader: str
+    """What reads it: ``OpenSlide (aperio)``, ``tifffile``, ``field``."""
+    levels: tuple[Level, ...]
+    """The pyramid, the finest level first; at least one."""
+    scale: Scale
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """A region that lies inside a level.
+
+        Args:
+            level: place in `levels`.
+            x: its left edge, pixels of that level.
+            y: its upper edge, pixels of that level.
+            width: at least 1, pixels of that level.
+            height: at least 1, pixels of that level.
+
+        Returns:
+            (height, width, 3) uint8, RGB; what a scanner left out is white.
+
+        Raises:
+            ImageError: this part of the file is damaged; other parts can still be read.
+        """
+
+    def reopened(self) -> Slide:
+        """Another handle on the same slide, for another thread, to be closed by itself."""
+
+    def close(self) -> None:
+        """Frees the file; may be called more than once."""

@@ -1,0 +1,236 @@
+"""TIFF of any size through tifffile: OME-TIFF, BigTIFF, pyramids in pages or SubIFDs, tiles or strips.
+
+No more is decoded than the tiles or strips under a region, of which each handle keeps the last ones.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from ...errors import ImageError
+from ...files import check_is_file, open_file
+from ...images import MAX_PIXELS, read_image
+from .slide import Level, Scale
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_KEPT = 48 << 20  # bytes of decoded tiles or strips that a handle keeps
+_LARGEST_SEGMENT = 256 << 20
+_AXES = ("YX", "YXS", "SYX")
+_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR = 0, 1, 2, 6
+_JPEG = frozenset({6, 7, 33007, 34892})
+_CONVERTED = _JPEG | {33003, 33005, 34712}  # JPEG 2000 too: what comes out of the decoder is RGB
+_MICRONS = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_MICRONS_OF_UNIT = {2: 25_400.0, 3: 10_000.0}  # an inch, a centimetre
+
+
+class TiffReader:
+    """A slide that tifffile reads.
+
+    Raises:
+        ImageError: it is damaged, or its pixels are of a kind for which no colours are defined.
+    """
+
+    reader = "tifffile"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        check_is_file(path)
+        self._tiff = _opened(path)
+        try:
+            series = max(self._tiff.series, key=lambda each: each.levels[0].pages[0].keyframe.size)
+            if series.axes not in _AXES or len(series.pages) != 1:
+                raise ImageError(
+                    f"'{path}' holds a picture with the axes {series.axes} of {series.shape}: expected one "
+                    f"plane, grey or RGB ({', '.join(_AXES)})"
+                )
+            self._pages = [level.pages[0].aspage() for level in series.levels]
+            for page in self._pages:
+                self._refuse_unknown_colours(page)
+            self.scale = _scale(self._tiff, self._pages[0])
+        except ImageError:
+            self.close()
+            raise
+        except Exception as error:  # tifffile meets damage with whatever it stumbles over
+            self.close()
+            raise _damaged(path, error) from error
+        width = self._pages[0].imagewidth
+        self.levels = tuple(
+            Level(page.imagewidth, page.imagelength, width / page.imagewidth) for page in self._pages
+        )
+        self._kept: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
+        self._kept_bytes = 0
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """A region out of the tiles or strips below it; see `Slide.read`."""
+        page = self._pages[level]
+        samples, planes = page.samplesperpixel, page.samplesperpixel if page.planarconfig == 2 else 1
+        out = np.empty((height, width, samples), page.dtype)
+        high, wide = _segment_shape(page)
+        across, down = -(-page.imagewidth // wide), -(-page.imagelength // high)
+        for plane in range(planes):
+            into = out[..., plane : plane + 1] if planes > 1 else out
+            for row in range(y // high, (y + height - 1) // high + 1):
+                for column in range(x // wide, (x + width - 1) // wide + 1):
+                    segment = self._segment(level, (plane * down + row) * across + column)
+                    top, left = row * high, column * wide
+                    y0, y1 = max(y, top), min(y + height, top + high)
+                    x0, x1 = max(x, left), min(x + width, left + wide)
+                    into[y0 - y : y1 - y, x0 - x : x1 - x] = segment[
+                        y0 - top : y1 - top, x0 - left : x1 - left
+                    ]
+        if page.photometric == _MIN_IS_WHITE:
+            out = np.iinfo(out.dtype).max - out
+        # No picture is a single pixel wide, but what is left of a tile at the border may be.
+        whole = np.pad(out, ((0, height == 1), (0, width == 1), (0, 0)), "edge")
+        return read_image(whole, max_pixels=whole.size)[:height, :width]
+
+    def reopened(self) -> TiffReader:
+        """A handle of its own; see `Slide.reopened`."""
+        return TiffReader(self.path)
+
+    def close(self) -> None:
+        """Frees the file and what is kept of it."""
+        self._tiff.close()
+
+    def _segment(self, level: int, index: int) -> NDArray[Any]:
+        """(h, w, samples): a decoded tile or strip."""
+        if (kept := self._kept.get((level, index))) is not None:
+            self._kept.move_to_end((level, index))
+            return kept
+        page = self._pages[level]
+        try:
+            self._tiff.filehandle.seek(page.dataoffsets[index])
+            size = page.databytecounts[index]
+            content = self._tiff.filehandle.read(size)
+            if len(content) != size:
+                raise ValueError("the file ends before it")
+            tables = (
+                {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+                if page.compression in _JPEG
+                else {}
+            )
+            decoded = page.decode(content or None, index, _fullsize=page.is_tiled, **tables)[0]
+        except Exception as error:  # each codec meets damage in its own way
+            what = "tile" if page.is_tiled else "strip"
+            raise ImageError(
+                f"'{self.path}' cannot be read: {what} {index} of level {level}: {error}"
+            ) from error
+        if decoded is None:  # nothing was scanned there
+            fill = 0 if page.photometric == _MIN_IS_WHITE else np.iinfo(page.dtype).max
+            shape = (*_segment_shape(page), 1 if page.planarconfig == 2 else page.samplesperpixel)
+            segment = np.full(shape, fill, page.dtype)
+        else:
+            segment = decoded[0]
+        self._kept[level, index] = segment
+        self._kept_bytes += segment.nbytes
+        while self._kept_bytes > _KEPT and len(self._kept) > 1:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return segment
+
+    def _refuse_unknown_colours(self, page: Any) -> None:
+        name = f"'{self.path}'"
+        if page.dtype not in (np.uint8, np.uint16):
+            raise ImageError(f"{name} holds {page.dtype}: expected 8 or 16 bits a channel")
+        converted = page.photometric == _YCBCR and page.compression in _CONVERTED
+        grey = page.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK) and page.samplesperpixel == 1
+        colours = (page.photometric == _RGB or converted) and page.samplesperpixel in (3, 4)
+        if not (grey or colours):
+            raise ImageError(
+                f"{name} has {page.samplesperpixel} channels in colours of the kind {int(page.photometric)}: "
+                "expected grey, RGB or RGBA"
+            )
+        turned = page.tags.valueof("Orientation", 1)
+        if turned != 1:
+            raise ImageError(f"{name} is stored turned (orientation {int(turned)}): save it upright")
+        high, wide = _segment_shape(page)
+        if high * wide * page.samplesperpixel * page.dtype.itemsize > _LARGEST_SEGMENT:
+            raise ImageError(
+                f"{name} stores {wide} x {high} pixels in one piece, which cannot be read in parts: "
+                "save it tiled"
+            )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a TIFF stores its pictures.
+
+    Attributes:
+        in_levels: it is OME-TIFF or has levels in SubIFDs, of which OpenSlide sees one.
+        in_parts: its first picture is tiled, or has more pixels than are decoded at once.
+    """
+
+    in_levels: bool
+    in_parts: bool
+
+
+def stored(path: Path) -> Stored | None:
+    """What decides which reader a TIFF is for; None for a file that is no TIFF.
+
+    Raises:
+        ImageError: it is damaged.
+    """
+    with open_file(path) as file:
+        if file.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return None
+    try:
+        with _opened(path) as tiff:
+            page = tiff.pages[0].aspage()
+            pixels = page.imagewidth * page.imagelength
+            return Stored(bool(tiff.is_ome or page.subifds), page.is_tiled or pixels > MAX_PIXELS)
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _opened(path: Path) -> Any:
+    from tifffile import TiffFile
+
+    try:
+        return TiffFile(path)
+    except Exception as error:  # as above
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ImageError:
+    return ImageError(f"'{path}' is damaged: {error}")
+
+
+def _segment_shape(page: Any) -> tuple[int, int]:
+    if page.is_tiled:
+        return page.tilelength, page.tilewidth
+    return min(page.rowsperstrip, page.imagelength), page.imagewidth
+
+
+def _scale(tiff: Any, page: Any) -> Scale:
+    if tiff.is_ome:
+        return _ome_scale(tiff.ome_metadata, page.imagewidth)
+    unit = _MICRONS_OF_UNIT.get(int(page.tags.valueof("ResolutionUnit", 1)))
+    across, down = (_fraction(page.tags.valueof(f"{axis}Resolution", (0, 1))) for axis in "XY")
+    if unit is None or not across or not down:
+        return Scale.of(None, None)
+    return Scale.of(unit / across, unit / down)
+
+
+def _ome_scale(xml: str, width: int) -> Scale:
+    """The scale of the image in OME-XML that is as wide as the one that is read."""
+    for pixels in ElementTree.fromstring(xml).iter():
+        if pixels.tag.endswith("}Pixels") and pixels.get("SizeX") == str(width):
+            sizes = [
+                float(pixels.get(f"PhysicalSize{axis}", "nan"))
+                * _MICRONS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), np.nan)
+                for axis in "XY"
+            ]
+            if np.isfinite(sizes).all():
+                return Scale.of(sizes[0], sizes[1])
+    return Scale.of(None, None)
+
+
+def _fraction(value: tuple[int, int]) -> float:
+    return value[0] / value[1] if value[1] else 0.0

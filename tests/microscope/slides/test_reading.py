@@ -1,0 +1,191 @@
+"""Slides and fields are read exactly, in every region, or refused by name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from slide_files import HALF_A_MICRON, tissue, write_tiff
+
+from msmamba.errors import BackendError, ImageError
+from msmamba.microscope import slides
+from msmamba.microscope.slides import open_slide
+
+PIXELS = tissue()
+OME = {"axes": "YXS", "PhysicalSizeX": 500.0, "PhysicalSizeY": 500.0}
+OME_NM = {**OME, "PhysicalSizeXUnit": "nm", "PhysicalSizeYUnit": "nm"}
+OME_PLANAR = {**OME_NM, "axes": "SYX"}
+
+KINDS: dict[str, tuple[dict[str, Any], str, int]] = {
+    "plain-pyramid": ({"levels": 3, **HALF_A_MICRON}, "OpenSlide (generic-tiff)", 3),
+    "ome-subifds": ({"levels": 3, "sub": True, "ome": True, "metadata": OME_NM}, "tifffile", 3),
+    "subifds": ({"levels": 2, "sub": True, **HALF_A_MICRON}, "tifffile", 2),
+    "big-ome-planar": (
+        {"planarconfig": "separate", "ome": True, "bigtiff": True, "metadata": OME_PLANAR},
+        "tifffile",
+        1,
+    ),
+    "strips": ({"tile": None, "rowsperstrip": 7, **HALF_A_MICRON}, "field", 1),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_region_of_every_level_is_exact(kind: str, tmp_path: Path) -> None:
+    options, reader, levels = KINDS[kind]
+    pixels = np.moveaxis(PIXELS, 2, 0) if kind == "big-ome-planar" else PIXELS
+    slide = open_slide(write_tiff(tmp_path / "a.tif", pixels, **options))
+    assert (slide.reader, len(slide.levels)) == (reader, levels)
+    assert slide.scale.microns == pytest.approx(0.5, rel=1e-6)
+    for place, level in enumerate(slide.levels):
+        expected = PIXELS[:: 2**place, :: 2**place]
+        assert (level.height, level.width) == expected.shape[:2]
+        assert level.scale == pytest.approx(2**place, rel=0.02)
+        x, y = level.width // 3, level.height // 4
+        width, height = level.width - x, level.height // 2 + 1
+        assert (slide.read(place, x, y, width, height) == expected[y : y + height, x:]).all()
+    assert (slide.read(0, 419, 0, 1, 300) == PIXELS[:, 419:]).all()  # what a border may leave
+    slide.close()
+
+
+def test_large_strips_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msmamba.microscope.slides.tiff_reader.MAX_PIXELS", 1000)
+    options = {"tile": None, "rowsperstrip": 7, **HALF_A_MICRON}
+    slide = open_slide(write_tiff(tmp_path / "a.tif", PIXELS, **options))
+    assert slide.reader == "tifffile"
+    assert (slide.read(0, 5, 290, 200, 10) == PIXELS[290:, 5:205]).all()
+    slide.close()
+
+
+def test_what_is_kept_of_a_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msmamba.microscope.slides.tiff_reader._KEPT", 3 * 64 * 64 * 3)
+    slide = open_slide(write_tiff(tmp_path / "a.tif", PIXELS, levels=2, sub=True))
+    for _ in range(2):
+        assert (slide.read(0, 0, 0, 420, 300) == PIXELS).all()
+    assert len(slide._kept) == 3  # type: ignore[attr-defined]
+    slide.close()
+
+
+def test_sixteen_bits_become_eight_by_the_rule_of_images(tmp_path: Path) -> None:
+    wide = PIXELS.astype(np.uint16) * 256 + 77
+    slide = open_slide(write_tiff(tmp_path / "a.tif", wide, ome=True, metadata={"axes": "YXS"}))
+    assert (slide.read(0, 10, 20, 100, 90) == PIXELS[20:110, 10:110]).all()
+    slide.close()
+
+
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_grey_becomes_rgb_and_zero_may_be_white(photometric: str, tmp_path: Path) -> None:
+    grey = PIXELS[..., 1]
+    stored = grey if photometric == "minisblack" else 255 - grey
+    slide = open_slide(
+        write_tiff(tmp_path / "a.tif", stored, ome=True, photometric=photometric, metadata={"axes": "YX"})
+    )
+    assert (slide.read(0, 0, 0, 420, 300) == grey[..., None]).all()
+    slide.close()
+
+
+@pytest.mark.parametrize(("name", "dots"), [("a.png", 50_800), ("a.jpg", 50_800), ("b.png", 300)])
+def test_a_field_is_a_slide_of_one_level(name: str, dots: int, tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / name, dpi=(dots, dots))
+    slide = open_slide(tmp_path / name)
+    assert (slide.reader, len(slide.levels)) == ("field", 1)
+    assert slide.reopened() is slide
+    assert slide.read(0, 400, 290, 20, 10).shape == (10, 20, 3)
+    if dots == 300:
+        assert slide.scale.microns is None
+        assert "84.6" in slide.scale.why
+    else:
+        assert slide.scale.microns == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "why"),
+    [((20_000.0, 10_000.0), "square"), ((1.0, 1.0), "no microscope"), (None, "does not say")],
+    ids=["anisotropic", "absurd", "none"],
+)
+def test_a_scale_that_cannot_be_is_none(
+    resolution: tuple[float, float] | None, why: str, tmp_path: Path
+) -> None:
+    said = {"resolution": resolution, "resolutionunit": "CENTIMETER"} if resolution else {}
+    slide = open_slide(write_tiff(tmp_path / "a.tif", PIXELS, levels=2, sub=True, metadata=None, **said))
+    assert slide.scale.microns is None
+    assert why in slide.scale.why
+    slide.close()
+
+
+def test_a_handle_of_another_thread_is_its_own(pyramid: Path) -> None:
+    slide = open_slide(pyramid)
+    other = slide.reopened()
+    slide.close()
+    assert (other.read(0, 0, 0, 50, 50) == PIXELS[:50, :50]).all()
+    other.close()
+
+
+@pytest.mark.parametrize("sub", [False, True], ids=["openslide", "tifffile"])
+def test_a_damaged_tile_is_told_and_others_are_read(sub: bool, tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", PIXELS, sub=sub, levels=2, **HALF_A_MICRON)
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        offset, size = page.dataoffsets[0], page.databytecounts[0]
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\x55" * size)
+    slide = open_slide(path)
+    with pytest.raises(ImageError, match=r"a\.tif' cannot be read"):
+        slide.read(0, 0, 0, 30, 30)
+    assert (slide.read(0, 128, 128, 64, 64) == PIXELS[128:192, 128:192]).all()
+    slide.close()
+
+
+REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
+    "floats": (PIXELS.astype(np.float32), {}, "float32: expected 8 or 16 bits"),
+    "channels": (
+        np.moveaxis(PIXELS, 2, 0),
+        {"photometric": "minisblack", "metadata": {"axes": "CYX"}},
+        "CYX",
+    ),
+    "stack": (np.stack([PIXELS] * 2), {"metadata": {"axes": "ZYXS"}}, "ZYXS"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_has_no_defined_colours_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    pixels, options, said = REFUSED[kind]
+    path = write_tiff(tmp_path / "odd.tif", pixels, ome=True, **options)
+    with pytest.raises(ImageError, match=rf"odd\.tif'.*{said}"):
+        open_slide(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no slide", b"II*\0\xff\xff\xff\x7f"], ids=["empty", "text", "cut-tiff"]
+)
+def test_what_is_no_slide_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.svs").write_bytes(content)
+    with pytest.raises(ImageError, match=r"x\.svs'"):
+        open_slide(tmp_path / "x.svs")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no such file"):
+        open_slide(tmp_path / "a.svs")
+    with pytest.raises(ImageError, match="it is a folder"):
+        open_slide(tmp_path)
+
+
+def test_without_the_extra_it_is_said_what_to_install(pyramid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openslide", None)
+    with pytest.raises(BackendError, match=r"pip install 'msmamba\[slides\]'"):
+        open_slide(pyramid)
+
+
+def test_the_public_names() -> None:
+    assert set(slides.__all__) == {
+        *("Level", "Mask", "Slide", "Tile", "TissueOptions"),
+        *("open_slide", "tiles", "tissue_mask"),
+    }
+    assert all(hasattr(slides, name) for name in slides.__all__)

@@ -1,0 +1,33 @@
+"""Slides of seeded noise for tissue on white glass, written as scanners and microscopes write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+HALF_A_MICRON = {"resolution": (20_000.0, 20_000.0), "resolutionunit": "CENTIMETER", "metadata": None}
+"""Options of `write_tiff` for 0.5 µm a pixel, as plain TIFF says it."""
+
+
+def tissue(height: int = 300, width: int = 420) -> np.ndarray:
+    """(height, width, 3) uint8: white glass with pink tissue in the middle of the left half."""
+    generator = np.random.default_rng(5)
+    pixels = np.full((height, width, 3), 243, np.uint8)
+    spot = pixels[height // 5 : height * 4 // 5, width // 8 : width // 2]
+    spot[:] = np.clip(generator.normal((205, 110, 175), 18, spot.shape), 0, 255)
+    return pixels
+
+
+def write_tiff(path: Path, pixels: np.ndarray, *, levels: int = 1, sub: bool = False, **options: Any) -> Path:
+    """A TIFF of tiles of 64 (or as the options say), each level half as large, in pages or in SubIFDs."""
+    settings = {"tile": (64, 64), "compression": "deflate", "photometric": "rgb", **options}
+    kind = {name: settings.pop(name, False) for name in ("ome", "bigtiff")}
+    below = {name: value for name, value in settings.items() if name not in ("metadata", "resolution")}
+    with tifffile.TiffWriter(path, **kind) as writer:
+        writer.write(pixels, subifds=levels - 1 if sub else None, **settings)
+        for level in range(1, levels):
+            writer.write(pixels[:: 2**level, :: 2**level], subfiletype=1, metadata=None, **below)
+    return path
