@@ -80,7 +80,7 @@ def verify(
         split: the split of labelled data to take in place of ``test``.
         page: an HTML file to write the decision to.
         limit: compare at most this many images, spread evenly over those found.
-        weights_of: of a checkpoint, as `load_checkpoint` takes it; the same as for the export.
+        weights_of: which weights of a checkpoint, as `load_checkpoint` takes it; as the export took them.
         batch_size: images at once.
         report: is told each step as it begins.
 

@@ -88,7 +88,7 @@ def weights_in(content: Any, path: Path, weights_of: str | None) -> Weights:
 
     Args:
         content: a state dict, or dictionaries around one.
-        path: of the file, for messages.
+        path: the file, for messages.
         weights_of: one of `WEIGHTS_OF`; None for the weights as trained where there are both.
 
     Raises:
