@@ -15,6 +15,7 @@ from msmamba.cli import mmdeploy
 from msmamba.data.folders import read_training_folder
 from msmamba.data.published import ImportOptions, import_data_set
 from msmamba.errors import InputError
+from msmamba.export.bundle import ExportOptions, _manifest
 from msmamba.images import FULL_WHITE, read_image
 from msmamba.model.networks.checkpoint import load_checkpoint
 from msmamba.model.networks.described import Described, described_by
@@ -69,10 +70,9 @@ def test_the_checkpoint_carries_it_and_reads_as_training_did(run: Path, camera: 
     path = camera / "a" / "2.tif"
     expected = transform(np.repeat((tifffile.imread(path) >> 4).astype(np.uint8)[..., None], 3, axis=2))
     np.testing.assert_array_equal(transform.of(path), expected)
-    manifest = Manifest(
-        labels, 32, transform.mean, transform.std, {}, "fp32", white_level=transform.white_level
-    )
-    assert Manifest.from_json(manifest.to_json()).transform == transform
+    manifest = _manifest(loaded, ExportOptions(precision="fp32"), "the checkpoint")
+    assert manifest.labels == labels
+    assert Manifest.from_metadata(manifest.to_metadata()).transform == transform
 
 
 def test_older_artefacts_mean_all_16_bits() -> None:
