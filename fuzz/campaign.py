@@ -82,8 +82,11 @@ def _watch(
     words = [sys.executable, __file__, name, str(seeds.folder), str(work), str(seed), str(first), str(total)]
     with (
         (out / "child.log").open("wb") as log,
-        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, bufsize=0) as child,
+        subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0
+        ) as child,
     ):
+        assert child.stdin is not None
         assert child.stdout is not None
         index, said, begun = first, "", False
         since, used = time.monotonic() + WAIT_SECONDS, SECONDS_EACH  # its start takes longer than an input
@@ -112,6 +115,7 @@ def _watch(
             count.refused += event["outcome"] == "refused"
             if event["outcome"] == "finding":
                 _keep(out, work, name, seed, index, event["said"], count, kinds)
+                child.stdin.write(b"kept\n")
     count.tried += 1
     _keep(out, work, name, seed, index, said, count, kinds)
     return index + 1 if begun else total  # a target that does not come to its first input never will
@@ -157,6 +161,8 @@ def _child(name: str, seeds: Seeds, work: Path, seed: int, first: int, total: in
 
     def tell(index: int, outcome: str, said: str = "") -> None:
         events.write(json.dumps({"input": index, "outcome": outcome, "said": said}) + "\n")
+        if outcome == "finding":
+            sys.stdin.readline()  # until the input is kept
 
     for index in range(first, total):
         tell(index, "begun")

@@ -21,7 +21,7 @@ from pathlib import Path
 from campaign import Count
 from seeds import SIDE, Seeds
 
-EACH = 3
+EACH = 2
 """Kills of each command at a scale of 1."""
 
 

@@ -138,4 +138,6 @@ def test_an_exception_a_death_and_a_hang_are_findings_and_a_refusal_is_none(
     assert "ZeroDivisionError" in said[0]
     assert "SIGSEGV" in said[1]
     assert "did not end in 0 s of the processor's time, " in said[2]
-    assert all((path / "input").is_file() for path in (tmp_path / "findings").iterdir())
+    for number in (1, 2, 3):
+        kept = (tmp_path / "findings" / f"failing-0-{number}" / "input").read_text()
+        assert kept == str(random.Random(f"failing 0 {number}").random())
