@@ -18,7 +18,6 @@ a kill between two files left behind is written again from it, and at most the r
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -28,8 +27,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ...errors import InputError, TargetError, TrainingError
-from ...files import folder_lock, open_file, read_file, remove_leftovers, write_atomically
+from ...errors import CheckpointError, InputError, TargetError, TrainingError
+from ...files import folder_lock, read_file, remove_leftovers, write_atomically
 from ...images import FULL_WHITE, LEAST_WHITE
 from ...measures.confusion import write_confusion_matrix
 from ...measures.predictions import PREDICTIONS, Predictions, write_predictions
@@ -53,6 +52,7 @@ from ...schema import (
 from ..networks.family import Architecture
 from ..networks.microscopic_mamba_family import MicroscopicMambaFamily
 from ..networks.registry import family_named
+from ..networks.weights import read_pytorch_file
 from .history import Epoch, Result, best_of
 from .plots import write_training_curve
 from .recipe import Recipe
@@ -307,11 +307,10 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            with open_file(path) as file:
-                values = torch.load(file, map_location="cpu", weights_only=True)
+            values = read_pytorch_file(path)
             history = tuple(Epoch(**epoch) for epoch in values.pop("history"))
             return State(history=history, **values)
-        except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(
                 f"{path}: is not the state of a run of this version ({type(error).__name__}): "
                 f"begin the run again in a new folder"

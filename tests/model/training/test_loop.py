@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -518,8 +520,24 @@ def test_a_run_is_not_resumed_with_other_figures(
         train(fewer, finished, small, QUICK, resume=True)
 
 
+def archive(pickled: bytes) -> bytes:
+    """As PyTorch writes it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as written:
+        written.writestr("archive/data.pkl", pickled)
+        written.writestr("archive/version", "3\n")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"half a state", b"PK\x03\x04 and no more"], ids=["empty", "text", "zip"]
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"half a state", id="text"),
+        pytest.param(b"PK\x03\x04 and no more", id="zip"),
+        pytest.param(archive(b"\x80\x02X\x01\x00\x00\x00\xf2."), id="text-that-is-none"),
+        pytest.param(archive(b"\x80\x02]."), id="list"),
+    ],
 )
 def test_a_broken_state_is_refused_in_one_line(content: bytes, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(content)
