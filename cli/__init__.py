@@ -26,6 +26,7 @@ from .help import SETTINGS, Group
 from .infer import infer
 from .info import info
 from .output import say
+from .slide import slide
 from .stopping import Terminated, end_as_interrupted
 from .streams import prepare_streams
 from .table import table
@@ -76,7 +77,7 @@ def mmdeploy(debug: bool) -> None:
     """Takes Microscopic-Mamba to the machine beside the microscope: train, export, verify, infer."""
 
 
-for _command in (data, train, evaluate, table, explain, info, export, verify, infer, bench, doctor):
+for _command in (data, train, evaluate, table, explain, info, export, verify, infer, slide, bench, doctor):
     mmdeploy.add_command(_command)
 
 

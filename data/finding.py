@@ -8,7 +8,7 @@ it has one in there. Passed over, counted and told are: hidden files and folders
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ..errors import DataError, some
@@ -24,9 +24,14 @@ _EXAMPLES = 5
 
 
 class Passed:
-    """What was passed over, by reason: how many, and the first few names."""
+    """What was passed over, by reason: how many, and the first few names.
 
-    def __init__(self) -> None:
+    Args:
+        read: suffixes, in lower case, of the files that are looked for.
+    """
+
+    def __init__(self, read: Collection[str] = SUFFIXES) -> None:
+        self.read = read
         self._counts: Counter[str] = Counter()
         self._names: dict[str, list[str]] = {}
         self._suffixes: Counter[str] = Counter()
@@ -50,7 +55,7 @@ class Passed:
     def notes(self) -> tuple[str, ...]:
         """A line for each reason."""
         others = [f"{count:,} {suffix}" for suffix, count in sorted(self._suffixes.items())]
-        expected = ", ".join(sorted(SUFFIXES))
+        expected = ", ".join(sorted(self.read))
         return (
             *([f"passed over: files of other kinds, {some(others)} (read: {expected})"] if others else []),
             *(
@@ -90,7 +95,7 @@ def files_below(folder: Path, passed: Passed, *, within: Path | None = None) -> 
                 continue
             if path.name.startswith("."):
                 # What systems keep in every folder is no news; an image that is not read is.
-                if path.suffix.lower() in SUFFIXES:
+                if path.suffix.lower() in passed.read:
                     passed.add("hidden files", _below(folder, path))
                 continue
             if is_link and within is not None:
@@ -106,13 +111,13 @@ def files_below(folder: Path, passed: Passed, *, within: Path | None = None) -> 
 
 
 def images_below(folder: Path, passed: Passed, *, within: Path | None = None) -> Iterator[Path]:
-    """The image files below a folder, known by their suffix, in the order of `files_below`.
+    """The files below a folder that have one of the suffixes in `Passed.read`, in the order of `files_below`.
 
     Raises:
         DataError: as `files_below`.
     """
     for path in files_below(folder, passed, within=within):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in passed.read:
             yield path
         else:
             passed.add_other(path)

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, TextIO
@@ -71,18 +71,22 @@ class Found(NamedTuple):
     """What was passed over, a line each."""
 
 
-def find_images(arguments: Iterable[str | os.PathLike[str]]) -> Found:
+def find_images(arguments: Iterable[str | os.PathLike[str]], suffixes: Collection[str] = SUFFIXES) -> Found:
     """The image files meant by a command line, sorted, each once.
 
     A folder stands for the images below it (see `data.finding`); a pattern such as ``slides/**/*.tif`` for
     what it matches; anything else is taken as a file, whatever its suffix, whether it exists or not (reading
     it tells).
 
+    Args:
+        arguments: what was typed.
+        suffixes: in lower case, of the files that a folder stands for.
+
     Raises:
         InputError: a folder holds no image or cannot be read, or a pattern matches nothing.
     """
     found: list[Path] = []
-    passed = Passed()
+    passed = Passed(suffixes)
     for argument in (os.fspath(each) for each in arguments):
         if not os.path.lexists(argument) and glob.has_magic(argument):
             matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute ones
@@ -139,7 +143,7 @@ def _images_below(folder: Path, passed: Passed) -> list[Path]:
     found = [*images_below(folder, passed)]
     if not found:
         raise InputError(
-            f"the folder '{folder}' holds no image: expected {', '.join(sorted(SUFFIXES))}"
+            f"the folder '{folder}' holds no image: expected {', '.join(sorted(passed.read))}"
             + "".join(f"; {note}" for note in passed.notes())
         )
     return found

@@ -25,9 +25,9 @@ class Field:
 
     reader = "field"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, white_level: int) -> None:
         self.path = path
-        self._pixels = read_image(path)
+        self._pixels = read_image(path, white_level=white_level)
         self.scale = _scale(path)
         height, width, _ = self._pixels.shape
         self.levels: tuple[Level, ...] = (Level(width, height, 1.0),)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...errors import BackendError, ImageError
 from ...files import check_is_file
+from ...images import FULL_WHITE
 from .field import Field
 from .openslide_reader import OpenSlideReader, format_of
 from .slide import Slide
@@ -23,7 +24,7 @@ SUFFIXES = frozenset(
 _GENERIC = "generic-tiff"
 
 
-def open_slide(path: str | os.PathLike[str]) -> Slide:
+def open_slide(path: str | os.PathLike[str], *, white_level: int = FULL_WHITE) -> Slide:
     """Opens a slide or a field.
 
     A scanner's file goes to OpenSlide, and so does a plain tiled TIFF; OME-TIFF, levels in SubIFDs and what
@@ -32,6 +33,7 @@ def open_slide(path: str | os.PathLike[str]) -> Slide:
 
     Args:
         path: the file; of a slide in several files the one that OpenSlide expects.
+        white_level: the value of white in 16-bit pictures, as the model's manifest says it.
 
     Raises:
         ImageError: it does not exist, is damaged, or is of a kind that is not read.
@@ -47,8 +49,8 @@ def open_slide(path: str | os.PathLike[str]) -> Slide:
     if vendor is not None and (vendor != _GENERIC or tiff is None or not tiff.in_levels):
         return OpenSlideReader(path)
     if tiff is not None and (tiff.in_levels or tiff.in_parts):
-        return TiffReader(path)
-    return Field(path)
+        return TiffReader(path, white_level)
+    return Field(path, white_level)
 
 
 def _require_libraries() -> None:

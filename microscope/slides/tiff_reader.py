@@ -40,8 +40,9 @@ class TiffReader:
 
     reader = "tifffile"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, white_level: int) -> None:
         self.path = path
+        self._white_level = white_level
         check_is_file(path)
         self._tiff = _opened(path)
         try:
@@ -90,11 +91,11 @@ class TiffReader:
             out = np.iinfo(out.dtype).max - out
         # No picture is a single pixel wide, but what is left of a tile at the border may be.
         whole = np.pad(out, ((0, height == 1), (0, width == 1), (0, 0)), "edge")
-        return read_image(whole, max_pixels=whole.size)[:height, :width]
+        return read_image(whole, whole.size, self._white_level)[:height, :width]
 
     def reopened(self) -> TiffReader:
         """A handle of its own; see `Slide.reopened`."""
-        return TiffReader(self.path)
+        return TiffReader(self.path, self._white_level)
 
     def close(self) -> None:
         """Frees the file and what is kept of it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import InputError
-from ...images import is_image_size, resized
+from ...images import is_image_size
 from .slide import Slide
 from .tissue import Mask
 
@@ -120,10 +120,9 @@ def stride_of(side: int, overlap: float) -> int:
 
 
 def read_tile(slide: Slide, tile: Tile, size: int) -> NDArray[np.uint8]:
-    """A tile's pixels as the network is to see them.
+    """A tile's pixels, for the network's transform to resize.
 
-    They come from the coarsest level that is not coarser than the network's pixels, and are brought to the
-    size by the resize that the network was trained with.
+    They come from the coarsest level that is not coarser than the network's pixels.
 
     Args:
         slide: a handle of this thread's own.
@@ -131,7 +130,7 @@ def read_tile(slide: Slide, tile: Tile, size: int) -> NDArray[np.uint8]:
         size: ``S``, pixels of the network's square input.
 
     Returns:
-        (S, S, 3) uint8, RGB.
+        (side, side, 3) uint8, RGB, contiguous; pixels of that level.
 
     Raises:
         ImageError: this part of the slide is damaged.
@@ -146,7 +145,7 @@ def read_tile(slide: Slide, tile: Tile, size: int) -> NDArray[np.uint8]:
     pixels = slide.read(place, x, y, width, height)
     if (width, height) != (side, side):
         pixels = np.pad(pixels, ((0, side - height), (0, side - width), (0, 0)), "symmetric")
-    return resized(np.ascontiguousarray(pixels), size)
+    return np.ascontiguousarray(pixels)
 
 
 def best_level(slide: Slide, wanted: float) -> int:

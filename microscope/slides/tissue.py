@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import ImageError, InputError
 from .slide import Slide
 
 if TYPE_CHECKING:
@@ -101,18 +101,27 @@ class Mask:
         return sums
 
 
-def thumbnail(slide: Slide, longest: int) -> tuple[NDArray[np.uint8], float]:
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small picture of all of a slide.
+
+    Attributes:
+        pixels: (h, w, 3) uint8, each the mean of a square; white where the slide is damaged.
+        scale: the side of that square in pixels of level 0.
+        damaged: (h, w) bool, where the slide cannot be read.
+    """
+
+    pixels: NDArray[np.uint8]
+    scale: float
+    damaged: NDArray[np.bool_]
+
+
+def thumbnail(slide: Slide, longest: int) -> Thumbnail:
     """A small picture of all of a slide, made in blocks, so that no level is ever in memory.
 
     Args:
         slide: an open slide.
         longest: its longest side is at most this, pixels.
-
-    Returns:
-        (h, w, 3) uint8, each pixel the mean of a square, and the side of that square in pixels of level 0.
-
-    Raises:
-        ImageError: the slide is damaged.
     """
     large_enough = [
         place for place, each in enumerate(slide.levels) if max(each.width, each.height) >= longest
@@ -121,22 +130,27 @@ def thumbnail(slide: Slide, longest: int) -> tuple[NDArray[np.uint8], float]:
     level = slide.levels[place]
     factor = -(-max(level.width, level.height) // longest)
     rows, columns = (max(1, block // factor) * factor for block in (_BLOCK_ROWS, _BLOCK_COLUMNS))
-    small = np.empty((-(-level.height // factor), -(-level.width // factor), 3), np.uint8)
+    small = np.full((-(-level.height // factor), -(-level.width // factor), 3), 255, np.uint8)
+    damaged = np.zeros(small.shape[:2], bool)
     for y in range(0, level.height, rows):
         for x in range(0, level.width, columns):
             height, width = min(rows, level.height - y), min(columns, level.width - x)
-            pixels = slide.read(place, x, y, width, height)
+            top, left = y // factor, x // factor
+            down, across = -(-height // factor), -(-width // factor)
+            try:
+                pixels = slide.read(place, x, y, width, height)
+            except ImageError:
+                damaged[top : top + down, left : left + across] = True
+                continue
             pixels = np.pad(pixels, ((0, -height % factor), (0, -width % factor), (0, 0)), "edge")
-            down, across = pixels.shape[0] // factor, pixels.shape[1] // factor
             squares = pixels.reshape(down, factor, across, factor, 3)
             sums = squares.sum((1, 3), dtype=np.uint32)
-            top, left = y // factor, x // factor
             small[top : top + down, left : left + across] = (sums + factor**2 // 2) // factor**2
-    return small, factor * level.scale
+    return Thumbnail(small, factor * level.scale, damaged)
 
 
 def tissue_mask(slide: Slide, options: TissueOptions | None = None, microns: float | None = None) -> Mask:
-    """Where a slide has tissue.
+    """Where a slide has tissue, or is damaged, so that what cannot be read is told and not left out.
 
     Args:
         slide: an open slide.
@@ -145,14 +159,13 @@ def tissue_mask(slide: Slide, options: TissueOptions | None = None, microns: flo
             and holes stay, since their areas are not known.
 
     Raises:
-        ImageError: the slide is damaged.
         InputError: there is no tissue.
     """
     from scipy import ndimage  # type: ignore[import-untyped]  # ships no types
 
     options = options or TissueOptions()
-    small, scale = thumbnail(slide, options.thumbsize)
-    most, least = small.max(2).astype(np.int32), small.min(2).astype(np.int32)
+    small = thumbnail(slide, options.thumbsize)
+    most, least = (each(small.pixels, 2).astype(np.int32) for each in (np.max, np.min))
     saturation = ((most - least) * 255 // np.maximum(most, 1)).astype(np.uint8)
     filtered = ndimage.median_filter(saturation, options.median_filter_size, mode="nearest")
     kernel = np.ones((options.closing_kernel_size,) * 2, bool)
@@ -161,16 +174,17 @@ def tissue_mask(slide: Slide, options: TissueOptions | None = None, microns: flo
     tissue = ndimage.binary_closing(padded, kernel)[margin:-margin, margin:-margin]
     microns = microns or slide.scale.microns
     if microns is not None:
-        area = (scale * microns) ** 2  # square microns of a pixel of the thumbnail
+        area = (small.scale * microns) ** 2  # square microns of a pixel of the thumbnail
         tissue = _without_small(tissue, options.min_object_size_um2 / area)
         glass = np.pad(~tissue, 1, constant_values=True)  # what reaches the border is no hole, however small
         tissue = ~_without_small(glass, options.min_hole_size_um2 / area, but=(0, 0))[1:-1, 1:-1]
+    tissue |= small.damaged
     if not tissue.any():
         raise InputError(
             f"'{slide.path}' shows no tissue: lower --seg-binary-threshold or --seg-min-object-size-um2, "
             "or take all of it with --no-tissue"
         )
-    return Mask(tissue, scale, options.min_tissue)
+    return Mask(tissue, small.scale, options.min_tissue)
 
 
 def _without_small(

@@ -19,6 +19,7 @@ from msmamba.export.bundle import ExportOptions
 from msmamba.export.graph.int8_options import Int8Options
 from msmamba.export.graph.judging import Limits
 from msmamba.measures.decision import INT8_BAR
+from msmamba.microscope.slides.tissue import TissueOptions
 from msmamba.model.training.recipe import Recipe
 from msmamba.runtime.benchmark import BenchmarkOptions
 
@@ -140,11 +141,12 @@ def library_defaults() -> dict[str, dict[str, Any]]:
             "max_accuracy_drop": limits.accuracy_drop,
         },
         "verify": {"max_accuracy_drop": bar.max_accuracy_drop, "max_auc_drop": bar.max_auc_drop},
+        "slide": vars(TissueOptions()),
         "bench": bench,
     }
 
 
-@pytest.mark.parametrize("name", ["train", "export", "verify", "bench"])
+@pytest.mark.parametrize("name", ["train", "export", "verify", "slide", "bench"])
 def test_defaults_are_those_of_the_library(name: str) -> None:
     context = next(context for context in CONTEXTS if context.info_name == name)
     told = {

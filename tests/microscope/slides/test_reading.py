@@ -12,6 +12,7 @@ from PIL import Image
 from slide_files import HALF_A_MICRON, tissue, write_tiff
 
 from msmamba.errors import BackendError, ImageError
+from msmamba.images import read_image
 from msmamba.microscope import slides
 from msmamba.microscope.slides import open_slide
 
@@ -71,9 +72,15 @@ def test_what_is_kept_of_a_file_is_bounded(tmp_path: Path, monkeypatch: pytest.M
 
 def test_sixteen_bits_become_eight_by_the_rule_of_images(tmp_path: Path) -> None:
     wide = PIXELS.astype(np.uint16) * 256 + 77
-    slide = open_slide(write_tiff(tmp_path / "a.tif", wide, ome=True, metadata={"axes": "YXS"}))
+    path = write_tiff(tmp_path / "a.tif", wide, ome=True, metadata={"axes": "YXS"})
+    slide = open_slide(path)
     assert (slide.read(0, 10, 20, 100, 90) == PIXELS[20:110, 10:110]).all()
     slide.close()
+    first = open_slide(path, white_level=0x7FFF)
+    bright = first.reopened()
+    first.close()
+    assert (bright.read(0, 10, 20, 100, 90) == read_image(wide, white_level=0x7FFF)[20:110, 10:110]).all()
+    bright.close()
 
 
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
@@ -185,7 +192,7 @@ def test_without_the_extra_it_is_said_what_to_install(pyramid: Path, monkeypatch
 
 def test_the_public_names() -> None:
     assert set(slides.__all__) == {
-        *("Level", "Mask", "Slide", "Tile", "TissueOptions"),
+        *("Level", "Mask", "Slide", "Tile", "TileResult", "TissueOptions", "classify_slide"),
         *("open_slide", "tiles", "tissue_mask"),
     }
     assert all(hasattr(slides, name) for name in slides.__all__)

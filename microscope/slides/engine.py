@@ -1,0 +1,151 @@
+"""The tiles of a slide through a session: threads read ahead, the network runs, results come in order."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...errors import ImageError, InputError
+from ...images import Transform
+from ...machine import threads_to_use
+from ...runtime.session import BATCH_SIZE, Session
+from .slide import Slide
+from .tiles import Tile, read_tile, tiles
+from .tissue import Mask
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TileResult:
+    """What the network says of one tile.
+
+    Attributes:
+        tile: where it is, pixels of level 0.
+        probabilities: the probability of every class, in the order of the session's labels; empty where the
+            tile cannot be read.
+        error: why it cannot, one line; empty where it can.
+    """
+
+    tile: Tile
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+
+    @property
+    def likeliest(self) -> int:
+        """The place of the likeliest class, the first of several."""
+        return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
+
+
+def classify_slide(
+    session: Session,
+    slide: Slide,
+    *,
+    mpp: float | None,
+    overlap: float = 0.0,
+    mask: Mask | None = None,
+    assume_mpp: float | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[TileResult]:
+    """Classifies the tiles of a slide, row by row, while threads read at most two batches ahead.
+
+    Args:
+        session: an opened artefact that knows its labels, mean and std.
+        slide: an open slide; each thread opens a handle of its own.
+        mpp: microns that a pixel of the network's input covers; None takes the slide's pixels as they are.
+        overlap: the share of a tile's side that the next one covers again, 0 to 0.9.
+        mask: leaves out tiles without tissue; None keeps all.
+        assume_mpp: the slide's microns a pixel, in place of what the file says.
+        batch_size: tiles that go through the network at once.
+
+    Raises:
+        InputError: the slide's scale is not known, or a number is not what it can be.
+        ArtefactError: the artefact does not say its labels, mean or std, or answers with NaN.
+        BackendError: as `Session.run`.
+    """
+    transform = transform_of(session)
+    found = tiles(slide, mpp, transform.size, overlap, mask, assume_mpp=assume_mpp)
+    return classify_tiles(session, slide, found, batch_size)
+
+
+def transform_of(session: Session) -> Transform:
+    """The session's transform.
+
+    Raises:
+        ArtefactError: the artefact does not say its labels, mean or std.
+    """
+    session.predictions(np.empty((0, session.classes), np.float32))  # says what is missing
+    assert session.transform is not None  # else that would have raised
+    return session.transform
+
+
+def classify_tiles(
+    session: Session, slide: Slide, found: Iterable[Tile], batch_size: int
+) -> Generator[TileResult]:
+    """Classifies these tiles, in their order; see `classify_slide`."""
+    if batch_size < 1:
+        raise InputError(f"the batch size is {batch_size}: expected at least 1")
+    batch_size = min(batch_size, session.max_batch or batch_size)
+    waiting = iter(found)
+    workers = threads_to_use(None)
+    with _Readers(slide, transform_of(session), workers) as readers:
+        ahead = deque((tile, readers.read(tile)) for tile in islice(waiting, 2 * batch_size + workers))
+        while ahead:
+            batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
+            inputs = [_outcome(reading) for _, reading in batch]
+            ahead.extend((tile, readers.read(tile)) for tile in islice(waiting, len(batch)))
+            readable = [each for each in inputs if not isinstance(each, ImageError)]
+            predictions = iter(session.predictions(session.run(np.stack(readable))) if readable else [])
+            for (tile, _), each in zip(batch, inputs, strict=True):
+                if isinstance(each, ImageError):
+                    yield TileResult(tile, error=str(each))
+                else:
+                    yield TileResult(tile, next(predictions).probabilities)
+
+
+class _Readers:
+    """Threads that read tiles, each through a handle of its own; a context manager that closes them."""
+
+    def __init__(self, slide: Slide, transform: Transform, workers: int) -> None:
+        self._slide = slide
+        self._transform = transform
+        self._own = threading.local()
+        self._handles: list[Slide] = []
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="msmamba-tiles")
+
+    def read(self, tile: Tile) -> Future[NDArray[np.float32]]:
+        """The network's input of a tile, (3, S, S), some time."""
+        return self._pool.submit(self._input, tile)
+
+    def _input(self, tile: Tile) -> NDArray[np.float32]:
+        if not hasattr(self._own, "handle"):
+            self._own.handle = self._slide.reopened()
+            self._handles.append(self._own.handle)
+        return self._transform(read_tile(self._own.handle, tile, self._transform.size))
+
+    def __enter__(self) -> _Readers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for handle in self._handles:
+            if handle is not self._slide:
+                handle.close()
+
+
+def _outcome(reading: Future[NDArray[np.float32]]) -> NDArray[np.float32] | ImageError:
+    try:
+        return reading.result()
+    except ImageError as error:
+        return error

@@ -1,0 +1,136 @@
+"""Rows to files: WSInfer's CSV, and GeoJSON that QuPath shows in the classes' colours."""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import gzip
+import io
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from ...files import as_utf8, atomic_file, open_text
+from ...text import as_cell, from_cell
+from .engine import TileResult
+from .tiles import Tile
+
+COLOURS = (
+    *((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167)),
+    *((230, 159, 0), (86, 180, 233), (240, 228, 66), (90, 90, 90)),
+)
+"""Colours of the first classes: Okabe and Ito's, which most colour-blind people can tell apart."""
+
+_FIXED = ("minx", "miny", "width", "height")
+_GOLDEN = 0.618034
+
+
+def colour_of(index: int) -> tuple[int, int, int]:
+    """The colour of a class by its place: red, green and blue, 0 to 255."""
+    if index < len(COLOURS):
+        return COLOURS[index]
+    red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN % 1, 0.65, 0.85)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def header(labels: Sequence[str]) -> bytes:
+    """The first line of the CSV: WSInfer's columns, and ``error`` for tiles that cannot be read."""
+    return _line([*_FIXED, *(f"prob_{label}" for label in labels), "error"])
+
+
+def row(result: TileResult, classes: int) -> bytes:
+    """A tile's line of the CSV, probabilities to six decimals."""
+    tile = result.tile
+    values = [f"{value:.6f}" for value in result.probabilities] or [""] * classes
+    return _line([str(tile.x), str(tile.y), *[str(tile.side)] * 2, *values, as_cell(result.error)])
+
+
+def read_rows(path: Path) -> Iterator[TileResult]:
+    """The rows of a CSV that `header` and `row` have made."""
+    with open_text(path, newline="") as file:
+        rows = csv.reader(file)
+        next(rows)
+        for x, y, side, _, *probabilities, error in rows:
+            values = () if error else tuple(map(float, probabilities))
+            yield TileResult(Tile(int(x), int(y), int(side)), values, from_cell(error))
+
+
+def write_geojson(
+    path: Path,
+    results: Iterable[TileResult],
+    *,
+    name: str,
+    artefact: str,
+    labels: Sequence[str],
+    size: tuple[int, int],
+    compressed: bool,
+) -> None:
+    """Writes a FeatureCollection for QuPath, row by row: a tile object each, in its likeliest class's colour.
+
+    Tiles at the border are drawn as far as the slide goes; those that could not be read are left out.
+
+    Args:
+        path: the file, which appears whole or not at all.
+        results: the slide's tiles.
+        name: the slide's name.
+        artefact: the artefact's SHA-256: with name and place it makes the tiles' identifiers.
+        labels: the classes.
+        size: width and height of the slide, pixels of level 0.
+        compressed: by gzip, as QuPath reads it, too.
+
+    Raises:
+        TargetError: it cannot be written.
+    """
+    space = uuid.uuid5(uuid.NAMESPACE_OID, f"{artefact}/{as_utf8(name).decode()}")
+    with atomic_file(path) as file, _text(file, compressed) as out:
+        out.write('{"type": "FeatureCollection", "features": [')
+        before = "\n"
+        for result in results:
+            if not result.error:
+                feature = json.dumps(_feature(result, space, labels, size), ensure_ascii=False)
+                out.write(before + as_utf8(feature).decode())
+                before = ",\n"
+        out.write("\n]}\n")
+
+
+def _feature(
+    result: TileResult, space: uuid.UUID, labels: Sequence[str], size: tuple[int, int]
+) -> dict[str, object]:
+    tile, likeliest = result.tile, result.likeliest
+    left, top = tile.x, tile.y
+    right, bottom = min(left + tile.side, size[0]), min(top + tile.side, size[1])
+    corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(space, f"{left}/{top}/{tile.side}")),
+        "geometry": {"type": "Polygon", "coordinates": [corners]},
+        "properties": {
+            "objectType": "tile",
+            "isLocked": False,
+            "classification": {"name": labels[likeliest], "color": list(colour_of(likeliest))},
+            "measurements": {
+                f"prob_{label}": value for label, value in zip(labels, result.probabilities, strict=True)
+            },
+        },
+    }
+
+
+@contextmanager
+def _text(file: BinaryIO, compressed: bool) -> Iterator[TextIO]:
+    """Text into an open file, through gzip where asked, the same bytes at any time of day."""
+    below: Any = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if compressed else file
+    text = io.TextIOWrapper(below, encoding="utf-8", newline="")
+    yield text
+    text.flush()
+    text.detach()  # the file is flushed to the device before it is closed
+    if compressed:
+        below.close()
+
+
+def _line(fields: Sequence[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(fields)
+    return as_utf8(text.getvalue())

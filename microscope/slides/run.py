@@ -1,0 +1,390 @@
+"""Slides through a session into a folder of results, which goes on where it was after a kill.
+
+The folder while it runs:
+
+    run.json                      what was asked, and what became of each slide
+    partial/<slide>.csv           the rows of a slide at work, flushed after every batch
+    masks/<slide>.png             where tissue was found
+    model-outputs-geojson/…       whole, once a slide's last row is known
+    model-outputs-csv/…           whole, and the last that is written: it marks the slide as done
+    summary.csv                   one row a slide, in the end
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...errors import ImageError, InputError, TargetError, some
+from ...files import as_utf8, folder_lock, read_file, remove_leftovers, sha256_of, write_atomically
+from ...runtime.artefact import MANIFEST_NAME
+from ...runtime.session import BATCH_SIZE, Session
+from ...text import as_cell
+from ...version import __version__
+from .engine import TileResult, classify_tiles, transform_of
+from .opening import open_slide
+from .results import header, read_rows, row, write_geojson
+from .slide import Slide
+from .tiles import Tile, grid, side_of, stride_of
+from .tissue import Mask, TissueOptions, tissue_mask
+
+_RUN = "run.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """How slides are cut and classified.
+
+    Attributes:
+        mpp: microns that a pixel of the network's input covers; None takes the slides' pixels as they are.
+        assume_mpp: the slides' microns a pixel, in place of what the files say.
+        overlap: the share of a tile's side that the next one covers again, 0 to 0.9.
+        tissue: how tissue is told from glass; None classifies everything.
+        batch_size: tiles that go through the network at once.
+        gzip: compress the GeoJSON.
+    """
+
+    mpp: float | None
+    assume_mpp: float | None = None
+    overlap: float = 0.0
+    tissue: TissueOptions | None = field(default_factory=TissueOptions)
+    batch_size: int = BATCH_SIZE
+    gzip: bool = False
+
+
+Progress = Callable[[str, int, int], None]
+"""Is told a slide's name, how many of its tiles are done, and how many there are."""
+
+
+def classify_slides(
+    session: Session,
+    artefact: str | os.PathLike[str],
+    slides: Sequence[Path],
+    output: str | os.PathLike[str],
+    options: SlideOptions,
+    progress: Progress = lambda name, done, tiles: None,
+) -> None:
+    """Classifies slides and writes what is found, slide by slide, into a folder.
+
+    Called again with the same model and options it goes on with what is missing, and ends with the same bytes
+    of CSV and GeoJSON. A slide that fails stops no other.
+
+    Args:
+        session: an opened artefact that knows its labels, mean and std.
+        artefact: its path: results of another one are never added to.
+        slides: paths of distinct names.
+        output: the folder of results, new, empty or of an earlier call.
+        options: how slides are cut and classified.
+        progress: is called before the first tile and after every batch.
+
+    Raises:
+        ImageError: slides or tiles could not be classified; all others were.
+        InputError: two slides have the same name, or an option is not what it can be.
+        TargetError: the folder is something else, is of another model or other options, is at work already,
+            or cannot be written.
+        ArtefactError: the artefact does not say its labels, mean or std, or answers with NaN.
+        BackendError: as `Session.run`, or the extra ``slides`` is not installed.
+    """
+    transform_of(session)
+    stride_of(1, options.overlap)
+    named = _by_name(slides)
+    folder = Path(output)
+    _make_folder(folder)
+    with folder_lock(folder, f"'{folder}' is at work already: wait for it, or choose another folder"):
+        run = _Run(session, folder, _identity(session, artefact, options), options, progress)
+        run.classify(named)
+
+
+class _Run:
+    def __init__(
+        self,
+        session: Session,
+        folder: Path,
+        identity: dict[str, Any],
+        options: SlideOptions,
+        progress: Progress,
+    ) -> None:
+        self._session = session
+        self._labels = session.labels or ()
+        self._folder = folder
+        self._identity = identity
+        self._options = options
+        self._progress = progress
+        self._slides: dict[str, dict[str, Any]] = _earlier(folder, identity)
+
+    def classify(self, named: dict[str, Path]) -> None:
+        """Every slide that is not done, then the summary.
+
+        Raises:
+            ImageError: slides or tiles could not be classified.
+        """
+        for below in ("partial", "masks", "model-outputs-csv", "model-outputs-geojson"):
+            _make_folder(self._folder / below)
+            remove_leftovers(self._folder / below)
+        remove_leftovers(self._folder)
+        self._save(interrupted=True)
+        for name, path in named.items():
+            try:
+                self._classify_one(name, path)
+            except InputError as error:
+                facts = self._slides.get(name, {})
+                self._slides[name] = {**facts, "path": os.fspath(path), "error": str(error)}
+                self._save(interrupted=True)
+        self._save(interrupted=False)
+        self._summarise(named)
+        failed = [name for name in named if self._slides[name].get("error")]
+        torn = [name for name in named if self._slides[name].get("unreadable")]
+        if failed:
+            (first, *_) = failed
+            raise ImageError(
+                f"{len(failed)} of {len(named)} slides could not be classified ({some(failed)}): "
+                f"{self._slides[first]['error']}"
+            )
+        if torn:
+            raise ImageError(
+                f"tiles of {len(torn)} of {len(named)} slides could not be read ({some(torn)}): "
+                "their rows say why"
+            )
+
+    def _classify_one(self, name: str, path: Path) -> None:
+        done = self._folder / "model-outputs-csv" / f"{name}.csv"
+        partial = self._folder / "partial" / f"{name}.csv"
+        before = self._slides.get(name, {})
+        content = _content_of(path)
+        if before.get("content", content) != content:
+            if done.exists():
+                raise InputError(f"'{path}' is not the file that '{done}' is of: delete that to replace it")
+            partial.unlink(missing_ok=True)
+        if done.exists():
+            before.pop("error", None)
+            return
+        started = time.monotonic()
+        options = self._options
+        with closing(open_slide(path, white_level=transform_of(self._session).white_level)) as slide:
+            side = side_of(slide, transform_of(self._session).size, options.mpp, options.assume_mpp)
+            mask = None
+            if options.tissue is not None:
+                mask = tissue_mask(slide, options.tissue, options.assume_mpp)
+                _write_mask(self._folder / "masks" / f"{name}.png", mask)
+            facts = {
+                "path": os.fspath(path),
+                "content": content,
+                "reader": slide.reader,
+                "size": [slide.levels[0].width, slide.levels[0].height],
+                "microns_a_pixel": options.assume_mpp or slide.scale.microns,
+                "tile": side,
+                "tissue": None if mask is None else round(mask.share, 6),
+            }
+            self._slides[name] = facts
+            self._save(interrupted=True)
+            self._write_rows(name, slide, partial, side, mask)
+            geojson = f"{name}.geojson{'.gz' if options.gzip else ''}"
+            counts = _Counts(len(self._labels))
+            write_geojson(
+                self._folder / "model-outputs-geojson" / geojson,
+                counts.counted(read_rows(partial)),
+                name=name,
+                artefact=self._identity["artefact_sha256"],
+                labels=self._labels,
+                size=(slide.levels[0].width, slide.levels[0].height),
+                compressed=options.gzip,
+            )
+            shares = {label: counts.share(index) for index, label in enumerate(self._labels)}
+            self._slides[name] = {
+                **facts,
+                "tiles": counts.tiles,
+                "unreadable": counts.unreadable,
+                "shares": shares,
+                "seconds": round(time.monotonic() - started, 3),
+            }
+            self._save(interrupted=True)
+        partial.replace(done)
+
+    def _write_rows(self, name: str, slide: Slide, partial: Path, side: int, mask: Mask | None) -> None:
+        """Writes the rows that are missing.
+
+        Batches begin at multiples of the batch size, as in one go: the last bits of an answer may depend on
+        what goes through the network beside it.
+        """
+        options, batch = self._options, min(self._options.batch_size, self._session.max_batch or 1 << 30)
+
+        def tiles() -> Iterator[Tile]:
+            return grid(slide, side, options.overlap, mask)
+
+        total = sum(1 for _ in tiles())
+        there = _kept_rows(partial, header(self._labels), tiles(), batch)
+        self._progress(name, there, total)
+        try:
+            with partial.open("ab") as file:
+                if not there:
+                    file.write(header(self._labels))
+                results = classify_tiles(self._session, slide, islice(tiles(), there, None), batch)
+                with closing(results):
+                    for done, result in enumerate(results, start=there + 1):
+                        file.write(row(result, len(self._labels)))
+                        if done % batch == 0 or done == total:
+                            file.flush()
+                            self._progress(name, done, total)
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise TargetError(f"cannot write '{partial}': {error.strerror or error}") from error
+
+    def _save(self, *, interrupted: bool) -> None:
+        content = {**self._identity, "interrupted": interrupted, "slides": self._slides}
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        write_atomically(self._folder / _RUN, as_utf8(text + "\n"))
+
+    def _summarise(self, named: dict[str, Path]) -> None:
+        text = io.StringIO()
+        columns = ("tiles", "unreadable", "tissue", "seconds")
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["slide", *columns, *(f"share_{label}" for label in self._labels), "error"])
+        for name in named:
+            facts = self._slides[name]
+            shares = facts.get("shares", {})
+            values = [
+                *(facts.get(column) for column in columns),
+                *(shares.get(each) for each in self._labels),
+            ]
+            rows.writerow([as_cell(name), *values, as_cell(facts.get("error", ""))])
+        write_atomically(self._folder / "summary.csv", as_utf8(text.getvalue()))
+
+
+class _Counts:
+    """Counts tiles by their likeliest class while they pass."""
+
+    def __init__(self, classes: int) -> None:
+        self.tiles = self.unreadable = 0
+        self._of_class = [0] * classes
+
+    def counted(self, results: Iterator[TileResult]) -> Iterator[TileResult]:
+        for result in results:
+            self.tiles += 1
+            if result.error:
+                self.unreadable += 1
+            else:
+                self._of_class[result.likeliest] += 1
+            yield result
+
+    def share(self, index: int) -> float:
+        return round(self._of_class[index] / max(self.tiles - self.unreadable, 1), 6)
+
+
+def _by_name(slides: Sequence[Path]) -> dict[str, Path]:
+    """Slides by the name that their results get.
+
+    Raises:
+        InputError: two have the same.
+    """
+    named: dict[str, Path] = {}
+    for path in slides:
+        if (other := named.setdefault(path.stem, path)) != path:
+            raise InputError(
+                f"'{other}' and '{path}' have the same name, and so would their results: rename one, or "
+                "classify them into two folders"
+            )
+    return named
+
+
+def _identity(session: Session, artefact: str | os.PathLike[str], options: SlideOptions) -> dict[str, Any]:
+    """What all results in a folder have in common."""
+    path = Path(artefact)
+    manifest = path / MANIFEST_NAME
+    return {
+        "format_version": _FORMAT,
+        "artefact": path.name,
+        "artefact_sha256": sha256_of(manifest if path.is_dir() else path),
+        "labels": list(session.labels or ()),
+        "options": asdict(options),
+        "versions": {
+            "msmamba": __version__,
+            **{name: version(name) for name in ("openslide-python", "tifffile", "numpy", "pillow")},
+        },
+    }
+
+
+def _earlier(folder: Path, identity: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What an earlier call has written of its slides.
+
+    Raises:
+        TargetError: the folder is something else, or of another model or other options.
+    """
+    path = folder / _RUN
+    if not path.exists():
+        if any(each for each in folder.iterdir() if not each.name.startswith(".")):
+            raise TargetError(f"'{folder}' holds something else and no '{_RUN}': choose another folder")
+        return {}
+    try:
+        found = json.loads(read_file(path))
+        slides = dict(found["slides"])
+        before = {name: found[name] for name in ("format_version", "artefact_sha256", "labels")}
+        before.update(found["options"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise TargetError(f"'{path}' is damaged ({error}): choose another folder") from error
+    now = {name: identity[name] for name in ("format_version", "artefact_sha256", "labels")}
+    now.update(identity["options"])
+    differing = [
+        f"{name} is {before.get(name)!r} there and {value!r} here"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
+    if differing:
+        raise TargetError(f"'{folder}' holds other results: {'; '.join(differing)}: choose another folder")
+    return slides
+
+
+def _kept_rows(partial: Path, first: bytes, tiles: Iterator[Tile], batch: int) -> int:
+    """How many rows of whole batches are there of these tiles; what follows them is cut off."""
+    if not partial.exists():
+        return 0
+    kept = count = 0
+    with partial.open("r+b") as file:
+        if file.readline() == first:
+            for line, tile in zip(file, tiles, strict=False):
+                if not (line.endswith(b"\n") and line.startswith(f"{tile.x},{tile.y},{tile.side},".encode())):
+                    break
+                count += 1
+                if count % batch == 0:
+                    kept = count
+        file.seek(0)
+        file.truncate(sum(len(file.readline()) for _ in range(kept + 1)) if kept else 0)
+    return kept
+
+
+def _content_of(path: Path) -> list[int]:
+    """What tells whether a file was replaced: its size and the time of its last change.
+
+    Raises:
+        ImageError: it does not exist.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ImageError(f"'{path}' cannot be read: {(error.strerror or str(error)).lower()}") from error
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise TargetError(f"cannot make '{folder}': {(error.strerror or str(error)).lower()}") from error
+
+
+def _write_mask(path: Path, mask: Mask) -> None:
+    picture = io.BytesIO()
+    Image.fromarray(mask.tissue).save(picture, "PNG")
+    write_atomically(path, picture.getvalue())

@@ -1,0 +1,334 @@
+"""From slides to a folder of results: right rows, the same bytes after every stop, no slide stops another."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from click.testing import CliRunner
+from PIL import Image
+from slide_files import HALF_A_MICRON, tissue, write_tiff
+
+import msmamba
+from msmamba.cli import mmdeploy
+from msmamba.errors import ImageError, InputError, TargetError
+from msmamba.microscope.slides import classify_slide, open_slide, tiles
+from msmamba.microscope.slides.results import colour_of, header, read_rows, row
+from msmamba.microscope.slides.run import SlideOptions, classify_slides
+from msmamba.microscope.slides.tissue import TissueOptions
+from msmamba.runtime.session import Session
+
+SMALL = TissueOptions(thumbsize=210, median_filter_size=3, closing_kernel_size=3, min_object_size_um2=200)
+OPTIONS = SlideOptions(mpp=0.5, overlap=0.25, tissue=SMALL, batch_size=3)
+NAMES = ("left", "right")
+
+
+@pytest.fixture(scope="module")
+def session(bundles: dict[str, Path]) -> Iterator[Session]:
+    with msmamba.open(bundles["fp32"], threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two slides of which the second is the first, mirrored; not to be changed."""
+    folder = tmp_path_factory.mktemp("two")
+    for name, pixels in zip(NAMES, (tissue(), tissue()[:, ::-1]), strict=True):
+        write_tiff(folder / f"{name}.tif", pixels, levels=2, **HALF_A_MICRON)
+    return [folder / f"{name}.tif" for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def results(
+    session: Session, bundles: dict[str, Path], slides: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The results of both slides in one go; not to be changed."""
+    folder = tmp_path_factory.mktemp("results") / "out"
+    classify_slides(session, bundles["fp32"], slides, folder, OPTIONS)
+    return folder
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """What has to be the same whenever the slides are."""
+    kinds = ("model-outputs-csv", "model-outputs-geojson", "masks")
+    return {f"{kind}/{path.name}": path.read_bytes() for kind in kinds for path in (folder / kind).iterdir()}
+
+
+def test_a_tile_is_classified_as_its_pixels_are(session: Session, slides: list[Path]) -> None:
+    slide = open_slide(slides[0])
+    found = list(classify_slide(session, slide, mpp=0.5, overlap=0.25, batch_size=3))
+    assert [result.tile for result in found] == list(tiles(slide, 0.5, 32, 0.25))
+    for result in found[:: len(found) // 7]:
+        x, y, side = result.tile.x, result.tile.y, result.tile.side
+        padded = np.pad(tissue(), ((0, side), (0, side), (0, 0)), "symmetric")
+        (expected,) = session.classify([np.ascontiguousarray(padded[y : y + side, x : x + side])])
+        # The reflection at the border begins at the border, as it does in the padded picture.
+        assert result.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+    slide.close()
+
+
+def test_the_csv_has_wsinfers_columns(results: Path, session: Session) -> None:
+    with (results / "model-outputs-csv" / "left.csv").open(newline="") as file:
+        first, *rows = csv.reader(file)
+    assert first == ["minx", "miny", "width", "height", *(f"prob_{each}" for each in session.labels), "error"]
+    assert len(rows) > 20
+    for values in rows:
+        assert values[2:4] == ["32", "32"]
+        assert sum(map(float, values[4:7])) == pytest.approx(1, abs=3e-6)
+        assert values[7] == ""
+    assert len({(values[0], values[1]) for values in rows}) == len(rows)
+
+
+def test_a_row_is_read_as_it_was_written(session: Session, results: Path, tmp_path: Path) -> None:
+    content = (results / "model-outputs-csv" / "right.csv").read_bytes()
+    again = b"".join(row(each, 3) for each in read_rows(results / "model-outputs-csv" / "right.csv"))
+    assert header(session.labels) + again == content
+
+
+def check_geojson(text: str, width: int, height: int) -> list[dict[str, Any]]:
+    """What QuPath expects of objects that it imports; gives the features."""
+    collection = json.loads(text)
+    assert set(collection) == {"type", "features"}
+    assert collection["type"] == "FeatureCollection"
+    for feature in collection["features"]:
+        assert feature["type"] == "Feature"
+        assert uuid.UUID(feature["id"]).version == 5
+        assert feature["geometry"]["type"] == "Polygon"
+        (ring,) = feature["geometry"]["coordinates"]
+        assert ring[0] == ring[-1]
+        assert len({tuple(corner) for corner in ring}) == 4
+        assert all(0 <= x <= width and 0 <= y <= height for x, y in ring)
+        properties = feature["properties"]
+        assert properties["objectType"] == "tile"
+        assert properties["isLocked"] is False
+        assert all(type(each) is int and 0 <= each <= 255 for each in properties["classification"]["color"])
+        assert len(properties["classification"]["color"]) == 3
+        assert all(type(value) is float for value in properties["measurements"].values())
+    assert len({feature["id"] for feature in collection["features"]}) == len(collection["features"])
+    return list(collection["features"])
+
+
+def test_the_geojson_is_what_qupath_reads(results: Path, session: Session) -> None:
+    features = check_geojson((results / "model-outputs-geojson" / "left.geojson").read_text(), 420, 300)
+    rows = list(read_rows(results / "model-outputs-csv" / "left.csv"))
+    assert len(features) == len(rows)
+    for feature, each in zip(features, rows, strict=True):
+        assert feature["geometry"]["coordinates"][0][0] == [each.tile.x, each.tile.y]
+        likeliest = int(np.argmax(each.probabilities))
+        assert feature["properties"]["classification"] == {
+            "name": session.labels[likeliest],
+            "color": list(colour_of(likeliest)),
+        }
+        assert list(feature["properties"]["measurements"].values()) == list(each.probabilities)
+
+
+def test_every_class_has_a_colour_of_its_own() -> None:
+    assert len({colour_of(index) for index in range(40)}) == 40
+
+
+def test_gzip_holds_the_same_geojson(
+    session: Session, bundles: dict[str, Path], slides: list[Path], results: Path, tmp_path: Path
+) -> None:
+    options = SlideOptions(**{**vars(OPTIONS), "gzip": True})
+    classify_slides(session, bundles["fp32"], slides[:1], tmp_path / "out", options)
+    packed = (tmp_path / "out" / "model-outputs-geojson" / "left.geojson.gz").read_bytes()
+    assert gzip.decompress(packed) == (results / "model-outputs-geojson" / "left.geojson").read_bytes()
+    assert packed[4:8] == b"\0\0\0\0"  # no time in it
+
+
+def test_the_run_and_the_summary_say_what_became_of_each_slide(results: Path) -> None:
+    run = json.loads((results / "run.json").read_text())
+    assert run["interrupted"] is False
+    assert len(run["artefact_sha256"]) == 64
+    assert run["slides"]["left"]["microns_a_pixel"] == pytest.approx(0.5)
+    with (results / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [each["slide"] for each in rows] == list(NAMES)
+    for each in rows:
+        shares = [float(value) for column, value in each.items() if column.startswith("share_")]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert float(each["tissue"]) == pytest.approx(0.225, abs=0.03)
+        lines = (results / "model-outputs-csv" / f"{each['slide']}.csv").read_text().count("\n")
+        assert int(each["tiles"]) == lines - 1
+    assert list((results / "partial").iterdir()) == []
+
+
+class Stop(Exception):
+    """Stands for a kill: nothing is cleaned up after the last flush."""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stopped_at_any_moment_it_ends_with_the_same_bytes(
+    seed: int, session: Session, bundles: dict[str, Path], slides: list[Path], results: Path, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(seed)
+    stops = 0
+    while True:
+        left = int(generator.integers(1, 14))
+
+        def stop(name: str, done: int, total: int) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                raise Stop
+
+        try:
+            classify_slides(session, bundles["fp32"], slides, tmp_path / "out", OPTIONS, stop)
+            break
+        except Stop:
+            stops += 1
+            assert json.loads((tmp_path / "out" / "run.json").read_text())["interrupted"] is True
+            for partial in (tmp_path / "out" / "partial").iterdir():  # a kill tears the last rows
+                content = partial.read_bytes()
+                partial.write_bytes(content[: len(content) - int(generator.integers(0, 120))])
+    assert stops >= 3
+    assert outputs(tmp_path / "out") == outputs(results)
+
+
+def test_what_is_done_is_not_done_again(
+    session: Session, bundles: dict[str, Path], slides: list[Path], tmp_path: Path
+) -> None:
+    told: list[str] = []
+    classify_slides(session, bundles["fp32"], slides[:1], tmp_path / "out", OPTIONS)
+    classify_slides(
+        session,
+        bundles["fp32"],
+        slides,
+        tmp_path / "out",
+        OPTIONS,
+        lambda name, done, total: told.append(name),
+    )
+    assert set(told) == {"right"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"overlap": 0.5}, "overlap is 0.25 there and 0.5 here"), ({"mpp": None}, "mpp is 0.5 there and None")],
+)
+def test_results_of_other_options_are_not_added_to(
+    change: dict[str, Any],
+    said: str,
+    session: Session,
+    bundles: dict[str, Path],
+    slides: list[Path],
+    results: Path,
+) -> None:
+    with pytest.raises(TargetError, match=said):
+        classify_slides(
+            session, bundles["fp32"], slides, results, SlideOptions(**{**vars(OPTIONS), **change})
+        )
+
+
+def test_results_of_another_model_are_not_added_to(
+    session: Session, bundles: dict[str, Path], slides: list[Path], results: Path
+) -> None:
+    with pytest.raises(TargetError, match="artefact_sha256"):
+        classify_slides(session, bundles["fp16"], slides, results, OPTIONS)
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    session: Session, bundles: dict[str, Path], slides: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(TargetError, match="something else"):
+        classify_slides(session, bundles["fp32"], slides, tmp_path, OPTIONS)
+    assert [each.name for each in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_slide_that_was_replaced_is_told(
+    session: Session, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    path = write_tiff(tmp_path / "a.tif", tissue(), **HALF_A_MICRON)
+    classify_slides(session, bundles["fp32"], [path], tmp_path / "out", OPTIONS)
+    before = outputs(tmp_path / "out")
+    write_tiff(path, tissue(200, 200), **HALF_A_MICRON)
+    for _ in range(2):
+        with pytest.raises(ImageError, match="is not the file"):
+            classify_slides(session, bundles["fp32"], [path], tmp_path / "out", OPTIONS)
+    assert outputs(tmp_path / "out") == before
+
+
+def test_two_slides_of_one_name_are_refused(
+    session: Session, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"a/x\.svs.*b/x\.tif.*same name"):
+        classify_slides(
+            session, bundles["fp32"], [Path("a/x.svs"), Path("b/x.tif")], tmp_path / "out", OPTIONS
+        )
+
+
+def damage_a_tile(path: Path) -> None:
+    with tifffile.TiffFile(path) as file:
+        offset, size = file.pages[0].dataoffsets[8], file.pages[0].databytecounts[8]
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\x55" * size)
+
+
+def test_bad_slides_and_tiles_stop_nothing_and_are_told(
+    bundles: dict[str, Path], slides: list[Path], results: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    (folder / "right.tif").write_bytes(slides[1].read_bytes())
+    write_tiff(folder / "torn.tif", tissue(), **HALF_A_MICRON)
+    damage_a_tile(folder / "torn.tif")
+    (folder / "cut.svs").write_bytes(b"II*\0\xff\xff\xff\x7f")
+    Image.fromarray(tissue()).save(folder / "unscaled.png")
+    (folder / "notes.txt").write_text("passed over")
+    arguments = ["slide", str(bundles["fp32"]), str(folder), "-o", str(tmp_path / "out"), "--threads", "1"]
+    arguments += ["--mpp", "0.5", "--overlap", "0.25", "--seg-thumbsize", "210", "--batch-size", "3"]
+    arguments += ["--seg-median-filter-size", "3", "--seg-closing-kernel-size", "3"]
+    arguments += ["--seg-min-object-size-um2", "200"]
+    done = CliRunner().invoke(mmdeploy, arguments)
+    assert done.exit_code == 1
+    assert "error: 2 of 4 slides could not be classified (cut, unscaled): " in done.stderr
+    assert "1 .txt (read: .bif," in done.stderr
+    assert "right: 0 of" in done.stderr
+    run = json.loads((tmp_path / "out" / "run.json").read_text())["slides"]
+    assert "damaged" in run["cut"]["error"]
+    assert "--assume-mpp" in run["unscaled"]["error"]
+    assert "--pixel-for-pixel" in run["unscaled"]["error"]
+    assert run["torn"]["unreadable"] > 0
+    rows = list(read_rows(tmp_path / "out" / "model-outputs-csv" / "torn.csv"))
+    unread = [each for each in rows if each.error]
+    assert len(unread) == run["torn"]["unreadable"] < len(rows)
+    assert all(each.probabilities == () and "torn.tif" in each.error for each in unread)
+    features = check_geojson(
+        (tmp_path / "out" / "model-outputs-geojson" / "torn.geojson").read_text(), 420, 300
+    )
+    assert len(features) == len(rows) - len(unread)
+    name = "model-outputs-csv/right.csv"
+    assert (tmp_path / "out" / name).read_bytes() == (results / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give either --mpp"),
+        (["--mpp", "0.5", "--pixel-for-pixel"], "give either --mpp"),
+        (["--mpp", "0.5", "--no-tissue", "--min-tissue", "0.5"], "no other option of tissue"),
+    ],
+    ids=["no-scale", "two-scales", "no-tissue"],
+)
+def test_options_that_do_not_go_together_are_wrong_usage(arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(mmdeploy, ["slide", "x", "y", "-o", "z", *arguments])
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.split())
+
+
+def test_a_field_goes_pixel_for_pixel(bundles: dict[str, Path], tmp_path: Path) -> None:
+    Image.fromarray(tissue(70, 100)).save(tmp_path / "field.png")
+    arguments = ["slide", str(bundles["fp32"]), str(tmp_path / "field.png"), "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(mmdeploy, [*arguments, "--pixel-for-pixel", "--no-tissue", "--threads", "1"])
+    assert done.exit_code == 0, done.stderr
+    assert len(list(read_rows(tmp_path / "out" / "model-outputs-csv" / "field.csv"))) == 12
+    assert list((tmp_path / "out" / "masks").iterdir()) == []
