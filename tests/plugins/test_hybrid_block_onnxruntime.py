@@ -200,3 +200,39 @@ def test_maps_without_images_or_positions_end_no_process_through_the_other_door(
         assert operator(0, *(array[:0] for array in CASE.maps("MIFA").values()))[0].shape == (0, 6, 6, 48)
         with pytest.raises(BackendError, match="the map is empty"):
             operator(3, *(array[:, :0] for array in CASE.maps("MIFA").values()))
+
+
+STATED = [
+    ("LocalBranch", "channels", 40),
+    ("ScanInputs", "groups", 5),
+    ("ScanInputs", "channels", 16),
+    ("ScanOutputs", "groups", 5),
+    ("ScanOutputs", "channels", 2),
+    ("MIFA", "channels", 40),
+]
+"""The attributes of each operator, and what they are of the case in which no two sizes are equal."""
+
+
+@pytest.mark.parametrize(("op_type", "name", "right"), STATED)
+@pytest.mark.parametrize("wrong", [-1, 0, 1, 1 << 62])
+def test_attributes_that_contradict_the_weights_are_refused_whenever_these_are_known(
+    op_type: str, name: str, right: int, wrong: int
+) -> None:
+    said = rf"{op_type}: attribute {name} is {wrong}, expected {right} by the weights' shapes"
+    for constant_weights in (True, False):
+        model = block_model(op_type, DISTINCT, function=False, constant_weights=constant_weights)
+        (attribute,) = (each for each in model.graph.node[0].attribute if each.name == name)
+        assert attribute.i == right
+        attribute.i = wrong
+        with pytest.raises(Exception, match=said):
+            native_session(model).run(None, DISTINCT.maps(op_type) | DISTINCT.weights(op_type))
+
+
+@pytest.mark.parametrize(("op_type", "name"), [(op_type, name) for op_type, name, _ in STATED])
+def test_attributes_that_are_missing_are_named(op_type: str, name: str) -> None:
+    model = block_model(op_type, DISTINCT, function=False)
+    kept = [each for each in model.graph.node[0].attribute if each.name != name]
+    del model.graph.node[0].attribute[:]
+    model.graph.node[0].attribute.extend(kept)
+    with pytest.raises(Exception, match=name):
+        native_session(model)

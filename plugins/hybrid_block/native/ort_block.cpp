@@ -2,8 +2,8 @@
 // (plugins/hybrid_block/__init__.py), float32.
 //
 // Weights that the graph holds as constants, as exported models do, are packed once, when the session is
-// made; others on every call. Shapes are checked on every call, since a model file may say anything. The
-// number of groups is h / d: attributes are for the function of standard operators, and not read here.
+// made; others on every call. Shapes are checked on every call, since a model file may say anything. The sizes
+// come from the weights' shapes; attributes, which the function of standard operators needs, must say the same.
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -23,13 +23,21 @@ struct TensorSpec {
   const char* letters;
 };
 
+// An integer attribute, and the letter of the size that it states; `G` is the number of groups.
+struct AttributeSpec {
+  const char* name;
+  char letter;
+};
+
+constexpr int kMostAttributes = 2;
 constexpr int kMostMaps = 3;
 constexpr int kMostWeights = 9;
 constexpr int kMostOutputs = 6;
 
-// Tensors end with a null name.
+// Attributes and tensors end with a null name.
 struct OperatorSpec {
   const char* op_type;
+  AttributeSpec attributes[kMostAttributes + 1];
   TensorSpec maps[kMostMaps + 1];
   TensorSpec weights[kMostWeights + 1];
   TensorSpec outputs[kMostOutputs + 1];
@@ -38,6 +46,7 @@ struct OperatorSpec {
 // By BlockOperator.
 constexpr OperatorSpec kSpecs[kBlockOperators] = {
     {"LocalBranch",
+     {{"channels", 'h'}},
      {{"x", "bHWC"}},
      {{"scale", "h"},
       {"shift", "h"},
@@ -49,6 +58,7 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
       {"project_bias", "h"}},
      {{"local", "bHWh"}}},
     {"ScanInputs",
+     {{"groups", 'G'}, {"channels", 'D'}},
      {{"x", "bHWC"}},
      {{"norm_weight", "h"},
       {"norm_bias", "h"},
@@ -61,6 +71,7 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
       {"output_weight", "DN"}},
      {{"tokens", "gHWd"}, {"gate", "gHWD"}, {"features", "gHWD"}, {"delta", "gHWKD"}, {"B", "gHWKn"}, {"C", "gHWKn"}}},
     {"ScanOutputs",
+     {{"groups", 'G'}, {"channels", 'q'}},
      {{"y", "gHWD"}, {"gate", "gHWD"}, {"tokens", "gHWd"}},
      {{"out_norm_weight", "D"},
       {"out_norm_bias", "D"},
@@ -73,14 +84,16 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
       {"norm_bias", "h"}},
      {{"scanned", "bHWh"}}},
     {"MIFA",
+     {{"channels", 'h'}},
      {{"local", "bHWh"}, {"scanned", "bHWh"}},
      {{"conv_weight", "h133"}, {"conv_bias", "h"}, {"attention_weight", "C"}},
      {{"y", "bHWC"}}},
 };
 
-constexpr size_t count(const TensorSpec* tensors) {
+template <typename Spec>
+constexpr size_t count(const Spec* named) {
   size_t n = 0;
-  while (tensors[n].name != nullptr) ++n;
+  while (named[n].name != nullptr) ++n;
   return n;
 }
 
@@ -93,6 +106,7 @@ struct Sizes {
     switch (letter) {
       case 'b': return map.batch;
       case 'g': return map.batch * block.groups;
+      case 'G': return block.groups;
       case 'H': return map.height;
       case 'W': return map.width;
       case 'K': return kDirections;
@@ -152,6 +166,7 @@ struct BlockOp : CustomOp {
 struct Kernel {
   const Api& api;
   const BlockOp& op;
+  int64_t attributes[kMostAttributes];     // in the order of the specification
   std::unique_ptr<PackedOperator> packed;  // null where weights are not constant
 };
 
@@ -183,9 +198,24 @@ Status* refuse_sizes(const Api& api, const OperatorSpec& spec, const Sizes& size
   return refusal(api, kInvalidArgument, spec.op_type, message);
 }
 
+// Null if the attributes say what the weights' shapes do, otherwise a failure that names both.
+Status* check_attributes(const Kernel& kernel, const Sizes& sizes) {
+  const OperatorSpec& spec = kernel.op.spec();
+  for (size_t i = 0; i < count(spec.attributes); ++i) {
+    const AttributeSpec& attribute = spec.attributes[i];
+    if (kernel.attributes[i] == sizes[attribute.letter]) continue;
+    char reason[128];
+    std::snprintf(reason, sizeof reason, "attribute %s is %lld, expected %lld by the weights' shapes", attribute.name,
+                  static_cast<long long>(kernel.attributes[i]), static_cast<long long>(sizes[attribute.letter]));
+    return refusal(kernel.api, kInvalidArgument, spec.op_type, reason);
+  }
+  return nullptr;
+}
+
 // Packs weights of any shape that the contract allows.
-Status* pack(const Api& api, const BlockOp& op, const Input* weights, std::unique_ptr<PackedOperator>* packed) {
-  const OperatorSpec& spec = op.spec();
+Status* pack(const Kernel& kernel, const Input* weights, std::unique_ptr<PackedOperator>* packed) {
+  const Api& api = kernel.api;
+  const OperatorSpec& spec = kernel.op.spec();
   const size_t weight_count = count(spec.weights);
   Sizes sizes;
   for (size_t i = 0; i < weight_count; ++i) sizes.learn_weight(spec.weights[i], weights[i]);
@@ -195,16 +225,20 @@ Status* pack(const Api& api, const BlockOp& op, const Input* weights, std::uniqu
     if (Status* failed = check_tensor(api, spec.op_type, spec.weights[i], weights[i], sizes)) return failed;
     pointers[i] = weights[i].floats();
   }
-  if (const char* reason = unfit_sizes(op.op, sizes.block)) return refuse_sizes(api, spec, sizes, reason);
-  *packed = PackedOperator::create(op.op, sizes.block, pointers);
+  if (const char* reason = unfit_sizes(kernel.op.op, sizes.block)) return refuse_sizes(api, spec, sizes, reason);
+  if (Status* failed = check_attributes(kernel, sizes)) return failed;
+  *packed = PackedOperator::create(kernel.op.op, sizes.block, pointers);
   return *packed == nullptr ? refusal(api, kFail, spec.op_type, "out of memory") : nullptr;
 }
 
 Status* create_kernel(const CustomOp* self, const Api* api, const KernelInfo* info, void** kernel) {
   const BlockOp& op = *static_cast<const BlockOp*>(self);
   const size_t map_count = count(op.spec().maps), weight_count = count(op.spec().weights);
-  std::unique_ptr<Kernel> made(new (std::nothrow) Kernel{*api, op, nullptr});
+  std::unique_ptr<Kernel> made(new (std::nothrow) Kernel{*api, op, {}, nullptr});
   if (made == nullptr) return refusal(*api, kFail, op.spec().op_type, "out of memory");
+  for (size_t i = 0; i < count(op.spec().attributes); ++i) {
+    if (Status* failed = api->get_int_attribute(info, op.spec().attributes[i].name, &made->attributes[i])) return failed;
+  }
 
   Input weights[kMostWeights];
   bool all_constant = true;
@@ -217,7 +251,7 @@ Status* create_kernel(const CustomOp* self, const Api* api, const KernelInfo* in
     if (Status* failed = weights[i].read(*api, value)) return failed;
   }
   if (all_constant) {
-    if (Status* failed = pack(*api, op, weights, &made->packed)) return failed;
+    if (Status* failed = pack(*made, weights, &made->packed)) return failed;
   }
   *kernel = made.release();
   return nullptr;
@@ -235,7 +269,7 @@ Status* compute(void* kernel_, KernelContext* context) {
     for (size_t i = 0; i < weight_count; ++i) {
       if (Status* failed = weights[i].read(api, context, map_count + i)) return failed;
     }
-    if (Status* failed = pack(api, kernel.op, weights, &packed_now)) return failed;
+    if (Status* failed = pack(kernel, weights, &packed_now)) return failed;
   }
   const PackedOperator& packed = kernel.packed != nullptr ? *kernel.packed : *packed_now;
 

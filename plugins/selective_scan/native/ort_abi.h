@@ -48,7 +48,9 @@ struct Api {
   Status* (*get_symbolic_dimensions)(const TensorInfo*, const char** names, size_t rank);  // 63, GetSymbolicDimensions
   const void* slot_64;
   Status* (*get_tensor_info)(const Value*, TensorInfo**);  // 65, GetTensorTypeAndShape
-  const void* slots_66_to_89[24];
+  const void* slots_66_to_85[20];
+  Status* (*get_int_attribute)(const KernelInfo*, const char* name, int64_t*);  // 86, KernelInfoGetAttribute_int64
+  const void* slots_87_to_89[3];
   Status* (*get_input)(const KernelContext*, size_t index, const Value**);  // 90, KernelContext_GetInput
   Status* (*get_output)(KernelContext*, size_t index, const int64_t* dimensions, size_t rank,
                         Value**);  // 91, KernelContext_GetOutput
@@ -73,6 +75,7 @@ static_assert(slot(offsetof(Api, create_custom_op_domain)) == 26, "CreateCustomO
 static_assert(slot(offsetof(Api, get_tensor_data)) == 51, "GetTensorMutableData");
 static_assert(slot(offsetof(Api, get_rank)) == 61, "GetDimensionsCount");
 static_assert(slot(offsetof(Api, get_tensor_info)) == 65, "GetTensorTypeAndShape");
+static_assert(slot(offsetof(Api, get_int_attribute)) == 86, "KernelInfoGetAttribute_int64");
 static_assert(slot(offsetof(Api, get_input)) == 90, "KernelContext_GetInput");
 static_assert(slot(offsetof(Api, release_tensor_info)) == 99, "ReleaseTensorTypeAndShapeInfo");
 static_assert(slot(offsetof(Api, get_constant_input)) == 249, "KernelInfoGetConstantInput_tensor");
