@@ -7,7 +7,7 @@ name; a lock tells it from the work of a process that lives. Nothing is deleted,
 msmamba did not make.
 
 What a user names is opened through `open_file`, which takes files only: a pipe would be waited for, and a
-device read, for ever.
+device read, for ever, and a pointer of Git LFS be called damaged, whatever it stands for.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ _KINDS = {
     stat.S_IFDIR: "a folder",
 }
 
+_LFS_POINTER = b"version https://git-lfs"  # how a pointer of Git LFS begins
+
 # A folder under a temporary name holds the folder to be, what stood in its place where a file system cannot
 # swap the two at once, and a mark by which the next process knows it for msmamba's.
 _CONTENT, _BEFORE, _MARK = "content", "before", ".msmamba"
@@ -80,17 +82,26 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """Opens a file for reading, and nothing but a file.
 
     Raises:
-        OSError: it cannot be opened, or is a folder, a pipe, a device or a socket; ``strerror`` says which.
+        OSError: it cannot be opened, or is a folder, a pipe, a device, a socket, or what Git LFS leaves in
+            place of a file that was not fetched; ``strerror`` says which.
     """
-    check_is_file(path)
+    _check_path(path)
     # What was a file may be a pipe by now: opening one must not wait for whoever writes into it.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         _refuse_what_is_no_file(os.fstat(descriptor).st_mode, path)
-        return os.fdopen(descriptor, "rb")
+        file = os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+    if file.peek(len(_LFS_POINTER)).startswith(_LFS_POINTER):
+        file.close()
+        raise OSError(
+            errno.EINVAL,
+            "it is a Git LFS pointer, not the file that it stands for: fetch it with 'git lfs pull'",
+            os.fspath(path),
+        )
+    return file
 
 
 def open_text(
@@ -114,13 +125,7 @@ def check_is_file(path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: whatever `open_file` raises.
     """
-    try:
-        mode = os.stat(path).st_mode  # noqa: PTH116  # what a Path cannot hold is to be named, too
-    except ValueError as error:
-        raise OSError(
-            errno.EINVAL, f"its name cannot be that of a file ({error})", os.fspath(path)
-        ) from error
-    _refuse_what_is_no_file(mode, path)
+    open_file(path).close()
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -544,6 +549,16 @@ def _put_back(place: Path, target: Path) -> bool:
         _rename_to_new(before, target)
         return True
     return not (place / _CONTENT).is_dir()  # else somebody put another folder there meanwhile
+
+
+def _check_path(path: str | os.PathLike[str]) -> None:
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116  # what a Path cannot hold is to be named, too
+    except ValueError as error:
+        raise OSError(
+            errno.EINVAL, f"its name cannot be that of a file ({error})", os.fspath(path)
+        ) from error
+    _refuse_what_is_no_file(mode, path)
 
 
 def _refuse_what_is_no_file(mode: int, path: str | os.PathLike[str]) -> None:

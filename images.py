@@ -42,8 +42,9 @@ from PIL import Image, TiffImagePlugin
 
 from . import resize as reference
 from .decoding import Raster, blocks, check_sides, pixels_of, raster_of_file
+from .decoding.files import reason
 from .errors import ImageError, InputError
-from .files import check_is_file
+from .files import check_is_file, open_file
 from .resize import Box
 
 if TYPE_CHECKING:
@@ -401,7 +402,7 @@ def _mapped_stack(path: Path, identity: tuple[int, int]) -> NDArray[np.uint8]:
     except FileNotFoundError as error:
         raise ImageError(f"'{path}' does not exist") from error
     except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
-        raise ImageError(f"'{path}' is no stack of images: {_reason(error)}") from error
+        raise ImageError(f"'{path}' is no stack of images: {reason(error)}") from error
     if not isinstance(stack, np.ndarray) or stack.dtype != np.uint8 or stack.ndim not in (3, 4):
         raise ImageError(f"'{path}' is no stack of images: expected (N, H, W) or (N, H, W, 3) uint8")
     return stack
@@ -417,12 +418,12 @@ def _from_path(path: Path, max_pixels: int) -> Raster:
             raise ImageError(f"{name} is a device or a pipe, not an image file")
         if status.st_size == 0:
             raise ImageError(f"{name} is empty")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return raster_of_file(file, name, max_pixels)
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise ImageError(f"{name} cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{name} cannot be read: {reason(error)}") from error
 
 
 def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Raster:
@@ -438,7 +439,7 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Raster:
         pages = getattr(image, "n_frames", 1)
         orientation = image.getexif().get(0x0112, 1)
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise ImageError(f"{name} cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{name} cannot be read: {reason(error)}") from error
     if raster is not None:
         return raster
     notes = [f"page {image.tell() + 1} of {pages}"] if pages > 1 else []
@@ -582,11 +583,3 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an exception, without the path that the caller has named already."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from ..errors import DataError
 from ..files import open_file, sha256_of
 from .splitting import shared_groups
 
@@ -21,17 +21,12 @@ _GLIMPSE = 4096
 def contents_of(paths: Sequence[Path]) -> list[int]:
     """A number for each file, equal where the bytes are.
 
-    Only files of one size are looked into, and only those that look alike in the middle are read.
-
-    Raises:
-        DataError: a file cannot be read.
+    Only files of one size are looked into, and only those that look alike in the middle are read. One that
+    cannot be read is no copy of anything: whoever reads it as an image says why, or leaves it out.
     """
     same = [[*range(len(paths))]]
-    try:
-        for what in (_size, _glimpse, sha256_of):
-            same = [alike for group in same for alike in _parted(group, paths, what)]
-    except OSError as error:
-        raise DataError(f"'{error.filename}' cannot be read: {error.strerror}") from error
+    for what in (_size, _glimpse, sha256_of):
+        same = [alike for group in same for alike in _parted(group, paths, what)]
     numbers = list(range(len(paths)))
     for group in same:
         for place in group:
@@ -85,7 +80,8 @@ def _parted(group: Iterable[int], paths: Sequence[Path], what: Callable[[Path], 
     """The places that agree in something with another one."""
     found: dict[Hashable, list[int]] = defaultdict(list)
     for place in group:
-        found[what(paths[place])].append(place)
+        with suppress(OSError):
+            found[what(paths[place])].append(place)
     return [places for places in found.values() if len(places) > 1]
 
 

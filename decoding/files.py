@@ -70,6 +70,6 @@ def raster_of_file(file: BinaryIO, name: str, max_pixels: int) -> Raster:
 def reason(error: BaseException) -> str:
     """The first line of an exception, without the path that the caller has named already."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+        return error.strerror[:1].lower() + error.strerror[1:]
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

@@ -128,11 +128,14 @@ def is_checkpoint(path: str | Path) -> bool:
     """Whether a file is safetensors (a length, then JSON) or PyTorch's (a zipped pickle, or a pickle).
 
     Raises:
-        OSError: it cannot be read.
+        ArtefactError: it cannot be read.
     """
     path = Path(path)
-    with files.open_file(path) as file:
-        head = file.read(9)
+    try:
+        with files.open_file(path) as file:
+            head = file.read(9)
+    except OSError as error:
+        raise ArtefactError(f"'{path}' cannot be read: {error.strerror}") from error
     header_bytes = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and header_bytes <= path.stat().st_size:
         return True

@@ -545,7 +545,7 @@ def test_a_pipe_that_takes_a_files_place_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
-    monkeypatch.setattr(files, "check_is_file", lambda path: None)
+    monkeypatch.setattr(files, "_check_path", lambda path: None)
     with pytest.raises(OSError, match="it is a pipe"):
         open_file(tmp_path / "pipe")
 

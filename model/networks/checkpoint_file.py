@@ -19,7 +19,7 @@ from ...errors import CheckpointError, some
 from ...files import open_file
 from .description import read_description
 from .family import Network
-from .weights import read_pytorch_file, refuse_pointer, weights_in
+from .weights import read_pytorch_file, weights_in
 
 METADATA_KEY = "msmamba"
 
@@ -58,10 +58,9 @@ def read_checkpoint_file(path: str | Path, weights_of: str | None = None) -> Che
         )
     try:
         with open_file(path) as file:
-            head = file.read(23)
+            head = file.read(9)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
-    refuse_pointer(path, head)
     description: dict[str, Any] = {}
     if head[8:9] == b"{":
         content, description = _read_safetensors(path)

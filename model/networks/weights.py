@@ -22,7 +22,6 @@ from ...files import open_file
 WEIGHTS_OF = ("model", "ema")
 """What may be asked for: the weights as trained, or their moving average."""
 
-_LFS = b"version https://git-lfs"
 _DEPTH = 4  # of dictionaries in dictionaries
 _LEGACY_PICKLES = 4  # magic number, protocol, system, content: PyTorch before 1.6
 
@@ -69,18 +68,6 @@ def read_pytorch_file(path: Path) -> Any:
             f"{path}: neither safetensors nor a PyTorch state dict that loads without running code: "
             "give a file that save_checkpoint or torch.save(network.state_dict()) wrote"
         ) from error
-
-
-def refuse_pointer(path: Path, head: bytes) -> None:
-    """Refuses what Git LFS leaves in place of a file that was not fetched.
-
-    Raises:
-        CheckpointError: it is that.
-    """
-    if head.startswith(_LFS[: len(head)]) and len(head) >= 8:
-        raise CheckpointError(
-            f"{path}: is a Git LFS pointer, not the file that it stands for: fetch it with 'git lfs pull'"
-        )
 
 
 def weights_in(content: Any, path: Path, weights_of: str | None) -> Weights:

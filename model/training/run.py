@@ -311,6 +311,9 @@ class RunFolder:
             history = tuple(Epoch(**epoch) for epoch in values.pop("history"))
             return State(history=history, **values)
         except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.filename:  # the file system's; PyTorch's own name no file
+                raise TrainingError(f"{path}: cannot be read: {cause.strerror}") from error
             raise TrainingError(
                 f"{path}: is not the state of a run of this version ({type(error).__name__}): "
                 f"begin the run again in a new folder"

@@ -110,7 +110,9 @@ def test_an_unlisted_file_is_not_read(make_bundle: Callable[..., Path]) -> None:
 
 def test_a_broken_manifest_is_named_by_its_path(bundle: Path) -> None:
     (bundle / "manifest.json").write_text("{")
-    with pytest.raises(ArtefactError, match=r"colours\.bundle/manifest\.json' is not JSON"):
+    with pytest.raises(
+        ArtefactError, match=r"colours\.bundle/manifest\.json' cannot be read: it is not JSON"
+    ):
         open_bundle(bundle)
 
 
