@@ -39,7 +39,7 @@ def open_slide(path: str | os.PathLike[str], *, white_level: int = FULL_WHITE) -
         ImageError: it does not exist, is damaged, or is of a kind that is not read.
         BackendError: the extra ``slides`` is not installed.
     """
-    _require_libraries()
+    require_libraries()
     path = Path(path)
     try:
         check_is_file(path)
@@ -53,12 +53,18 @@ def open_slide(path: str | os.PathLike[str], *, white_level: int = FULL_WHITE) -
     return Field(path, white_level)
 
 
-def _require_libraries() -> None:
+def require_libraries() -> None:
+    """Checks that the extra ``slides`` is there.
+
+    Raises:
+        BackendError: it is not installed.
+    """
     try:
         import openslide  # noqa: F401  # whether it is there, with its library
+        import scipy  # type: ignore[import-untyped]  # noqa: F401  # ships no types
         import tifffile  # noqa: F401
     except (ImportError, OSError) as error:
         raise BackendError(
-            f"slides are read by OpenSlide and tifffile, which are not here ({error}): "
+            f"slides need OpenSlide, tifffile and SciPy, which are not all here ({error}): "
             "pip install 'msmamba[slides]'"
         ) from error

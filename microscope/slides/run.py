@@ -5,6 +5,7 @@ The folder while it runs:
     run.json                      what was asked, and what became of each slide
     partial/<slide>.csv           the rows of a slide at work, flushed after every batch
     masks/<slide>.png             where tissue was found
+    heat-maps/<slide>/…           a map of each class, as OME-TIFF and as a picture
     model-outputs-geojson/…       whole, once a slide's last row is known
     model-outputs-csv/…           whole, and the last that is written: it marks the slide as done
     summary.csv                   one row a slide, in the end
@@ -16,6 +17,7 @@ import csv
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -34,14 +36,16 @@ from ...runtime.session import BATCH_SIZE, Session
 from ...text import as_cell
 from ...version import __version__
 from .engine import TileResult, classify_tiles, transform_of
-from .opening import open_slide
+from .maps import MapGrid, class_map, overlay, write_map
+from .opening import open_slide, require_libraries
 from .results import header, read_rows, row, write_geojson
 from .slide import Slide
-from .tiles import Tile, grid, side_of, stride_of
-from .tissue import Mask, TissueOptions, tissue_mask
+from .tiles import Tile, check_microns, grid, side_of, stride_of
+from .tissue import Mask, Thumbnail, TissueOptions, mask_of, thumbnail
 
 _RUN = "run.json"
 _FORMAT = 1
+_NO_NAME = re.compile(r"[^\w.-]+")  # what of a class's name does not go into a file's
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ class SlideOptions:
         tissue: how tissue is told from glass; None classifies everything.
         batch_size: tiles that go through the network at once.
         gzip: compress the GeoJSON.
+
+    Raises:
+        InputError: a number is not what it can be.
     """
 
     mpp: float | None
@@ -63,6 +70,12 @@ class SlideOptions:
     tissue: TissueOptions | None = field(default_factory=TissueOptions)
     batch_size: int = BATCH_SIZE
     gzip: bool = False
+
+    def __post_init__(self) -> None:
+        check_microns(self.mpp, self.assume_mpp)
+        stride_of(1, self.overlap)
+        if self.batch_size < 1:
+            raise InputError(f"the batch size is {self.batch_size}: expected at least 1")
 
 
 Progress = Callable[[str, int, int], None]
@@ -80,7 +93,7 @@ def classify_slides(
     """Classifies slides and writes what is found, slide by slide, into a folder.
 
     Called again with the same model and options it goes on with what is missing, and ends with the same bytes
-    of CSV and GeoJSON. A slide that fails stops no other.
+    of CSV, GeoJSON and maps. A slide that fails stops no other.
 
     Args:
         session: an opened artefact that knows its labels, mean and std.
@@ -92,14 +105,14 @@ def classify_slides(
 
     Raises:
         ImageError: slides or tiles could not be classified; all others were.
-        InputError: two slides have the same name, or an option is not what it can be.
+        InputError: two slides have the same name.
         TargetError: the folder is something else, is of another model or other options, is at work already,
             or cannot be written.
         ArtefactError: the artefact does not say its labels, mean or std, or answers with NaN.
         BackendError: as `Session.run`, or the extra ``slides`` is not installed.
     """
+    require_libraries()
     transform_of(session)
-    stride_of(1, options.overlap)
     named = _by_name(slides)
     folder = Path(output)
     _make_folder(folder)
@@ -131,7 +144,7 @@ class _Run:
         Raises:
             ImageError: slides or tiles could not be classified.
         """
-        for below in ("partial", "masks", "model-outputs-csv", "model-outputs-geojson"):
+        for below in ("partial", "masks", "heat-maps", "model-outputs-csv", "model-outputs-geojson"):
             _make_folder(self._folder / below)
             remove_leftovers(self._folder / below)
         remove_leftovers(self._folder)
@@ -175,10 +188,11 @@ class _Run:
         options = self._options
         with closing(open_slide(path, white_level=transform_of(self._session).white_level)) as slide:
             side = side_of(slide, transform_of(self._session).size, options.mpp, options.assume_mpp)
+            small = thumbnail(slide, (options.tissue or TissueOptions()).thumbsize)
             mask = None
             if options.tissue is not None:
-                mask = tissue_mask(slide, options.tissue, options.assume_mpp)
-                _write_mask(self._folder / "masks" / f"{name}.png", mask)
+                mask = mask_of(slide, small, options.tissue, options.assume_mpp)
+                _write_png(self._folder / "masks" / f"{name}.png", Image.fromarray(mask.tissue))
             facts = {
                 "path": os.fspath(path),
                 "content": content,
@@ -202,6 +216,7 @@ class _Run:
                 size=(slide.levels[0].width, slide.levels[0].height),
                 compressed=options.gzip,
             )
+            self._write_maps(name, slide, partial, side, small)
             shares = {label: counts.share(index) for index, label in enumerate(self._labels)}
             self._slides[name] = {
                 **facts,
@@ -241,6 +256,20 @@ class _Run:
                 os.fsync(file.fileno())
         except OSError as error:
             raise TargetError(f"cannot write '{partial}': {error.strerror or error}") from error
+
+    def _write_maps(self, name: str, slide: Slide, partial: Path, side: int, small: Thumbnail) -> None:
+        folder = self._folder / "heat-maps" / name
+        _make_folder(folder)
+        remove_leftovers(folder)
+        level = slide.levels[0]
+        pixels = MapGrid(level.width, level.height, side, stride_of(side, self._options.overlap))
+        microns = self._options.assume_mpp or slide.scale.microns
+        for index, label in enumerate(self._labels):
+            found = class_map(read_rows(partial), index, pixels)
+            file = folder / f"{index}-{_NO_NAME.sub('_', label)}"
+            size = None if microns is None else microns * pixels.pixel
+            write_map(Path(f"{file}.ome.tif"), found, size, f"{name}: {label}")
+            _write_png(Path(f"{file}.png"), overlay(found, index, pixels, small))
 
     def _save(self, *, interrupted: bool) -> None:
         content = {**self._identity, "interrupted": interrupted, "slides": self._slides}
@@ -384,7 +413,7 @@ def _make_folder(folder: Path) -> None:
         raise TargetError(f"cannot make '{folder}': {(error.strerror or str(error)).lower()}") from error
 
 
-def _write_mask(path: Path, mask: Mask) -> None:
-    picture = io.BytesIO()
-    Image.fromarray(mask.tissue).save(picture, "PNG")
-    write_atomically(path, picture.getvalue())
+def _write_png(path: Path, picture: Image.Image) -> None:
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    write_atomically(path, content.getvalue())

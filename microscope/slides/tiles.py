@@ -53,9 +53,7 @@ def side_of(slide: Slide, size: int, mpp: float | None, assume_mpp: float | None
     """
     if not is_image_size(size):
         raise InputError(f"the tiles' size is {size!r}: expected a number of pixels")
-    for name, value in {"mpp": mpp, "assume_mpp": assume_mpp}.items():
-        if value is not None and not 0.001 <= value <= 1000:
-            raise InputError(f"{name} is {value!r}: expected microns a pixel, 0.001 to 1000")
+    check_microns(mpp, assume_mpp)
     if mpp is None:
         return size
     microns = assume_mpp or slide.scale.microns
@@ -71,6 +69,17 @@ def side_of(slide: Slide, size: int, mpp: float | None, assume_mpp: float | None
             "two of its pixels"
         )
     return side
+
+
+def check_microns(*microns: float | None) -> None:
+    """Refuses what cannot be microns a pixel; None is passed over.
+
+    Raises:
+        InputError: a value is not 0.001 to 1000.
+    """
+    for value in microns:
+        if value is not None and not 0.001 <= value <= 1000:
+            raise InputError(f"{value!r} microns a pixel cannot be: expected 0.001 to 1000")
 
 
 def tiles(

@@ -161,10 +161,14 @@ def tissue_mask(slide: Slide, options: TissueOptions | None = None, microns: flo
     Raises:
         InputError: there is no tissue.
     """
+    options = options or TissueOptions()
+    return mask_of(slide, thumbnail(slide, options.thumbsize), options, microns)
+
+
+def mask_of(slide: Slide, small: Thumbnail, options: TissueOptions, microns: float | None) -> Mask:
+    """The mask from a slide's thumbnail; see `tissue_mask`."""
     from scipy import ndimage  # type: ignore[import-untyped]  # ships no types
 
-    options = options or TissueOptions()
-    small = thumbnail(slide, options.thumbsize)
     most, least = (each(small.pixels, 2).astype(np.int32) for each in (np.max, np.min))
     saturation = ((most - least) * 255 // np.maximum(most, 1)).astype(np.uint8)
     filtered = ndimage.median_filter(saturation, options.median_filter_size, mode="nearest")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,8 +59,9 @@ def results(
 
 def outputs(folder: Path) -> dict[str, bytes]:
     """What has to be the same whenever the slides are."""
-    kinds = ("model-outputs-csv", "model-outputs-geojson", "masks")
-    return {f"{kind}/{path.name}": path.read_bytes() for kind in kinds for path in (folder / kind).iterdir()}
+    kinds = ("model-outputs-csv", "model-outputs-geojson", "masks", "heat-maps")
+    files = (path for kind in kinds for path in (folder / kind).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_a_tile_is_classified_as_its_pixels_are(session: Session, slides: list[Path]) -> None:
@@ -128,6 +130,23 @@ def test_the_geojson_is_what_qupath_reads(results: Path, session: Session) -> No
             "color": list(colour_of(likeliest)),
         }
         assert list(feature["properties"]["measurements"].values()) == list(each.probabilities)
+
+
+def test_each_class_has_a_map_with_its_scale_and_a_picture(results: Path, session: Session) -> None:
+    folder = results / "heat-maps" / "left"
+    rows = list(read_rows(results / "model-outputs-csv" / "left.csv"))
+    for index, label in enumerate(session.labels):
+        slide = open_slide(folder / f"{index}-{label}.ome.tif")
+        assert slide.scale.microns == pytest.approx(0.5 * 24 / 6)  # a stride of 24 pixels in 6 of the map
+        level = slide.levels[0]
+        assert (level.width, level.height) == (105, 75)
+        first = next(each for each in rows if each.tile.x and each.tile.y)
+        x, y = first.tile.x // 4, first.tile.y // 4
+        assert slide.read(0, x, y, 8, 8).min() > 0
+        slide.close()
+        with Image.open(folder / f"{index}-{label}.png") as picture:
+            assert picture.size == (210, 150)
+    assert len(list(folder.iterdir())) == 2 * len(session.labels)
 
 
 def test_every_class_has_a_colour_of_its_own() -> None:
@@ -332,3 +351,22 @@ def test_a_field_goes_pixel_for_pixel(bundles: dict[str, Path], tmp_path: Path) 
     assert done.exit_code == 0, done.stderr
     assert len(list(read_rows(tmp_path / "out" / "model-outputs-csv" / "field.csv"))) == 12
     assert list((tmp_path / "out" / "masks").iterdir()) == []
+
+
+def test_without_the_extra_the_command_says_what_to_install(
+    bundles: dict[str, Path], slides: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openslide", None)
+    arguments = ["slide", str(bundles["fp32"]), str(slides[0]), "-o", str(tmp_path / "out"), "--mpp", "0.5"]
+    done = CliRunner().invoke(mmdeploy, arguments)
+    assert done.exit_code == 1
+    assert "pip install 'msmamba[slides]'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"mpp": 0.0}, {"assume_mpp": -1.0}, {"overlap": 1.0}, {"batch_size": 0}], ids=str
+)
+def test_options_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="expected"):
+        SlideOptions(**{"mpp": 0.5, **change})

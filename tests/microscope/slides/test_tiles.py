@@ -68,8 +68,8 @@ def test_a_scale_that_nobody_knows_names_both_ways_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mpp", "size", "overlap", "said"),
     [
-        (0.0, 32, 0.0, "mpp"),
-        (float("nan"), 32, 0.0, "mpp"),
+        (0.0, 32, 0.0, "microns a pixel"),
+        (float("nan"), 32, 0.0, "microns a pixel"),
         (0.5, 0, 0.0, "size"),
         (0.5, 32, 0.95, "overlap"),
         (0.002, 32, 0.0, "less than two"),

@@ -1,0 +1,176 @@
+"""Heat maps of a slide, one for each class: OME-TIFF pyramids, and pictures over the thumbnail.
+
+Where tiles overlap a map is their weighted mean, with weights that fall to zero at a tile's border, so that
+no border shows. A map's pixels divide the stride, so they lie alike in every tile: a slide that is cut at a
+multiple of the stride has the same map, but for a tile along the cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from ...files import write_atomically
+from .engine import TileResult
+from .results import colour_of
+from .tissue import Thumbnail
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_PIXELS_A_TILE = 8  # of the map, where tiles overlap
+_TILE = 256  # of the OME-TIFF; a level that fits into one is the last
+_LONGEST = 1024  # side of a picture, pixels
+
+
+@dataclass(frozen=True)
+class MapGrid:
+    """The pixels of a slide's maps.
+
+    Attributes:
+        width: width of the slide, pixels of level 0.
+        height: height of the slide, pixels of level 0.
+        side: side of a tile, pixels of level 0.
+        stride: from one tile to the next, pixels of level 0.
+    """
+
+    width: int
+    height: int
+    side: int
+    stride: int
+
+    @property
+    def pixels_a_stride(self) -> int:
+        """Map pixels from one tile to the next: one where tiles do not overlap."""
+        if self.stride == self.side:
+            return 1
+        return max(1, round(_PIXELS_A_TILE * self.stride / self.side))
+
+    @property
+    def pixel(self) -> float:
+        """The side of a map pixel, pixels of level 0."""
+        return self.stride / self.pixels_a_stride
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of a map."""
+        return -int(-self.height // self.pixel), -int(-self.width // self.pixel)
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """(n, n): the weights of a tile's map pixels, highest in its middle, zero at its border."""
+        centres = (np.arange(np.ceil(self.side / self.pixel)) + 0.5) * self.pixel
+        along = np.maximum(np.minimum(centres, self.side - centres), 0) / self.side
+        return np.outer(along, along).astype(np.float32)
+
+
+def class_map(results: Iterable[TileResult], index: int, grid: MapGrid) -> NDArray[np.uint8]:
+    """The map of one class.
+
+    Args:
+        results: the slide's tiles, row by row.
+        index: place of the class in the labels.
+        grid: the map's pixels.
+
+    Returns:
+        (rows, columns) uint8: 0 where nothing was classified, elsewhere 1 for a probability of 0 to 255 for
+        one of 1.
+    """
+    rows, columns = grid.shape
+    weights, step = grid.weights, grid.pixels_a_stride
+    deep = len(weights)
+    out = np.zeros((rows + deep, columns), np.uint8)
+    # Of the sums no more is kept than the rows that the tiles at work reach.
+    sums = np.zeros((2, deep, columns + deep), np.float32)
+    top = 0
+    for y, tiles in groupby(results, lambda result: result.tile.y):
+        at = y // grid.stride * step
+        moved = min(at - top, deep)
+        out[top : top + moved] = _levels(sums[:, :moved, :columns])
+        sums[:, : deep - moved] = sums[:, moved:].copy()
+        sums[:, deep - moved :] = 0
+        top = at
+        for result in tiles:
+            if not result.error:
+                left = result.tile.x // grid.stride * step
+                sums[0, :, left : left + deep] += weights * np.float32(result.probabilities[index])
+                sums[1, :, left : left + deep] += weights
+    out[top : top + deep] = _levels(sums[:, :, :columns])
+    return out[:rows]
+
+
+def write_map(path: Path, found: NDArray[np.uint8], microns: float | None, name: str) -> None:
+    """Writes a map as a tiled OME-TIFF with its pyramid in SubIFDs, whole or not at all.
+
+    Args:
+        path: the file.
+        found: what `class_map` gives.
+        microns: the side of a map pixel; None where it is not known.
+        name: of the image; with the pixels it makes the file's identifier.
+
+    Raises:
+        TargetError: it cannot be written.
+    """
+    from tifffile import TiffWriter
+
+    levels = [found]
+    while max(levels[-1].shape) > _TILE:
+        levels.append(_halved(levels[-1]))
+    size = {} if microns is None else {f"PhysicalSize{axis}": microns for axis in "XY"}
+    unit = {} if microns is None else {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
+    content = hashlib.sha256(found.tobytes()).hexdigest()
+    identifier = uuid.uuid5(uuid.NAMESPACE_OID, f"{content}/{name!a}")
+    metadata = {"axes": "YX", "Name": name, "UUID": f"urn:uuid:{identifier}", **size, **unit}
+    settings: dict[str, Any] = {"tile": (_TILE, _TILE), "compression": "deflate", "photometric": "minisblack"}
+    buffer = io.BytesIO()
+    with TiffWriter(buffer, ome=True) as writer:
+        writer.write(found, subifds=len(levels) - 1, metadata=metadata, software="msmamba", **settings)
+        for level in levels[1:]:
+            writer.write(level, subfiletype=1, metadata=None, software="msmamba", **settings)
+    write_atomically(path, buffer.getvalue())
+
+
+def overlay(found: NDArray[np.uint8], index: int, grid: MapGrid, small: Thumbnail) -> Image.Image:
+    """A map over the slide's thumbnail: the more likely the class, the more of its colour.
+
+    Args:
+        found: what `class_map` gives.
+        index: place of the class in the labels, for its colour.
+        grid: the map's pixels.
+        small: the thumbnail.
+    """
+    picture = Image.fromarray(small.pixels)
+    covered = [side * small.scale / grid.pixel for side in picture.size]  # map pixels below the thumbnail
+    picture.thumbnail((_LONGEST, _LONGEST), Image.Resampling.BOX)
+    rows, columns = found.shape
+    box = (0.0, 0.0, min(covered[0], columns), min(covered[1], rows))
+    fine = Image.fromarray(found).resize(picture.size, Image.Resampling.NEAREST, box)
+    alpha = fine.point([0, *(round(value * 0.8) for value in range(255))])
+    picture.paste(colour_of(index), mask=alpha)
+    return picture
+
+
+def _levels(sums: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Weighted means as levels of 8 bits, 0 where there is no weight."""
+    weighted, weights = sums
+    there = weights > 0
+    means = np.divide(weighted, weights, out=np.zeros_like(weighted), where=there)
+    return np.where(there, 1 + np.rint(means * 254), 0).astype(np.uint8)
+
+
+def _halved(level: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Half as large: the mean of what is classified in each square of four."""
+    height, width = level.shape
+    whole = np.pad(level, ((0, height % 2), (0, width % 2)))
+    squares = whole.reshape(whole.shape[0] // 2, 2, -1, 2).astype(np.uint16)
+    count = np.count_nonzero(squares, axis=(1, 3))
+    return (squares.sum((1, 3)) // np.maximum(count, 1)).astype(np.uint8)
