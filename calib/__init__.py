@@ -1,4 +1,4 @@
-"""Calibration: what INT8 ranges are measured on, and how.
+"""Calibration: what INT8 ranges are measured on, and how; and a bundle's `guard`, fitted on labelled images.
 
     images on disk ── data ──► a seeded, class-balanced set, known by its images' hashes
     set + ONNX file ── activations ──► one histogram of absolute values for each activation, image by image

@@ -17,6 +17,7 @@ from ..errors import MsmambaError, Note
 from ..text import shown
 from ..version import __version__
 from .bench import bench
+from .calibrate import calibrate
 from .data import data
 from .doctor import doctor
 from .evaluate import evaluate
@@ -77,7 +78,21 @@ def mmdeploy(debug: bool) -> None:
     """Takes Microscopic-Mamba to the machine beside the microscope: train, export, verify, infer."""
 
 
-for _command in (data, train, evaluate, table, explain, info, export, verify, infer, slide, bench, doctor):
+for _command in (
+    data,
+    train,
+    evaluate,
+    table,
+    explain,
+    info,
+    export,
+    verify,
+    calibrate,
+    infer,
+    slide,
+    bench,
+    doctor,
+):
     mmdeploy.add_command(_command)
 
 

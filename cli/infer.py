@@ -41,6 +41,12 @@ _RESULTS = "Results"
     help="How many classes to name, the likeliest first.",
 )
 @option(
+    "--no-guard",
+    group=_RESULTS,
+    is_flag=True,
+    help="Leave out the guard that the artefact carries.",
+)
+@option(
     "--batch-size",
     group="How it runs",
     type=click.IntRange(1),
@@ -55,6 +61,7 @@ def infer(
     output_format: str,
     output: str | None,
     top: int,
+    no_guard: bool,
     batch_size: int | None,
     **device: Any,
 ) -> None:
@@ -62,6 +69,9 @@ def infer(
 
     ARTEFACT is a bundle, an ONNX file or an engine. IMAGES are files, folders (with all below them) or quoted
     patterns. An image that cannot be used gets a row with the reason, and the exit status is 1 in the end.
+
+    Where ARTEFACT carries a guard ('mmdeploy calibrate'), the label of an image that it does not decide is
+    marked as none, with the reason and the classes that the image may belong to.
     """
     from ..runtime.infer import find_images
     from ..runtime.infer import infer as classify
@@ -69,7 +79,7 @@ def infer(
 
     found = find_images(images)
     tell(found.notes)
-    with open_session(artefact, **device) as session:
+    with open_session(artefact, guard=not no_guard, **device) as session:
         tell(session.manifest.notes if session.manifest else ())
         classify(
             session,

@@ -172,18 +172,21 @@ def read_training_folder(
     return data
 
 
-def read_evaluation_folder(root: str | Path, split: str | None = None) -> ImageFolder:
+def read_evaluation_folder(
+    root: str | Path, split: str | None = None, *, default: str = "test"
+) -> ImageFolder:
     """Reads a folder to evaluate on; its only split holds the images to use.
 
     Args:
         root: an imported data set, ``{train,val,test}/<class>/**`` or ``<class>/**``.
-        split: the one to read where there are splits, ``test`` by default. A flat folder is used whole.
+        split: the one to read where there are splits. A flat folder is used whole.
+        default: the one where none is named.
 
     Raises:
         DataError: not a folder, no class, the split is missing or empty, or asked of a flat folder.
     """
     root = Path(root)
-    name = split or "test"
+    name = split or default
     if is_imported(root):
         data = _read_imported(root)
     elif _has_splits(root):

@@ -45,6 +45,24 @@ def evaluate(
         ImageError: a file cannot be read; the message names it.
         ArtefactError: the classifier gives NaN or infinity.
     """
+    scores = logits_of(predict, samples, transform, batch_size=batch_size, advance=advance)
+    return metrics_of(scores, classes_of(samples), labels)
+
+
+def logits_of(
+    predict: Predictor,
+    samples: Sequence[Sample],
+    transform: Transform,
+    *,
+    batch_size: int = BATCH_SIZE,
+    advance: Callable[[int], None] = lambda images: None,
+) -> npt.NDArray[Any]:
+    """(N, C): a classifier's logits of image files, all of them finite; the arguments are `evaluate`'s.
+
+    Raises:
+        ImageError: a file cannot be read; the message names it.
+        ArtefactError: the classifier gives NaN or infinity.
+    """
     logits = []
     for batch in _batches(samples, batch_size):
         images = np.stack([transform.of(sample.source) for sample in batch])  # (B, 3, S, S)
@@ -57,7 +75,7 @@ def evaluate(
             f"the model's logits of {len(broken)} of {len(samples)} images are not finite, the first is "
             f"'{samples[int(broken[0])].source}': verify it against its checkpoint with 'mmdeploy verify'"
         )
-    return metrics_of(scores, classes_of(samples), labels)
+    return scores
 
 
 def _batches(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
@@ -40,17 +40,28 @@ class Row:
         ranked: labels with their probabilities, likeliest first; empty after an error.
         notes: what reading the image had to decide.
         error: one line, empty when there is a prediction.
+        reasons: why the likeliest class is no answer, empty where it is one.
+        candidates: the classes that the image may belong to, likeliest first; empty without a guard.
     """
 
     image: str
     ranked: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
     error: str = ""
+    reasons: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
 
     def shown(self) -> Row:
         """The row without control characters, for a terminal."""
         ranked = tuple((shown(label), value) for label, value in self.ranked)
-        return Row(shown(self.image), ranked, tuple(map(shown, self.notes)), shown(self.error))
+        return replace(
+            self,
+            image=shown(self.image),
+            ranked=ranked,
+            notes=tuple(map(shown, self.notes)),
+            error=shown(self.error),
+            candidates=tuple(map(shown, self.candidates)),
+        )
 
 
 class Writer(Protocol):
@@ -126,7 +137,7 @@ def infer(
     """
     results = session.classify_stream(images, batch_size or BATCH_SIZE)
     labels = session.labels or ()
-    writer = _writer(output_format, images, labels, min(top, len(labels)))
+    writer = _writer(output_format, images, labels, min(top, len(labels)), session.guard is not None)
     failures = 0
     with _opened(output) as file, _shown(file, len(images)) as show:
         for_eyes = output_format == "table" or file.isatty()
@@ -154,10 +165,12 @@ def _row(image: str, result: Prediction | ImageError, labels: Sequence[str], top
     if isinstance(result, ImageError):
         return Row(name, error=as_utf8(str(result)).decode())
     ranked = sorted(zip(labels, result.probabilities, strict=True), key=lambda pair: -pair[1])
-    return Row(name, tuple(ranked[:top]), result.notes)
+    return Row(name, tuple(ranked[:top]), result.notes, reasons=result.reasons, candidates=result.candidates)
 
 
-def _writer(output_format: str, images: Sequence[Path], labels: Sequence[str], top: int) -> Writer:
+def _writer(
+    output_format: str, images: Sequence[Path], labels: Sequence[str], top: int, guarded: bool
+) -> Writer:
     if output_format not in FORMATS:
         raise InputError(f"format '{output_format}' is unknown: choose one of {', '.join(FORMATS)}")
     if top < 1:
@@ -165,13 +178,13 @@ def _writer(output_format: str, images: Sequence[Path], labels: Sequence[str], t
     if output_format == "json":
         return _JsonLines()
     if output_format == "csv":
-        return _Csv(top)
+        return _Csv(top, guarded)
     image_width = max((len(shown(str(image))) for image in images), default=0)
     return _Table(image_width, max(len(shown(label)) for label in labels), top)
 
 
 class _Table:
-    """Aligned columns: the image, its classes with probabilities, notes."""
+    """Aligned columns: the image, its classes with probabilities, why they are no answer, notes."""
 
     def __init__(self, image_width: int, label_width: int, top: int) -> None:
         self._image_width = max(image_width, len("image"))
@@ -186,11 +199,14 @@ class _Table:
         if row.error:
             return f"{row.image:<{self._image_width}}  error: {row.error}\n"
         classes = "  ".join(f"{label:<{self._label_width}}  {value:.4f}" for label, value in row.ranked)
-        return f"{row.image:<{self._image_width}}  {classes}  {'; '.join(row.notes)}".rstrip() + "\n"
+        notes = row.notes
+        if row.reasons:
+            notes = (f"undecided ({', '.join(row.reasons)}): {' or '.join(row.candidates)}", *notes)
+        return f"{row.image:<{self._image_width}}  {classes}  {'; '.join(notes)}".rstrip() + "\n"
 
 
 class _JsonLines:
-    """One JSON object a line: ``image`` and either ``error`` or the prediction."""
+    """One JSON object a line: ``image`` and either ``error`` or the prediction, with what the guard says."""
 
     def header(self) -> str:
         return ""
@@ -206,24 +222,37 @@ class _JsonLines:
             "top": [{"label": label, "probability": value} for label, value in row.ranked],
             "notes": list(row.notes),
         }
+        if row.candidates:
+            values |= {
+                "decided": not row.reasons,
+                "reasons": list(row.reasons),
+                "candidates": list(row.candidates),
+            }
         return json.dumps(values, ensure_ascii=False) + "\n"
 
 
 class _Csv:
     """Comma-separated values with a header, as RFC 4180 has them; no text is a formula to a spreadsheet."""
 
-    def __init__(self, top: int) -> None:
+    def __init__(self, top: int, guarded: bool) -> None:
         self._top = top
+        self._guarded = guarded
 
     def header(self) -> str:
         ranks = ["", *(f"_{rank}" for rank in range(2, self._top + 1))]
         pairs = (f"{column}{rank}" for rank in ranks for column in ("label", "probability"))
-        return self._line(["image", *pairs, "notes", "error"])
+        guard = ["decided", "reasons", "candidates"] if self._guarded else []
+        return self._line(["image", *pairs, *guard, "notes", "error"])
 
     def row(self, row: Row) -> str:
         pairs = [field for label, value in row.ranked for field in (as_cell(label), repr(value))]
         pairs += [""] * (2 * self._top - len(pairs))
-        return self._line([as_cell(row.image), *pairs, as_cell("; ".join(row.notes)), as_cell(row.error)])
+        guard = ["", "", ""] if self._guarded else []
+        if row.candidates:
+            decided = "no" if row.reasons else "yes"
+            guard = [decided, "; ".join(row.reasons), as_cell("; ".join(row.candidates))]
+        texts = (as_cell("; ".join(row.notes)), as_cell(row.error))
+        return self._line([as_cell(row.image), *pairs, *guard, *texts])
 
     @staticmethod
     def _line(fields: Sequence[str]) -> str:

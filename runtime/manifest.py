@@ -33,6 +33,7 @@ from ..schema import (
     record,
     whole,
 )
+from .guard import GUARD
 
 FORMAT_VERSION = 1
 """Version of the manifest's format that this package writes, and the newest that it reads."""
@@ -101,6 +102,7 @@ class Manifest:
         probe: what some pictures were decoded and transformed to where it was exported, for `runtime.probe`
             to compare; empty in artefacts from before there were probes.
         white_level: the value of white in 16-bit images; artefacts of earlier versions take all 16 bits.
+        guard: when an answer is to be trusted, as `msmamba.runtime.guard.Guard` names it; empty without one.
         format_version: the version of this format.
     """
 
@@ -120,6 +122,7 @@ class Manifest:
     probe: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     network: str = ""
     white_level: int = FULL_WHITE
+    guard: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -249,6 +252,7 @@ _MANIFEST = record(
             "names of pictures with the SHA-256 of their pixels and tensor",
             by_name(record({"pixels": SHA256, "tensor": SHA256})).holds,
         ),
+        "guard": Kind("nothing, or a guard's figures", lambda value: value == {} or GUARD.holds(value)),
         "engine": Kind(
             "nothing, or the facts of an engine", lambda value: value == {} or _are_engine_facts(value)
         ),

@@ -1,4 +1,4 @@
-"""As much of protobuf's wire format as it takes to look into an ONNX file without a library for it.
+"""As much of protobuf's wire format as it takes to look into an ONNX file, and to change its metadata.
 
 A message is a sequence of fields: a varint ``number << 3 | type``, then the value: a varint (type 0), or
 bytes after their length (type 2). ONNX has other types in tensors and attributes only, which nobody enters.
@@ -54,6 +54,20 @@ def fields(content: Buffer, start: int = 0, end: int | None = None) -> Iterator[
         if position > end:
             raise EOFError
         yield Field(number, wire_type, first, position)
+
+
+def encoded(number: int, value: bytes) -> bytes:
+    """A field of bytes, or of a message that is encoded already."""
+    return _encoded_varint(number << 3 | LENGTH_DELIMITED) + _encoded_varint(len(value)) + value
+
+
+def _encoded_varint(value: int) -> bytes:
+    content = bytearray()
+    while value >= 0x80:
+        content.append(value & 0x7F | 0x80)
+        value >>= 7
+    content.append(value)
+    return bytes(content)
 
 
 def _varint(content: Buffer, position: int, end: int) -> tuple[int, int]:

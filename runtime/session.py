@@ -11,7 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from ..plugins import cuda_driver
 from .artefact import ENGINE_NAME, MODEL_NAME, Bundle, Kind, open_bundle, read_file, recognise
 from .backend import Backend
 from .device_arrays import DeviceArray
+from .guard import UNCERTAIN, Guard
 from .manifest import METADATA_KEY, Manifest
 from .onnxruntime_backend import DEVICES, PROVIDERS, OnnxRuntimeBackend, check_choices
 from .probe import differences
@@ -46,9 +47,12 @@ class Prediction:
     Attributes:
         label: name of the likeliest class.
         index: its place in the session's labels.
-        probability: the probability of that class, softmax of the logits.
+        probability: the probability of that class, softmax of the logits, at the guard's temperature if any.
         probabilities: the probability of every class, in the order of the labels; they sum to 1.
         notes: what reading the image had to decide ("page 1 of 5"); mostly empty.
+        decided: whether the label is an answer; without a guard it always is.
+        reasons: why it is none (``uncertain``); empty where it is decided.
+        candidates: the classes that the image may belong to, the likeliest first; empty without a guard.
     """
 
     label: str
@@ -56,6 +60,9 @@ class Prediction:
     probability: float
     probabilities: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    decided: bool = True
+    reasons: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
 
 
 class Session:
@@ -72,6 +79,7 @@ class Session:
         manifest: Manifest | None,
         labels: tuple[str, ...] | None,
         transform: Transform | None,
+        guard: Guard | None = None,
     ) -> None:
         """Use `open_session`; this takes parts that fit together already."""
         self._backend = backend
@@ -79,6 +87,7 @@ class Session:
         self._manifest = manifest
         self._labels = labels
         self._transform = transform
+        self._guard = guard
         self._home = Home(backend, name)
 
     @property
@@ -104,6 +113,11 @@ class Session:
     def transform(self) -> Transform | None:
         """Makes pixels the network's input; None where mean, std or size are not known."""
         return self._transform
+
+    @property
+    def guard(self) -> Guard | None:
+        """What withholds decisions; None where the artefact has none, or it was to be left out."""
+        return self._guard
 
     @property
     def image_size(self) -> int | None:
@@ -219,7 +233,7 @@ class Session:
     def predictions(
         self, logits: NDArray[np.floating[Any]], notes: Sequence[tuple[str, ...]] = ()
     ) -> list[Prediction]:
-        """Turns (B, classes) logits into predictions: a softmax in float64.
+        """Turns (B, classes) logits into predictions: a softmax in float64, and what the guard says.
 
         Args:
             logits: what `run` gives.
@@ -242,7 +256,8 @@ class Session:
                 f"'{self._name}' answers with NaN or infinite logits: "
                 "check it with 'mmdeploy verify', and export it again in fp32"
             )
-        powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+        scaled = logits.astype(np.float64) / (self._guard.temperature if self._guard else 1)
+        powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         probabilities = powers / powers.sum(axis=1, keepdims=True)
         notes = notes or [()] * len(probabilities)
         results = []
@@ -250,6 +265,17 @@ class Session:
             results.append(
                 Prediction(labels[index], int(index), float(row[index]), tuple(row.tolist()), said)
             )
+        if self._guard is not None:
+            decided, candidates = self._guard.decided(logits), self._guard.candidates(logits)
+            results = [
+                replace(
+                    result,
+                    decided=bool(answered),
+                    reasons=() if answered else (UNCERTAIN,),
+                    candidates=tuple(labels[index] for index in indices),
+                )
+                for result, answered, indices in zip(results, decided, candidates, strict=True)
+            ]
         return results
 
     def close(self) -> None:
@@ -395,6 +421,7 @@ def open_session(
     labels: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    guard: bool = True,
 ) -> Session:
     """Opens an artefact, recognised by content: a bundle, an ONNX file or a TensorRT engine.
 
@@ -412,13 +439,15 @@ def open_session(
         labels: the classes' names, for a file that does not carry them, or in place of those it carries.
         mean: three means of the channels, in place of what the artefact says.
         std: three standard deviations of the channels, in place of what the artefact says.
+        guard: whether the artefact's guard is applied, where it has one.
 
     Warns:
         RuntimeWarning: this machine makes other values of a picture than the one that exported the artefact;
             `Session.notes` has it too.
 
     Raises:
-        ArtefactError: there is no usable artefact, or a file of the bundle was changed.
+        ArtefactError: there is no usable artefact, a file of the bundle was changed, or its guard was fitted
+            on another model.
         BackendError: the device, the kernels or a library asked for cannot be had.
         InputError: the path is none, or an option is not what it can be: means or deviations that are not
             three sensible numbers, labels that are no names, threads.
@@ -457,12 +486,16 @@ def open_session(
         if manifest and (found := differences(manifest)):
             said = f"'{name}': {'; '.join(found)}: answers may not be those that were proven"
             warnings.warn(said, RuntimeWarning, stacklevel=2)
+        applied = Guard.of(manifest.guard) if manifest and guard else None
+        if applied is not None:
+            applied.check_network(bundle.read(MODEL_NAME) if bundle else read_file(name), name)
         return Session(
             backend,
             name,
             manifest,
             tuple(labels) if labels is not None else manifest.labels if manifest else None,
             _transform(backend, manifest, mean, std),
+            applied,
         )
     except BaseException:  # whatever it is, what the backend holds on a GPU does not go by itself
         backend.close()

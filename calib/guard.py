@@ -1,0 +1,264 @@
+"""Fits a bundle's guard on labelled images: when its answer is to be trusted, and which classes it may be.
+
+    images ── logits ──► temperature, threshold and bound of the candidates (`measures.selective`)
+    bundle ──► the same bundle with the guard in its manifest, and in the one inside ``model.onnx``
+
+Dims: N images, C classes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.folders import WHOLE, ImageFolder, match_labels, read_evaluation_folder
+from ..data.samples import classes_of
+from ..errors import ArtefactError, BackendError, DataError, InputError, some
+from ..files import atomic_folder, sha256_of
+from ..measures.evaluation import logits_of
+from ..measures.metrics import log_softmax
+from ..measures.selective import (
+    candidate_bound,
+    certainty,
+    images_needed,
+    masses_above,
+    select,
+    temperature,
+)
+from ..measures.uncertainty import Interval, Resampled, proportion_interval, resample
+from ..runtime import Manifest, open_session
+from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME, Kind, open_bundle, recognise
+from ..runtime.guard import Guard, network_sha256
+from ..runtime.protobuf import encoded, fields
+
+_METADATA, _KEY, _VALUE = 14, 1, 2  # of ModelProto and of StringStringEntryProto, onnx.proto3
+
+_CHOSE_THE_EPOCH = (
+    "the 'val' images chose the training's epoch, so they flatter the model a little: images that training "
+    "never saw are better"
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted, and what the images it was fitted on say of it."""
+
+    guard: Guard
+    data: str
+    split: str
+    error_before: float
+    """Expected calibration error of the probabilities as they were."""
+    error_before_interval: Interval
+    error_after: float
+    """And at the temperature, on the same images."""
+    error_after_interval: Interval
+    mean_candidates: float
+    """Candidates an image."""
+    notes: tuple[str, ...] = ()
+    """What there is to say of the images, a line each."""
+
+    def to_text(self) -> str:
+        """For a terminal, with a line end."""
+        guard = self.guard
+        found = proportion_interval(guard.errors, guard.answered)
+        return (
+            f"{guard.images} images of '{self.data}' ({self.split})\n"
+            f"temperature        {guard.temperature:.3f}\n"
+            f"calibration error  {_interval(self.error_before, self.error_before_interval)} before, "
+            f"{_interval(self.error_after, self.error_after_interval)} after\n"
+            f"promise            at most {100 * guard.max_error:g} % of the answers wrong, with "
+            f"{100 * guard.confidence:g} % confidence\n"
+            f"answered           {guard.answered} of {guard.images} "
+            f"({100 * guard.answered / guard.images:.1f} %), wrong {guard.errors} of them "
+            f"({_interval(guard.errors / guard.answered, found)})\n"
+            f"candidates         {self.mean_candidates:.2f} classes an image hold the true one in at least "
+            f"{100 - 100 * guard.max_error:g} %\n"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "notes": list(self.notes)}
+
+
+def calibrate(
+    bundle: str | Path,
+    data: str | Path,
+    *,
+    max_error: float = 0.05,
+    confidence: float = 0.95,
+    split: str | None = None,
+    advance: Callable[[int, int], None] = lambda done, images: None,
+    **device: Any,
+) -> Calibration:
+    """Fits a guard and puts it into a bundle, which is as before until all is done.
+
+    Args:
+        bundle: a bundle's folder; a guard that it has is replaced.
+        data: labelled images that training did not see (see `read_evaluation_folder`).
+        max_error: how many of the answers that are given may be wrong, and how many images may have their
+            true class outside of the candidates: a share in (0, 1).
+        confidence: how surely the former is kept, in (0, 1).
+        split: the split to use where the data has splits, ``val`` by default.
+        advance: is told how many images of how many are through.
+        device: options of `open_session`.
+
+    Raises:
+        InputError: a share is none.
+        DataError: the images do not do: too few, a class missing, all alike, unknown labels.
+        ImageError: an image cannot be read.
+        ArtefactError: it is no bundle, a file of it was changed, or it answers with NaN.
+        TargetError: the bundle cannot be written.
+        BackendError: SciPy is missing, or as `open_session`.
+    """
+    try:
+        import scipy  # type: ignore[import-untyped]  # noqa: F401  # before anything is computed; ships no types
+    except ImportError as error:
+        raise BackendError(
+            "to calibrate needs SciPy, which is not installed: pip install 'msmamba[calibrate]'"
+        ) from error
+    for name, value in (("error", max_error), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise InputError(f"the {name} promised is {value:g}: expected more than 0 % and less than 100 %")
+    if (kind := recognise(bundle)) is not Kind.BUNDLE:
+        raise ArtefactError(f"'{bundle}' is {kind.value}: a guard is put into a bundle, of 'mmdeploy export'")
+    with atomic_folder(
+        bundle, force=True
+    ) as folder:  # before the work: it says whether there can be a new one
+        opened = open_bundle(bundle)
+        manifest = opened.manifest
+        model = opened.read(MODEL_NAME)
+        for name in manifest.files:
+            opened.read(name)  # a changed one is not sealed again
+        found = match_labels(read_evaluation_folder(data, split, default="val"), manifest.labels)
+        ((chosen, samples),) = found.splits.items()
+        truth = classes_of(samples)
+        _check_classes(found, chosen, truth)
+        done = 0
+
+        def count(images: int) -> None:
+            nonlocal done
+            done += images
+            advance(done, len(samples))
+
+        with open_session(bundle, guard=False, **device) as session:
+            logits = logits_of(session.run, samples, manifest.transform, advance=count)
+        guard = _fitted(logits, truth, max_error, confidence, network_sha256(model), str(data))
+        shutil.copytree(bundle, folder, dirs_exist_ok=True, symlinks=True)
+        _write(folder, manifest, guard, model)
+    before, after = (np.exp(log_softmax(logits / scale)) for scale in (1, guard.temperature))
+    errors: list[Resampled] = [figures.calibration_error for figures in resample([before, after], truth)]
+    return Calibration(
+        guard,
+        str(data),
+        chosen,
+        errors[0].estimate,
+        errors[0].interval(),
+        errors[1].estimate,
+        errors[1].interval(),
+        float(np.mean([len(row) for row in guard.candidates(logits)])),
+        (*found.notes, *((_CHOSE_THE_EPOCH,) if chosen == "val" else ())),
+    )
+
+
+def _check_classes(data: ImageFolder, split: str, truth: npt.NDArray[np.integer[Any]]) -> None:
+    """Refuses images of which no promise can be made for all classes."""
+    missing = [label for index, label in enumerate(data.labels) if index not in truth]
+    if missing:
+        where = f"'{data.root}'" if split == WHOLE else f"the '{split}' images of '{data.root}'"
+        raise DataError(
+            f"{where}: there are none of {some([repr(label) for label in missing])}, so nothing can be "
+            "promised of such: add some"
+        )
+
+
+def _fitted(
+    logits: npt.NDArray[Any],
+    truth: npt.NDArray[np.integer[Any]],
+    max_error: float,
+    confidence: float,
+    network: str,
+    data: str,
+) -> Guard:
+    """The guard of (N, C) logits and their true classes.
+
+    Raises:
+        DataError: these images can promise nothing; it says how many would.
+    """
+    if np.ptp(logits, axis=0).max() <= 1e-5 * np.abs(logits).max():  # batches differ in their last bits
+        raise DataError(
+            f"{data}: all {len(logits)} images have the same logits: expected pictures that differ"
+        )
+    logits = np.asarray(logits, np.float64)
+    scores, right = certainty(logits), logits.argmax(axis=1) == truth
+    selection = select(scores, right, max_error, confidence)
+    if selection is None:
+        needed = images_needed(scores, right, max_error, confidence)
+        advice = (
+            "and no number would, as the most certain answers are wrong too often: train a better model, or "
+            "allow more with --max-error"
+            if needed is None
+            else f"about {needed} such images would: add some, or allow more with --max-error"
+        )
+        raise DataError(
+            f"{data}: {len(truth)} images cannot promise an error of at most {100 * max_error:g} % at "
+            f"{100 * confidence:g} % confidence; {advice}"
+        )
+    bound = candidate_bound(masses_above(logits)[np.arange(len(truth)), truth], max_error)
+    return Guard(
+        network_sha256=network,
+        max_error=max_error,
+        confidence=confidence,
+        temperature=temperature(logits, truth),
+        threshold=selection.threshold,
+        candidate_bound=1.0 if bound is None else bound,
+        images=selection.images,
+        answered=selection.answered,
+        errors=selection.errors,
+    )
+
+
+def _write(folder: Path, manifest: Manifest, guard: Guard, model: bytes) -> None:
+    """Puts the guard into the manifest of a copied bundle and into the one inside its model."""
+    facts = asdict(guard)
+    inner = Manifest.from_metadata(_metadata(model), f"'{MODEL_NAME}'")
+    (folder / MODEL_NAME).unlink()  # it may be a link
+    (folder / MODEL_NAME).write_bytes(_with_metadata(model, replace(inner, guard=facts).to_metadata()))
+    sealed = replace(
+        manifest, guard=facts, files={**manifest.files, MODEL_NAME: sha256_of(folder / MODEL_NAME)}
+    )
+    (folder / MANIFEST_NAME).unlink()
+    (folder / MANIFEST_NAME).write_text(sealed.to_json(), encoding="utf-8")
+
+
+def _metadata(model: bytes) -> dict[str, str]:
+    """An ONNX file's ``metadata_props``."""
+    entries = (
+        {part.number: model[part.start : part.end].decode() for part in fields(model, item.start, item.end)}
+        for item in fields(model)
+        if item.number == _METADATA
+    )
+    return {entry.get(_KEY, ""): entry.get(_VALUE, "") for entry in entries}
+
+
+def _with_metadata(model: bytes, changes: Mapping[str, str]) -> bytes:
+    """An ONNX file with other ``metadata_props``; the rest of it is the same, byte for byte."""
+    network, position = bytearray(), 0
+    for item in fields(model):
+        if item.number != _METADATA:
+            network += model[position : item.end]  # with its key and length
+        position = item.end
+    entries = {**_metadata(model), **changes}
+    return bytes(network) + b"".join(
+        encoded(_METADATA, encoded(_KEY, key.encode()) + encoded(_VALUE, value.encode()))
+        for key, value in entries.items()
+    )
+
+
+def _interval(value: float, interval: Interval) -> str:
+    return f"{100 * value:.2f} % ({100 * interval.low:.2f} to {100 * interval.high:.2f})"

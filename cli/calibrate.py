@@ -1,0 +1,79 @@
+"""`mmdeploy calibrate`: a bundle learns when not to answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from .help import Command, option
+from .options import bar, device_options, tell, told
+from .output import say_lines
+
+_PROMISE = "The promise"
+
+
+def _share(context: click.Context, parameter: click.Parameter, text: str) -> float:
+    """A share, as 5% or 0.05."""
+    digits, per_cent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        share = float(digits) / (100 if per_cent else 1)
+    except ValueError:
+        share = -1
+    if not 0 < share < 1:
+        raise click.BadParameter(f"'{text}' is no share: expected one such as 5% or 0.05", context, parameter)
+    return share
+
+
+@click.command(cls=Command, example="mmdeploy calibrate cells.fp16 cells --max-error 5%")
+@click.argument("bundle")
+@click.argument("data")
+@option(
+    "--max-error",
+    group=_PROMISE,
+    callback=_share,
+    metavar="SHARE",
+    default="5%",
+    help="How many of the answers that are given may be wrong.",
+)
+@option(
+    "--confidence",
+    group=_PROMISE,
+    callback=_share,
+    metavar="SHARE",
+    default="95%",
+    help="How surely that is kept.",
+)
+@option(
+    "--split",
+    group="The images",
+    metavar="NAME",
+    show_default="val",
+    help="Which split to take, where DATA has splits.",
+)
+@option(
+    "--format",
+    "output_format",
+    group="Results",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="How the figures are printed.",
+)
+@device_options
+def calibrate(bundle: str, data: str, output_format: str, **options: Any) -> None:
+    """Fit a bundle's guard: when it shall not answer.
+
+    DATA holds labelled images that training did not see: {train,val,test}/<class>/* or <class>/*, or it was
+    imported. From then on 'infer' marks the images of BUNDLE that it does not decide, with the classes that
+    they may belong to. BUNDLE is changed whole or not at all.
+    """
+    from ..calib.guard import calibrate as fit
+
+    with told(), bar() as advance:
+        calibration = fit(bundle, data, advance=advance, **options)
+    tell(calibration.notes)
+    if output_format == "json":
+        say_lines(json.dumps(calibration.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        say_lines(calibration.to_text())

@@ -1,0 +1,113 @@
+"""The guard: when an artefact's answer is to be trusted, fitted on labelled images by `mmdeploy calibrate`.
+
+It stands in the manifest and is applied to logits: probabilities at a temperature, a decision or none, and
+the classes that an image may belong to. What the figures promise is said in `msmamba.measures.selective`.
+
+Dims: B images of a batch, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArtefactError
+from ..measures.selective import TEMPERATURES, certainty, masses_above
+from ..schema import SHA256, maybe, number, record, whole
+from .protobuf import Buffer
+from .protobuf import fields as fields_of
+
+UNCERTAIN = "uncertain"
+"""Why an answer is withheld: the network is less certain than the promised error rate asks for."""
+
+_METADATA_FIELD = 14  # of ModelProto, onnx.proto3
+
+GUARD = record(
+    {
+        "network_sha256": SHA256,
+        "max_error": number(1e-6, 1 - 1e-6),
+        "confidence": number(1e-6, 1 - 1e-6),
+        "temperature": number(*TEMPERATURES),
+        "threshold": maybe(number()),
+        "candidate_bound": number(0, 1),
+        "images": whole(1),
+        "answered": whole(1),
+        "errors": whole(),
+    }
+)
+"""What a manifest holds of a guard."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What is applied to logits, and what it was fitted on.
+
+    Attributes:
+        network_sha256: `network_sha256` of the ONNX file that it was fitted on.
+        max_error: the share of wrong answers among those that are given is at most this, and so is the
+            share of images whose true class is not among the candidates.
+        confidence: the share of calibration sets whose threshold keeps the former.
+        temperature: what logits are divided by before they are made probabilities.
+        threshold: images of a larger `certainty` are decided; None: all are.
+        candidate_bound: classes are candidates up to this much probability of likelier ones.
+        images: how many it was fitted on; ``answered`` of them are decided, ``errors`` of these wrong.
+    """
+
+    network_sha256: str
+    max_error: float
+    confidence: float
+    temperature: float
+    threshold: float | None
+    candidate_bound: float
+    images: int
+    answered: int
+    errors: int
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Guard | None:
+        """The guard that a manifest states, None where it has none."""
+        return cls(**{item.name: facts[item.name] for item in fields(cls)}) if facts else None
+
+    def decided(self, logits: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """(B, C) to (B,): whether the likeliest class is an answer."""
+        if self.threshold is None:
+            return np.ones(len(logits), np.bool_)
+        decided: npt.NDArray[np.bool_] = certainty(logits) > self.threshold
+        return decided
+
+    def candidates(self, logits: npt.NDArray[Any]) -> list[tuple[int, ...]]:
+        """(B, C) to the classes that each image may belong to, the likeliest first; at least that one."""
+        masses = masses_above(logits)
+        order = np.argsort(masses, axis=1, kind="stable")
+        counts = (masses <= self.candidate_bound).sum(axis=1)
+        return [tuple(row[:count].tolist()) for row, count in zip(order, counts, strict=True)]
+
+    def check_network(self, model: Buffer, name: str) -> None:
+        """Refuses an ONNX file that the guard was not fitted on.
+
+        Raises:
+            ArtefactError: it is another network.
+        """
+        found = network_sha256(model)
+        if found != self.network_sha256:
+            raise ArtefactError(
+                f"the guard of '{name}' was fitted on another model ({self.network_sha256[:12]}…; this is "
+                f"{found[:12]}…): fit one with 'mmdeploy calibrate', or leave it out with --no-guard "
+                "(guard=False)"
+            )
+
+
+def network_sha256(model: Buffer) -> str:
+    """SHA-256 of all of an ONNX file but its metadata, which hold the manifest and so the guard itself."""
+    digest = hashlib.sha256()
+    view = memoryview(model)
+    for item in fields_of(model):
+        if item.number != _METADATA_FIELD:
+            digest.update(b"%d %d " % (item.number, item.end - item.start))
+            digest.update(view[item.start : item.end])
+    return digest.hexdigest()

@@ -1,0 +1,314 @@
+"""A guard fitted on images and put into a bundle: what it says, what it refuses, and that all else stays."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import msmamba
+from msmamba.cli import mmdeploy
+from msmamba.errors import ArtefactError
+from msmamba.files import sha256_of
+from msmamba.runtime.artefact import open_bundle
+from msmamba.runtime.guard import Guard
+from msmamba.runtime.manifest import Manifest
+from tests.runtime.conftest import LABELS, SIZE, classifier, manifest
+
+IMAGES = 60
+
+
+def write_images(root: Path, images: int = IMAGES, labels: tuple[str, ...] = LABELS) -> Path:
+    """Images whose colour is their class's by much or by little; every tenth of little is another class's."""
+    generator = np.random.default_rng(0)
+    for index, label in enumerate(labels):
+        (root / label).mkdir(parents=True)
+        for number in range(images):
+            lift = 10 + 2 * number
+            channel = index if number >= images // 6 or number % 2 else (index + 1) % 3
+            pixels = generator.integers(90, 110, (SIZE, SIZE, 3))
+            pixels[..., 2 - channel] += min(lift, 140)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / label / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("pictures") / "cells")
+
+
+def write_bundle(folder: Path, model: onnx.ModelProto | None = None) -> Path:
+    folder.mkdir()
+    model = model or classifier(metadata={**manifest().to_metadata(), "other": "kept"})
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    (folder / "notes.txt").write_text("of the user")
+    files = {"model.onnx": sha256_of(folder / "model.onnx")}
+    (folder / "manifest.json").write_text(manifest(files=files).to_json())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def guarded(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with a guard; not to be changed."""
+    bundle = write_bundle(tmp_path_factory.mktemp("guarded") / "bundle")
+    assert calibrate(bundle, pictures).exit_code == 0
+    return bundle
+
+
+def calibrate(*arguments: object) -> Result:
+    return CliRunner().invoke(mmdeploy, ["calibrate", *map(str, arguments)])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_figures_are_told(pictures: Path, tmp_path: Path) -> None:
+    result = calibrate(write_bundle(tmp_path / "bundle"), pictures, "--format", "json")
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    guard = told["guard"]
+    assert guard["images"] == 3 * IMAGES
+    assert 0 < guard["answered"] < guard["images"]
+    assert told["error_after"] < told["error_before"]
+    assert guard["temperature"] < 1
+
+
+def test_the_table_says_the_promise(pictures: Path, tmp_path: Path) -> None:
+    result = calibrate(write_bundle(tmp_path / "bundle"), pictures, "--max-error", "0.1")
+    assert "at most 10 % of the answers wrong, with 95 % confidence" in result.stdout
+
+
+def test_the_bundle_is_sealed_again_and_nothing_else_changed(guarded: Path, tmp_path: Path) -> None:
+    before = write_bundle(tmp_path / "before")
+    bundle = open_bundle(guarded)
+    model = onnx.load_model_from_string(bundle.read("model.onnx"))
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert Manifest.from_metadata(metadata).guard == bundle.manifest.guard
+    assert metadata["other"] == "kept"
+    original = onnx.load(before / "model.onnx")
+    for each in (model, original):
+        del each.metadata_props[:]
+    assert model == original
+    assert (guarded / "notes.txt").read_text() == "of the user"
+    assert set(contents(guarded)) == set(contents(before))
+
+
+def test_fitting_again_gives_the_same_bundle(guarded: Path, pictures: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(guarded, tmp_path / "again")
+    assert calibrate(again, pictures).exit_code == 0
+    assert contents(again) == contents(guarded)
+
+
+def test_uncertain_images_are_not_decided(guarded: Path, pictures: Path) -> None:
+    sources = [pictures / "red" / "59.png", pictures / "red" / "0.png"]
+    for artefact in (guarded, guarded / "model.onnx"):
+        with msmamba.open(artefact) as session:
+            certain, uncertain = session.classify(sources)
+        assert (certain.decided, certain.reasons, certain.candidates) == (True, (), ("red",))
+        assert (uncertain.decided, uncertain.reasons) == (False, ("uncertain",))
+        assert uncertain.candidates[0] == uncertain.label
+    with msmamba.open(guarded, guard=False) as session:
+        plain = session.classify(sources)
+    assert [(each.decided, each.candidates) for each in plain] == [(True, ())] * 2
+    assert plain[0].probability < certain.probability
+    assert [each.label for each in plain] == [certain.label, uncertain.label]
+
+
+def test_infer_shows_it_in_every_format(guarded: Path, pictures: Path) -> None:
+    def rows(*options: str) -> list[str]:
+        arguments = ["infer", str(guarded), *(str(pictures / "red" / name) for name in ("0.png", "59.png"))]
+        return CliRunner().invoke(mmdeploy, [*arguments, *options]).stdout.splitlines()
+
+    _, uncertain, certain = rows()
+    assert "undecided (uncertain): " in uncertain
+    assert "undecided" not in certain
+    first, second = map(json.loads, rows("--format", "json"))
+    assert (first["decided"], first["reasons"]) == (False, ["uncertain"])
+    assert (second["decided"], second["reasons"], second["candidates"]) == (True, [], ["red"])
+    header, *lines = rows("--format", "csv")
+    assert header == "image,label,probability,decided,reasons,candidates,notes,error"
+    assert [line.split(",")[3] for line in lines] == ["no", "yes"]
+    assert "undecided" not in "".join(rows("--no-guard"))
+    assert rows("--no-guard", "--format", "csv")[0] == "image,label,probability,notes,error"
+
+
+def test_a_guard_of_another_model_is_refused(guarded: Path, tmp_path: Path) -> None:
+    other = classifier(metadata=manifest(guard=open_bundle(guarded).manifest.guard).to_metadata())
+    other.graph.initializer[1].raw_data = other.graph.initializer[1].raw_data[::-1]
+    (tmp_path / "other.onnx").write_bytes(other.SerializeToString())
+    with pytest.raises(ArtefactError, match="was fitted on another model"):
+        msmamba.open(tmp_path / "other.onnx")
+    msmamba.open(tmp_path / "other.onnx", guard=False).close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"temperature": 0}, id="temperature"),
+        pytest.param({"threshold": "high"}, id="threshold"),
+        pytest.param({"candidate_bound": 2}, id="candidates"),
+        pytest.param({"network_sha256": "ab"}, id="hash"),
+    ],
+)
+def test_a_damaged_guard_is_named(guarded: Path, change: dict[str, object]) -> None:
+    guard = open_bundle(guarded).manifest.guard
+    with pytest.raises(ArtefactError, match="'guard' is"):
+        manifest(guard={**guard, **change})
+
+
+def test_a_guard_without_a_threshold_decides_all() -> None:
+    guard = Guard("ab" * 32, 0.05, 0.95, 1.0, None, 1.0, 100, 100, 0)
+    logits = np.array([[0.0, 0.1, 0.2]])
+    assert guard.decided(logits).all()
+    assert guard.candidates(logits) == [(2, 1, 0)]
+
+
+def _few(data: Path) -> None:
+    for path in data.glob("*/*.png"):
+        if int(path.stem) < 50:
+            path.unlink()
+
+
+def _class_away(data: Path) -> None:
+    shutil.rmtree(data / "red")
+
+
+def _classes_away(data: Path) -> None:
+    for label in ("red", "green"):
+        shutil.rmtree(data / label)
+
+
+def _unknown_class(data: Path) -> None:
+    (data / "red").rename(data / "purple")
+
+
+def _alike(data: Path) -> None:
+    content = (data / "red" / "1.png").read_bytes()
+    for path in data.glob("*/*.png"):
+        path.write_bytes(content)
+
+
+def _unlabelled(data: Path) -> None:
+    for path in data.glob("*/*.png"):
+        path.rename(data / f"{path.parent.name}{path.name}")
+    for folder in data.glob("*/"):
+        folder.rmdir()
+
+
+def _mostly_wrong(data: Path) -> None:
+    for one, other in (("red", "spare"), ("green", "red"), ("spare", "green")):
+        (data / one).rename(data / other)
+
+
+def _broken_image(data: Path) -> None:
+    (data / "red" / "7.png").write_bytes(b"no picture")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        pytest.param(
+            _few, "30 images cannot promise an error of at most 5 % at 95 % confidence", id="too-few"
+        ),
+        pytest.param(_few, "such images would: add some", id="how-many"),
+        pytest.param(_class_away, "there are none of 'red'", id="class-missing"),
+        pytest.param(_classes_away, "there are none of 'green', 'red'", id="one-class"),
+        pytest.param(_unknown_class, "1 classes are unknown to the model: purple", id="unknown-class"),
+        pytest.param(_alike, "all 180 images have the same logits", id="all-alike"),
+        pytest.param(_unlabelled, "data: ", id="unlabelled"),
+        pytest.param(
+            _mostly_wrong,
+            "no number would, as the most certain answers are wrong too often",
+            id="wrong-labels",
+        ),
+        pytest.param(_broken_image, "7.png", id="broken-image"),
+    ],
+)
+def test_images_that_do_not_do_are_one_line_and_leave_the_bundle(
+    spoil: Callable[[Path], None], said: str, pictures: Path, tmp_path: Path
+) -> None:
+    data, bundle = shutil.copytree(pictures, tmp_path / "data"), write_bundle(tmp_path / "bundle")
+    before = contents(bundle)
+    spoil(data)
+    result = calibrate(bundle, data)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert contents(bundle) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "data"]
+
+
+def _changed_file(bundle: Path) -> None:
+    with (bundle / "model.onnx").open("ab") as file:
+        file.write(b"\x08\x01")
+
+
+def _nan(bundle: Path) -> None:
+    shutil.rmtree(bundle)
+    model = classifier(metadata=manifest().to_metadata())
+    model.graph.initializer[1].raw_data = np.full((3, 3), np.nan, np.float32).tobytes()
+    write_bundle(bundle, model)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        pytest.param(_changed_file, "was changed after export", id="hash"),
+        pytest.param(_nan, "logits of 180 of 180 images are not finite", id="nan"),
+    ],
+)
+def test_bundles_that_do_not_do_are_one_line(
+    spoil: Callable[[Path], None], said: str, pictures: Path, tmp_path: Path
+) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    spoil(bundle)
+    before = contents(bundle)
+    result = calibrate(bundle, pictures)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert contents(bundle) == before
+
+
+def test_a_bundle_that_cannot_be_written_is_known_before_any_work(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(bundle))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # as a folder that is read-only does, to all but root
+    result = calibrate(bundle, pictures)
+    assert result.exit_code == 1
+    assert "permission denied" in result.stderr
+
+
+def test_without_scipy_it_is_said_how_to_get_it(
+    guarded: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    result = calibrate(guarded, pictures)
+    assert result.exit_code == 1
+    assert "pip install 'msmamba[calibrate]'" in result.stderr
+
+
+def test_a_bare_file_is_no_bundle(guarded: Path, pictures: Path) -> None:
+    result = calibrate(guarded / "model.onnx", pictures)
+    assert "is an ONNX file: a guard is put into a bundle" in result.stderr
+
+
+@pytest.mark.parametrize("share", ["0", "100%", "5", "many", "-1%", "nan"])
+def test_what_is_no_share_is_wrong_usage(share: str, pictures: Path, guarded: Path) -> None:
+    result = calibrate(guarded, pictures, f"--max-error={share}")
+    assert result.exit_code == 2
+    assert "is no share" in result.stderr

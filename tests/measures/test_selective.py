@@ -1,0 +1,126 @@
+"""The temperature, the threshold and the candidates, on logits whose law is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from msmamba.measures.metrics import log_softmax
+from msmamba.measures.selective import (
+    candidate_bound,
+    certainty,
+    images_needed,
+    masses_above,
+    select,
+    temperature,
+)
+
+CLASSES = 4
+
+
+def drawn(images: int, seed: int, lift: float = 3.2) -> tuple[np.ndarray, np.ndarray]:
+    """Logits with unit noise whose true class is lifted; the true probabilities are the softmax of lift x."""
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(CLASSES, size=images)
+    logits = generator.normal(size=(images, CLASSES))
+    logits[np.arange(images), truth] += lift
+    return logits, truth
+
+
+def test_certainty_is_the_log_odds_of_the_likeliest() -> None:
+    logits, _ = drawn(50, 0)
+    top = np.exp(log_softmax(logits)).max(axis=1)
+    np.testing.assert_allclose(certainty(logits), np.log(top / (1 - top)), rtol=1e-9)
+
+
+def test_certainty_does_not_saturate() -> None:
+    assert certainty(np.array([[900.0, 0, 0], [1000.0, 0, 0]])).tolist() == pytest.approx(
+        [900 - np.log(2), 1000 - np.log(2)]
+    )
+
+
+def test_masses_above_leave_the_class_itself_out() -> None:
+    masses = masses_above(np.log([[0.2, 0.5, 0.3]]))
+    np.testing.assert_allclose(masses, [[0.8, 0, 0.5]], atol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.0, 6.0])
+def test_the_temperature_of_a_known_law_is_found(factor: float) -> None:
+    # Of a lift of 3.2 and unit noise the likelihood ratio of two classes is exp(3.2 x their difference).
+    logits, truth = drawn(40_000, 1)
+    assert temperature(logits * 3.2 * factor, truth) == pytest.approx(factor, rel=0.05)
+
+
+def test_a_likelihood_without_a_maximum_leaves_the_logits_as_they_are() -> None:
+    assert temperature(np.eye(3)[[0, 1, 2]] * 4, np.array([0, 1, 2])) == 1.0
+
+
+def test_a_threshold_keeps_its_promise_and_answers_nearly_as_much_as_the_best() -> None:
+    logits, truth = drawn(200_000, 2)
+    scores, right = certainty(logits), logits.argmax(axis=1) == truth
+    order = np.argsort(-scores)
+    ordered, risks = scores[order], np.cumsum(~right[order]) / np.arange(1, len(order) + 1)
+    generator = np.random.default_rng(3)
+    for max_error in (0.01, 0.02):
+        best = np.flatnonzero(risks <= max_error).max() + 1
+        kept, coverages = 0, []
+        for _ in range(200):
+            chosen = generator.integers(len(order), size=2000)
+            selection = select(scores[chosen], right[chosen], max_error, 0.95)
+            assert selection is not None
+            bound = -np.inf if selection.threshold is None else selection.threshold
+            answered = np.searchsorted(-ordered, -bound)
+            kept += risks[answered - 1] <= max_error
+            coverages.append(answered / best)
+        assert kept >= 190
+        assert np.mean(coverages) >= 0.8
+
+
+def test_candidates_hold_the_truth_at_the_rate_that_was_asked() -> None:
+    generator = np.random.default_rng(4)
+    logits, truth = drawn(100_000, 5, lift=1.5)
+    true_masses = masses_above(logits)[np.arange(len(truth)), truth]
+    held = []
+    for _ in range(200):
+        chosen = generator.integers(len(truth), size=99)
+        bound = candidate_bound(true_masses[chosen], 0.1)
+        assert bound is not None
+        held.append((true_masses <= bound).mean())
+    assert 0.895 <= np.mean(held) <= 0.925
+
+
+def test_candidates_need_enough_images() -> None:
+    assert candidate_bound(np.zeros(18), 0.05) is None
+    assert candidate_bound(np.zeros(19), 0.05) == 0
+
+
+def test_equal_scores_are_answered_alike() -> None:
+    scores = np.repeat([3.0, 2.0, 1.0], 400)
+    right = np.ones(1200, np.bool_)
+    right[800:] = False
+    selection = select(scores, right, 0.05, 0.95)
+    assert selection is not None
+    assert selection.threshold == 1.0
+    assert (selection.answered, selection.errors, selection.coverage) == (800, 0, 2 / 3)
+
+
+def test_where_all_can_be_answered_there_is_no_threshold() -> None:
+    selection = select(np.arange(500.0), np.ones(500, np.bool_), 0.05, 0.95)
+    assert selection is not None
+    assert (selection.threshold, selection.answered) == (None, 500)
+
+
+@pytest.mark.parametrize("images", [5, 79])
+def test_too_few_images_promise_nothing_and_it_is_said_how_many_would(images: int) -> None:
+    scores, right = np.arange(float(images)), np.ones(images, np.bool_)
+    assert select(scores, right, 0.05, 0.95) is None
+    needed = images_needed(scores, right, 0.05, 0.95)
+    assert needed is not None
+    assert needed >= 80
+    assert select(np.arange(float(needed)), np.ones(needed, np.bool_), 0.05, 0.95) is not None
+
+
+def test_no_number_helps_where_the_most_certain_are_wrong_too() -> None:
+    right = np.arange(1000) % 2 == 0
+    assert select(np.arange(1000.0), right, 0.05, 0.95) is None
+    assert images_needed(np.arange(1000.0), right, 0.05, 0.95) is None
