@@ -63,6 +63,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {
         PurePosixPath("msmamba/export/proof/decision.html.jinja"),
         PurePosixPath("msmamba/pages/frame.html.jinja"),
+        PurePosixPath("msmamba/microscope/slides/report.html.jinja"),
     } <= set(names)
     assert PurePosixPath("msmamba/model/evaluation/paper_results.csv") in names
     assert not any(name.suffix in (".cpp", ".h", ".o") for name in names)

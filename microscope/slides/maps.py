@@ -148,14 +148,21 @@ def overlay(found: NDArray[np.uint8], index: int, grid: MapGrid, small: Thumbnai
         grid: the map's pixels.
         small: the thumbnail.
     """
-    picture = Image.fromarray(small.pixels)
-    covered = [side * small.scale / grid.pixel for side in picture.size]  # map pixels below the thumbnail
-    picture.thumbnail((_LONGEST, _LONGEST), Image.Resampling.BOX)
+    picture = picture_of(small)
+    height, width = small.damaged.shape
+    covered = [side * small.scale / grid.pixel for side in (width, height)]  # map pixels below the thumbnail
     rows, columns = found.shape
     box = (0.0, 0.0, min(covered[0], columns), min(covered[1], rows))
     fine = Image.fromarray(found).resize(picture.size, Image.Resampling.NEAREST, box)
     alpha = fine.point([0, *(round(value * 0.8) for value in range(255))])
     picture.paste(colour_of(index), mask=alpha)
+    return picture
+
+
+def picture_of(small: Thumbnail) -> Image.Image:
+    """The thumbnail, small enough for a page."""
+    picture = Image.fromarray(small.pixels)
+    picture.thumbnail((_LONGEST, _LONGEST), Image.Resampling.BOX)
     return picture
 
 

@@ -60,11 +60,12 @@ def require_libraries() -> None:
         BackendError: it is not installed.
     """
     try:
-        import openslide  # noqa: F401  # whether it is there, with its library
+        import jinja2  # noqa: F401  # whether it is there; so are the others
+        import openslide  # noqa: F401
         import scipy  # type: ignore[import-untyped]  # noqa: F401  # ships no types
         import tifffile  # noqa: F401
     except (ImportError, OSError) as error:
         raise BackendError(
-            f"slides need OpenSlide, tifffile and SciPy, which are not all here ({error}): "
+            f"slides need OpenSlide, tifffile, SciPy and Jinja, which are not all here ({error}): "
             "pip install 'msmamba[slides]'"
         ) from error

@@ -4,11 +4,12 @@ The folder while it runs:
 
     run.json                      what was asked, and what became of each slide
     partial/<slide>.csv           the rows of a slide at work, flushed after every batch
+    thumbnails/<slide>.png        the slide
     masks/<slide>.png             where tissue was found
     heat-maps/<slide>/…           a map of each class, as OME-TIFF and as a picture
     model-outputs-geojson/…       whole, once a slide's last row is known
     model-outputs-csv/…           whole, and the last that is written: it marks the slide as done
-    summary.csv                   one row a slide, in the end
+    summary.csv, report.html      one row a slide, and a page, in the end
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ from ...runtime.session import BATCH_SIZE, Session
 from ...text import as_cell
 from ...version import __version__
 from .engine import TileResult, classify_tiles, transform_of
-from .maps import MapGrid, class_map, overlay, write_map
+from .maps import MapGrid, class_map, overlay, picture_of, write_map
 from .opening import open_slide, require_libraries
+from .report import write_report
 from .results import header, read_rows, row, write_geojson
 from .slide import Slide
 from .tiles import Tile, check_microns, grid, side_of, stride_of
@@ -144,7 +146,14 @@ class _Run:
         Raises:
             ImageError: slides or tiles could not be classified.
         """
-        for below in ("partial", "masks", "heat-maps", "model-outputs-csv", "model-outputs-geojson"):
+        for below in (
+            "partial",
+            "thumbnails",
+            "masks",
+            "heat-maps",
+            "model-outputs-csv",
+            "model-outputs-geojson",
+        ):
             _make_folder(self._folder / below)
             remove_leftovers(self._folder / below)
         remove_leftovers(self._folder)
@@ -158,6 +167,7 @@ class _Run:
                 self._save(interrupted=True)
         self._save(interrupted=False)
         self._summarise(named)
+        self._report(named)
         failed = [name for name in named if self._slides[name].get("error")]
         torn = [name for name in named if self._slides[name].get("unreadable")]
         if failed:
@@ -189,6 +199,7 @@ class _Run:
         with closing(open_slide(path, white_level=transform_of(self._session).white_level)) as slide:
             side = side_of(slide, transform_of(self._session).size, options.mpp, options.assume_mpp)
             small = thumbnail(slide, (options.tissue or TissueOptions()).thumbsize)
+            _write_png(self._folder / "thumbnails" / f"{name}.png", picture_of(small))
             mask = None
             if options.tissue is not None:
                 mask = mask_of(slide, small, options.tissue, options.assume_mpp)
@@ -266,10 +277,14 @@ class _Run:
         microns = self._options.assume_mpp or slide.scale.microns
         for index, label in enumerate(self._labels):
             found = class_map(read_rows(partial), index, pixels)
-            file = folder / f"{index}-{_NO_NAME.sub('_', label)}"
+            file = self._map_of(name, index)
             size = None if microns is None else microns * pixels.pixel
             write_map(Path(f"{file}.ome.tif"), found, size, f"{name}: {label}")
             _write_png(Path(f"{file}.png"), overlay(found, index, pixels, small))
+
+    def _map_of(self, name: str, index: int) -> Path:
+        """The path of a class's map, without its suffix."""
+        return self._folder / "heat-maps" / name / f"{index}-{_NO_NAME.sub('_', self._labels[index])}"
 
     def _save(self, *, interrupted: bool) -> None:
         content = {**self._identity, "interrupted": interrupted, "slides": self._slides}
@@ -290,6 +305,31 @@ class _Run:
             ]
             rows.writerow([as_cell(name), *values, as_cell(facts.get("error", ""))])
         write_atomically(self._folder / "summary.csv", as_utf8(text.getvalue()))
+
+    def _report(self, named: dict[str, Path]) -> None:
+        csvs = {name: self._folder / "model-outputs-csv" / f"{name}.csv" for name in named}
+        rows = {name: path for name, path in csvs.items() if path.exists()}
+        pictures = {}
+        for name in rows:
+            mask = self._folder / "masks" / f"{name}.png"
+            pictures[name] = {
+                "slide": self._folder / "thumbnails" / f"{name}.png",
+                **({} if self._options.tissue is None else {"tissue": mask}),
+                **{
+                    label: Path(f"{self._map_of(name, index)}.png")
+                    for index, label in enumerate(self._labels)
+                },
+            }
+        write_report(
+            self._folder / "report.html",
+            artefact=self._identity["artefact"],
+            sha256=self._identity["artefact_sha256"],
+            labels=self._labels,
+            slides=[(name, self._slides[name]) for name in named],
+            pictures=pictures,
+            rows=rows,
+            white_level=transform_of(self._session).white_level,
+        )
 
 
 class _Counts:

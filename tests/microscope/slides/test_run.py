@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import sys
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import msmamba
 from msmamba.cli import mmdeploy
 from msmamba.errors import ImageError, InputError, TargetError
 from msmamba.microscope.slides import classify_slide, open_slide, tiles
+from msmamba.microscope.slides.report import most_certain
 from msmamba.microscope.slides.results import colour_of, header, read_rows, row
 from msmamba.microscope.slides.run import SlideOptions, classify_slides
 from msmamba.microscope.slides.tissue import TissueOptions
@@ -147,6 +149,24 @@ def test_each_class_has_a_map_with_its_scale_and_a_picture(results: Path, sessio
         with Image.open(folder / f"{index}-{label}.png") as picture:
             assert picture.size == (210, 150)
     assert len(list(folder.iterdir())) == 2 * len(session.labels)
+
+
+def test_the_report_is_one_page_with_the_surest_tiles(results: Path, session: Session) -> None:
+    page = (results / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    rows = list(read_rows(results / "model-outputs-csv" / "left.csv"))
+    groups = most_certain(iter(rows), 3, 6)
+    for index, group in enumerate(groups):
+        of_class = [each for each in rows if each.likeliest == index]
+        best = sorted((each.probabilities[index] for each in of_class), reverse=True)[:6]
+        assert [each.probabilities[index] for each in group] == best
+        for each in group:
+            assert f"{each.probabilities[index]:.4f} at {each.tile.x}, {each.tile.y}" in page
+    tiles = sum(
+        len(group) for group in most_certain(read_rows(results / "model-outputs-csv" / "right.csv"), 3, 6)
+    )
+    pictures = 2 * (2 + len(session.labels))  # thumbnail, mask and maps of two slides
+    assert page.count("<img ") == pictures + tiles + sum(map(len, groups))
 
 
 def test_every_class_has_a_colour_of_its_own() -> None:
@@ -325,6 +345,8 @@ def test_bad_slides_and_tiles_stop_nothing_and_are_told(
         (tmp_path / "out" / "model-outputs-geojson" / "torn.geojson").read_text(), 420, 300
     )
     assert len(features) == len(rows) - len(unread)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count('class="error"') == 2
     name = "model-outputs-csv/right.csv"
     assert (tmp_path / "out" / name).read_bytes() == (results / name).read_bytes()
 

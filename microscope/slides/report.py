@@ -1,0 +1,125 @@
+"""The results in a folder as one page: shares, maps over thumbnails, the most certain tiles of each class."""
+
+from __future__ import annotations
+
+import heapq
+import io
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...errors import InputError
+from ...files import as_utf8, write_atomically
+from ...pages.page import data_url, page_from_template
+from .engine import TileResult
+from .opening import open_slide
+from .results import colour_of, read_rows
+from .tiles import read_tile
+
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_PICTURE = 640  # longest side on the page, pixels
+_TILES, _TILE = 6, 168  # of each class, and their side in pixels
+
+
+def write_report(
+    path: Path,
+    *,
+    artefact: str,
+    sha256: str,
+    labels: Sequence[str],
+    slides: Iterable[tuple[str, dict[str, Any]]],
+    pictures: dict[str, dict[str, Path]],
+    rows: dict[str, Path],
+    white_level: int,
+) -> None:
+    """Writes the page, whole or not at all.
+
+    Args:
+        path: the file.
+        artefact: its name.
+        sha256: the artefact's.
+        labels: the classes.
+        slides: each slide's name, and what ``run.json`` says of it.
+        pictures: for each slide that is done, its pictures by their captions.
+        rows: for each slide that is done, its CSV.
+        white_level: the value of white in 16-bit pictures.
+
+    Raises:
+        TargetError: it cannot be written.
+    """
+    shown = []
+    for name, facts in slides:
+        done = name in rows
+        shown.append(
+            {
+                "name": name,
+                "error": facts.get("error", ""),
+                "shares": [facts["shares"][label] for label in labels] if done else [],
+                **{each: facts.get(each) for each in ("tiles", "unreadable", "tissue")},
+                "pictures": [
+                    {"caption": caption, "url": _url(Image.open(picture))}
+                    for caption, picture in pictures.get(name, {}).items()
+                ],
+                # A slide with an error and rows was replaced: its file would give other pictures.
+                "certain": []
+                if not done or facts.get("error")
+                else _certain_tiles(facts, rows[name], labels, white_level),
+            }
+        )
+    page = page_from_template(
+        _TEMPLATE,
+        artefact=artefact,
+        sha256=sha256,
+        labels=labels,
+        colours=[colour_of(index) for index in range(len(labels))],
+        slides=shown,
+    )
+    write_atomically(path, as_utf8(page))
+
+
+def most_certain(results: Iterable[TileResult], classes: int, count: int) -> list[list[TileResult]]:
+    """The tiles of each class that are likeliest it, the likeliest first; of equals the earlier."""
+    best: list[list[tuple[float, int, TileResult]]] = [[] for _ in range(classes)]
+    for place, result in enumerate(results):
+        if not result.error:
+            heap = best[result.likeliest]
+            heapq.heappush(heap, (max(result.probabilities), -place, result))
+            if len(heap) > count:
+                heapq.heappop(heap)
+    return [[result for _, _, result in sorted(heap, reverse=True)] for heap in best]
+
+
+def _certain_tiles(
+    facts: dict[str, Any], rows: Path, labels: Sequence[str], white_level: int
+) -> list[dict[str, Any]]:
+    """The most certain tiles as pictures; none where the slide is not there any more."""
+    groups = []
+    try:
+        with closing(open_slide(facts["path"], white_level=white_level)) as slide:
+            for label, results in zip(
+                labels, most_certain(read_rows(rows), len(labels), _TILES), strict=True
+            ):
+                tiles = [
+                    {
+                        "x": each.tile.x,
+                        "y": each.tile.y,
+                        "probability": max(each.probabilities),
+                        "url": _url(Image.fromarray(read_tile(slide, each.tile, _TILE)), _TILE),
+                    }
+                    for each in results
+                ]
+                groups.append({"label": label, "tiles": tiles})
+    except InputError:
+        return []
+    return groups
+
+
+def _url(picture: Image.Image, longest: int = _PICTURE) -> str:
+    picture = picture.convert("RGB")
+    picture.thumbnail((longest, longest))
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=85)
+    return data_url(content.getvalue(), "image/jpeg")
