@@ -21,7 +21,7 @@ from ..data.folders import WHOLE, ImageFolder, match_labels, read_evaluation_fol
 from ..data.samples import classes_of
 from ..errors import ArtefactError, BackendError, DataError, InputError, some
 from ..files import atomic_folder, sha256_of
-from ..measures.evaluation import logits_of
+from ..measures.evaluation import BATCH_SIZE, logits_of
 from ..measures.metrics import log_softmax
 from ..measures.selective import (
     candidate_bound,
@@ -31,11 +31,12 @@ from ..measures.selective import (
     select,
     temperature,
 )
-from ..measures.uncertainty import Interval, Resampled, proportion_interval, resample
+from ..measures.uncertainty import Interval, proportion_interval, resample
 from ..runtime import Manifest, open_session
 from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME, Kind, open_bundle, recognise
 from ..runtime.guard import Guard, network_sha256
 from ..runtime.protobuf import encoded, fields
+from ..text import shown
 
 _METADATA, _KEY, _VALUE = 14, 1, 2  # of ModelProto and of StringStringEntryProto, onnx.proto3
 
@@ -46,18 +47,34 @@ _CHOSE_THE_EPOCH = (
 
 
 @dataclass(frozen=True)
+class CalibrationErrors:
+    """Expected calibration error of some images, before and at the temperature, which was fitted on them."""
+
+    images: int
+    before: float
+    before_interval: Interval
+    after: float
+    after_interval: Interval
+
+    def to_text(self) -> str:
+        """Both, in per cent, with their intervals."""
+        before, after = (
+            _interval(self.before, self.before_interval),
+            _interval(self.after, self.after_interval),
+        )
+        return f"{before} before, {after} after"
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What was fitted, and what the images it was fitted on say of it."""
 
     guard: Guard
     data: str
     split: str
-    error_before: float
-    """Expected calibration error of the probabilities as they were."""
-    error_before_interval: Interval
-    error_after: float
-    """And at the temperature, on the same images."""
-    error_after_interval: Interval
+    errors: CalibrationErrors
+    errors_by_class: Mapping[str, CalibrationErrors]
+    """Of the images that were given a class, by that class; only of those that were given."""
     mean_candidates: float
     """Candidates an image."""
     notes: tuple[str, ...] = ()
@@ -67,11 +84,15 @@ class Calibration:
         """For a terminal, with a line end."""
         guard = self.guard
         found = proportion_interval(guard.errors, guard.answered)
+        by_class = "".join(
+            f"  {shown(label)} ({errors.images} images): {errors.to_text()}\n"
+            for label, errors in self.errors_by_class.items()
+        )
         return (
-            f"{guard.images} images of '{self.data}' ({self.split})\n"
+            f"{guard.images} images of '{shown(self.data)}' ({shown(self.split)})\n"
             f"temperature        {guard.temperature:.3f}\n"
-            f"calibration error  {_interval(self.error_before, self.error_before_interval)} before, "
-            f"{_interval(self.error_after, self.error_after_interval)} after\n"
+            f"calibration error  {self.errors.to_text()}\n"
+            f"{by_class}"
             f"promise            at most {100 * guard.max_error:g} % of the answers wrong, with "
             f"{100 * guard.confidence:g} % confidence\n"
             f"answered           {guard.answered} of {guard.images} "
@@ -147,23 +168,44 @@ def calibrate(
             advance(done, len(samples))
 
         with open_session(bundle, guard=False, **device) as session:
-            logits = logits_of(session.run, samples, manifest.transform, advance=count)
+            logits = logits_of(
+                session.run,
+                samples,
+                manifest.transform,
+                batch_size=min(BATCH_SIZE, session.max_batch or BATCH_SIZE),
+                advance=count,
+            )
         guard = _fitted(logits, truth, max_error, confidence, network_sha256(model), str(data))
         shutil.copytree(bundle, folder, dirs_exist_ok=True, symlinks=True)
         _write(folder, manifest, guard, model)
-    before, after = (np.exp(log_softmax(logits / scale)) for scale in (1, guard.temperature))
-    errors: list[Resampled] = [figures.calibration_error for figures in resample([before, after], truth)]
+    given = logits.argmax(axis=1)
+    everything = np.ones(len(truth), np.bool_)
     return Calibration(
-        guard,
-        str(data),
-        chosen,
-        errors[0].estimate,
-        errors[0].interval(),
-        errors[1].estimate,
-        errors[1].interval(),
-        float(np.mean([len(row) for row in guard.candidates(logits)])),
-        (*found.notes, *((_CHOSE_THE_EPOCH,) if chosen == "val" else ())),
+        guard=guard,
+        data=str(data),
+        split=chosen,
+        errors=_errors(logits, truth, guard.temperature, everything),
+        errors_by_class={
+            label: _errors(logits, truth, guard.temperature, given == index)
+            for index, label in enumerate(manifest.labels)
+            if (given == index).any()
+        },
+        mean_candidates=float(np.mean([len(row) for row in guard.candidates(logits)])),
+        notes=(*found.notes, *((_CHOSE_THE_EPOCH,) if chosen == "val" else ())),
     )
+
+
+def _errors(
+    logits: npt.NDArray[Any],
+    truth: npt.NDArray[np.integer[Any]],
+    temperature: float,
+    chosen: npt.NDArray[np.bool_],
+) -> CalibrationErrors:
+    """The calibration errors of the images that are chosen, of (N, C) logits and (N,) true classes."""
+    rows = np.asarray(logits[chosen], np.float64)
+    figures = resample([np.exp(log_softmax(rows / scale)) for scale in (1, temperature)], truth[chosen])
+    before, after = (each.calibration_error for each in figures)
+    return CalibrationErrors(len(rows), before.estimate, before.interval(), after.estimate, after.interval())
 
 
 def _check_classes(data: ImageFolder, split: str, truth: npt.NDArray[np.integer[Any]]) -> None:

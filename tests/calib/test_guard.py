@@ -78,13 +78,18 @@ def test_the_figures_are_told(pictures: Path, tmp_path: Path) -> None:
     guard = told["guard"]
     assert guard["images"] == 3 * IMAGES
     assert 0 < guard["answered"] < guard["images"]
-    assert told["error_after"] < told["error_before"]
+    errors = told["errors"]
+    assert errors["after"] < errors["before"]
+    assert errors["after_interval"]["low"] <= errors["after"] <= errors["after_interval"]["high"]
+    assert set(told["errors_by_class"]) == set(LABELS)
+    assert sum(each["images"] for each in told["errors_by_class"].values()) == 3 * IMAGES
     assert guard["temperature"] < 1
 
 
 def test_the_table_says_the_promise(pictures: Path, tmp_path: Path) -> None:
     result = calibrate(write_bundle(tmp_path / "bundle"), pictures, "--max-error", "0.1")
     assert "at most 10 % of the answers wrong, with 95 % confidence" in result.stdout
+    assert "  green (" in result.stdout
 
 
 def test_the_bundle_is_sealed_again_and_nothing_else_changed(guarded: Path, tmp_path: Path) -> None:
@@ -106,6 +111,14 @@ def test_fitting_again_gives_the_same_bundle(guarded: Path, pictures: Path, tmp_
     again = shutil.copytree(guarded, tmp_path / "again")
     assert calibrate(again, pictures).exit_code == 0
     assert contents(again) == contents(guarded)
+
+
+def test_a_model_of_small_batches_is_calibrated_too(guarded: Path, pictures: Path, tmp_path: Path) -> None:
+    model = classifier(batch=1, metadata=manifest().to_metadata())
+    bundle = write_bundle(tmp_path / "bundle", model)
+    assert calibrate(bundle, pictures).exit_code == 0
+    found, expected = (open_bundle(folder).manifest.guard for folder in (bundle, guarded))
+    assert found["answered"] == expected["answered"]
 
 
 def test_uncertain_images_are_not_decided(guarded: Path, pictures: Path) -> None:
