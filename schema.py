@@ -54,6 +54,24 @@ def parsed(content: str | bytes, *, names: bool = False) -> Any:
     raise ValueError("it is nested deeper than any of our files")
 
 
+def as_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON as its standard has it, which knows no number that is not finite: these become null.
+
+    Args:
+        value: plain values, and tuples.
+        indent: blanks a level; None: one line.
+    """
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _inside(name: str, value: Any, names: bool) -> list[tuple[str, Any]]:
     """What a value holds, by name; raises ValueError where it is one that is not wanted."""
     wrong = ""

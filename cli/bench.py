@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import EVERY_CORE, PROVIDERS, steps
+from .options import EVERY_CORE, PROVIDERS, steps, tell
 from .output import say, say_lines
 
 _CASES = "What is measured (each may be given several times)"
@@ -119,6 +119,7 @@ def bench(
         write_atomically(output, result.to_json().encode(), through_links=True)
     if plot is not None:
         write_atomically(plot, result.to_png(), through_links=True)
+    tell(result.notes)
     say_lines(result.to_json() if output_format == "json" else result.to_text())
     if result.warning:
         say(f"warning: {result.warning}", err=True)

@@ -256,6 +256,7 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
         architecture=_plain(loaded.network.arch.to_dict()),
         precision_asked=options.precision,
         checkpoint_sha256=loaded.sha256,
+        weights_of=loaded.weights_of,
         versions={
             "msmamba": __version__,
             "python": platform.python_version(),

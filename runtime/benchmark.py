@@ -114,6 +114,11 @@ def benchmark(
             for key in dict.fromkeys(map(_session_key, cases))
         }
         runs = [_Run(case, sessions[_session_key(case)], encoded) for case in cases]
+        notes = dict.fromkeys(
+            f"{name}: {note}"
+            for (name, *_), session in sessions.items()
+            for note in (session.manifest.notes if session.manifest else ())
+        )
         loop_ms = _measure(runs, options, report)
         report("measuring memory")
         memory = [_peak_memory_mb(case, options.device) for case in cases]
@@ -122,7 +127,7 @@ def benchmark(
         )
     noise = float(np.quantile(loop_ms, 0.9) / np.median(loop_ms) - 1)
     state["load_average_after"] = machine.load_average()
-    return Benchmark(results, len(loop_ms), noise, state, _versions())
+    return Benchmark(results, len(loop_ms), noise, state, _versions(), tuple(notes))
 
 
 class _Run:

@@ -102,6 +102,7 @@ class Benchmark:
         noise: spread of the fixed loop, a fraction.
         machine: facts of the machine and of its state while measuring.
         versions: the versions of everything that ran.
+        notes: what there is to say of the artefacts, a line each.
     """
 
     results: tuple[Result, ...]
@@ -109,6 +110,7 @@ class Benchmark:
     noise: float
     machine: dict[str, Any]
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def warning(self) -> str | None:

@@ -103,6 +103,8 @@ class Manifest:
             to compare; empty in artefacts from before there were probes.
         white_level: the value of white in 16-bit images; artefacts of earlier versions take all 16 bits.
         guard: when an answer is to be trusted, as `msmamba.runtime.guard.Guard` names it; empty without one.
+        weights_of: which of the checkpoint's weights it has, ``model`` or ``ema``, their moving average;
+            empty in artefacts of earlier versions.
         format_version: the version of this format.
     """
 
@@ -123,6 +125,7 @@ class Manifest:
     network: str = ""
     white_level: int = FULL_WHITE
     guard: Mapping[str, Any] = field(default_factory=dict)
+    weights_of: str = ""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -248,6 +251,7 @@ _MANIFEST = record(
     optional={
         "network": Kind("a name", TEXT.holds),
         "white_level": whole(LEAST_WHITE, FULL_WHITE),
+        "weights_of": one_of("", "model", "ema"),
         "probe": Kind(
             "names of pictures with the SHA-256 of their pixels and tensor",
             by_name(record({"pixels": SHA256, "tensor": SHA256})).holds,

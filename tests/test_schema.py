@@ -25,7 +25,7 @@ from msmamba.data.published.tissuemnist import unpack
 from msmamba.errors import ArtefactError, DataError, InputError, MsmambaError, TrainingError
 from msmamba.measures.predictions import read_predictions
 from msmamba.runtime.manifest import Manifest
-from msmamba.schema import TEXT, listed, maybe, number, parsed, record, whole
+from msmamba.schema import TEXT, as_json, listed, maybe, number, parsed, record, whole
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -312,3 +312,10 @@ def test_names_of_files_may_be_any_bytes() -> None:
         parsed(b'{"a": "\xff"}')
     with pytest.raises(ValueError, match=r"'a' is .* which is no Unicode text"):
         parsed(b'{"a": "\\udcff"}')
+
+
+def test_what_is_written_is_json_whatever_the_numbers() -> None:
+    value = {"a": [float("inf"), (float("nan"), 1.5)], "b": {"c": -float("inf"), "d": "größe"}, "e": 1}
+    written = {"a": [None, [None, 1.5]], "b": {"c": None, "d": "größe"}, "e": 1}
+    assert json.loads(as_json(value), parse_constant=pytest.fail) == written
+    assert "größe" in as_json(value, indent=2)

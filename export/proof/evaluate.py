@@ -8,7 +8,6 @@ Dims: B batch, S side of the square network input, C classes.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from ...measures.metrics import ClassMetrics, Metrics
 from ...model.networks.described import Described, described_by, undescribed
 from ...runtime import open_session
 from ...runtime.artefact import is_checkpoint
+from ...schema import as_json
 from ...text import shown
 
 METRICS_FILE, CONFUSION_FILE = "metrics.json", "confusion.png"
@@ -51,7 +51,7 @@ class Evaluation:
     skipped: dict[str, str] = field(default_factory=dict)
     """Images that were left out because they cannot be read, with the reason."""
     notes: tuple[str, ...] = ()
-    """What there is to say of the folder, a line each."""
+    """What there is to say of the model and the folder, a line each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -59,7 +59,7 @@ class Evaluation:
 
     def to_json(self) -> str:
         """JSON, one value a line."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        return as_json(self.to_dict(), indent=2) + "\n"
 
     def to_text(self) -> str:
         """A table of the classes, and the figures of all."""
@@ -168,7 +168,7 @@ def evaluate_model(
             )
         seconds = time.perf_counter() - started
     skipped = dict(folder.skipped)
-    notes = (*folder.notes, *tally.lines())
+    notes = (*classifier.notes, *folder.notes, *tally.lines())
     return Evaluation(str(model), str(data), name, classifier.ran_on, metrics, seconds, skipped, notes)
 
 
@@ -179,6 +179,7 @@ class _Classifier:
     transform: Transform
     ran_on: str
     max_batch: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -206,7 +207,14 @@ def _opened(
                 f"{model} takes {session.transform.size}x{session.transform.size} images, not "
                 f"{described.image_size}: export it with --size {described.image_size}"
             )
-        yield _Classifier(session.run, session.labels, session.transform, session.path, session.max_batch)
+        yield _Classifier(
+            session.run,
+            session.labels,
+            session.transform,
+            session.path,
+            session.max_batch,
+            session.manifest.notes if session.manifest else (),
+        )
 
 
 def _checkpoint_classifier(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from ...measures.decision import Decision
 from ...measures.decision_text import FLIPS_SHOWN, decision_text
 from ...measures.margins import margins_of
+from ...schema import as_json
 from ...text import shown
 
 NOT_FINITE = "not finite"
@@ -117,7 +117,7 @@ class Parity:
     no_decision: str = ""
     """Why there is none."""
     notes: tuple[str, ...] = ()
-    """What there is to say of the images' folders, a line each."""
+    """What there is to say of the artefact and the images, a line each."""
 
     @property
     def passed(self) -> bool:
@@ -216,13 +216,13 @@ class Parity:
         }
 
     def to_json(self) -> str:
-        """The comparison as JSON, for ``parity.json``."""
+        """The comparison as JSON, for ``parity.json``; errors that are not finite are null."""
         values = {"passed": self.passed, **asdict(self)}
         if self.decision is None:
             del values["decision"]
         else:
             del values["no_decision"]
-        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        return as_json(values, indent=2) + "\n"
 
 
 def compare(

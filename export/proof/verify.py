@@ -80,7 +80,8 @@ def verify(
         split: the split of labelled data to take in place of ``test``.
         page: an HTML file to write the decision to.
         limit: compare at most this many images, spread evenly over those found.
-        weights_of: which weights of a checkpoint, as `load_checkpoint` takes it; as the export took them.
+        weights_of: which weights of a checkpoint, as `load_checkpoint` takes it; None: those that the
+            artefact has.
         batch_size: images at once.
         report: is told each step as it begins.
 
@@ -166,7 +167,7 @@ def verify(
             reference=str(reference),
             split=images.split,
             no_decision=images.unlabelled,
-            notes=(*images.notes, *tally.lines()),
+            notes=(*manifest.notes, *images.notes, *tally.lines()),
         )
     if images.truth is not None:
         report("resampling")
@@ -209,7 +210,12 @@ def _opened_reference(
     """A checkpoint, or an artefact, that fits the artefact whose manifest this is."""
     path = Path(reference)
     if not path.is_dir() and (not path.is_file() or is_checkpoint(path)):
-        loaded = load_checkpoint(path, weights_of)
+        if weights_of is not None and manifest.weights_of not in ("", weights_of):
+            raise ArtefactError(
+                f"{artefact} has its checkpoint's weights of '{manifest.weights_of}', not of '{weights_of}': "
+                "leave --weights-of out"
+            )
+        loaded = load_checkpoint(path, weights_of or manifest.weights_of or None)
         _check_pair(manifest, loaded.sha256, loaded.network, artefact, str(reference))
         yield _Reference(run_of(loaded.network), loaded.sha256, loaded.network)
         return
@@ -224,6 +230,8 @@ def _opened_reference(
             for name in ("labels", "image_size", "mean", "std", "white_level")
             if getattr(said, name) != getattr(manifest, name)
         ]
+        if len({said.weights_of, manifest.weights_of} - {""}) > 1:  # earlier versions do not say
+            differing.append("weights_of")
         if differing:
             raise ArtefactError(
                 f"{artefact} and {reference} differ in {', '.join(differing)}: compare artefacts that take "

@@ -59,6 +59,8 @@ class Checkpoint:
     """The network in evaluation mode, float32, on the CPU."""
     sha256: str
     """Checksum of the file."""
+    weights_of: str
+    """Which of its weights were taken: ``model``, or ``ema``, their moving average."""
     labels: tuple[str, ...] | None = None
     """Class names by index; None where the checkpoint has none (the authors' state dicts)."""
     preprocessing: Preprocessing | None = None
@@ -134,7 +136,7 @@ def load_checkpoint(path: str | Path, weights_of: str | None = None) -> Checkpoi
             f"{path}: {len(labels)} labels, but its tensors have {network.arch.num_classes} classes"
         )
     _take_what_tensors_do_not_say(network, file)
-    return Checkpoint(network, sha256_of(Path(path)), labels, preprocessing, file.notes)
+    return Checkpoint(network, sha256_of(Path(path)), file.weights_of, labels, preprocessing, file.notes)
 
 
 def _network_of(state: Mapping[str, Tensor]) -> Network:

@@ -34,6 +34,8 @@ class CheckpointFile:
     state: Mapping[str, Tensor]
     description: Mapping[str, Any]
     """What `save_checkpoint` wrote beside the tensors; empty in foreign files."""
+    weights_of: str
+    """Which weights were taken: ``model``, or ``ema``, their moving average."""
     notes: tuple[str, ...] = ()
     """What reading it had to decide."""
 
@@ -66,8 +68,8 @@ def read_checkpoint_file(path: str | Path, weights_of: str | None = None) -> Che
         content, description = _read_safetensors(path)
     else:
         content = read_pytorch_file(path)
-    state, notes = weights_in(content, path, weights_of)
-    return CheckpointFile(path, state, description, notes)
+    state, taken, notes = weights_in(content, path, weights_of)
+    return CheckpointFile(path, state, description, taken, notes)
 
 
 def checkpoint_network(

@@ -41,6 +41,8 @@ class Weights(NamedTuple):
     """A state dict, and what there was to decide."""
 
     state: dict[str, Tensor]
+    taken: str
+    """Which they are, one of `WEIGHTS_OF`."""
     notes: tuple[str, ...]
 
 
@@ -100,7 +102,7 @@ def weights_in(content: Any, path: Path, weights_of: str | None) -> Weights:
     if left_out:
         notes.append(f"{path}: {len(left_out)} tensors beside the network are left out: {some(left_out)}")
     _check_tensors(state, path)
-    return Weights(state, tuple(notes))
+    return Weights(state, wanted, tuple(notes))
 
 
 def _check_size(path: Path, file: BinaryIO) -> None:
