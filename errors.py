@@ -3,6 +3,7 @@
     MsmambaError
     ├── InputError            what the user handed in cannot be used
     │   ├── ImageError        an image: missing, corrupt, too large, not an image
+    │   ├── SourceError       what frames come from: missing, unfit, gone
     │   └── DataError         a data folder or data set: no classes, too few images, leaking groups
     ├── CheckpointError       a checkpoint: unreadable, of another architecture, NaN weights
     ├── TrainingError         a training run diverged, or is not the one to resume
@@ -47,6 +48,10 @@ class ImageError(InputError):
 
 class DataError(InputError):
     """A data folder cannot be used: no classes, too few images, groups across splits."""
+
+
+class SourceError(InputError):
+    """What frames come from is missing, unfit or gone."""
 
 
 class CheckpointError(MsmambaError):

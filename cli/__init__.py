@@ -26,6 +26,7 @@ from .export import export
 from .help import SETTINGS, Group
 from .infer import infer
 from .info import info
+from .live import live
 from .output import say
 from .slide import slide
 from .stopping import Terminated, end_as_interrupted
@@ -89,6 +90,7 @@ for _command in (
     verify,
     calibrate,
     infer,
+    live,
     slide,
     bench,
     doctor,

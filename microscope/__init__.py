@@ -1,1 +1,7 @@
-"""Beside the microscope: whole slides and whole fields through a session of the runtime, without PyTorch."""
+"""Beside the microscope: frames, slides and fields through a session of the runtime, without PyTorch."""
+
+from __future__ import annotations
+
+from .live import Result, stream
+
+__all__ = ["Result", "stream"]

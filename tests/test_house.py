@@ -211,7 +211,7 @@ def loaded_by(code: str, *arguments: str) -> set[str]:
     "module",
     [
         *("msmamba", "msmamba.runtime", "msmamba.plugins", "msmamba.plugins.selective_scan", "msmamba.model"),
-        "msmamba.microscope.slides",
+        *("msmamba.microscope", "msmamba.microscope.slides"),
     ],
 )
 def test_importing_is_light(module: str) -> None:

@@ -1,0 +1,255 @@
+"""Grab, infer and show, each at its own pace.
+
+One thread reads frames from the source, one runs the network, and whoever iterates over `stream` shows the
+results. Between two of them stands a `Channel` with room for one: while the network is at work on a
+frame, the next one is replaced by newer ones, so an answer is about what is under the objective now.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from itertools import pairwise
+from threading import Event, Thread
+from typing import Any
+
+from ...errors import ImageError, SourceError
+from ...images import FULL_WHITE
+from ...runtime.quality import Quality, quality_of
+from ...runtime.session import Session
+from ..sources import Frame, Source, open_source
+from .channel import Channel, Ended
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds before a source that went away is opened again
+_LOOK = 0.1  # seconds between two looks at what there is to report
+_REPORTS = 100  # that wait for somebody to hear them; older ones go
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the network says of a frame.
+
+    Attributes:
+        frame: the frame.
+        number: its place among the frames that the source took, from 0, however often it was opened.
+        label: name of the likeliest class.
+        probability: the probability of that class.
+        probabilities: the probability of every class, in the order of the labels; they sum to 1.
+        latency_ms: milliseconds by step: ``grab`` (reading it), ``prepare`` (resizing it), ``network``,
+            ``quality`` (judging the picture), and ``total``, from when it was taken until all was known,
+            waiting included.
+        frame_age_ms: milliseconds from when the frame was taken until the result was handed over.
+        dropped: frames that the source took since the result before this one and that nobody saw.
+        quality: what the picture is worth.
+    """
+
+    frame: Frame
+    number: int
+    label: str
+    probability: float
+    probabilities: tuple[float, ...]
+    latency_ms: dict[str, float]
+    frame_age_ms: float
+    dropped: int
+    quality: Quality
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the pixels."""
+        return {
+            "number": self.number,
+            "name": self.frame.name,
+            "label": self.label,
+            "probability": self.probability,
+            "probabilities": list(self.probabilities),
+            "latency_ms": {step: round(value, 2) for step, value in self.latency_ms.items()},
+            "frame_age_ms": round(self.frame_age_ms, 2),
+            "dropped": self.dropped,
+            "mpp": self.frame.mpp,
+            "quality": self.quality.as_json(),
+            "notes": list(self.frame.notes),
+        }
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A frame with what was found of it, before somebody asks."""
+
+    frame: Frame
+    number: int
+    label: str
+    probabilities: tuple[float, ...]
+    latency_ms: dict[str, float]
+    quality: Quality
+
+
+def stream(
+    session: Session,
+    source: Source | str | os.PathLike[str],
+    *,
+    keep_all: bool = False,
+    seconds: float | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Generator[Result, None, None]:
+    """Classifies the frames of a source as they come; the newest one wins, and older ones are dropped.
+
+    A source that goes away is opened again, after half a second and then less and less often; a frame that
+    cannot be used stops nothing. The iterator ends where the source does; closing it closes the source.
+
+    Args:
+        session: an opened artefact that knows its labels.
+        source: what `msmamba.microscope.sources.open_source` takes, or a `Source`.
+        keep_all: drop no frame: the source waits until the one before has been taken. For files only.
+        seconds: time after which to end, whether frames come or not; None for no end.
+        report: is told of each frame that cannot be used and of a source that stalls, went away or is back,
+            one line each, by the thread that iterates.
+
+    Raises:
+        SourceError: the source could not be opened at first, or cannot keep its frames.
+        ArtefactError: the artefact does not say its labels, mean or std, or answers with NaN.
+        BackendError: the network failed.
+    """
+    if isinstance(source, str | os.PathLike):
+        opened = open_source(source, session.transform.white_level if session.transform else FULL_WHITE)
+    else:
+        opened = source
+    if keep_all and not opened.keeps:
+        raise SourceError(f"'{opened.name}' does not keep its frames until they are asked for: only files do")
+    return _Loop(session, opened, keep_all, report).results(seconds)
+
+
+class _Loop:
+    """The two threads of a `stream`, and what they share with the one that iterates."""
+
+    def __init__(
+        self, session: Session, source: Source, keep_all: bool, report: Callable[[str], None]
+    ) -> None:
+        self._session = session
+        self._source = source
+        self._report = report
+        self._frames: Channel[tuple[int, Frame]] = Channel(keep_all)
+        self._answers: Channel[_Answer] = Channel(keep_all)
+        self._reports: deque[str] = deque(maxlen=_REPORTS)
+        self._stop = Event()
+        self._last_frame = time.monotonic()
+
+    def results(self, seconds: float | None) -> Generator[Result, None, None]:
+        """The results as they are asked for, for so long."""
+        ends = math.inf if seconds is None else time.monotonic() + seconds
+        threads = [Thread(target=step, daemon=True) for step in (self._grab, self._infer)]
+        for thread in threads:
+            thread.start()
+        shown, stalled = -1, False
+        try:
+            while time.monotonic() < ends:
+                try:
+                    answer = self._answers.get(_LOOK)
+                except Ended:
+                    return
+                finally:
+                    self._tell()
+                stalled = self._tell_of_a_stall(stalled)
+                if answer is None:
+                    continue
+                yield Result(
+                    answer.frame,
+                    answer.number,
+                    answer.label,
+                    max(answer.probabilities),
+                    answer.probabilities,
+                    answer.latency_ms,
+                    (time.monotonic() - answer.frame.taken) * 1e3,
+                    answer.number - shown - 1,
+                    answer.quality,
+                )
+                shown = answer.number
+        finally:
+            self._stop.set()
+            self._frames.end()
+            self._answers.end()
+            threads[1].join()  # it uses the session, which whoever iterates may close next
+
+    def _tell(self) -> None:
+        while self._reports:
+            self._report(self._reports.popleft())
+
+    def _tell_of_a_stall(self, stalled: bool) -> bool:
+        limit = self._source.stalls_after
+        if limit is None or time.monotonic() - self._last_frame < limit:
+            return False
+        if not stalled:
+            self._report(f"'{self._source.name}' has given no frame for {limit:g} seconds: waiting for it")
+        return True
+
+    def _grab(self) -> None:
+        """Reads frames until the source ends or nobody wants any."""
+        first, pause, gone, was_open = 0, _FIRST_PAUSE, False, False
+        try:
+            while not self._stop.is_set():
+                number = first - 1
+                reason = "its frames ended"
+                try:
+                    for item in self._source.frames():
+                        if self._stop.is_set():
+                            return
+                        was_open = True
+                        if gone:
+                            self._reports.append(f"'{self._source.name}' is back")
+                            gone = False
+                        if isinstance(item, Frame):
+                            number, pause = first + item.number, _FIRST_PAUSE
+                            self._last_frame = time.monotonic()
+                            self._frames.put((number, item))
+                        elif item is not None:
+                            self._reports.append(f"a frame was left out: {item}")
+                    if not self._source.endless:
+                        break
+                except SourceError as error:
+                    if not was_open:
+                        raise
+                    reason = str(error)
+                first, gone = number + 1, True
+                self._reports.append(
+                    f"'{self._source.name}' went away: {reason}; trying again in {pause:g} s"
+                )
+                self._stop.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            self._frames.end()
+        except BaseException as error:  # whatever it is, whoever iterates has to know
+            self._frames.end(error)
+
+    def _infer(self) -> None:
+        """Answers on frames until none come."""
+        try:
+            while True:
+                found = self._frames.get(_LOOK)
+                if found is not None:
+                    try:
+                        self._answers.put(self._answer(*found))
+                    except ImageError as error:
+                        self._reports.append(f"a frame was left out: {found[1].name}: {error}")
+        except Ended:
+            self._answers.end()
+        except BaseException as error:
+            self._answers.end(error)
+
+    def _answer(self, number: int, frame: Frame) -> _Answer:
+        times = [time.monotonic()]
+        image, _ = self._session.prepare(frame.pixels)
+        times.append(time.monotonic())
+        (prediction,) = self._session.predictions(self._session.run(image[None]))
+        times.append(time.monotonic())
+        quality = quality_of(frame.pixels)
+        times.append(time.monotonic())
+        prepare, network, judged = ((after - before) * 1e3 for before, after in pairwise(times))
+        latency_ms = {
+            "grab": frame.grab_ms,
+            "prepare": prepare,
+            "network": network,
+            "quality": judged,
+            "total": (times[-1] - frame.taken) * 1e3,
+        }
+        return _Answer(frame, number, prediction.label, prediction.probabilities, latency_ms, quality)

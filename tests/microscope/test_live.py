@@ -1,0 +1,202 @@
+"""The loop: the newest frame wins, what goes wrong is reported and stops nothing, sessions are kept whole."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import msmamba
+from msmamba.cli import mmdeploy
+from msmamba.errors import ImageError, InputError, SourceError
+from msmamba.microscope import stream
+from msmamba.microscope.sources import Frame
+from msmamba.microscope.sources.demo import Demo
+from msmamba.runtime import Session
+
+
+@pytest.fixture(scope="module")
+def session(bundles: dict[str, Path]) -> Iterator[Session]:
+    with msmamba.open(bundles["fp32"], threads=1) as opened:
+        yield opened
+
+
+def picture(value: int) -> np.ndarray:
+    return np.random.default_rng(value).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+class Camera:
+    """Frames at a pace, in parts: between two of them it goes away."""
+
+    name = "camera"
+    endless = True
+    keeps = False
+    stalls_after: float | None = None
+
+    def __init__(self, *parts: list[Frame | ImageError | None], pause: float = 0.0) -> None:
+        self.parts = iter(parts)
+        self.pause = pause
+        self.closed = 0
+
+    def frames(self) -> Iterator[Frame | ImageError | None]:
+        part = next(self.parts, None)
+        if part is None:
+            raise SourceError("there is no camera")
+        try:
+            for item in part:
+                time.sleep(self.pause)
+                yield item
+            raise SourceError("the cable is out")
+        finally:
+            self.closed += 1
+
+
+def frame(number: int) -> Frame:
+    return Frame(picture(number), number, time.monotonic(), 0.5, f"#{number}")
+
+
+def test_a_result_says_what_the_session_says(session: Session, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(picture(1)).save(path)
+    (result,) = stream(session, path)
+    (expected,) = session.classify([path])
+    assert (result.label, result.probability) == (expected.label, expected.probability)
+    assert result.probabilities == expected.probabilities
+    assert (result.number, result.dropped, result.frame.name) == (0, 0, str(path))
+    steps = result.latency_ms
+    assert list(steps) == ["grab", "prepare", "network", "quality", "total"]
+    assert sum(steps.values()) - steps["total"] <= steps["total"] + 0.1 <= result.frame_age_ms + 0.2
+    assert result.quality.focus is not None
+
+
+def test_the_newest_frame_wins_and_old_ones_are_counted(session: Session) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (80, 200, 3), dtype=np.uint8)
+    shown = []
+    with closing(stream(session, Demo("demo", image, 200))) as results:
+        for result in islice(results, 5):
+            shown.append(result)
+            time.sleep(0.2)  # somebody who looks slowly
+    numbers = [result.number for result in shown]
+    assert [after - before - 1 for before, after in zip([-1, *numbers], numbers, strict=False)] == [
+        result.dropped for result in shown
+    ]
+    assert sum(result.dropped for result in shown[1:]) > 10
+
+
+def test_keep_all_drops_none(session: Session, micrographs: Path) -> None:
+    results = []
+    for result in stream(session, micrographs, keep_all=True):
+        results.append(result)
+        time.sleep(0.01)
+    assert [Path(result.frame.name) for result in results] == sorted(micrographs.iterdir())
+    assert [result.dropped for result in results] == [0] * len(results)
+
+
+def test_a_source_that_went_away_is_opened_again(session: Session) -> None:
+    camera = Camera([frame(0), None, frame(1)], [frame(0)], pause=0.1)
+    said: list[str] = []
+    with closing(stream(session, camera, report=said.append)) as results:
+        numbers = [next(results).number]
+        while numbers[-1] < 2:
+            numbers.append(next(results).number)
+    assert numbers == [0, 1, 2]
+    assert said[:2] == ["'camera' went away: the cable is out; trying again in 0.5 s", "'camera' is back"]
+
+
+def test_a_frame_that_cannot_be_used_stops_nothing(session: Session) -> None:
+    line = Frame(np.zeros((1, 9, 3), np.uint8), 0, time.monotonic(), 0.0, "a line")
+    camera = Camera([ImageError("torn"), line, frame(1)], pause=0.2)
+    said: list[str] = []
+    with closing(stream(session, camera, report=said.append)) as results:
+        result = next(results)
+    assert (result.number, result.dropped) == (1, 1)
+    assert said[0] == "a frame was left out: torn"
+    assert said[1].startswith("a frame was left out: a line: ")
+
+
+def test_a_source_that_stalls_is_reported_once(session: Session) -> None:
+    camera = Camera([frame(0), *[None] * 8, frame(1)], pause=0.1)
+    camera.stalls_after = 0.3
+    said: list[str] = []
+    with closing(stream(session, camera, report=said.append)) as results:
+        assert [next(results).number, next(results).number] == [0, 1]
+    (stall,) = [line for line in said if "went away" not in line]
+    assert stall == "'camera' has given no frame for 0.3 seconds: waiting for it"
+
+
+def test_a_source_that_never_was_there_ends_it(session: Session) -> None:
+    with pytest.raises(SourceError, match="there is no camera"):
+        next(stream(session, Camera()))
+
+
+def test_closing_closes_the_source_and_ends_what_runs(session: Session) -> None:
+    camera = Camera([frame(number) for number in range(10_000)], pause=0.001)
+    with closing(stream(session, camera)) as results:
+        next(results)
+    ends = time.monotonic() + 5
+    while not camera.closed and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert camera.closed == 1
+
+
+def test_only_files_keep_their_frames(session: Session) -> None:
+    with pytest.raises(InputError, match="'demo' does not keep its frames"):
+        stream(session, "demo", keep_all=True)
+
+
+def test_seconds_end_it_where_no_frame_comes(session: Session, tmp_path: Path) -> None:
+    before = time.monotonic()
+    assert list(stream(session, f"watch:{tmp_path}", seconds=0.3)) == []
+    assert 0.3 <= time.monotonic() - before < 5
+
+
+def test_the_command_prints_lines_and_keeps_them(bundles: dict[str, Path], tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        mmdeploy, ["live", str(bundles["fp32"]), "demo", "--frames", "3", "-o", str(tmp_path / "s")]
+    )
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 3
+    assert (tmp_path / "s" / "session.jsonl").read_text(encoding="utf-8") == done.stdout
+    assert lines[0].keys() >= {
+        *("taken", "number", "name", "label", "probability", "probabilities", "latency_ms", "frame_age_ms"),
+        *("dropped", "mpp", "quality", "notes"),
+    }
+    assert sum(lines[0]["probabilities"]) == pytest.approx(1)
+
+
+def test_what_is_no_source_is_one_line_and_leaves_no_folder(bundles: dict[str, Path], tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        mmdeploy, ["live", str(bundles["fp32"]), str(tmp_path / "none"), "-o", str(tmp_path / "s")]
+    )
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
+def test_an_interrupted_session_is_kept_whole(bundles: dict[str, Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "msmamba", "live", str(bundles["fp32"]), "demo"]
+    command += ["-o", str(tmp_path / "s"), "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        rest, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "interrupted\n")
+    kept = (tmp_path / "s" / "session.jsonl").read_text(encoding="utf-8")
+    assert kept.startswith(first)
+    assert (first + rest).startswith(kept)
+    assert all(json.loads(line) for line in kept.splitlines())

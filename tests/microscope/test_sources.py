@@ -1,0 +1,144 @@
+"""Sources: a stage over an image, image files, and a folder that a slow writer fills."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msmamba.errors import ImageError, SourceError
+from msmamba.microscope.sources import Frame, open_source
+from msmamba.microscope.sources.demo import Demo
+from msmamba.microscope.sources.stills import Watched
+
+
+def save(path: Path, value: int) -> Path:
+    Image.fromarray(np.full((20, 30, 3), value, np.uint8)).save(path)
+    return path
+
+
+def awaited(items: Iterator[Frame | ImageError | None]) -> object:
+    """The next frame or error, within ten seconds."""
+    ends = time.monotonic() + 10
+    for item in items:
+        if item is not None:
+            return item
+        assert time.monotonic() < ends
+    raise AssertionError("the source has ended")
+
+
+def test_the_demo_wanders_at_its_pace() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (300, 900, 3), dtype=np.uint8)
+    before = time.monotonic()
+    frames = [frame for frame in islice(Demo("demo", image, 100).frames(), 21) if isinstance(frame, Frame)]
+    assert [frame.number for frame in frames] == list(range(21))
+    assert {frame.pixels.shape for frame in frames} == {(300, 300, 3)}
+    assert {frame.pixels.dtype for frame in frames} == {np.dtype(np.uint8)}
+    assert before <= frames[0].taken < frames[-1].taken <= time.monotonic()
+    assert frames[-1].taken - frames[0].taken >= 0.19  # late ticks are left out, none come early
+    assert not np.array_equal(frames[0].pixels, frames[-1].pixels)
+
+
+def test_a_demo_needs_no_image() -> None:
+    (frame,) = islice(open_source("demo").frames(), 1)
+    assert isinstance(frame, Frame)
+    assert frame.pixels.shape == (512, 512, 3)
+
+
+def test_a_demo_over_an_image_shows_that_image(tmp_path: Path) -> None:
+    (frame,) = islice(open_source(f"demo:{save(tmp_path / 'a.png', 77)}").frames(), 1)
+    assert isinstance(frame, Frame)
+    assert np.array_equal(frame.pixels, np.full((20, 20, 3), 77))
+
+
+def test_files_are_frames_in_their_order_and_bad_ones_errors(tmp_path: Path) -> None:
+    for number, name in enumerate("cab"):
+        save(tmp_path / f"{name}.png", number)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    first, second, third = open_source(tmp_path).frames()
+    assert isinstance(first, Frame)
+    assert isinstance(third, Frame)
+    assert [(frame.number, int(frame.pixels[0, 0, 0])) for frame in (first, third)] == [(0, 1), (1, 0)]
+    assert isinstance(second, ImageError)
+    assert "b.png" in str(second)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nowhere", "'nowhere' is no source: expected demo, demo:IMAGE, watch:FOLDER"),
+        ("watch:", "'watch:' names nothing: expected watch:PATH"),
+        (".", "holds no image; to wait for some, say watch:"),
+    ],
+    ids=["nothing there", "no folder", "empty folder"],
+)
+def test_what_is_no_source_is_named(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError) as raised:
+        open_source(text)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("what", ["nothing", "a file"])
+def test_a_folder_that_is_none_cannot_be_watched(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "folder" if what == "nothing" else save(tmp_path / "a.png", 1)
+    with pytest.raises(SourceError, match="expected a folder to watch"):
+        next(iter(open_source(f"watch:{path}").frames()))
+
+
+def test_a_file_is_taken_once_its_size_rests(tmp_path: Path) -> None:
+    whole = save(tmp_path / "whole.png", 9).read_bytes()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    save(folder / "before.png", 1)
+    items = Watched(folder, 65535, rest=0.4).frames()
+    assert next(items) is None  # what was there before is no news
+    with (folder / "new.png").open("wb") as slow:
+        for start in range(0, len(whole), -(-len(whole) // 8)):
+            slow.write(whole[start : start + -(-len(whole) // 8)])
+            slow.flush()
+            assert next(items) is None
+    frame = awaited(items)
+    assert isinstance(frame, Frame)
+    assert (frame.name, frame.number, int(frame.pixels[0, 0, 0])) == (str(folder / "new.png"), 0, 9)
+    assert next(items) is None  # and once only
+
+
+def test_a_file_that_is_written_again_is_taken_again(tmp_path: Path) -> None:
+    items = Watched(tmp_path, 65535, rest=0.1).frames()
+    next(items)
+    for number, value in enumerate((3, 200)):
+        save(tmp_path / "latest.tif", value)
+        frame = awaited(items)
+        assert isinstance(frame, Frame)
+        assert (frame.number, int(frame.pixels[0, 0, 0])) == (number, value)
+
+
+def test_a_damaged_file_is_named_and_stops_nothing(tmp_path: Path) -> None:
+    items = Watched(tmp_path, 65535, rest=0.1).frames()
+    next(items)
+    (tmp_path / "half.png").write_bytes(save(tmp_path / "a.txt.png", 1).read_bytes()[:40])
+    found = [awaited(items), awaited(items)]
+    assert sorted(type(item).__name__ for item in found) == ["Frame", "ImageError"]
+
+
+def test_a_folder_that_vanished_and_came_back_is_read_on(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    watched = Watched(folder, 65535, rest=0.1)
+    items = watched.frames()
+    next(items)
+    shutil.rmtree(folder)
+    with pytest.raises(SourceError, match="does not exist"):
+        next(items)
+    folder.mkdir()
+    save(folder / "new.png", 5)  # before it is opened again, and still news
+    assert isinstance(awaited(watched.frames()), Frame)
