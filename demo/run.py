@@ -71,6 +71,7 @@ def main(out: Path) -> None:
 
     write_report(out, run, bundles, seconds=time.perf_counter() - began)
     print(f"\nthe report: {out / 'report.html'}")
+    print(f"live, without a microscope: mmdeploy live {bundles['fp32']} demo")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ The limits behind `Quality.faults` are measured: docs/live.md has how.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,7 +102,8 @@ def quality_of(pixels: NDArray[np.uint8]) -> Quality:
     rows, columns = max(height // _LINES, 1), max(width // _LINES, 1)  # every how many of them is looked at
     sample = pixels[::rows, ::columns]
     bright = _brightness(sample)
-    largest, smallest = sample.max(axis=2), sample.min(axis=2)
+    channels = [sample[..., channel] for channel in range(3)]  # an axis of three is slow to reduce
+    largest, smallest = reduce(np.maximum, channels), reduce(np.minimum, channels)
     emptiness = _emptiness(pixels)
     red, green, blue = sample[bright >= np.quantile(bright, 0.9)].mean(axis=0) / 255
     return Quality(
