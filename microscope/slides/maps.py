@@ -115,7 +115,7 @@ def write_map(path: Path, found: NDArray[np.uint8], microns: float | None, name:
         path: the file.
         found: what `class_map` gives.
         microns: the side of a map pixel; None where it is not known.
-        name: of the image; with the pixels it makes the file's identifier.
+        name: the image's name; with the pixels it makes the file's identifier.
 
     Raises:
         TargetError: it cannot be written.

@@ -160,8 +160,9 @@ def write(target):
         print("writing", flush=True)
         time.sleep(60)
 
-if sys.argv.pop() == "nohup":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# As a terminal starts it: what runs these tests may ignore signals, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv.pop() == "nohup" else signal.SIG_DFL)
 main()
 """
 
