@@ -74,7 +74,7 @@ class Calibration:
     split: str
     errors: CalibrationErrors
     errors_by_class: Mapping[str, CalibrationErrors]
-    """The same for the images that were given a class, by that class; a class that none was given has none."""
+    """The same, by the class that was given; a class that none was given has none."""
     mean_candidates: float
     """Candidates an image."""
     notes: tuple[str, ...] = ()
