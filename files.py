@@ -91,7 +91,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     try:
         _refuse_what_is_no_file(os.fstat(descriptor).st_mode, path)
         file = os.fdopen(descriptor, "rb")
-    except BaseException:
+    except BaseException:  # an interruption, too, must leave nothing open or behind
         os.close(descriptor)
         raise
     if file.peek(len(_LFS_POINTER)).startswith(_LFS_POINTER):
@@ -427,7 +427,7 @@ def _new_place(place: Path) -> _Lock | None:
     try:
         _mark(place)
         (place / _CONTENT).mkdir()
-    except BaseException:
+    except BaseException:  # an interruption, too, must leave nothing open or behind
         _remove_place(place)
         lock.close()
         raise
@@ -462,7 +462,7 @@ def _take_up(shown: Path, place: Path, target: Path) -> _Lock:
             shutil.rmtree(place / _BEFORE, ignore_errors=True)
         _mark(place)
         (place / _CONTENT).mkdir(exist_ok=True)
-    except BaseException:
+    except BaseException:  # an interruption, too, must leave nothing open or behind
         lock.close()
         raise
     return lock

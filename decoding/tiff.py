@@ -196,9 +196,7 @@ class _Picture:
         name = self._name
         if self.photometric in _OTHER_PHOTOMETRICS:
             raise unsupported(name, _OTHER_PHOTOMETRICS[self.photometric], "save it as RGB or grey")
-        colours = {_WHITE_ZERO: 1, _BLACK_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}.get(
-            self.photometric
-        )
+        colours = _COLOURS_OF.get(self.photometric)
         if colours is None:
             raise unsupported(name, f"the colours {self.photometric}", "save it as RGB or grey")
         if self.samples < colours:

@@ -175,7 +175,7 @@ def _child(name: str, seeds: Seeds, work: Path, seed: int, first: int, total: in
             # The whole tree of errors is told in one line.
             several = "\n" in str(error) or not str(error)
             tell(index, "finding" if several else "refused", f"not one line: {str(error)!r}")
-        except Exception:
+        except Exception:  # whatever else comes out is what the campaign looks for
             tell(index, "finding", traceback.format_exc())
         else:
             tell(index, "taken")
