@@ -11,6 +11,7 @@ from .options import device_options, tell
 from .output import say
 
 _SESSION = "The session"
+_GRID = "A grid over the field"
 
 
 @click.command(cls=Command, example="mmdeploy live cells.fp32 demo --frames 100 -o session")
@@ -45,6 +46,45 @@ _SESSION = "The session"
     is_flag=True,
     help="Classify every file of a folder, in place of the newest one each time.",
 )
+@option(
+    "--tiles",
+    group=_GRID,
+    type=click.IntRange(1, 64),
+    metavar="N",
+    show_default="the field as one picture",
+    help="Classify tiles, N of them along the field's shorter side, and map what they say.",
+)
+@option(
+    "--mpp",
+    group=_GRID,
+    type=float,
+    metavar="MICRONS",
+    help="Tiles, in which a pixel of the network's input covers so many microns.",
+)
+@option(
+    "--assume-mpp",
+    group=_GRID,
+    type=float,
+    metavar="MICRONS",
+    show_default="as the source says",
+    help="Microns a pixel of the source.",
+)
+@option(
+    "--fps",
+    group=_GRID,
+    type=click.FloatRange(0, 1000, min_open=True),
+    metavar="F",
+    show_default="every tile of each frame",
+    help="Classify as many tiles of a frame as leave F frames a second.",
+)
+@option(
+    "--batch-size",
+    group=_GRID,
+    type=click.IntRange(1),
+    metavar="N",
+    default=1,
+    help="How many tiles go through the network at once.",
+)
 @device_options
 def live(
     artefact: str,
@@ -53,6 +93,11 @@ def live(
     frames: int | None,
     seconds: float | None,
     keep_all: bool,
+    tiles: int | None,
+    mpp: float | None,
+    assume_mpp: float | None,
+    fps: float | None,
+    batch_size: int,
     **device: Any,
 ) -> None:
     """Classify what a source shows now: a line of JSON for each result, until Ctrl-C.
@@ -62,6 +107,12 @@ def live(
     The newest frame wins: older ones are dropped and counted. What cannot be used is reported on standard
     error and stops nothing.
     """
+    if tiles is not None and mpp is not None:
+        raise click.UsageError("--tiles and --mpp both say how large a tile is: give one of them")
+    if fps is not None and tiles is None and mpp is None:
+        raise click.UsageError("--fps says for how long tiles are classified: give --tiles or --mpp, too")
+
+    from ..microscope.live.grid import Grid
     from ..microscope.live.run import live as run
     from ..runtime.session import open_session
 
@@ -71,6 +122,8 @@ def live(
             session,
             source,
             say,
+            grid=None if tiles is None and mpp is None else Grid(tiles, mpp, fps, batch_size),
+            assume_mpp=assume_mpp,
             keep_all=keep_all,
             frames=frames,
             seconds=seconds,

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .live import Result, stream
+from .live import Grid, Result, TileMap, stream
 
-__all__ = ["Result", "stream"]
+__all__ = ["Grid", "Result", "TileMap", "stream"]

@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ORDER = {
     "model": ("networks", "training", "evaluation"),
     "export": ("graph", "engine", "proof", "bundle"),
+    "microscope": ("slides", "sources", "live"),
     "export/graph": (
         *("inlining", "onnx_model", "precision"),
         *("products", "plan", "quantise", "judging", "sensitivity", "int8_options", "int8"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .grid import Grid, TileMap
 from .loop import Result, stream
 
-__all__ = ["Result", "stream"]
+__all__ = ["Grid", "Result", "TileMap", "stream"]

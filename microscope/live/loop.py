@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from threading import Event, Thread
 from typing import Any
@@ -21,8 +21,10 @@ from ...errors import ImageError, SourceError
 from ...images import FULL_WHITE
 from ...runtime.quality import Quality, quality_of
 from ...runtime.session import Session
+from ..slides.tiles import check_microns
 from ..sources import Frame, Source, open_source
 from .channel import Channel, Ended
+from .grid import Grid, Mapper, TileMap
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds before a source that went away is opened again
 _LOOK = 0.1  # seconds between two looks at what there is to report
@@ -38,13 +40,15 @@ class Result:
         number: its place among the frames that the source took, from 0, however often it was opened.
         label: name of the likeliest class.
         probability: the probability of that class.
-        probabilities: the probability of every class, in the order of the labels; they sum to 1.
-        latency_ms: milliseconds by step: ``grab`` (reading it), ``prepare`` (resizing it), ``network``,
-            ``quality`` (judging the picture), and ``total``, from when it was taken until all was known,
-            waiting included.
+        probabilities: the probability of every class, in the order of the labels; they sum to 1. With a
+            grid, the mean over the tiles of which something is known.
+        latency_ms: milliseconds by step: ``grab`` (reading it), ``prepare`` (resizing it; with a grid that
+            is done beside the network, and counted there), ``network``, ``quality`` (judging the picture),
+            and ``total``, from when it was taken until all was known, waiting included.
         frame_age_ms: milliseconds from when the frame was taken until the result was handed over.
         dropped: frames that the source took since the result before this one and that nobody saw.
         quality: what the picture is worth.
+        tiles: what is known of each tile; None without a grid.
     """
 
     frame: Frame
@@ -56,9 +60,10 @@ class Result:
     frame_age_ms: float
     dropped: int
     quality: Quality
+    tiles: TileMap | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """All but the pixels."""
+        """All but the pixels; ``map`` and ``tiles`` with a grid only."""
         return {
             "number": self.number,
             "name": self.frame.name,
@@ -71,6 +76,7 @@ class Result:
             "mpp": self.frame.mpp,
             "quality": self.quality.as_json(),
             "notes": list(self.frame.notes),
+            **(self.tiles.as_json() if self.tiles else {}),
         }
 
 
@@ -84,12 +90,15 @@ class _Answer:
     probabilities: tuple[float, ...]
     latency_ms: dict[str, float]
     quality: Quality
+    tiles: TileMap | None
 
 
 def stream(
     session: Session,
     source: Source | str | os.PathLike[str],
     *,
+    grid: Grid | None = None,
+    assume_mpp: float | None = None,
     keep_all: bool = False,
     seconds: float | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -102,6 +111,8 @@ def stream(
     Args:
         session: an opened artefact that knows its labels.
         source: what `msmamba.microscope.sources.open_source` takes, or a `Source`.
+        grid: cuts each frame into tiles; None classifies it as one picture.
+        assume_mpp: the frames' microns a pixel, in place of what the source says.
         keep_all: drop no frame: the source waits until the one before has been taken. For files only.
         seconds: time after which to end, whether frames come or not; None for no end.
         report: is told of each frame that cannot be used and of a source that stalls, went away or is back,
@@ -109,26 +120,37 @@ def stream(
 
     Raises:
         SourceError: the source could not be opened at first, or cannot keep its frames.
+        InputError: the microns are none, or the grid needs them and the source does not know them.
         ArtefactError: the artefact does not say its labels, mean or std, or answers with NaN.
         BackendError: the network failed.
     """
+    check_microns(assume_mpp)
     if isinstance(source, str | os.PathLike):
         opened = open_source(source, session.transform.white_level if session.transform else FULL_WHITE)
     else:
         opened = source
     if keep_all and not opened.keeps:
         raise SourceError(f"'{opened.name}' does not keep its frames until they are asked for: only files do")
-    return _Loop(session, opened, keep_all, report).results(seconds)
+    mapper = Mapper(session, grid) if grid else None
+    return _Loop(session, opened, mapper, assume_mpp, keep_all, report).results(seconds)
 
 
 class _Loop:
     """The two threads of a `stream`, and what they share with the one that iterates."""
 
     def __init__(
-        self, session: Session, source: Source, keep_all: bool, report: Callable[[str], None]
+        self,
+        session: Session,
+        source: Source,
+        mapper: Mapper | None,
+        assume_mpp: float | None,
+        keep_all: bool,
+        report: Callable[[str], None],
     ) -> None:
         self._session = session
         self._source = source
+        self._mapper = mapper
+        self._assume_mpp = assume_mpp
         self._report = report
         self._frames: Channel[tuple[int, Frame]] = Channel(keep_all)
         self._answers: Channel[_Answer] = Channel(keep_all)
@@ -164,6 +186,7 @@ class _Loop:
                     (time.monotonic() - answer.frame.taken) * 1e3,
                     answer.number - shown - 1,
                     answer.quality,
+                    answer.tiles,
                 )
                 shown = answer.number
         finally:
@@ -237,10 +260,20 @@ class _Loop:
             self._answers.end(error)
 
     def _answer(self, number: int, frame: Frame) -> _Answer:
+        if self._assume_mpp is not None:
+            frame = replace(frame, mpp=self._assume_mpp)
         times = [time.monotonic()]
-        image, _ = self._session.prepare(frame.pixels)
-        times.append(time.monotonic())
-        (prediction,) = self._session.predictions(self._session.run(image[None]))
+        tiles = None
+        if self._mapper is None:
+            image, _ = self._session.prepare(frame.pixels)
+            times.append(time.monotonic())
+            (prediction,) = self._session.predictions(self._session.run(image[None]))
+            label, probabilities = prediction.label, prediction.probabilities
+        else:
+            times.append(times[0])
+            tiles = self._mapper.map(frame)
+            probabilities = tiles.mean
+            label = (self._session.labels or ())[probabilities.index(max(probabilities))]
         times.append(time.monotonic())
         quality = quality_of(frame.pixels)
         times.append(time.monotonic())
@@ -252,4 +285,4 @@ class _Loop:
             "quality": judged,
             "total": (times[-1] - frame.taken) * 1e3,
         }
-        return _Answer(frame, number, prediction.label, prediction.probabilities, latency_ms, quality)
+        return _Answer(frame, number, label, probabilities, latency_ms, quality, tiles)

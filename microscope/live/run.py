@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from ...files import as_utf8, atomic_folder
 from ...runtime.session import Session
 from ..sources import Source
+from .grid import Grid
 from .loop import stream
 
 SESSION_NAME = "session.jsonl"
@@ -21,6 +22,8 @@ def live(
     source: Source | str,
     show: Callable[[str], None],
     *,
+    grid: Grid | None = None,
+    assume_mpp: float | None = None,
     keep_all: bool = False,
     frames: int | None = None,
     seconds: float | None = None,
@@ -33,6 +36,8 @@ def live(
         session: an opened artefact that knows its labels.
         source: as for `stream`.
         show: is handed each line, without its end.
+        grid: as for `stream`.
+        assume_mpp: as for `stream`.
         keep_all: as for `stream`.
         frames: results after which to end.
         seconds: as for `stream`.
@@ -44,7 +49,15 @@ def live(
         TargetError: the folder exists already or cannot be written.
         MsmambaError: whatever `stream` raises.
     """
-    results = stream(session, source, keep_all=keep_all, seconds=seconds, report=report)
+    results = stream(
+        session,
+        source,
+        grid=grid,
+        assume_mpp=assume_mpp,
+        keep_all=keep_all,
+        seconds=seconds,
+        report=report,
+    )
     with _recorded(output) as record, closing(results):
         for shown, result in enumerate(results, 1):
             taken = datetime.now(timezone.utc) - timedelta(milliseconds=result.frame_age_ms)

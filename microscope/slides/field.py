@@ -1,11 +1,10 @@
-"""A field of view as one picture in memory: PNG, JPEG, BMP and TIFF by the rules of `msmamba.images`."""
+"""A picture in memory as a slide of one level: a file by the rules of `msmamba.images`, or a frame."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from ...files import open_file
@@ -13,24 +12,37 @@ from ...images import read_image
 from .slide import Level, Scale
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 
 class Field:
-    """A slide of one level whose pixels are in memory, shared by all its handles.
-
-    Raises:
-        ImageError: the picture cannot be read, or has more pixels than `msmamba.images.MAX_PIXELS`.
-    """
+    """A slide of one level whose pixels are in memory, shared by all its handles."""
 
     reader = "field"
 
-    def __init__(self, path: Path, white_level: int) -> None:
+    def __init__(self, path: Path, pixels: NDArray[np.uint8], scale: Scale) -> None:
+        """A field.
+
+        Args:
+            path: what it is called.
+            pixels: (H, W, 3) uint8, RGB; not changed.
+            scale: its microns a pixel.
+        """
         self.path = path
-        self._pixels = read_image(path, white_level=white_level)
-        self.scale = _scale(path)
-        height, width, _ = self._pixels.shape
+        self.scale = scale
+        self._pixels = pixels
+        height, width, _ = pixels.shape
         self.levels: tuple[Level, ...] = (Level(width, height, 1.0),)
+
+    @classmethod
+    def of_file(cls, path: Path, white_level: int) -> Field:
+        """A picture's file: PNG, JPEG, BMP or TIFF.
+
+        Raises:
+            ImageError: it cannot be read, or has more pixels than `msmamba.images.MAX_PIXELS`.
+        """
+        return cls(path, read_image(path, white_level=white_level), _scale(path))
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A view of the region; see `Slide.read`."""

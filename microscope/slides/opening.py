@@ -50,7 +50,7 @@ def open_slide(path: str | os.PathLike[str], *, white_level: int = FULL_WHITE) -
         return OpenSlideReader(path)
     if tiff is not None and (tiff.in_levels or tiff.in_parts):
         return TiffReader(path, white_level)
-    return Field(path, white_level)
+    return Field.of_file(path, white_level)
 
 
 def require_libraries() -> None:

@@ -1,0 +1,224 @@
+"""A grid over the field: as many tiles of a frame as its time allows, and a map of what they say.
+
+The tiles are those of slides: squares from the frame's corner, those at the right and lower border
+completed by reflection. Where a frame's time ends before all of them are classified, those whose picture
+has changed come first, and of these the ones that waited longest. A tile that was not reached keeps what an
+earlier frame said of it for as long as its picture stays the same; where it changed, the map has nothing. So
+a field at rest fills up, and one in motion shows what is known of it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from ...errors import ImageError, InputError
+from ...runtime.session import BATCH_SIZE, Session
+from ..slides.engine import classify_tiles, transform_of
+from ..slides.field import Field
+from ..slides.slide import Scale
+from ..slides.tiles import Tile, check_microns, grid, side_of
+from ..sources import Frame
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MOST_TILES = 64
+"""Tiles along the shorter side of a frame."""
+
+_GIST = 8  # a tile's picture is compared by the means of so many squares a side
+_CHANGED = 3  # of 255: noise of deviation 5 moves a mean by 2 at most, the stage by a fortieth of a tile by 5
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How frames are cut into tiles, and for how long they are classified.
+
+    Attributes:
+        tiles: how many lie along the shorter side of a frame; or
+        mpp: microns that a pixel of the network's input covers, for frames whose scale is known.
+        frames_a_second: how many maps a second there are to be, each of as many tiles as its time allows;
+            None classifies all tiles of each frame.
+        batch_size: tiles that go through the network at once.
+
+    Raises:
+        InputError: a number is not what it can be, or ``tiles`` and ``mpp`` are both given or both left out.
+    """
+
+    tiles: int | None = None
+    mpp: float | None = None
+    frames_a_second: float | None = None
+    batch_size: int = BATCH_SIZE
+
+    def __post_init__(self) -> None:
+        if (self.tiles is None) == (self.mpp is None):
+            raise InputError(
+                "a grid takes either a number of tiles or the microns a pixel of the network's input"
+            )
+        if self.tiles is not None and not 1 <= self.tiles <= MOST_TILES:
+            raise InputError(f"{self.tiles!r} tiles along a frame: expected 1 to {MOST_TILES}")
+        check_microns(self.mpp)
+        rate = self.frames_a_second
+        if rate is not None and not 0 < rate <= 1000:
+            raise InputError(f"{rate!r} frames a second: expected more than 0, and at most 1000")
+
+
+@dataclass(frozen=True)
+class TileMap:
+    """What is known of a frame, tile by tile.
+
+    Attributes:
+        side: the side of a tile, pixels of the frame; tiles at the right and lower border
+            reach over it.
+        microns: the same in microns; None where the frame's scale is not known.
+        probabilities: (rows, columns, classes) float32, in the order of the labels; NaN where nothing is
+            known.
+        classified: how many tiles of this very frame went through the network; the others that have
+            something keep it from earlier frames, of the same picture.
+    """
+
+    side: int
+    microns: float | None
+    probabilities: NDArray[np.float32]
+    classified: int
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean probability of each class over the tiles of which something is known."""
+        known = self.probabilities[~np.isnan(self.probabilities[..., 0])]
+        return tuple(known.mean(axis=0, dtype=np.float64).tolist())
+
+    def as_json(self) -> dict[str, Any]:
+        """``map``: rows of columns of probabilities, None where nothing is known; and ``tiles``."""
+        known = ~np.isnan(self.probabilities[..., 0])
+        cells = np.round(self.probabilities.astype(np.float64), 4).tolist()
+        return {
+            "map": [
+                [cell if there else None for cell, there in zip(*row, strict=True)]
+                for row in zip(cells, known.tolist(), strict=True)
+            ],
+            "tiles": {
+                "side": self.side,
+                "microns": None if self.microns is None else round(self.microns, 3),
+                "classified": self.classified,
+                "kept": int(known.sum()) - self.classified,
+            },
+        }
+
+
+class Mapper:
+    """Makes maps of frames, and remembers what the frames before said."""
+
+    def __init__(self, session: Session, grid: Grid) -> None:
+        """A mapper.
+
+        Args:
+            session: an opened artefact that knows its labels, mean and std.
+            grid: how frames are cut.
+
+        Raises:
+            ArtefactError: the artefact does not say its labels, mean or std.
+        """
+        self._session = session
+        self._grid = grid
+        self._size = transform_of(session).size
+        self._shape: tuple[int, ...] = ()  # of the frame, and the side of its tiles: what memory is of
+        self._probabilities = np.empty((0, 0, session.classes), np.float32)
+        self._gists = np.empty((0, 0, _GIST, _GIST), np.int16)  # of the pictures that were classified
+        self._turns = np.empty((0, 0), np.int64)  # the frame in which a tile was classified last
+        self._frames = 0
+
+    def map(self, frame: Frame) -> TileMap:
+        """The map of a frame.
+
+        Raises:
+            InputError: the very first frame does not say its scale, and the grid asks for microns.
+            ImageError: a later one does not, or cannot be cut.
+            ArtefactError: the network answers with NaN.
+            BackendError: the network failed.
+        """
+        began = time.monotonic()
+        height, width, _ = frame.pixels.shape
+        if min(height, width) < 2:
+            raise ImageError(f"it is {width} x {height} pixels: expected at least 2 x 2")
+        field = Field(Path(frame.name), frame.pixels, Scale(frame.mpp))
+        side = self._side(field, frame)
+        tiles = list(grid(field, side, 0.0))
+        self._make_room(field, side)
+        gists = np.stack([_gist(frame.pixels, tile) for tile in tiles])
+        changed = self._forget_what_changed(gists)
+        # What changed first; of it, and of the rest, what has waited longest.
+        order = np.lexsort((self._turns.ravel(), ~changed))
+        rate = self._grid.frames_a_second
+        ends = math.inf if rate is None else began + 1 / rate
+        done = self._classify(field, [(int(place), tiles[place]) for place in order], gists, ends)
+        self._frames += 1
+        microns = None if frame.mpp is None else side * frame.mpp
+        return TileMap(side, microns, self._probabilities.copy(), done)
+
+    def _side(self, field: Field, frame: Frame) -> int:
+        if self._grid.tiles is not None:
+            return max(2, -(-min(frame.pixels.shape[:2]) // self._grid.tiles))
+        try:
+            if frame.mpp is None:
+                raise InputError(
+                    f"'{frame.name}' does not say its microns a pixel, without which tiles cannot be cut by "
+                    "--mpp: say them with --assume-mpp, or give --tiles"
+                )
+            return side_of(field, self._size, self._grid.mpp)
+        except InputError as error:
+            if not self._frames:
+                raise
+            raise ImageError(str(error)) from error
+
+    def _make_room(self, field: Field, side: int) -> None:
+        """Forgets everything where frames have another size or scale than before."""
+        width, height = field.levels[0].width, field.levels[0].height
+        shape = -(-height // side), -(-width // side)
+        if (height, width, side) != self._shape:
+            self._shape = height, width, side
+            self._probabilities = np.full((*shape, self._session.classes), np.nan, np.float32)
+            self._gists = np.zeros((*shape, _GIST, _GIST), np.int16)
+            self._turns = np.full(shape, -1, np.int64)
+
+    def _forget_what_changed(self, gists: NDArray[np.int16]) -> NDArray[np.bool_]:
+        """(tiles,): which tiles have nothing now, because their picture is another, or never had."""
+        flat = self._probabilities.reshape(len(gists), -1)
+        difference = np.abs(gists - self._gists.reshape(gists.shape)).max(axis=(1, 2))
+        flat[difference > _CHANGED] = np.nan
+        return np.isnan(flat[:, 0])
+
+    def _classify(
+        self, field: Field, order: list[tuple[int, Tile]], gists: NDArray[np.int16], ends: float
+    ) -> int:
+        """Classifies tiles, the first ones first, until the time is up: at least one batch of them."""
+        columns = self._turns.shape[1]
+        results = classify_tiles(self._session, field, (tile for _, tile in order), self._grid.batch_size)
+        done = 0
+        with closing(results):
+            last = time.monotonic()
+            for (place, _), result in zip(order, results, strict=True):
+                at = divmod(place, columns)
+                self._probabilities[at] = result.probabilities
+                self._gists[at] = gists[place]
+                self._turns[at] = self._frames
+                done += 1
+                if done % self._grid.batch_size == 0:
+                    now = time.monotonic()
+                    if now + (now - last) > ends:  # the next batch would be late
+                        break
+                    last = now
+        return done
+
+
+def _gist(pixels: NDArray[np.uint8], tile: Tile) -> NDArray[np.int16]:
+    """(_GIST, _GIST): the means of a tile's squares, in green, where stains and cells differ most."""
+    part = np.ascontiguousarray(pixels[tile.y : tile.y + tile.side, tile.x : tile.x + tile.side, 1])
+    return np.asarray(Image.fromarray(part).resize((_GIST, _GIST), Image.Resampling.BOX), np.int16)

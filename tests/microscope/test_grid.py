@@ -1,0 +1,155 @@
+"""A grid over the field: tiles at the right place and scale, in the time there is, kept and forgotten."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import msmamba
+from msmamba.cli import mmdeploy
+from msmamba.errors import ImageError, InputError
+from msmamba.microscope import Grid, stream
+from msmamba.microscope.live.grid import Mapper, TileMap
+from msmamba.microscope.sources import Frame
+from msmamba.runtime import Session
+
+
+@pytest.fixture(scope="module")
+def session(bundles: dict[str, Path]) -> Iterator[Session]:
+    with msmamba.open(bundles["fp32"], threads=1) as opened:
+        yield opened
+
+
+def field(seed: int = 0, height: int = 96, width: int = 160) -> np.ndarray:
+    """Coarse noise, of which a shift by a few pixels is seen."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return coarse.repeat(8, axis=0).repeat(8, axis=1)
+
+
+def frame(pixels: np.ndarray, mpp: float | None = None) -> Frame:
+    return Frame(pixels, 0, time.monotonic(), 0.0, "a field", mpp)
+
+
+def known(found: TileMap) -> np.ndarray:
+    return ~np.isnan(found.probabilities[..., 0])
+
+
+def test_each_cell_is_what_the_session_says_of_that_tile(session: Session) -> None:
+    pixels = field()
+    found = Mapper(session, Grid(tiles=3)).map(frame(pixels))
+    assert (found.side, found.microns, found.classified) == (32, None, 15)
+    assert found.probabilities.shape == (3, 5, 3)
+    tiles = [pixels[y : y + 32, x : x + 32] for y in (0, 32, 64) for x in range(0, 160, 32)]
+    expected = [prediction.probabilities for prediction in session.classify(tiles)]
+    assert np.allclose(found.probabilities.reshape(15, 3), expected, atol=1e-6)
+    assert np.allclose(found.mean, np.mean(expected, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mpp", "asked", "side", "shape"),
+    [(0.5, 0.5, 32, (3, 5)), (0.25, 0.5, 64, (2, 3)), (1.0, 0.5, 16, (6, 10)), (0.1, 1.0, 320, (1, 1))],
+    ids=["as they are", "twice", "half", "more than the field"],
+)
+def test_tiles_are_cut_in_microns(
+    mpp: float, asked: float, side: int, shape: tuple[int, int], session: Session
+) -> None:
+    found = Mapper(session, Grid(mpp=asked)).map(frame(field(), mpp))
+    assert (found.side, found.microns, found.probabilities.shape[:2]) == (side, side * mpp, shape)
+    assert found.microns == pytest.approx(32 * asked)
+    assert known(found).all()
+
+
+def test_a_field_at_rest_fills_up_in_the_time_there_is(session: Session) -> None:
+    mapper = Mapper(session, Grid(tiles=3, frames_a_second=1000))  # at least one tile, whatever it takes
+    counts, still = [], field()
+    while not counts or counts[-1] < 15:
+        found = mapper.map(frame(still))
+        assert found.classified >= 1
+        counts.append(int(known(found).sum()))
+    assert counts == sorted(counts)
+    assert counts[0] < 15
+    assert len(counts) > 1
+
+
+def test_noise_keeps_a_tile_and_another_picture_does_not(session: Session) -> None:
+    mapper = Mapper(session, Grid(tiles=3, frames_a_second=1000))
+    still, generator = field(), np.random.default_rng(0)
+    while not known(mapper.map(frame(still))).all():
+        pass
+    noisy = np.clip(still + generator.normal(0, 4, still.shape), 0, 255).astype(np.uint8)
+    assert known(mapper.map(frame(noisy))).all()
+    changed = still.copy()
+    changed[:32, :64] = field(1)[:32, :64]  # two tiles
+    found = mapper.map(frame(changed))
+    assert int((~known(found)).sum()) == 2 - found.classified < 2  # what changed is classified first
+    moved = mapper.map(frame(np.roll(still, 4, axis=1)))
+    assert int(known(moved).sum()) == moved.classified
+
+
+def test_another_resolution_or_objective_forgets_everything(session: Session) -> None:
+    mapper = Mapper(session, Grid(mpp=0.5, frames_a_second=1000))
+    while not known(mapper.map(frame(field(), 0.5))).all():
+        pass
+    finer = mapper.map(frame(field(), 0.25))
+    assert (finer.side, int(known(finer).sum())) == (64, finer.classified)
+    smaller = mapper.map(frame(field()[:64], 0.25))
+    assert (smaller.probabilities.shape[:2], int(known(smaller).sum())) == ((1, 3), smaller.classified)
+    with pytest.raises(ImageError, match="does not say its microns a pixel"):
+        mapper.map(frame(field()))
+
+
+def test_a_source_that_never_knew_its_scale_ends_it(session: Session, tmp_path: Path) -> None:
+    Image.fromarray(field()).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="say them with --assume-mpp, or give --tiles") as raised:
+        next(stream(session, tmp_path, grid=Grid(mpp=0.5)))
+    assert not isinstance(raised.value, ImageError)
+    (result,) = stream(session, tmp_path, grid=Grid(mpp=0.5), assume_mpp=0.25)
+    assert result.frame.mpp == 0.25
+    assert result.tiles is not None
+    assert result.tiles.microns == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({}, "either a number of tiles or"),
+        ({"tiles": 2, "mpp": 1.0}, "either a number of tiles or"),
+        ({"tiles": 0}, "0 tiles along a frame: expected 1 to 64"),
+        ({"mpp": 0.0}, "0.0 microns a pixel cannot be"),
+        ({"tiles": 2, "frames_a_second": 0.0}, "0.0 frames a second: expected more than 0"),
+    ],
+    ids=["neither", "both", "no tile", "no size", "no time"],
+)
+def test_what_is_no_grid_is_named(arguments: dict[str, float], said: str) -> None:
+    with pytest.raises(InputError) as raised:
+        Grid(**arguments)
+    assert said in str(raised.value)
+
+
+def test_the_command_prints_the_map(bundles: dict[str, Path], tmp_path: Path) -> None:
+    Image.fromarray(field()).save(tmp_path / "a.png")
+    command = ["live", str(bundles["fp32"]), str(tmp_path / "a.png"), "--tiles", "3", "--assume-mpp", "0.5"]
+    done = CliRunner().invoke(mmdeploy, command)
+    assert done.exit_code == 0, done.output
+    line = json.loads(done.stdout)
+    assert line["tiles"] == {"side": 32, "microns": 16.0, "classified": 15, "kept": 0}
+    assert np.shape(line["map"]) == (3, 5, 3)
+    assert np.allclose(np.mean(line["map"], axis=(0, 1)), line["probabilities"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--tiles", "2", "--mpp", "1"], "give one of them"), (["--fps", "10"], "give --tiles or --mpp, too")],
+    ids=["two sizes", "no tiles"],
+)
+def test_options_that_do_not_go_together_are_wrong_usage(options: list[str], said: str) -> None:
+    done = CliRunner().invoke(mmdeploy, ["live", "a.fp32", "demo", *options])
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.split())
