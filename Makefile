@@ -5,10 +5,11 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 SOURCES := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard plugins/*/native/*)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types tests fuzz clean
+.PHONY: demo test lint types tests test-browser fuzz clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python demo/run.py demo-out
@@ -26,6 +27,10 @@ types: $(VENV)/test.stamp
 tests: $(VENV)/test.stamp
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
+# The page of `mmdeploy live` in a real browser: about two minutes. Installs Debian's Chromium where there is none.
+test-browser: $(VENV)/browser.stamp
+	$(BIN)/python -m pytest -m browser tests/browser
+
 # Damaged and hostile input, kills and a soak: about five minutes; more with FUZZ_SCALE=10, other input with FUZZ_SEED=1.
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python fuzz/run.py $(TARGETS)
@@ -35,11 +40,16 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo.stamp: $(VENV)/bin/python $(SOURCES)
-	$(INSTALL) --editable '.[train,export,demo]'
+	$(INSTALL) --editable '.[train,export,demo,live]'
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/bin/python $(SOURCES)
-	$(INSTALL) --editable '.[train,export,demo,slides,tensorrt-rtx,dev]'
+	$(INSTALL) --editable '.[train,export,demo,slides,live,tensorrt-rtx,dev]'
+	touch $@
+
+$(VENV)/browser.stamp: $(VENV)/test.stamp
+	command -v chromium && command -v chromedriver || \
+		{ $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends chromium chromium-driver; }
 	touch $@
 
 clean:

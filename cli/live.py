@@ -1,4 +1,4 @@
-"""`mmdeploy live`: what is under the microscope now, as lines of JSON."""
+"""`mmdeploy live`: what is under the microscope now, on a page or as lines of JSON."""
 
 from __future__ import annotations
 
@@ -11,18 +11,49 @@ from .options import device_options, tell
 from .output import say
 
 _SESSION = "The session"
+_PAGE = "The page"
 _GRID = "A grid over the field"
+_REPORT = "report"
 
 
-@click.command(cls=Command, example="mmdeploy live cells.fp32 demo --frames 100 -o session")
+class _Live(Command):
+    """A command that has another one below it: ``live report DIR``."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of the command that the first word names."""
+        if args[:1] == [_REPORT]:
+            return report.make_context(f"{info_name} {_REPORT}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(cls=_Live, example="mmdeploy live cells.fp32 demo\nmmdeploy live report session")
 @click.argument("artefact")
 @click.argument("source")
+@option(
+    "--port",
+    group=_PAGE,
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    show_default="8420",
+    help="Have the page on another port; 0 takes one that is free.",
+)
+@option(
+    "--host",
+    group=_PAGE,
+    metavar="NAME",
+    show_default="this machine only",
+    help="Show the page to other machines, too, behind a token: listen on NAME, or 0.0.0.0 for all.",
+)
+@option("--no-page", group=_PAGE, is_flag=True, help="Print a line of JSON for each result instead.")
 @option(
     "-o",
     "--output",
     group=_SESSION,
     metavar="DIR",
-    help="Keep the lines in DIR/session.jsonl, too, whole or not at all; DIR must be new.",
+    show_default="named by date and time; with --no-page none",
+    help="Keep the session in DIR, which must be new.",
 )
 @option(
     "--frames",
@@ -89,6 +120,9 @@ _GRID = "A grid over the field"
 def live(
     artefact: str,
     source: str,
+    port: int | None,
+    host: str | None,
+    no_page: bool,
     output: str | None,
     frames: int | None,
     seconds: float | None,
@@ -100,19 +134,25 @@ def live(
     batch_size: int,
     **device: Any,
 ) -> None:
-    """Classify what a source shows now: a line of JSON for each result, until Ctrl-C.
+    """Classify what a source shows now, on a page in the browser, until Ctrl-C.
 
     ARTEFACT is a bundle, an ONNX file or an engine. SOURCE is demo (a stage over a drawn smear), demo:IMAGE
     (a stage over that image), watch:FOLDER (the images that come into it), an image file or a folder of them.
     The newest frame wins: older ones are dropped and counted. What cannot be used is reported on standard
     error and stops nothing.
+
+    The session is kept in a folder: its results, snapshots and a report. "mmdeploy live report DIR" writes
+    the report of one that was killed.
     """
+    if no_page and (port is not None or host is not None):
+        raise click.UsageError("--port and --host are the page's: leave out --no-page, or leave them out")
     if tiles is not None and mpp is not None:
         raise click.UsageError("--tiles and --mpp both say how large a tile is: give one of them")
     if fps is not None and tiles is None and mpp is None:
         raise click.UsageError("--fps says for how long tiles are classified: give --tiles or --mpp, too")
 
     from ..microscope.live.grid import Grid
+    from ..microscope.live.page.access import PORT, Address
     from ..microscope.live.run import live as run
     from ..runtime.session import open_session
 
@@ -120,13 +160,24 @@ def live(
         tell(session.manifest.notes if session.manifest else ())
         run(
             session,
+            artefact,
             source,
             say,
+            page=None if no_page else Address(PORT if port is None else port, host),
+            output=output,
             grid=None if tiles is None and mpp is None else Grid(tiles, mpp, fps, batch_size),
             assume_mpp=assume_mpp,
             keep_all=keep_all,
             frames=frames,
             seconds=seconds,
-            output=output,
             report=lambda line: tell([line]),
         )
+
+
+@click.command(_REPORT, cls=Command, example="mmdeploy live report session")
+@click.argument("folder", metavar="DIR")
+def report(folder: str) -> None:
+    """Write the report of a session that was kept in DIR, however it ended."""
+    from ..microscope.live.report import write_session_report
+
+    say(f"the report: {write_session_report(folder)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import zipfile
 from dataclasses import dataclass
 from enum import Enum
@@ -165,6 +166,17 @@ def is_onnx(content: Buffer, name: str) -> bool:
             raise ArtefactError(f"'{name}' is a truncated ONNX file: copy or export it again") from error
         return False
     return _GRAPH_FIELD in numbers
+
+
+def artefact_sha256(path: str | os.PathLike[str]) -> str:
+    """By what results name the artefact they are of: a file's checksum, or that of a bundle's manifest, which
+    has its files'.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    return files.sha256_of(path / MANIFEST_NAME if path.is_dir() else path)
 
 
 def read_file(path: str | Path) -> bytes:

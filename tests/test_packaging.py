@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+ASSETS = ("index.html", "page.css", "page.js", "connection.js", "picture.js", "icon.svg")
 
 
 def run(command: Sequence[str | Path], **options: object) -> str:
@@ -64,6 +65,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         PurePosixPath("msmamba/export/proof/decision.html.jinja"),
         PurePosixPath("msmamba/pages/frame.html.jinja"),
         PurePosixPath("msmamba/microscope/slides/report.html.jinja"),
+        PurePosixPath("msmamba/microscope/live/report.html.jinja"),
+        *(PurePosixPath("msmamba/microscope/live/page/assets", name) for name in ASSETS),
     } <= set(names)
     assert PurePosixPath("msmamba/model/evaluation/paper_results.csv") in names
     assert not any(name.suffix in (".cpp", ".h", ".o") for name in names)

@@ -1,85 +1,205 @@
-"""A session at the microscope as lines of JSON: what `mmdeploy live` does."""
+"""A session at the microscope, on a page or as lines of JSON, and on disk: what `mmdeploy live` does."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ...files import as_utf8, atomic_folder
+from ...errors import BackendError
+from ...files import as_utf8
+from ...images import FULL_WHITE
+from ...runtime.artefact import artefact_sha256
 from ...runtime.session import Session
-from ..sources import Source
+from ...version import __version__
+from ..slides.results import colour_of
+from ..sources import Source, open_source
 from .grid import Grid
-from .loop import stream
+from .loop import Result, stream
+from .page.access import Access, Address, listen, url_of
+from .record import PAINT_WAIT, Record, recording
+from .report import REPORT_NAME, write_session_report
 
-SESSION_NAME = "session.jsonl"
+if TYPE_CHECKING:
+    from .page.server import PageServer
+
+_LOOK = 0.2  # seconds between two looks at whether the time is up, once no more pictures come
 
 
 def live(
     session: Session,
+    artefact: str | os.PathLike[str],
     source: Source | str,
-    show: Callable[[str], None],
+    say: Callable[[str], None],
     *,
     grid: Grid | None = None,
     assume_mpp: float | None = None,
+    page: Address | None = None,
+    output: str | os.PathLike[str] | None = None,
     keep_all: bool = False,
     frames: int | None = None,
     seconds: float | None = None,
-    output: str | os.PathLike[str] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Shows each result as a line of JSON, until the source ends or enough were shown.
+    """Shows what the network says of each frame, until the source ends or enough were shown.
+
+    Where the source ends and a page is open, the last picture stays on it until an interrupt, or ``seconds``.
 
     Args:
         session: an opened artefact that knows its labels.
+        artefact: its path.
         source: as for `stream`.
-        show: is handed each line, without its end.
+        say: is handed each line to print, without its end: where the page is and what was kept or, without a
+            page, each result as JSON.
         grid: as for `stream`.
         assume_mpp: as for `stream`.
+        page: where the page is to be; None for lines of JSON.
+        output: a new folder for the session (`msmamba.microscope.live.record` says what is in it); None for
+            one in the working folder named by date and time, or none where there is no page.
         keep_all: as for `stream`.
         frames: results after which to end.
         seconds: as for `stream`.
-        output: a new folder for ``session.jsonl``, the lines that were shown; it appears whole when the
-            session ends, by an interrupt, too, or not at all.
-        report: as for `stream`.
+        report: as for `stream`, and is told when the session cannot be kept; by any thread.
 
     Raises:
         TargetError: the folder exists already or cannot be written.
-        MsmambaError: whatever `stream` raises.
+        InputError: the page's port is taken, or its host is none of this machine's.
+        BackendError: the extra ``live`` is not installed, or as `stream`.
+        MsmambaError: whatever else `stream` raises.
     """
-    results = stream(
-        session,
-        source,
-        grid=grid,
-        assume_mpp=assume_mpp,
-        keep_all=keep_all,
-        seconds=seconds,
-        report=report,
-    )
-    with _recorded(output) as record, closing(results):
+    _require_libraries(page=page is not None, report=page is not None or output is not None)
+    white_level = session.transform.white_level if session.transform else FULL_WHITE
+    opened = open_source(source, white_level) if isinstance(source, str | os.PathLike) else source
+    facts = {
+        "msmamba": __version__,
+        "artefact": Path(artefact).name,
+        "artefact_sha256": artefact_sha256(artefact),
+        "labels": list(session.labels or ()),
+        "source": opened.name,
+        "runs_by": session.path,
+    }
+    if page is not None and output is None:
+        output = f"live-{datetime.now().astimezone():%Y-%m-%d-%H-%M-%S}"
+    record: Record | None = None
+    shown_on: PageServer | None = None
+
+    def tell(line: str) -> None:
+        report(line)
+        if record is not None:
+            record.event(line)
+        if shown_on is not None:
+            shown_on.notice(line)
+
+    ends = math.inf if seconds is None else time.monotonic() + seconds
+    with ExitStack() as stack:
+        listening = None if page is None else stack.enter_context(_listening(page))
+        if output is not None:
+            record = stack.enter_context(_kept(Path(output), facts, page is not None, say, tell))
+        if page is not None and listening is not None and record is not None:
+            from .page.server import serving
+
+            shown_on = stack.enter_context(serving(*listening, _hello(facts, opened, record), record))
+            say(f"the page: {url_of(page, listening[1])}")
+            say(f"the session: {record.folder}")
+
+        remaining = None if seconds is None else max(ends - time.monotonic(), 0.0)
+        results = stream(
+            session,
+            opened,
+            grid=grid,
+            assume_mpp=assume_mpp,
+            keep_all=keep_all,
+            seconds=remaining,
+            report=tell,
+        )
+        stack.enter_context(closing(results))
         for shown, result in enumerate(results, 1):
-            taken = datetime.now(timezone.utc) - timedelta(milliseconds=result.frame_age_ms)
-            line = json.dumps({"taken": taken.isoformat(), **result.as_json()}, ensure_ascii=False)
-            line = as_utf8(line).decode()
-            show(line)
-            record(line)
+            line = _line_of(result)
+            if shown_on is None:
+                say(as_utf8(json.dumps(line, ensure_ascii=False)).decode())
+            else:
+                line["painted_age_ms"] = None
+                shown_on.show(result, line)
+            if record is not None:
+                record.add(result, line)
             if shown == frames:
                 return
+        if shown_on is not None and time.monotonic() < ends:
+            shown_on.end(f"'{opened.name}' has ended")
+            report(f"'{opened.name}' has ended; the page stays until Ctrl-C")
+            while time.monotonic() < ends:
+                time.sleep(_LOOK)
 
 
 @contextmanager
-def _recorded(output: str | os.PathLike[str] | None) -> Iterator[Callable[[str], object]]:
-    """Keeps lines in ``session.jsonl``; an interrupt is how sessions end, and what was shown is kept."""
-    if output is None:
-        yield lambda line: None
-        return
-    interrupt = None
-    with atomic_folder(output) as folder, (folder / SESSION_NAME).open("w", encoding="utf-8") as file:
-        try:
-            yield lambda line: file.write(f"{line}\n")
-        except KeyboardInterrupt as error:
-            interrupt = error
-    if interrupt is not None:
-        raise interrupt
+def _listening(page: Address) -> Iterator[tuple[socket.socket, Access]]:
+    listener, access = listen(page)
+    with closing(listener):
+        yield listener, access
+
+
+@contextmanager
+def _kept(
+    folder: Path,
+    facts: dict[str, Any],
+    has_page: bool,
+    say: Callable[[str], None],
+    report: Callable[[str], None],
+) -> Iterator[Record]:
+    """A session's record, and its report however the session ends."""
+    results = 0
+    try:
+        with recording(folder, facts, PAINT_WAIT if has_page else 0.0, report) as record:
+            try:
+                yield record
+            finally:
+                results = record.results
+    finally:
+        if results:
+            write_session_report(folder)
+            if has_page:
+                say(f"the report: {folder / REPORT_NAME}")
+
+
+def _line_of(result: Result) -> dict[str, Any]:
+    taken = datetime.now(timezone.utc) - timedelta(milliseconds=result.frame_age_ms)
+    return {"taken": taken.isoformat(), **result.as_json()}
+
+
+def _hello(facts: dict[str, Any], source: Source, record: Record) -> dict[str, Any]:
+    """What the page says of the session, and in which colours."""
+    return {
+        **facts,
+        "colours": [list(colour_of(index)) for index in range(len(facts["labels"]))],
+        # A folder may be silent for an hour; a camera may not.
+        "may_be_silent": source.stalls_after is None,
+        "folder": record.folder.name,
+    }
+
+
+def _require_libraries(*, page: bool, report: bool) -> None:
+    """Checks that the extra ``live`` is there, where it is needed.
+
+    Raises:
+        BackendError: it is not installed.
+    """
+    try:
+        if report:
+            import jinja2  # noqa: F401  # whether it is there; so are the others
+        if page:
+            import starlette  # noqa: F401
+            import uvicorn  # noqa: F401
+            import websockets  # noqa: F401
+    except ImportError as error:
+        what = "the page needs Starlette, Uvicorn, websockets and Jinja" if page else "the report needs Jinja"
+        without = ", or print lines of JSON with --no-page" if page else ", or leave out -o"
+        raise BackendError(
+            f"{what}, which are not all here ({error}): pip install 'msmamba[live]'{without}"
+        ) from error

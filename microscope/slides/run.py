@@ -31,8 +31,8 @@ from typing import Any
 from PIL import Image
 
 from ...errors import ImageError, InputError, TargetError, some
-from ...files import as_utf8, folder_lock, read_file, remove_leftovers, sha256_of, write_atomically
-from ...runtime.artefact import MANIFEST_NAME
+from ...files import as_utf8, folder_lock, read_file, remove_leftovers, write_atomically
+from ...runtime.artefact import artefact_sha256
 from ...runtime.session import BATCH_SIZE, Session
 from ...text import as_cell
 from ...version import __version__
@@ -370,12 +370,10 @@ def _by_name(slides: Sequence[Path]) -> dict[str, Path]:
 
 def _identity(session: Session, artefact: str | os.PathLike[str], options: SlideOptions) -> dict[str, Any]:
     """What all results in a folder have in common."""
-    path = Path(artefact)
-    manifest = path / MANIFEST_NAME
     return {
         "format_version": _FORMAT,
-        "artefact": path.name,
-        "artefact_sha256": sha256_of(manifest if path.is_dir() else path),
+        "artefact": Path(artefact).name,
+        "artefact_sha256": artefact_sha256(artefact),
         "labels": list(session.labels or ()),
         "options": asdict(options),
         "versions": {

@@ -163,7 +163,8 @@ def test_seconds_end_it_where_no_frame_comes(session: Session, tmp_path: Path) -
 
 def test_the_command_prints_lines_and_keeps_them(bundles: dict[str, Path], tmp_path: Path) -> None:
     done = CliRunner().invoke(
-        mmdeploy, ["live", str(bundles["fp32"]), "demo", "--frames", "3", "-o", str(tmp_path / "s")]
+        mmdeploy,
+        ["live", str(bundles["fp32"]), "demo", "--no-page", "--frames", "3", "-o", str(tmp_path / "s")],
     )
     assert done.exit_code == 0, done.output
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -178,7 +179,8 @@ def test_the_command_prints_lines_and_keeps_them(bundles: dict[str, Path], tmp_p
 
 def test_what_is_no_source_is_one_line_and_leaves_no_folder(bundles: dict[str, Path], tmp_path: Path) -> None:
     done = CliRunner().invoke(
-        mmdeploy, ["live", str(bundles["fp32"]), str(tmp_path / "none"), "-o", str(tmp_path / "s")]
+        mmdeploy,
+        ["live", str(bundles["fp32"]), str(tmp_path / "none"), "--no-page", "-o", str(tmp_path / "s")],
     )
     assert done.exit_code == 1
     assert done.stderr.startswith("error: ")
@@ -191,7 +193,16 @@ def test_an_interrupted_session_is_kept_whole(bundles: dict[str, Path], tmp_path
     # As a terminal starts it: what runs these tests may ignore the signal, and children inherit that.
     heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     command = [sys.executable, "-c", f"{heeding}; from msmamba.cli import main; main()"]
-    command += ["live", str(bundles["fp32"]), "demo", "-o", str(tmp_path / "s"), "--threads", "1"]
+    command += [
+        "live",
+        str(bundles["fp32"]),
+        "demo",
+        "--no-page",
+        "-o",
+        str(tmp_path / "s"),
+        "--threads",
+        "1",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         first = process.stdout.readline()

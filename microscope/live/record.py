@@ -1,0 +1,289 @@
+"""A session on disk, as it goes on: what is there when the process is killed gives its report all the same.
+
+    session.json      what was asked: artefact, labels, source, when it began
+    session.jsonl     every result that was shown, one line each
+    events.jsonl      what was reported, one line each
+    thumbnails/       NUMBER.jpg: the most certain pictures of each class, some seconds apart
+    snapshots/        NUMBER.png, the picture pixel for pixel, and NUMBER.json, its line
+    report.html       at the end
+
+Lines are added and flushed, and reach the device about once a second; all other files appear whole or not at
+all. A line whose age when painted may still be reported waits for that.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from ...errors import TargetError
+from ...files import as_utf8, write_atomically
+from ...schema import as_json
+from .loop import Result
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FACTS_NAME, SESSION_NAME, EVENTS_NAME = "session.json", "session.jsonl", "events.jsonl"
+THUMBNAILS, SNAPSHOTS = "thumbnails", "snapshots"
+FORMAT = 1
+
+PAINT_WAIT = 1.0
+"""Seconds that a line waits to hear when a page has painted it."""
+
+_TICK = 1.0  # seconds between two times that what is new reaches the device
+_THUMBNAILS, _APART = 8, 5.0  # of each class, and the seconds between two of them at least
+_SIDE = 176  # pixels of a thumbnail's longer side
+
+
+@dataclass
+class _Thumbnail:
+    """A picture that stands for its class."""
+
+    number: int
+    taken: float
+    rank: tuple[bool, float]
+    pixels: NDArray[np.uint8] | None  # until it is on disk
+
+
+class Record:
+    """Keeps a session; to be used within `recording`.
+
+    What cannot be written is reported once and lost; the session goes on.
+    """
+
+    def __init__(self, folder: Path, paint_wait: float, report: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.results = 0
+        self.failure: TargetError | None = None
+        self._paint_wait = paint_wait
+        self._report = report
+        self._lock = Lock()
+        self._lines: deque[tuple[float, dict[str, Any]]] = deque()
+        self._events: list[dict[str, Any]] = []
+        self._best: dict[str, list[_Thumbnail]] = {}
+        self._files: dict[str, IO[bytes]] = {}
+
+    def add(self, result: Result, line: dict[str, Any]) -> None:
+        """Keeps a result.
+
+        Args:
+            result: the result; a small copy of its picture may be kept.
+            line: what is said of it.
+        """
+        with self._lock:
+            self.results += 1
+            self._lines.append((time.monotonic(), line))
+            self._consider(result)
+        if not self._paint_wait:
+            self._write(sync=False)
+
+    @property
+    def waiting(self) -> int:
+        """Lines that are not on disk yet."""
+        return len(self._lines)
+
+    def painted(self, number: int, age_ms: float) -> None:
+        """Notes how old a result was when a page had painted it; the first page counts."""
+        with self._lock:
+            for _, line in reversed(self._lines):
+                if line["number"] == number:
+                    if line["painted_age_ms"] is None:
+                        line["painted_age_ms"] = round(age_ms, 2)
+                    return
+
+    def event(self, text: str) -> None:
+        """Keeps what was reported."""
+        with self._lock:
+            self._events.append({"at": now(), "text": text})
+
+    def snapshot(self, result: Result, line: dict[str, Any]) -> str:
+        """Keeps a picture, pixel for pixel, with its answer; the name of the file below the folder.
+
+        Raises:
+            TargetError: it cannot be written.
+        """
+        path = self.folder / SNAPSHOTS / f"{result.number:07}.png"
+        make_folder(path.parent)
+        content = io.BytesIO()
+        # Level 1 takes a third of the time of 6, and a tenth more bytes.
+        Image.fromarray(result.frame.pixels).save(content, "PNG", compress_level=1)
+        with self._lock:
+            text = as_json(line, indent=2)
+        write_atomically(path.with_suffix(".json"), as_utf8(text + "\n"))
+        write_atomically(path, content.getvalue())
+        return f"{SNAPSHOTS}/{path.name}"
+
+    def tick(self, *, last: bool = False) -> None:
+        """Has what is new reach the device.
+
+        Args:
+            last: whether nothing comes any more, so that no line waits.
+        """
+        self._write(sync=True, last=last)
+        with self._lock:
+            new = [each for best in self._best.values() for each in best if each.pixels is not None]
+            pictures = [(each, each.pixels) for each in new]
+            wanted = {_name(each) for best in self._best.values() for each in best}
+            for each in new:
+                each.pixels = None
+        with self._told():
+            for each, pixels in pictures:
+                assert pixels is not None
+                write_atomically(self.folder / THUMBNAILS / _name(each), _jpeg(pixels))
+            for path in (self.folder / THUMBNAILS).glob("*.jpg"):
+                if path.name not in wanted:
+                    path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in self._files.values():
+            with suppress(OSError):
+                file.close()
+
+    def _consider(self, result: Result) -> None:
+        """Takes a picture among the most certain of its class, or leaves it."""
+        rank = (not result.quality.faults, result.probability)
+        best = self._best.setdefault(result.label, [])
+        near = next((each for each in best if abs(each.taken - result.frame.taken) < _APART), None)
+        if near is None and len(best) == _THUMBNAILS:
+            near = min(best, key=lambda each: each.rank)
+        if near is not None and rank <= near.rank:
+            return
+        if near is not None:
+            best.remove(near)
+        pixels = result.frame.pixels
+        step = max(max(pixels.shape[:2]) // (2 * _SIDE), 1)
+        small = np.ascontiguousarray(pixels[::step, ::step])
+        best.append(_Thumbnail(result.number, result.frame.taken, rank, small))
+
+    def _write(self, *, sync: bool, last: bool = False) -> None:
+        with self._told(), self._lock:
+            until = time.monotonic() - self._paint_wait
+            due = []
+            while self._lines and (last or self._lines[0][0] <= until):
+                due.append(self._lines.popleft()[1])
+            events, self._events = self._events, []
+            for name, lines in ((SESSION_NAME, due), (EVENTS_NAME, events)):
+                if lines:
+                    file = self._files.get(name) or self._open(name)
+                    file.write(
+                        b"".join(as_utf8(json.dumps(each, ensure_ascii=False) + "\n") for each in lines)
+                    )
+                    file.flush()
+        if sync:
+            with self._told():
+                for file in list(self._files.values()):
+                    os.fsync(file.fileno())
+
+    def _open(self, name: str) -> IO[bytes]:
+        self._files[name] = (self.folder / name).open("ab")
+        return self._files[name]
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Reports the first thing that cannot be written, and goes on."""
+        try:
+            yield
+        except (OSError, TargetError) as error:
+            if self.failure is None:
+                reason = error if isinstance(error, TargetError) else (error.strerror or str(error)).lower()
+                self.failure = TargetError(f"the session in '{self.folder}' is not whole: {reason}")
+                self._report(f"{self.failure}; it goes on without being kept")
+
+
+@contextmanager
+def recording(
+    folder: Path, facts: dict[str, Any], paint_wait: float, report: Callable[[str], None]
+) -> Iterator[Record]:
+    """Keeps a session in a new folder while the block runs; one that showed nothing leaves no folder.
+
+    Args:
+        folder: it must not exist.
+        facts: what was asked.
+        paint_wait: seconds that a line waits to hear of its being painted; 0 where no page is.
+        report: is told, by any thread, once, when the folder cannot be written any more.
+
+    Raises:
+        TargetError: the folder exists, or cannot be made; or, in the end, it could not be written.
+    """
+    make_folder(folder, new=True)
+    record = Record(folder, paint_wait, report)
+    done = Event()
+
+    def keep() -> None:
+        while not done.wait(_TICK):
+            record.tick()
+
+    thread = Thread(target=keep, name="record", daemon=True)
+    try:
+        make_folder(folder / THUMBNAILS)
+        content = as_json({"format_version": FORMAT, **facts, "began": now()}, indent=2)
+        write_atomically(folder / FACTS_NAME, as_utf8(content + "\n"))
+        thread.start()
+        yield record
+    finally:
+        done.set()
+        if thread.ident is not None:
+            thread.join()
+            record.tick(last=True)
+        record.close()
+        if not record.results:
+            _remove(folder)
+    if record.failure is not None:
+        raise record.failure
+
+
+def make_folder(path: Path, *, new: bool = False) -> None:
+    """Makes a folder.
+
+    Raises:
+        TargetError: it cannot be made, or is to be new and exists.
+    """
+    try:
+        path.mkdir(exist_ok=not new)
+    except FileExistsError as error:
+        raise TargetError(f"'{path}' exists already: choose another name") from error
+    except FileNotFoundError as error:
+        raise TargetError(f"cannot make '{path}': its folder does not exist: create it first") from error
+    except OSError as error:
+        raise TargetError(f"cannot make '{path}': {(error.strerror or str(error)).lower()}") from error
+
+
+def now() -> str:
+    """This moment in UTC, as the files have it."""
+    return datetime.now(timezone.utc).isoformat()
+
+
+def _remove(folder: Path) -> None:
+    """Removes what a session that showed nothing has made, and nothing else."""
+    with suppress(OSError):
+        for name in (FACTS_NAME, EVENTS_NAME):
+            (folder / name).unlink(missing_ok=True)
+        (folder / THUMBNAILS).rmdir()
+        folder.rmdir()
+
+
+def _name(thumbnail: _Thumbnail) -> str:
+    return f"{thumbnail.number:07}.jpg"
+
+
+def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=88)
+    return content.getvalue()

@@ -1,0 +1,497 @@
+"""The page's server, over real sockets: who may look, newest only, and nobody who holds up others."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection, HTTPResponse
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from msmamba.cli import mmdeploy
+from msmamba.errors import InputError, TargetError
+from msmamba.microscope import Result
+from msmamba.microscope.live.page import server
+from msmamba.microscope.live.page.access import Access, Address, listen, url_of
+from msmamba.microscope.live.page.server import PageServer, serving
+from msmamba.microscope.sources import Frame
+from msmamba.runtime.quality import quality_of
+
+LABELS = ["basophil", "eosinophil"]
+FACTS = {"labels": LABELS, "artefact": "small.fp32"}
+LATENCY = {"grab": 0.5, "prepare": 1.0, "network": 2.0, "quality": 1.0, "total": 5.0}
+
+
+def result(number: int, side: int = 64) -> Result:
+    """A frame of one grey, by which it is known: its number times four."""
+    pixels = np.full((side, side, 3), 4 * number % 256, np.uint8)
+    frame = Frame(pixels, number, time.monotonic(), 0.5, f"#{number}")
+    return Result(frame, number, LABELS[0], 0.75, (0.75, 0.25), LATENCY, 5.0, 0, quality_of(pixels))
+
+
+class Keeper:
+    """Notes what the page hands back."""
+
+    def __init__(self) -> None:
+        self.ages: dict[int, float] = {}
+        self.asked: list[int] = []
+
+    def painted(self, number: int, age_ms: float) -> None:
+        self.ages[number] = age_ms
+
+    def snapshot(self, shown: Result, line: dict[str, Any]) -> str:
+        assert line["number"] == shown.number
+        if self.asked:
+            raise TargetError("the disk is full")
+        self.asked.append(shown.number)
+        return f"snapshots/{shown.number}.png"
+
+
+class Page:
+    """A served page and what is known of it."""
+
+    def __init__(self, served: PageServer, access: Access, keeper: Keeper) -> None:
+        self.served = served
+        self.access = access
+        self.keeper = keeper
+        self.host = f"127.0.0.1:{access.port}"
+
+    def show(self, number: int, **more: Any) -> None:
+        shown = result(number, **more)
+        self.served.show(shown, {**shown.as_json(), "painted_age_ms": None})
+
+    def get(self, path: str, **headers: str) -> HTTPResponse:
+        with closing(HTTPConnection("127.0.0.1", self.access.port, timeout=10)) as connection:
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            answer.text = answer.read().decode()  # type: ignore[attr-defined]
+            return answer
+
+    def look(self, **headers: str) -> ClientConnection:
+        wanted = {"origin": f"http://{self.host}", **headers}
+        origin = wanted.pop("origin") or None
+        return connect(
+            f"ws://{self.host}/stream",
+            origin=origin,
+            additional_headers=wanted,
+            compression=None,
+            max_size=None,
+        )
+
+
+@contextmanager
+def served(address: Address) -> Iterator[Page]:
+    listener, access = listen(address)
+    keeper = Keeper()
+    with serving(listener, access, FACTS, keeper) as page:
+        yield Page(page, access, keeper)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    with served(Address(0)) as opened:
+        yield opened
+
+
+def hear(viewer: ClientConnection, name: str) -> Any:
+    """The next message of a kind."""
+    while True:
+        message = viewer.recv(timeout=10)
+        if isinstance(message, str) and name in (said := json.loads(message)):
+            return said
+
+
+def picture(viewer: ClientConnection, number: int | None = None) -> tuple[dict[str, Any], np.ndarray]:
+    """The next picture, or that of a number, and what is said of it; it is not acknowledged."""
+    while True:
+        message = viewer.recv(timeout=10)
+        if isinstance(message, bytes):
+            length = int.from_bytes(message[:4], "little")
+            head = json.loads(message[4 : 4 + length])
+            if number in (None, head["result"]["number"]):
+                return head, np.asarray(Image.open(BytesIO(message[4 + length :])))
+            say(viewer, got=head["result"]["number"])  # what was the newest before
+
+
+def say(viewer: ClientConnection, **what: Any) -> None:
+    viewer.send(json.dumps(what))
+
+
+def until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 10
+    while not holds() and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert holds()
+
+
+def test_the_page_and_all_that_it_loads_come_from_here(page: Page) -> None:
+    index = page.get("/")
+    assert index.status == 200
+    policy = index.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    waiting, loaded = ["/"], {}
+    while waiting:
+        path = waiting.pop()
+        answer = page.get(path)
+        assert answer.status == 200, path
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert answer.headers["cache-control"] == "no-store"
+        loaded[path] = answer.headers["content-type"].partition(";")[0]
+        text = answer.text  # type: ignore[attr-defined]
+        assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text), path
+        assert not re.findall(r"\sstyle=|\son\w+=|<script(?![^>]*src=)", text) or path.endswith(".js"), path
+        waiting += [
+            each
+            for each in re.findall(r"(?:src|href)=\"(/[^\"]+)|from \"(/[^\"]+)", text)
+            for each in each
+            if each
+        ]
+        waiting = [each for each in waiting if each not in loaded]
+    assert loaded == {
+        "/": "text/html",
+        "/icon.svg": "image/svg+xml",
+        "/page.css": "text/css",
+        "/page.js": "text/javascript",
+        "/connection.js": "text/javascript",
+        "/picture.js": "text/javascript",
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/", {"Host": "evil.example"}, 421),
+        ("/", {"Host": "evil.example:8420"}, 421),
+        ("/", {"Host": "localhost@evil.example"}, 421),
+        ("/", {"Host": "127.0.0.1.evil.example"}, 421),
+        ("/", {"Host": ""}, 421),
+        ("/", {"Host": "localhost:99999999"}, 421),
+        ("/page.js", {"Origin": "http://evil.example"}, 403),
+        ("/page.js", {"Origin": "null"}, 403),
+        ("/", {"Host": "localhost"}, 200),
+        ("/", {"Host": "[::1]:8420"}, 200),
+        ("/../server.py", {}, 404),
+        ("/%2e%2e/server.py", {}, 404),
+        ("/index.html", {}, 404),
+    ],
+)
+def test_others_names_and_pages_are_refused(
+    page: Page, path: str, headers: dict[str, str], status: int
+) -> None:
+    assert page.get(path, **headers).status == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": ""}, 403),
+        ({"origin": "null"}, 403),
+    ],
+)
+def test_sockets_of_other_pages_are_refused(page: Page, headers: dict[str, str], status: int) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        page.look(**headers)
+    assert refused.value.response.status_code == status
+
+
+def test_a_picture_comes_with_its_own_answer(page: Page) -> None:
+    with page.look() as viewer:
+        assert hear(viewer, "hello")["hello"]["labels"] == LABELS
+        for number in (7, 9):
+            page.show(number)
+            head, pixels = picture(viewer, number)
+            assert abs(pixels.astype(int) - 4 * number).max() <= 2
+            assert (head["width"], head["height"], pixels.shape) == (64, 64, (64, 64, 3))
+            say(viewer, got=number)
+
+
+def test_large_pictures_are_sent_smaller(page: Page) -> None:
+    page.show(3, side=5200)
+    with page.look() as viewer:
+        head, pixels = picture(viewer, 3)
+    assert (head["width"], pixels.shape) == (5200, (1734, 1734, 3))
+
+
+def test_who_stops_reading_is_sent_one_picture_and_holds_up_nobody(page: Page) -> None:
+    with page.look() as asleep, page.look() as awake:
+        page.show(20)
+        picture(asleep, 20)
+        seen = []
+        for number in range(21, 61):
+            page.show(number)
+            head, _ = picture(awake)
+            seen.append(head["result"]["number"])
+            say(awake, got=seen[-1])
+        assert seen[-20:] == list(range(seen[-1] - 19, seen[-1] + 1))
+        with pytest.raises(TimeoutError):
+            asleep.recv(timeout=0.1)
+        say(asleep, got=20)
+        assert picture(asleep)[0]["result"]["number"] == 60  # the newest, none of those between
+
+
+def test_who_pauses_is_sent_nothing_until_it_goes_on(page: Page) -> None:
+    with page.look() as viewer:
+        page.show(1)
+        picture(viewer, 1)
+        say(viewer, pause=True)
+        say(viewer, got=1)
+        say(viewer, clock=1.5)
+        hear(viewer, "clock")
+        page.show(2)
+        with pytest.raises(TimeoutError):
+            viewer.recv(timeout=0.1)
+        say(viewer, pause=False)
+        assert picture(viewer)[0]["result"]["number"] == 2
+
+
+def test_the_age_is_taken_when_the_page_says_that_it_has_painted(page: Page) -> None:
+    with page.look() as viewer:
+        page.show(70)
+        picture(viewer, 70)
+        time.sleep(0.05)
+        say(viewer, painted=70)
+        say(viewer, painted=71)  # which it was not sent
+        until(lambda: 70 in page.keeper.ages)
+    assert 50 <= page.keeper.ages[70] < 10_000
+    assert 71 not in page.keeper.ages
+
+
+def test_a_snapshot_is_of_a_picture_that_the_page_has(page: Page) -> None:
+    with page.look() as viewer:
+        page.show(80)
+        picture(viewer, 80)
+        say(viewer, snapshot=80)
+        assert hear(viewer, "snapshot")["snapshot"] == {"name": "snapshots/80.png"}
+        say(viewer, snapshot=81)
+        assert hear(viewer, "snapshot")["snapshot"] == {"error": "that picture is not here any more"}
+        say(viewer, snapshot=80)
+        assert hear(viewer, "snapshot")["snapshot"] == {"error": "the disk is full"}
+    assert page.keeper.asked == [80]
+
+
+def test_the_clocks_can_be_compared(page: Page) -> None:
+    with page.look() as viewer:
+        say(viewer, clock=12.5)
+        said = hear(viewer, "clock")
+    assert said["clock"] == 12.5
+    assert abs(said["server_ms"] / 1e3 - time.monotonic()) < 10
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "",
+        "{",
+        "[]",
+        "7",
+        "{}",
+        '{"got": 1, "painted": 2}',
+        '{"dance": 1}',
+        '{"clock": {}}',
+        '{"painted": []}',
+    ],
+)
+def test_nonsense_ends_the_connection_and_nothing_else(page: Page, message: str) -> None:
+    with page.look() as viewer:
+        viewer.send(message)
+        with pytest.raises(ConnectionClosed) as closed:
+            hear(viewer, "nothing")
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
+    assert page.get("/").status == 200
+
+
+def test_a_long_message_ends_the_connection(page: Page) -> None:
+    with page.look() as viewer:
+        viewer.send(json.dumps({"got": "x" * 5000}))
+        with pytest.raises(ConnectionClosed) as closed:
+            hear(viewer, "nothing")
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1009
+
+
+def test_there_are_not_more_viewers_than_it_serves(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_VIEWERS", 2)
+    with ExitStack() as stack:
+        for _ in range(2):
+            hear(stack.enter_context(page.look()), "hello")
+        with pytest.raises(InvalidStatus) as refused:
+            page.look()
+        assert refused.value.response.status_code == 503
+    until(lambda: page.served.viewers == 0)
+    with page.look() as viewer:
+        hear(viewer, "hello")
+
+
+def test_what_was_reported_is_told_to_who_comes_later(page: Page) -> None:
+    page.served.notice("the cable is out")
+    with page.look() as viewer:
+        assert hear(viewer, "hello")
+        assert hear(viewer, "notice")["notice"] == "the cable is out"
+
+
+def test_with_a_host_only_who_has_the_token_may_look() -> None:
+    with served(Address(0, "127.0.0.1")) as page:
+        token = page.access.token
+        assert token is not None
+        assert url_of(Address(0, "127.0.0.1"), page.access) == f"http://{page.host}/?token={token}"
+        assert token not in repr(page.access)
+        for path in ("/", "/page.js", "/?token=guess", "/?token=", f"/page.js?token={token}"):
+            assert page.get(path).status == 401, path
+        with pytest.raises(InvalidStatus) as refused:
+            page.look()
+        assert refused.value.response.status_code == 401
+        entered = page.get(f"/?token={token}")
+        assert (entered.status, entered.headers["location"]) == (303, "/")
+        cookie, _, kind = entered.headers["set-cookie"].partition("; ")
+        assert {"HttpOnly", "SameSite=lax"} <= set(kind.split("; "))
+        assert page.get("/", Cookie=cookie).status == 200
+        assert page.get("/", Cookie=cookie[:-1]).status == 401
+        with page.look(Cookie=cookie) as viewer:
+            hear(viewer, "hello")
+        with pytest.raises(InvalidStatus):
+            page.look(Cookie=cookie, origin="http://evil.example")
+
+
+def test_when_it_ends_viewers_are_told_and_the_port_is_free() -> None:
+    with ExitStack() as outside:
+        with served(Address(0)) as page:
+            viewer = outside.enter_context(page.look())
+            asleep = outside.enter_context(page.look())
+            page.show(1)
+            assert hear(asleep, "hello")
+        assert hear(viewer, "end")["end"] == "the session has ended"
+        with pytest.raises(ConnectionClosed) as closed:
+            hear(viewer, "nothing")
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+        with served(Address(page.access.port)):
+            pass
+
+
+def test_a_port_that_is_taken_is_one_line(bundles: dict[str, Path], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = CliRunner().invoke(
+            mmdeploy,
+            ["live", str(bundles["fp32"]), "demo", "--port", str(port), "-o", str(tmp_path / "session")],
+        )
+    assert done.exit_code == 1
+    assert done.stderr == (
+        f"error: port {port} of 127.0.0.1 is taken, perhaps by another session: choose another with --port, "
+        "or --port 0 for one that is free\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7", "no such host"])
+def test_a_host_that_is_not_this_machine_is_one_line(host: str) -> None:
+    with pytest.raises(InputError, match=f"'{host}' is no .*address of this machine"):
+        listen(Address(0, host))
+
+
+def test_without_the_extra_it_says_what_to_install(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    done = CliRunner().invoke(mmdeploy, ["live", str(bundles["fp32"]), "demo"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: the page needs Starlette, Uvicorn, websockets and Jinja")
+    assert done.stderr.endswith("pip install 'msmamba[live]', or print lines of JSON with --no-page\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_has_a_page_and_leaves_a_session(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(
+        mmdeploy, ["live", str(bundles["fp32"]), "demo", "--frames", "3", "--port", "0"]
+    )
+    assert done.exit_code == 0, done.output
+    (folder,) = tmp_path.iterdir()
+    assert re.fullmatch(r"live-\d{4}(-\d\d){5}", folder.name)
+    first, *others = done.stdout.splitlines()
+    assert re.fullmatch(r"the page: http://127\.0\.0\.1:\d+/", first)
+    assert others == [f"the session: {folder.name}", f"the report: {folder.name}/report.html"]
+    assert len((folder / "session.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_the_page_stays_when_the_source_has_ended(
+    bundles: dict[str, Path], micrographs: Path, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(
+        mmdeploy,
+        [
+            *("live", str(bundles["fp32"]), str(micrographs), "--keep-all", "--seconds", "1", "--port", "0"),
+            *("-o", str(tmp_path / "session")),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    assert f"'{micrographs}' has ended; the page stays until Ctrl-C" in done.stderr
+    lines = (tmp_path / "session" / "session.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["dropped"] for line in lines] == [0] * 12
+
+
+@pytest.mark.parametrize("option", ["--port=0", "--host=0.0.0.0"])
+def test_the_pages_options_need_a_page(option: str) -> None:
+    done = CliRunner().invoke(mmdeploy, ["live", "cells.fp32", "demo", "--no-page", option])
+    assert done.exit_code == 2
+    assert "--port and --host are the page's" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals to one process")
+@pytest.mark.parametrize(
+    ("name", "status", "said"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "ended by SIGTERM")]
+)
+def test_a_signal_ends_it_cleanly_with_a_browser_looking(
+    bundles: dict[str, Path], tmp_path: Path, name: str, status: int, said: str
+) -> None:
+    # As a terminal starts it: what runs these tests may ignore the signal, and children inherit that.
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heeding}; from msmamba.cli import main; main()"]
+    command += [
+        "live",
+        str(bundles["fp32"]),
+        "demo",
+        "--port",
+        "0",
+        "-o",
+        str(tmp_path / "s"),
+        "--threads",
+        "1",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        host = process.stdout.readline().removeprefix("the page: http://").strip("/\n")
+        with connect(f"ws://{host}/stream", origin=f"http://{host}", compression=None) as viewer:
+            head, _ = picture(viewer)
+            say(viewer, painted=head["result"]["number"])
+            process.send_signal(getattr(signal, name))
+            assert hear(viewer, "end")["end"] == "the session has ended"
+            rest, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (status, f"{said}\n")
+    assert rest.splitlines()[-1] == f"the report: {tmp_path / 's' / 'report.html'}"
+    lines = (tmp_path / "s" / "session.jsonl").read_text(encoding="utf-8").splitlines()
+    (painted,) = [line for line in map(json.loads, lines) if line["painted_age_ms"] is not None]
+    assert painted["number"] == head["result"]["number"]
+    assert painted["painted_age_ms"] > painted["frame_age_ms"]
