@@ -9,7 +9,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 SOURCES := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard plugins/*/native/*)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types tests test-browser fuzz clean
+.PHONY: demo test lint types tests test-browser test-screen fuzz clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python demo/run.py demo-out
@@ -31,6 +31,11 @@ tests: $(VENV)/test.stamp
 test-browser: $(VENV)/browser.stamp
 	$(BIN)/python -m pytest -m browser tests/browser
 
+# The screen as a source, on an X server that draws nowhere, which is installed (Debian's) where it is missing.
+test-screen: $(VENV)/test.stamp
+	command -v Xvfb || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends xvfb; }
+	$(BIN)/python -m pytest tests/microscope/test_screen.py
+
 # Damaged and hostile input, kills and a soak: about five minutes; more with FUZZ_SCALE=10, other input with FUZZ_SEED=1.
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python fuzz/run.py $(TARGETS)
@@ -44,7 +49,7 @@ $(VENV)/demo.stamp: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/bin/python $(SOURCES)
-	$(INSTALL) --editable '.[train,export,demo,slides,live,tensorrt-rtx,dev]'
+	$(INSTALL) --editable '.[train,export,demo,slides,live,camera,screen,micromanager,tensorrt-rtx,dev]'
 	touch $@
 
 $(VENV)/browser.stamp: $(VENV)/test.stamp

@@ -16,6 +16,15 @@ _GRID = "A grid over the field"
 _REPORT = "report"
 
 
+def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from ..microscope.sources.listing import sources_there
+
+        for line in sources_there():
+            say(line)
+        context.exit()
+
+
 class _Live(Command):
     """A command that has another one below it: ``live report DIR``."""
 
@@ -48,6 +57,15 @@ class _Live(Command):
 )
 @option("--no-page", group=_PAGE, is_flag=True, help="Print a line of JSON for each result instead.")
 @option(
+    "--list",
+    group=_SESSION,
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list,
+    help="Name the cameras and screens that are there, say what is missing for other sources, and end.",
+)
+@option(
     "-o",
     "--output",
     group=_SESSION,
@@ -75,7 +93,7 @@ class _Live(Command):
     "--keep-all",
     group=_SESSION,
     is_flag=True,
-    help="Classify every file of a folder, in place of the newest one each time.",
+    help="Classify every file of a folder or picture of a video, in place of the newest one each time.",
 )
 @option(
     "--tiles",
@@ -136,8 +154,9 @@ def live(
 ) -> None:
     """Classify what a source shows now, on a page in the browser, until Ctrl-C.
 
-    ARTEFACT is a bundle, an ONNX file or an engine. SOURCE is demo (a stage over a drawn smear), demo:IMAGE
-    (a stage over that image), watch:FOLDER (the images that come into it), an image file or a folder of them.
+    ARTEFACT is a bundle, an ONNX file or an engine. SOURCE is a camera (0, /dev/video0), rtsp://… or http://…,
+    screen or screen:x,y,w,h, mm:CONFIG.cfg (Micro-Manager), watch:FOLDER (the images that come into it), demo
+    or demo:IMAGE (a stage that wanders over an image or slide), a video, an image file or a folder of them.
     The newest frame wins: older ones are dropped and counted. What cannot be used is reported on standard
     error and stops nothing.
 

@@ -9,6 +9,7 @@ that a user would type, printed before it runs.
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,13 @@ import time
 import zipfile
 from pathlib import Path, PurePosixPath
 
+from PIL import Image
 from report import write_report
 
 PACKAGE = "planktonclas==0.2.4"
 IMAGES = "planktonclas/resources/demo-images/"
+BACKGROUND = (200, 200, 200)  # of the mosaic, as in most of the images
+CELL = 128  # pixels of the mosaic that an image gets
 
 TRAINING = [
     *("--size", "t", "--image-size", "64", "--epochs", "40", "--batch-size", "8", "--lr", "1e-3"),
@@ -41,6 +45,20 @@ def fetch_micrographs(cache: Path, folder: Path) -> None:
                 (folder / label / image).write_bytes(archive.read(name))
 
 
+def write_mosaic(data: Path, path: Path) -> None:
+    """All images side by side, squares as the network sees them: what a stage can wander over."""
+    images = []
+    for source in sorted(data.rglob("*.jpg")):
+        with Image.open(source) as image:
+            images.append(image.convert("RGB").resize((CELL, CELL), Image.Resampling.BICUBIC))
+    columns = math.isqrt(len(images) - 1) + 1
+    mosaic = Image.new("RGB", (columns * CELL, -(-len(images) // columns) * CELL), BACKGROUND)
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        mosaic.paste(image, (column * CELL, row * CELL))
+    mosaic.save(path)
+
+
 def mmdeploy(*arguments: str | Path) -> None:
     """Runs one command as a user would."""
     words = [str(argument) for argument in arguments]
@@ -56,6 +74,7 @@ def main(out: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
     fetch_micrographs(cache, data)
+    write_mosaic(data, out / "mosaic.png")
 
     mmdeploy("train", data, "-o", run, *TRAINING)
     best = run / "best.safetensors"

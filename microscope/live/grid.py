@@ -169,7 +169,7 @@ class Mapper:
         try:
             if frame.mpp is None:
                 raise InputError(
-                    f"'{frame.name}' does not say its microns a pixel, without which tiles cannot be cut by "
+                    "the source does not say its microns a pixel, without which tiles cannot be cut by "
                     "--mpp: say them with --assume-mpp, or give --tiles"
                 )
             return side_of(field, self._size, self._grid.mpp)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from threading import Event, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...errors import ImageError, SourceError
 from ...images import FULL_WHITE
@@ -93,6 +93,18 @@ class _Answer:
     tiles: TileMap | None
 
 
+class _Looks(NamedTuple):
+    """By what frames of a camera are alike."""
+
+    width: int
+    height: int
+    mpp: float | None
+
+    def __str__(self) -> str:
+        scale = "an unknown scale" if self.mpp is None else f"{self.mpp:g} microns a pixel"
+        return f"{self.width} x {self.height} pixels at {scale}"
+
+
 def stream(
     session: Session,
     source: Source | str | os.PathLike[str],
@@ -126,7 +138,8 @@ def stream(
     """
     check_microns(assume_mpp)
     if isinstance(source, str | os.PathLike):
-        opened = open_source(source, session.transform.white_level if session.transform else FULL_WHITE)
+        white = session.transform.white_level if session.transform else FULL_WHITE
+        opened = open_source(source, white, keep_all=keep_all)
     else:
         opened = source
     if keep_all and not opened.keeps:
@@ -157,6 +170,8 @@ class _Loop:
         self._reports: deque[str] = deque(maxlen=_REPORTS)
         self._stop = Event()
         self._last_frame = time.monotonic()
+        self._looks: _Looks | None = None
+        self._fault = ""
 
     def results(self, seconds: float | None) -> Generator[Result, None, None]:
         """The results as they are asked for, for so long."""
@@ -207,6 +222,20 @@ class _Loop:
             self._report(f"'{self._source.name}' has given no frame for {limit:g} seconds: waiting for it")
         return True
 
+    def _tell_of_a_change(self, frame: Frame) -> None:
+        """Reports another resolution or another objective in the middle."""
+        height, width, _ = frame.pixels.shape
+        looks = _Looks(width, height, frame.mpp)
+        if self._looks not in (None, looks) and not self._source.keeps:
+            self._reports.append(f"'{self._source.name}' now gives {looks}; before, {self._looks}")
+        self._looks = looks
+
+    def _leave_out(self, frame: Frame, fault: str) -> None:
+        """Reports a frame that cannot be used; of several in a row that have the same fault, the first."""
+        if fault != self._fault:
+            self._reports.append(f"a frame was left out: {frame.name}: {fault}")
+        self._fault = fault
+
     def _grab(self) -> None:
         """Reads frames until the source ends or nobody wants any."""
         first, pause, gone, was_open = 0, _FIRST_PAUSE, False, False
@@ -225,6 +254,7 @@ class _Loop:
                         if isinstance(item, Frame):
                             number, pause = first + item.number, _FIRST_PAUSE
                             self._last_frame = time.monotonic()
+                            self._tell_of_a_change(item)
                             self._frames.put((number, item))
                         elif item is not None:
                             self._reports.append(f"a frame was left out: {item}")
@@ -253,7 +283,9 @@ class _Loop:
                     try:
                         self._answers.put(self._answer(*found))
                     except ImageError as error:
-                        self._reports.append(f"a frame was left out: {found[1].name}: {error}")
+                        self._leave_out(found[1], str(error))
+                    else:
+                        self._fault = ""
         except Ended:
             self._answers.end()
         except BaseException as error:

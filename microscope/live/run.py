@@ -21,6 +21,7 @@ from ...runtime.session import Session
 from ...version import __version__
 from ..slides.results import colour_of
 from ..sources import Source, open_source
+from ..sources.demo import MOSAIC
 from .grid import Grid
 from .loop import Result, stream
 from .page.access import Access, Address, listen, url_of
@@ -55,7 +56,7 @@ def live(
     Args:
         session: an opened artefact that knows its labels.
         artefact: its path.
-        source: as for `stream`.
+        source: as for `stream`; ``demo`` is over the ``mosaic.png`` beside the artefact, where there is one.
         say: is handed each line to print, without its end: where the page is and what was kept or, without a
             page, each result as JSON.
         grid: as for `stream`.
@@ -76,7 +77,10 @@ def live(
     """
     _require_libraries(page=page is not None, report=page is not None or output is not None)
     white_level = session.transform.white_level if session.transform else FULL_WHITE
-    opened = open_source(source, white_level) if isinstance(source, str | os.PathLike) else source
+    opened = source
+    if isinstance(opened, str | os.PathLike):
+        mosaic = Path(artefact).parent / MOSAIC
+        opened = open_source(opened, white_level, keep_all=keep_all, mosaic=mosaic)
     facts = {
         "msmamba": __version__,
         "artefact": Path(artefact).name,

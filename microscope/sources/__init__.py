@@ -1,4 +1,4 @@
-"""Where frames come from: image files, a folder that fills, a stage that wanders over an image.
+"""Where frames come from: cameras, streams, videos, the screen, Micro-Manager, folders, a wandering stage.
 
 Dims: ``H`` and ``W`` pixels of a frame. A new kind is a new module with a `Source`, and one line in
 `opening`.

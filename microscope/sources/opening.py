@@ -4,56 +4,116 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.finding import Passed, images_below
 from ...errors import DataError, SourceError
-from ...images import FULL_WHITE, read_image
-from .demo import Demo, drawn_smear
+from ...images import FULL_WHITE
+from .demo import Demo, drawn_smear, stage_over
 from .frame import Source
+from .micro_manager import MicroManager
+from .screen import Screen
 from .stills import Stills, Watched
+from .video import PROTOCOLS, SUFFIXES, Video, address, camera
+
+FORMS = (
+    "a camera's number or device, rtsp://… or http://…, screen, screen:x,y,w,h, mm:CONFIG.cfg, watch:FOLDER, "
+    "demo, demo:IMAGE, a video, an image or a folder of them"
+)
+"""What a user may type."""
 
 
-def open_source(text: str | os.PathLike[str], white_level: int = FULL_WHITE) -> Source:
-    """The source that a string names.
+@dataclass(frozen=True)
+class _Asked:
+    """What was typed, and how it is to be read.
+
+    Attributes:
+        text: all of it.
+        rest: what stands behind the kind's colon.
+        white_level: the value of white in 16-bit pictures.
+        keep_all: whether every frame is asked for.
+        mosaic: the image of ``demo``.
+    """
+
+    text: str
+    rest: str
+    white_level: int
+    keep_all: bool
+    mosaic: Path | None
+
+
+def open_source(
+    text: str | os.PathLike[str],
+    white_level: int = FULL_WHITE,
+    *,
+    keep_all: bool = False,
+    mosaic: Path | None = None,
+) -> Source:
+    """The source that a string names; nothing of it is opened before its frames are asked for.
 
     Args:
-        text: ``demo``, ``demo:IMAGE``, ``watch:FOLDER``, or the path of an image file or of a folder of them.
-        white_level: the value of white in 16-bit images.
+        text: a camera (``0``, ``/dev/video0``, ``camera:NAME``), a stream (``rtsp://…``, ``http://…``),
+            ``screen``, ``screen:N``, ``screen:x,y,w,h``, ``mm:CONFIG.cfg``, ``watch:FOLDER``, ``demo``,
+            ``demo:IMAGE``, or the path of a video, an image or a folder of them.
+        white_level: the value of white in 16-bit pictures.
+        keep_all: whether every frame is asked for: a video then waits, in place of keeping its pace.
+        mosaic: what ``demo`` wanders over where that file is there; else over a drawn smear.
 
     Raises:
         SourceError: it names nothing that is there.
-        ImageError: the image of ``demo:IMAGE`` cannot be used.
+        ImageError: the image of a demo cannot be used.
+        BackendError: the extra that this kind of source needs is not installed.
     """
     text = os.fsdecode(text)
-    kind, colon, rest = text.partition(":")
-    if text == "demo":
-        return Demo(text, drawn_smear())
-    if colon and kind in _KINDS:
+    kind, _, rest = text.partition(":")
+    asked = _Asked(text, rest, white_level, keep_all, mosaic)
+    if text in _WORDS:
+        return _WORDS[text](asked)
+    if kind in _KINDS and text != kind:
         if not rest:
-            raise SourceError(f"'{text}' names nothing: expected {kind}:PATH")
-        return _KINDS[kind](text, Path(rest), white_level)
-    path = Path(text)
+            raise SourceError(f"'{text}' names nothing: expected {kind}:{_KINDS[kind][0]}")
+        return _KINDS[kind][1](asked)
+    if text.isdecimal() or Path(text).is_char_device() or text.startswith("/dev/"):
+        return camera(text, white_level)
+    return _files(asked)
+
+
+def _files(asked: _Asked) -> Source:
+    path = Path(asked.text)
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        return Video(path, asked.white_level, paced=not asked.keep_all)
     try:
         paths = sorted(images_below(path, Passed())) if path.is_dir() else [path]
     except DataError as error:
         raise SourceError(str(error)) from error
     if not paths:
-        raise SourceError(f"the folder '{text}' holds no image; to wait for some, say watch:{text}")
-    if not os.path.lexists(path):
         raise SourceError(
-            f"'{text}' is no source: expected demo, demo:IMAGE, watch:FOLDER, an image file or a folder of "
-            "them"
+            f"the folder '{asked.text}' holds no image; to wait for some, say watch:{asked.text}"
         )
-    return Stills(text, paths, white_level)
+    if not os.path.lexists(path):
+        raise SourceError(f"'{asked.text}' is no source: expected {FORMS}")
+    return Stills(asked.text, paths, asked.white_level)
 
 
-def _demo(text: str, path: Path, white_level: int) -> Source:
-    return Demo(text, read_image(path, white_level=white_level))
+def _demo(asked: _Asked) -> Source:
+    if asked.mosaic is not None and asked.mosaic.is_file():
+        return Demo(asked.text, *stage_over(asked.mosaic, asked.white_level))
+    return Demo(asked.text, drawn_smear())
 
 
-def _watched(text: str, path: Path, white_level: int) -> Source:
-    return Watched(path, white_level)
+_Open = Callable[[_Asked], Source]
 
+_WORDS: dict[str, _Open] = {"demo": _demo, "screen": lambda asked: Screen(asked.text)}
 
-_KINDS: dict[str, Callable[[str, Path, int], Source]] = {"demo": _demo, "watch": _watched}
+_KINDS: dict[str, tuple[str, _Open]] = {
+    "demo": ("IMAGE", lambda asked: Demo(asked.text, *stage_over(Path(asked.rest), asked.white_level))),
+    "watch": ("FOLDER", lambda asked: Watched(Path(asked.rest), asked.white_level)),
+    "screen": ("x,y,w,h", lambda asked: Screen(asked.text)),
+    "camera": ("NAME", lambda asked: camera(asked.rest, asked.white_level)),
+    "mm": ("CONFIG.cfg", lambda asked: MicroManager(Path(asked.rest), asked.white_level)),
+    **{
+        protocol: ("//ADDRESS", lambda asked: address(asked.text, asked.white_level))
+        for protocol in PROTOCOLS
+    },
+}

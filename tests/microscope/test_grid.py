@@ -135,7 +135,8 @@ def test_what_is_no_grid_is_named(arguments: dict[str, float], said: str) -> Non
 
 def test_the_command_prints_the_map(bundles: dict[str, Path], tmp_path: Path) -> None:
     Image.fromarray(field()).save(tmp_path / "a.png")
-    command = ["live", str(bundles["fp32"]), str(tmp_path / "a.png"), "--tiles", "3", "--assume-mpp", "0.5"]
+    command = ["live", str(bundles["fp32"]), str(tmp_path / "a.png"), "--tiles", "3"]
+    command += ["--assume-mpp", "0.5", "--no-page"]
     done = CliRunner().invoke(mmdeploy, command)
     assert done.exit_code == 0, done.output
     line = json.loads(done.stdout)

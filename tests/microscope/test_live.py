@@ -83,7 +83,7 @@ def test_a_result_says_what_the_session_says(session: Session, tmp_path: Path) -
 def test_the_newest_frame_wins_and_old_ones_are_counted(session: Session) -> None:
     image = np.random.default_rng(0).integers(0, 256, (80, 200, 3), dtype=np.uint8)
     shown = []
-    with closing(stream(session, Demo("demo", image, 200))) as results:
+    with closing(stream(session, Demo("demo", image, frames_a_second=200))) as results:
         for result in islice(results, 5):
             shown.append(result)
             time.sleep(0.2)  # somebody who looks slowly

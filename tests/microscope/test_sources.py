@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from msmamba.errors import ImageError, SourceError
-from msmamba.microscope.sources import Frame, open_source
+from msmamba.microscope.sources import Frame, demo, open_source
 from msmamba.microscope.sources.demo import Demo
 from msmamba.microscope.sources.stills import Watched
 
@@ -36,7 +37,11 @@ def awaited(items: Iterator[Frame | ImageError | None]) -> object:
 def test_the_demo_wanders_at_its_pace() -> None:
     image = np.random.default_rng(0).integers(0, 256, (300, 900, 3), dtype=np.uint8)
     before = time.monotonic()
-    frames = [frame for frame in islice(Demo("demo", image, 100).frames(), 21) if isinstance(frame, Frame)]
+    frames = [
+        frame
+        for frame in islice(Demo("demo", image, frames_a_second=100).frames(), 21)
+        if isinstance(frame, Frame)
+    ]
     assert [frame.number for frame in frames] == list(range(21))
     assert {frame.pixels.shape for frame in frames} == {(300, 300, 3)}
     assert {frame.pixels.dtype for frame in frames} == {np.dtype(np.uint8)}
@@ -57,6 +62,37 @@ def test_a_demo_over_an_image_shows_that_image(tmp_path: Path) -> None:
     assert np.array_equal(frame.pixels, np.full((20, 20, 3), 77))
 
 
+def test_a_demo_is_over_the_mosaic_where_there_is_one(tmp_path: Path) -> None:
+    mosaic = save(tmp_path / "mosaic.png", 55)
+    (frame,) = islice(open_source("demo", mosaic=mosaic).frames(), 1)
+    assert isinstance(frame, Frame)
+    assert np.array_equal(frame.pixels, np.full((20, 20, 3), 55))
+    (drawn,) = islice(open_source("demo", mosaic=tmp_path / "none.png").frames(), 1)
+    assert isinstance(drawn, Frame)
+    assert drawn.pixels.shape == (512, 512, 3)
+
+
+def test_a_demo_over_a_slide_takes_the_part_with_the_most_stain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_PART", 256)
+    pixels = np.full((768, 1024, 3), 240, np.uint8)
+    pixels[400:600, 700:900] = (180, 80, 160)
+    path = tmp_path / "slide.btf"
+    size = {f"PhysicalSize{axis}": 0.5 for axis in "XY"}
+    unit = {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
+    tifffile.imwrite(
+        path, pixels, ome=True, tile=(256, 256), photometric="rgb", metadata={"axes": "YXS", **size, **unit}
+    )
+    part, mpp = demo.stage_over(path, 65535)
+    assert (part.shape, mpp) == ((256, 256, 3), 0.5)
+    stained = int((np.ptp(part, axis=2) > 20).sum())
+    assert stained == 200 * 200
+    (frame,) = islice(open_source(f"demo:{path}").frames(), 1)
+    assert isinstance(frame, Frame)
+    assert frame.mpp == 0.5
+
+
 def test_files_are_frames_in_their_order_and_bad_ones_errors(tmp_path: Path) -> None:
     for number, name in enumerate("cab"):
         save(tmp_path / f"{name}.png", number)
@@ -72,8 +108,8 @@ def test_files_are_frames_in_their_order_and_bad_ones_errors(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("nowhere", "'nowhere' is no source: expected demo, demo:IMAGE, watch:FOLDER"),
-        ("watch:", "'watch:' names nothing: expected watch:PATH"),
+        ("nowhere", "'nowhere' is no source: expected a camera's number or device, rtsp://"),
+        ("watch:", "'watch:' names nothing: expected watch:FOLDER"),
         (".", "holds no image; to wait for some, say watch:"),
     ],
     ids=["nothing there", "no folder", "empty folder"],
