@@ -243,6 +243,7 @@ def test_it_comes_back_after_a_restart(
     page.kill()
     until(lambda: text(browser, "connection") == "no connection")
     until(lambda: text(browser, "banner").startswith("No new picture for"))
+    assert "stale" in browser.find_element("id", "answer").get_attribute("class").split()
     again = start(
         bundles["fp32"], "demo", "-o", tmp_path / "again", "--threads", "1", "--seconds", "8", port=page.port
     )

@@ -137,7 +137,7 @@ function showFigures({ result, frames_a_second: shown, taken_a_second: taken, dr
     shown === null ? "—" : `${shown.toFixed(shown < 10 ? 1 : 0)}/s`,
     small(taken === null ? "" : `of ${taken.toFixed(taken < 10 ? 1 : 0)}/s taken`),
   );
-  byId("dropped").replaceChildren(dropped.toLocaleString("en"), small("for newer ones"));
+  byId("dropped").replaceChildren(dropped.toLocaleString("en"), small("in all"));
   const latency = result.latency_ms;
   const steps = { grab: latency.grab, prepare: latency.prepare, network: latency.network, quality: latency.quality };
   const known = Object.values(steps).reduce((sum, value) => sum + value, 0);
@@ -172,7 +172,7 @@ function showFigures({ result, frames_a_second: shown, taken_a_second: taken, dr
   });
   for (const value of list.querySelectorAll("dd")) {
     const ms = value.dataset.step === "total" ? latency.total : steps[value.dataset.step];
-    value.textContent = `${ms.toFixed(1)} ms`;
+    value.textContent = `${ms.toFixed(ms < 99.95 ? 1 : 0)} ms`;
   }
 }
 
@@ -199,7 +199,7 @@ function showAge() {
   const isStale = isOld && (!state.hello.may_be_silent || connectionState !== "live");
   if (!isOld && !state.isFrozen) byId("age").textContent = howOld(head.painted_age ?? age);
   else byId("age").textContent = howOld(age);
-  byId("view").classList.toggle("stale", isStale && !state.ended);
+  for (const id of ["view", "answer"]) byId(id).classList.toggle("stale", isStale && !state.ended);
   const banner = byId("banner");
   if (state.isFrozen) say(banner, "frozen", `Frozen, taken ${howOld(age)} ago`);
   else if (state.ended) say(banner, "ended", state.ended);
