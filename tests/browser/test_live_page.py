@@ -7,7 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -293,22 +293,24 @@ return [...document.querySelectorAll("body *")]
 """
 
 
-@pytest.mark.parametrize("theme", ["dark", "light"])
-@pytest.mark.parametrize("size", [(1440, 900), (820, 1180), (360, 740)], ids=["desk", "tablet", "phone"])
-def test_it_fits_and_can_be_read(browser: WebDriver, page: Live, theme: str, size: tuple[int, int]) -> None:
-    scheme = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
-    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 1000}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+def test_it_fits_and_can_be_read_on_every_screen_in_both_themes(browser: WebDriver, page: Live) -> None:
+    wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    low = (
+        "return Math.min(...[...document.querySelectorAll('.tools button')].map((each) => each.offsetHeight))"
+    )
+    label = "return parseFloat(getComputedStyle(document.getElementById('label')).fontSize)"
     try:
-        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert browser.execute_script(wide) == 0
-        contrast, where = browser.execute_script(LEAST_CONTRAST)
-        assert contrast >= 4.5, where
-        low = "return [...document.querySelectorAll('.tools button')].map((each) => each.offsetHeight)"
-        assert min(browser.execute_script(low)) >= 44
-        label = "return parseFloat(getComputedStyle(document.getElementById('label')).fontSize)"
-        assert browser.execute_script(label) >= 32
+        for theme, (width, height) in product(("dark", "light"), ((1440, 900), (820, 1180), (360, 740))):
+            scheme = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
+            metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 1000}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            case = f"{theme}, {width} x {height}"
+            assert browser.execute_script(wide) == 0, case
+            contrast, where = browser.execute_script(LEAST_CONTRAST)
+            assert contrast >= 4.5, f"{case}: {where}"
+            assert browser.execute_script(low) >= 44, case
+            assert browser.execute_script(label) >= 32, case
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -371,6 +371,16 @@ def test_with_a_host_only_who_has_the_token_may_look() -> None:
             page.look(Cookie=cookie, origin="http://evil.example")
 
 
+def test_the_address_for_all_of_the_network_is_one_that_others_can_open() -> None:
+    address = Address(0, "0.0.0.0")
+    listener, access = listen(address)
+    with closing(listener):
+        found = re.fullmatch(r"http://([\d.]+):(\d+)/\?token=(.{43})", url_of(address, access))
+        assert found
+        assert found[1] != "0.0.0.0"
+        assert (int(found[2]), found[3]) == (access.port, access.token)
+
+
 def test_when_it_ends_viewers_are_told_and_the_port_is_free() -> None:
     with ExitStack() as outside:
         with served(Address(0)) as page:

@@ -22,7 +22,9 @@ export class Connection {
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     this.socket = new WebSocket(`${scheme}://${location.host}/stream`);
     this.socket.binaryType = "arraybuffer";
+    this.wasOpen = false;
     this.socket.onopen = () => {
+      this.wasOpen = true;
       this.pause = FIRST_PAUSE;
       this.trip = Infinity;
       this.hears.state("live", "live");
@@ -34,15 +36,15 @@ export class Connection {
 
   async again() {
     this.hears.state("gone", "no connection");
-    let refused = false;
     try {
-      refused = (await fetch("/", { cache: "no-store" })).status === 401;
+      const { ok, status } = await fetch("/", { cache: "no-store" });
+      if (status === 401) {
+        this.hears.state("refused", "open the address that mmdeploy printed");
+        return;
+      }
+      if (ok && !this.wasOpen) this.hears.state("refused", "too many browsers look: waiting");
     } catch {
       // mmdeploy is not running, or not yet again.
-    }
-    if (refused) {
-      this.hears.state("refused", "open the address that mmdeploy printed");
-      return;
     }
     setTimeout(() => this.open(), this.pause);
     this.pause = Math.min(2 * this.pause, LONGEST_PAUSE);

@@ -319,6 +319,12 @@ function fullScreen() {
   else document.documentElement.requestFullscreen().catch(() => toast("The browser allows no full screen"));
 }
 
+// A tablet beside the eyepiece must not go dark; browsers allow this on the machine itself, and release it when
+// the page is hidden.
+function stayAwake() {
+  if (!document.hidden) navigator.wakeLock?.request("screen").catch(() => {}); // as a low battery may refuse
+}
+
 function showThreshold() {
   const value = Math.round(100 * state.threshold);
   byId("threshold").value = value;
@@ -405,10 +411,14 @@ byId("theme").addEventListener("click", () => {
   const at = THEMES.indexOf(document.documentElement.dataset.theme);
   setTheme(THEMES[(at + 1) % THEMES.length]);
 });
-document.addEventListener("visibilitychange", () => connection.say({ pause: isPaused() }));
+document.addEventListener("visibilitychange", () => {
+  connection.say({ pause: isPaused() });
+  stayAwake();
+});
 document.addEventListener("fullscreenchange", () =>
   byId("full").setAttribute("aria-pressed", Boolean(document.fullscreenElement)),
 );
 byId("full").hidden = !document.fullscreenEnabled;
 setTheme(kept.get("theme", "system"));
-setInterval(showAge, 100);
+setInterval(showAge, FIGURES_MS);
+stayAwake();
