@@ -178,7 +178,15 @@ def address(text: str, white_level: int) -> Stream:
         BackendError: the extra ``camera`` is not installed.
     """
     options = {"rtsp_transport": "tcp"} if text.startswith("rtsp") else {}
-    return Stream(text, text, None, options, white_level)
+    return Stream(_without_password(text), text, None, options, white_level)
+
+
+def _without_password(text: str) -> str:
+    """An address as it may stand in reports, in sessions and on the page."""
+    scheme, slashes, rest = text.partition("://")
+    place, *path = rest.split("/", 1)
+    who, at, host = place.rpartition("@")
+    return "/".join([f"{scheme}{slashes}{who.partition(':')[0]}{at}{host}", *path])
 
 
 def cameras() -> list[tuple[str, str]]:

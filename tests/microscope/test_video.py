@@ -119,6 +119,22 @@ def test_a_camera_that_is_not_there_is_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("rtsp://me:secret@127.0.0.1:1/one@two", "rtsp://me@127.0.0.1:1/one@two"),
+        ("http://me@127.0.0.1:1", "http://me@127.0.0.1:1"),
+        ("http://127.0.0.1:1/a:b", "http://127.0.0.1:1/a:b"),
+    ],
+)
+def test_a_password_in_an_address_stands_in_no_report(text: str, name: str) -> None:
+    source = open_source(text)
+    assert source.name == name
+    with pytest.raises(SourceError) as error:
+        next(source.frames())
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("text", "library", "extra"),
     [("0", "av", "camera"), ("screen", "mss", "screen"), ("mm:a.cfg", "pymmcore", "micromanager")],
     ids=["camera", "screen", "Micro-Manager"],
