@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from live_pages import LABELS, served
 from PIL import Image
 from selenium.webdriver import ActionChains
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.keys import Keys
+
+from msmamba.microscope.live.page.access import Address
 
 from .conftest import Live, until
 
@@ -166,6 +169,36 @@ def test_without_tiles_there_is_no_map(browser: WebDriver, page: Live) -> None:
     assert not browser.find_element("id", "map").is_enabled()
     press(browser, "h")
     assert pressed(browser, "map") == "false"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, ["basophil", "75.0\u00a0%", "", "empty"]),
+        (
+            {"decided": True, "reasons": [], "candidates": ["basophil"]},
+            ["basophil", "75.0\u00a0%", "", "empty"],
+        ),
+        (
+            {"decided": False, "reasons": ["uncertain", "empty"], "candidates": LABELS},
+            ["not sure", "", "may be: basophil, eosinophil", "empty, uncertain"],
+        ),
+        (
+            {"decided": False, "reasons": ["uncertain"], "candidates": LABELS[:1]},
+            ["not sure", "", "nearest: basophil, 75.0\u00a0%", "empty, uncertain"],
+        ),
+    ],
+    ids=["no-guard", "decided", "two-candidates", "one-candidate"],
+)
+def test_what_a_guard_withholds_is_not_shown_as_an_answer(
+    browser: WebDriver, said: dict[str, Any], expected: list[str]
+) -> None:
+    with served(Address(0)) as page:
+        browser.get(f"http://{page.host}/")
+        page.show(40, **said)  # grey, in which nothing is to be seen
+        until(lambda: number(browser) == 40)
+        assert [text(browser, name) for name in ("label", "probability", "nearest", "lamp-words")] == expected
+        browser.get("about:blank")
 
 
 def test_full_screen_and_back_by_a_key(browser: WebDriver, page: Live) -> None:

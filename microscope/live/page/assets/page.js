@@ -105,11 +105,11 @@ function showAnswer(head) {
   const { result } = head;
   byId("waiting").hidden = true;
   for (const id of ["freeze", "snapshot"]) byId(id).disabled = false;
-  const isSure = result.probability >= state.threshold;
+  const isSure = result.decided !== false && result.probability >= state.threshold; // without a guard all are
   byId("answer").dataset.state = isSure ? "sure" : "unsure";
   byId("label").textContent = isSure ? result.label : "not sure";
   byId("probability").textContent = isSure ? percent(result.probability) : "";
-  byId("nearest").textContent = isSure ? "" : `nearest: ${result.label}, ${percent(result.probability)}`;
+  byId("nearest").textContent = isSure ? meanOf(result) : nearest(result);
   byId("picture").setAttribute("aria-label", `Picture number ${result.number}`);
   result.probabilities.forEach((probability, index) => {
     const { item, share, fill } = bars[index];
@@ -117,16 +117,27 @@ function showAnswer(head) {
     fill.style.transform = `scaleX(${probability})`;
     item.classList.toggle("first", state.hello.labels[index] === result.label);
   });
-  showLamp(result.quality.faults);
+  showLamp([...result.quality.faults, ...(result.reasons ?? [])]);
   showMapState(result);
   if (performance.now() - state.lastFigures > FIGURES_MS || state.isFrozen) showFigures(head);
   speak(byId("label").textContent);
 }
 
-// What is wrong with the picture, in words; nothing where it can be judged.
+// With a grid the answer is the mean over the tiles of which something is known.
+function meanOf({ tiles }) {
+  return tiles ? `mean of ${tiles.classified + tiles.kept} tiles` : "";
+}
+
+// What it may be, where nothing is said for sure: the guard's candidates, or the likeliest class.
+function nearest({ label, probability, candidates }) {
+  if (candidates?.length > 1) return `may be: ${candidates.join(", ")}`;
+  return `nearest: ${label}, ${percent(probability)}`;
+}
+
+// What is wrong with the picture, and why the guard says nothing, in words; a reason may be a fault, too.
 function showLamp(faults) {
   byId("lamp").dataset.state = faults.length ? "fault" : "good";
-  byId("lamp-words").textContent = faults.length ? faults.join(", ") : "in focus, well lit";
+  byId("lamp-words").textContent = faults.length ? [...new Set(faults)].join(", ") : "in focus, well lit";
 }
 
 // Figures.
