@@ -400,6 +400,8 @@ def serving(
     try:
         while not server.started and thread.is_alive():
             time.sleep(0.005)
+        if failure:
+            raise failure.pop()
         yield page
     finally:
         page.end("the session has ended")
