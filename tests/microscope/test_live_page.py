@@ -150,6 +150,18 @@ def test_a_picture_comes_with_its_own_answer(page: Page) -> None:
             say(viewer, got=number)
 
 
+def test_the_pace_of_slow_pictures_is_known_too(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_SECONDS", 0.01)
+    with page.look() as viewer:
+        for number in (10, 14):
+            page.show(number)
+            head, _ = picture(viewer, number)
+            say(viewer, got=number)
+            time.sleep(0.05)
+    assert 0 < head["frames_a_second"] < 20
+    assert head["taken_a_second"] == pytest.approx(4 * head["frames_a_second"])
+
+
 def test_large_pictures_are_sent_smaller(page: Page) -> None:
     page.show(3, side=5200)
     with page.look() as viewer:

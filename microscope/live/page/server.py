@@ -47,7 +47,7 @@ _ASSETS = Path(__file__).with_name("assets")
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _LONGEST = 1280  # pixels of a picture's longer side on the page, at most twice that
 _QUALITY = 85  # of the JPEG
-_SECONDS = 2.0  # over which frames a second are counted
+_SECONDS = 2.0  # over which frames a second are counted, from two at least
 _KEPT = 8  # pictures that a viewer has been sent and may ask a snapshot of
 _NOTICES = 20  # that wait for a viewer, or greet a new one
 _VIEWERS = 16
@@ -154,7 +154,7 @@ class PageServer:
         now = time.monotonic()
         self._dropped += result.dropped
         self._times.append((now, result.number))
-        while now - self._times[0][0] > _SECONDS:
+        while len(self._times) > 2 and now - self._times[0][0] > _SECONDS:
             self._times.popleft()
         (first, number), seconds = self._times[0], max(now - self._times[0][0], 1e-9)
         known = len(self._times) > 1 and now > first

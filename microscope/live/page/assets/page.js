@@ -3,7 +3,8 @@
 import { Connection } from "/connection.js";
 import { Picture } from "/picture.js";
 
-const STALE_MS = 1500; // without a new picture, where the source may not be silent
+const STALE_MS = 1500; // without a new picture, where the source may not be silent; or
+const STALE_PICTURES = 3; // that should have come meanwhile, where they come slowly
 const FIGURES_MS = 250; // between two changes of figures that nobody could read faster
 const SETTLED_MS = 1500; // that a label has to last before it is spoken
 const SPOKEN_MS = 4000; // between two labels that are spoken
@@ -206,7 +207,8 @@ function showAge() {
   const head = picture.shown?.head;
   if (!head) return;
   const age = connection.age(head.taken_ms);
-  const isOld = age !== null && age > STALE_MS && !state.isFrozen;
+  const due = (1000 * STALE_PICTURES) / (head.frames_a_second ?? Infinity);
+  const isOld = age !== null && age > Math.max(STALE_MS, due) + head.painted_age && !state.isFrozen;
   const isStale = isOld && (!state.hello.may_be_silent || connectionState !== "live");
   if (!isOld && !state.isFrozen) byId("age").textContent = howOld(head.painted_age ?? age);
   else byId("age").textContent = howOld(age);
