@@ -27,7 +27,7 @@ types: $(VENV)/test.stamp
 tests: $(VENV)/test.stamp
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-# The page of `mmdeploy live` in a real browser: about three minutes, of which one is a stream of a minute. Installs Debian's Chromium where there is none.
+# The page of `mmdeploy live` in a real browser: under four minutes beside other work, one of them a stream of a minute. Installs Debian's Chromium where there is none.
 test-browser: $(VENV)/browser.stamp
 	$(BIN)/python -m pytest -m browser tests/browser
 
