@@ -1,5 +1,6 @@
 """Fits a bundle's guard on labelled images: when its answer is to be trusted, and which classes it may be.
 
+    pictures ── quality ──► the range of each measure: what is outside is withheld, whatever the network says
     images ── logits ──► temperature, threshold and bound of the candidates (`measures.selective`)
     bundle ──► the same bundle with the guard in its manifest, and in the one inside ``model.onnx``
 
@@ -8,8 +9,9 @@ Dims: N images, C classes.
 
 from __future__ import annotations
 
+import importlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,14 @@ from ..data.folders import WHOLE, ImageFolder, match_labels, read_evaluation_fol
 from ..data.samples import classes_of
 from ..errors import ArtefactError, BackendError, DataError, InputError, some
 from ..files import atomic_folder, sha256_of
+from ..images import read_image
 from ..measures.evaluation import BATCH_SIZE, logits_of
 from ..measures.metrics import log_softmax
 from ..measures.selective import (
     candidate_bound,
     certainty,
     images_needed,
+    limits,
     masses_above,
     select,
     temperature,
@@ -34,11 +38,16 @@ from ..measures.selective import (
 from ..measures.uncertainty import Interval, proportion_interval, resample
 from ..runtime import Manifest, open_session
 from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME, Kind, open_bundle, recognise
-from ..runtime.guard import Guard, network_sha256
+from ..runtime.guard import LIMITED, REASONS, Guard, Verdict, network_sha256
 from ..runtime.protobuf import encoded, fields
+from ..runtime.quality import Quality, quality_of
 from ..text import shown
+from .guard_page import Evidence, write_page
 
 _METADATA, _KEY, _VALUE = 14, 1, 2  # of ModelProto and of StringStringEntryProto, onnx.proto3
+
+OUTSIDE = 0.0025
+"""The share of pictures like those of calibration that is let fall outside of each of the eight limits."""
 
 _CHOSE_THE_EPOCH = (
     "the 'val' images chose the training's epoch, so they flatter the model a little: images that training "
@@ -77,6 +86,8 @@ class Calibration:
     """The same, by the class that was given; a class that none was given has none."""
     mean_candidates: float
     """Candidates an image."""
+    withheld: Mapping[str, int]
+    """How many of the images are withheld, by the reason; some have more than one."""
     notes: tuple[str, ...] = ()
     """What there is to say of the images, a line each."""
 
@@ -84,6 +95,7 @@ class Calibration:
         """For a terminal, with a line end."""
         guard = self.guard
         found = proportion_interval(guard.errors, guard.answered)
+        withheld = ", ".join(f"{reason} {count}" for reason, count in self.withheld.items())
         by_class = "".join(
             f"  {shown(label)} ({errors.images} images): {errors.to_text()}\n"
             for label, errors in self.errors_by_class.items()
@@ -98,6 +110,7 @@ class Calibration:
             f"answered           {guard.answered} of {guard.images} "
             f"({100 * guard.answered / guard.images:.1f} %), wrong {guard.errors} of them "
             f"({_interval(guard.errors / guard.answered, found)})\n"
+            f"withheld           {withheld or 'none'}\n"
             f"candidates         {self.mean_candidates:.2f} classes an image hold the true one in at least "
             f"{100 - 100 * guard.max_error:g} %\n"
         )
@@ -114,6 +127,7 @@ def calibrate(
     max_error: float = 0.05,
     confidence: float = 0.95,
     split: str | None = None,
+    page: str | Path | None = None,
     advance: Callable[[int, int], None] = lambda done, images: None,
     **device: Any,
 ) -> Calibration:
@@ -126,6 +140,7 @@ def calibrate(
             true class outside of the candidates: a share in (0, 1).
         confidence: how surely the former is kept, in (0, 1).
         split: the split to use where the data has splits, ``val`` by default.
+        page: an HTML file to write: reliability, risk over coverage, and the images that are withheld.
         advance: is told how many images of how many are through.
         device: options of `open_session`.
 
@@ -134,15 +149,10 @@ def calibrate(
         DataError: the images do not do: too few, a class missing, all alike, unknown labels.
         ImageError: an image cannot be read.
         ArtefactError: it is no bundle, a file of it was changed, or it answers with NaN.
-        TargetError: the bundle cannot be written.
-        BackendError: SciPy is missing, or as `open_session`.
+        TargetError: the bundle, or the page, cannot be written.
+        BackendError: SciPy is missing, or what the page needs, or as `open_session`.
     """
-    try:
-        import scipy  # type: ignore[import-untyped]  # noqa: F401  # before anything is computed; ships no types
-    except ImportError as error:
-        raise BackendError(
-            "to calibrate needs SciPy, which is not installed: pip install 'msmamba[calibrate]'"
-        ) from error
+    _require(("scipy",) if page is None else ("scipy", "jinja2", "matplotlib"))
     for name, value in (("error", max_error), ("confidence", confidence)):
         if not 0 < value < 1:
             raise InputError(f"the {name} promised is {value:g}: expected more than 0 % and less than 100 %")
@@ -175,24 +185,61 @@ def calibrate(
                 batch_size=min(BATCH_SIZE, session.max_batch or BATCH_SIZE),
                 advance=count,
             )
-        guard = _fitted(logits, truth, max_error, confidence, network_sha256(model), str(data))
+        qualities = [
+            quality_of(read_image(sample.source, white_level=manifest.white_level)) for sample in samples
+        ]
+        guard = fit_guard(logits, qualities, truth, max_error, confidence, network_sha256(model), str(data))
+        verdicts, given = guard.judge(logits, qualities), logits.argmax(axis=1)
+        calibration = Calibration(
+            guard=guard,
+            data=str(data),
+            split=chosen,
+            errors=_errors(logits, truth, guard.temperature, np.ones(len(truth), np.bool_)),
+            errors_by_class={
+                label: _errors(logits, truth, guard.temperature, given == index)
+                for index, label in enumerate(manifest.labels)
+                if (given == index).any()
+            },
+            mean_candidates=float(np.mean([len(each.candidates) for each in verdicts])),
+            withheld=_counts(verdicts),
+            notes=(*found.notes, *((_CHOSE_THE_EPOCH,) if chosen == "val" else ())),
+        )
         shutil.copytree(bundle, folder, dirs_exist_ok=True, symlinks=True)
         _write(folder, manifest, guard, model)
-    given = logits.argmax(axis=1)
-    everything = np.ones(len(truth), np.bool_)
-    return Calibration(
-        guard=guard,
-        data=str(data),
-        split=chosen,
-        errors=_errors(logits, truth, guard.temperature, everything),
-        errors_by_class={
-            label: _errors(logits, truth, guard.temperature, given == index)
-            for index, label in enumerate(manifest.labels)
-            if (given == index).any()
-        },
-        mean_candidates=float(np.mean([len(row) for row in guard.candidates(logits)])),
-        notes=(*found.notes, *((_CHOSE_THE_EPOCH,) if chosen == "val" else ())),
-    )
+        if page is not None:
+            write_page(
+                page,
+                Evidence(
+                    guard=guard,
+                    labels=manifest.labels,
+                    sources=[sample.source for sample in samples],
+                    logits=logits,
+                    truth=truth,
+                    verdicts=verdicts,
+                    white_level=manifest.white_level,
+                ),
+                {label: errors.to_text() for label, errors in calibration.errors_by_class.items()},
+                bundle=Path(bundle).name,
+                data=str(data),
+                split=chosen,
+                errors=calibration.errors.to_text(),
+            )
+    return calibration
+
+
+def _require(packages: Sequence[str]) -> None:
+    """Says what is missing before anything is computed.
+
+    Raises:
+        BackendError: a package is not installed.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise BackendError(
+                f"to calibrate needs {package}, which is not installed: pip install 'msmamba[calibrate]'"
+            ) from error
 
 
 def _errors(
@@ -208,6 +255,12 @@ def _errors(
     return CalibrationErrors(len(rows), before.estimate, before.interval(), after.estimate, after.interval())
 
 
+def _counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """How many images are withheld for each reason that there is."""
+    counts = {reason: sum(reason in each.reasons for each in verdicts) for reason in REASONS}
+    return {reason: count for reason, count in counts.items() if count}
+
+
 def _check_classes(data: ImageFolder, split: str, truth: npt.NDArray[np.integer[Any]]) -> None:
     """Refuses images of which no promise can be made for all classes."""
     missing = [label for index, label in enumerate(data.labels) if index not in truth]
@@ -219,15 +272,25 @@ def _check_classes(data: ImageFolder, split: str, truth: npt.NDArray[np.integer[
         )
 
 
-def _fitted(
+def fit_guard(
     logits: npt.NDArray[Any],
+    qualities: Sequence[Quality],
     truth: npt.NDArray[np.integer[Any]],
     max_error: float,
     confidence: float,
     network: str,
     data: str,
 ) -> Guard:
-    """The guard of (N, C) logits and their true classes.
+    """The guard of labelled images.
+
+    Args:
+        logits: (N, C).
+        qualities: what the N pictures are worth.
+        truth: (N,), class indices.
+        max_error: as `calibrate` takes it.
+        confidence: as `calibrate` takes it.
+        network: the network's SHA-256.
+        data: what messages call the images.
 
     Raises:
         DataError: these images can promise nothing; it says how many would.
@@ -237,7 +300,22 @@ def _fitted(
             f"{data}: all {len(logits)} images have the same logits: expected pictures that differ"
         )
     logits = np.asarray(logits, np.float64)
-    scores, right = certainty(logits), logits.argmax(axis=1) == truth
+    bound = candidate_bound(masses_above(logits)[np.arange(len(truth)), truth], max_error)
+    guard = Guard(
+        network_sha256=network,
+        max_error=max_error,
+        confidence=confidence,
+        temperature=temperature(logits, truth),
+        threshold=None,
+        candidate_bound=1.0 if bound is None else bound,
+        images=len(truth),
+        answered=len(truth),
+        errors=0,
+        quality=_ranges(qualities),
+    )
+    # The promise is of the images that no other gate withholds: to withhold more may well leave worse ones.
+    passing = np.array([not each.reasons for each in guard.judge(logits, qualities)])
+    scores, right = certainty(logits)[passing], logits.argmax(axis=1)[passing] == truth[passing]
     selection = select(scores, right, max_error, confidence)
     if selection is None:
         needed = images_needed(scores, right, max_error, confidence)
@@ -251,18 +329,19 @@ def _fitted(
             f"{data}: {len(truth)} images cannot promise an error of at most {100 * max_error:g} % at "
             f"{100 * confidence:g} % confidence; {advice}"
         )
-    bound = candidate_bound(masses_above(logits)[np.arange(len(truth)), truth], max_error)
-    return Guard(
-        network_sha256=network,
-        max_error=max_error,
-        confidence=confidence,
-        temperature=temperature(logits, truth),
-        threshold=selection.threshold,
-        candidate_bound=1.0 if bound is None else bound,
-        images=selection.images,
-        answered=selection.answered,
-        errors=selection.errors,
-    )
+    return replace(guard, threshold=selection.threshold, answered=selection.answered, errors=selection.errors)
+
+
+def _ranges(qualities: Sequence[Quality]) -> dict[str, list[float | None]]:
+    """The least and the largest value of each measure that pictures are withheld beyond."""
+    measured = [each.measures for each in qualities]
+    ranges: dict[str, list[float | None]] = {}
+    for name, (has_least, has_most) in LIMITED.items():
+        values = [value for each in measured if (value := each[name]) is not None]
+        if values:
+            least, most = limits(np.array(values), OUTSIDE)
+            ranges[name] = [least if has_least else None, most if has_most else None]
+    return ranges
 
 
 def _write(folder: Path, manifest: Manifest, guard: Guard, model: bytes) -> None:

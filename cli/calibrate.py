@@ -26,7 +26,7 @@ def _share(context: click.Context, parameter: click.Parameter, text: str) -> flo
     return share
 
 
-@click.command(cls=Command, example="mmdeploy calibrate cells.fp16 cells --max-error 5%")
+@click.command(cls=Command, example="mmdeploy calibrate cells.fp16 cells --max-error 5% --report guard.html")
 @click.argument("bundle")
 @click.argument("data")
 @option(
@@ -59,6 +59,13 @@ def _share(context: click.Context, parameter: click.Parameter, text: str) -> flo
     type=click.Choice(["table", "json"]),
     default="table",
     help="How the figures are printed.",
+)
+@option(
+    "--report",
+    "page",
+    group="Results",
+    metavar="FILE",
+    help="Write a page with the withheld images, for a browser.",
 )
 @device_options
 def calibrate(bundle: str, data: str, output_format: str, **options: Any) -> None:

@@ -3,10 +3,15 @@
 A threshold is chosen on labelled images so that the *risk*, the share of wrong answers among those that are
 given, is at most what was asked for, at a confidence that was asked for. Images are taken in the order of
 their certainty, which needs no label, and prefixes of that order are tested by the exact binomial bound
-(Clopper and Pearson, 1934). Searching is corrected for by testing in a fixed sequence (Angelopoulos et al.,
-"Learn then Test", 2021): from the strictest prefix on, until one fails; so a fine grid costs nothing. One
-failure by bad luck would end all, so there are `STARTS` sequences, each at its share of the doubt. The
-promise is exact where less certain answers are not more often right.
+(Clopper and Pearson, 1934).
+
+Searching is corrected for exactly, and step by step. Where less certain answers are not more often right,
+there is one prefix from which on the promise is broken, and from there on errors come at least as often as
+those of a coin that errs at the promised rate. So all prefixes are tested at one level, at which such a coin
+passes any of them no more often than the doubt allows: that is computed, not bounded by a sum over tests,
+which mostly agree. The largest that passes settles all before it, and those after it are tested again, by
+themselves, at the higher level that fewer tests allow; and so on (a fixed sequence of hypotheses, "the
+promise is broken from here on": Angelopoulos et al., "Learn then Test", 2021).
 
 Neither the certainty nor the masses above depend on the temperature: that is fitted on the same images, and
 a promise holds for scores that were settled before their labels were seen.
@@ -16,6 +21,7 @@ Dims: N images, C classes.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -27,10 +33,10 @@ from .metrics import log_softmax
 
 Floats = npt.NDArray[np.float64]
 
-STARTS = 3
-"""Sequences of tests; with one, a single early error of 300 images would forbid all larger coverages."""
-PREFIXES = 60
+PREFIXES = 80
 """Prefixes that are tested, in equal ratios: two neighbours differ by some per cent of the images."""
+SEARCHED = 4.0
+"""By about how much the search for a threshold lowers the doubt that a single test may leave."""
 TEMPERATURES = (0.02, 50.0)
 """The least and the largest temperature that is looked for."""
 
@@ -116,9 +122,7 @@ def select(
     Returns:
         None where no threshold can be promised to.
     """
-    from scipy.stats import binom  # type: ignore[import-untyped]  # ships no types
-
-    doubt = (1 - confidence) / STARTS
+    doubt = 1 - confidence
     images = len(scores)
     least = _fewest(max_error, doubt)
     if images < least:
@@ -131,19 +135,62 @@ def select(
     answered = np.array(
         [images if size == images else np.searchsorted(-ordered, -ordered[size]) for size in sizes]
     )
-    kept = binom.cdf(wrong[answered], answered, max_error) <= doubt
-    passed = [
-        index
-        for start in range(STARTS)
-        for index in range(start * len(sizes) // STARTS, len(sizes))
-        if kept[start * len(sizes) // STARTS : index + 1].all()
-    ]
-    if not passed:
+    best = -1
+    while best + 1 < len(sizes):
+        tested = answered[best + 1 :]
+        passed = np.flatnonzero(wrong[tested] <= errors_allowed(tuple(tested.tolist()), max_error, doubt))
+        if not len(passed):
+            break
+        best += 1 + int(passed[-1])
+    if best < 0:
         return None
-    best = max(passed)
     count = int(answered[best])
     threshold = None if sizes[best] == images else float(ordered[sizes[best]])
     return Selection(threshold, images, count, int(wrong[count]))
+
+
+@functools.lru_cache(maxsize=1024)
+def errors_allowed(answered: tuple[int, ...], max_error: float, doubt: float) -> npt.NDArray[np.int64]:
+    """How many errors each prefix may have, so that a coin that errs too often seldom passes any of them.
+
+    Args:
+        answered: the prefixes' sizes, not descending.
+        max_error: the rate at which the coin errs.
+        doubt: how often it may pass at least one of them.
+
+    Returns:
+        As many whole numbers; -1 where no number would do. Each leaves the same doubt, if tested alone.
+    """
+    from scipy.stats import binom  # type: ignore[import-untyped]  # ships no types
+
+    sizes = np.array(answered)
+
+    def at(level: float) -> npt.NDArray[np.int64]:
+        most = binom.ppf(level, sizes, max_error).astype(np.int64)  # the first whose probability is enough
+        return np.where(binom.cdf(most, sizes, max_error) <= level, most, most - 1)
+
+    low, high = doubt / len(sizes), doubt  # Bonferroni's level does, and no larger one than a single test's
+    while high / low > 1.001:
+        level = math.sqrt(low * high)
+        low, high = (level, high) if _passing(sizes, at(level), max_error) <= doubt else (low, level)
+    return at(low)
+
+
+def _passing(sizes: npt.NDArray[np.int64], allowed: npt.NDArray[np.int64], max_error: float) -> float:
+    """How often a coin has no more errors than allowed after at least one of these numbers of throws."""
+    from scipy.signal import convolve  # type: ignore[import-untyped]  # ships no types
+    from scipy.stats import binom
+
+    most = max(int(allowed.max()), 0)
+    going_on = np.eye(1, most + 1)[0]  # of having so many errors, and not having passed: beyond, none passes
+    passing, thrown = 0.0, 0
+    for size, errors in zip(sizes.tolist(), allowed.tolist(), strict=True):
+        more = binom.pmf(np.arange(min(size - thrown, most) + 1), size - thrown, max_error)
+        going_on = convolve(going_on, more)[: most + 1]
+        passing += float(going_on[: errors + 1].sum())
+        going_on[: errors + 1] = 0
+        thrown = size
+    return passing
 
 
 def images_needed(
@@ -156,7 +203,7 @@ def images_needed(
     """
     from scipy.stats import binom
 
-    doubt = (1 - confidence) / STARTS
+    doubt = (1 - confidence) / SEARCHED
     images = len(scores)
     wrong = np.cumsum(~right[np.argsort(-scores, kind="stable")])
     needed = []
@@ -169,6 +216,20 @@ def images_needed(
         if risk < max_error:
             needed.append(math.ceil(answered * images / size))
     return min(needed, default=None)
+
+
+def limits(values: Floats, share: float) -> tuple[float, float]:
+    """What all but a share of images like these are at least, and what all but a share of them are at most.
+
+    The order statistics of which that holds for any law, over calibration sets and new images together; the
+    least and the largest value where there are too few images to say so much, which then 1 in N + 1 exceeds.
+
+    Args:
+        values: (N,), N at least 1.
+        share: the share of images on either side, in (0, 1).
+    """
+    ordered, place = np.sort(values), max(1, math.floor(share * (len(values) + 1)))
+    return float(ordered[place - 1]), float(ordered[-place])
 
 
 def candidate_bound(masses: Floats, max_error: float) -> float | None:

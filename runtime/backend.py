@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+FEATURES = "features"
+"""The second output of an exported network: what its head takes, one row an image."""
+
+
 class Backend(Protocol):
     """One network loaded; owns its memory until `close`."""
 
@@ -20,6 +24,10 @@ class Backend(Protocol):
     @property
     def classes(self) -> int:
         """Number of logits."""
+
+    @property
+    def features(self) -> int | None:
+        """How many features an image has, which the head takes; None where they are not told."""
 
     @property
     def max_batch(self) -> int | None:
@@ -43,6 +51,9 @@ class Backend(Protocol):
 
     def run(self, images: Any) -> NDArray[np.float32]:
         """(B, 3, S, S) float32, checked, to (B, classes) float32; several threads may call it at once."""
+
+    def run_with_features(self, images: Any) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """As `run`, and the features (B, features), which are not checked; None where they are not told."""
 
     def close(self) -> None:
         """Frees the network, once calls of `run` that have begun are done; may be called more than once."""

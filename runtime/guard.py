@@ -1,7 +1,8 @@
 """The guard: when an artefact's answer is to be trusted, fitted on labelled images by `mmdeploy calibrate`.
 
-It stands in the manifest and is applied to logits: probabilities at a temperature, a decision or none, and
-the classes that an image may belong to. What the figures promise is said in `msmamba.measures.selective`.
+It stands in the manifest and is applied to logits, and to the quality of the picture: probabilities at a
+temperature, a decision or the reasons why there is none, and the classes that an image may belong to. What
+the figures promise is said in `msmamba.measures.selective`; the promise is of images that no gate withholds.
 
 Dims: B images of a batch, C classes.
 """
@@ -9,21 +10,33 @@ Dims: B images of a batch, C classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArtefactError
 from ..measures.selective import TEMPERATURES, certainty, masses_above
-from ..schema import SHA256, maybe, number, record, whole
+from ..schema import SHA256, by_name, listed, maybe, number, record, whole
 from .protobuf import Buffer
 from .protobuf import fields as fields_of
+from .quality import Quality
 
 UNCERTAIN = "uncertain"
 """Why an answer is withheld: the network is less certain than the promised error rate asks for."""
+OUT_OF_FOCUS, EMPTY, TOO_DARK, TOO_BRIGHT = "out of focus", "empty", "too dark", "too bright"
+"""Why an answer is withheld: it is less sharp, emptier, darker or brighter than the calibration's."""
+UNLIKE = "unlike the training images"
+"""Why an answer is withheld: it is another kind of picture than the calibration's, by its colours."""
+REASONS = (UNCERTAIN, OUT_OF_FOCUS, EMPTY, TOO_DARK, TOO_BRIGHT, UNLIKE)
+"""All reasons, in the order in which they are told."""
+
+_BELOW = {"focus": OUT_OF_FOCUS, "brightest": TOO_DARK, "red": UNLIKE, "blue": UNLIKE}
+_ABOVE = {"emptiness": EMPTY, "brightest": TOO_BRIGHT, "white": TOO_BRIGHT, "red": UNLIKE, "blue": UNLIKE}
+LIMITED = {name: (name in _BELOW, name in _ABOVE) for name in {**_BELOW, **_ABOVE}}
+"""The measures of a picture (`Quality.measures`), and whether each has a least and a largest value."""
 
 _METADATA_FIELD = 14  # of ModelProto, onnx.proto3
 
@@ -38,9 +51,20 @@ GUARD = record(
         "images": whole(1),
         "answered": whole(1),
         "errors": whole(),
-    }
+    },
+    # What guards of earlier versions lack.
+    optional={"quality": by_name(listed(maybe(number()), 2, 2))},
 )
 """What a manifest holds of a guard."""
+
+
+class Verdict(NamedTuple):
+    """What the guard says of one image."""
+
+    reasons: tuple[str, ...]
+    """Why its likeliest class is no answer, of `REASONS`; empty where it is one."""
+    candidates: tuple[int, ...]
+    """The classes that it may belong to, the likeliest first; at least that one."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +80,8 @@ class Guard:
         threshold: images of a larger `certainty` are decided; None: all are.
         candidate_bound: classes are candidates up to this much probability of likelier ones.
         images: how many it was fitted on; ``answered`` of them are decided, ``errors`` of these wrong.
+        quality: the least and the largest value of some of `Quality.measures`, None where there is none;
+            pictures outside are withheld. Empty in guards that do not judge pictures.
     """
 
     network_sha256: str
@@ -67,14 +93,46 @@ class Guard:
     images: int
     answered: int
     errors: int
+    quality: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Guard | None:
         """The guard that a manifest states, None where it has none."""
-        return cls(**{item.name: facts[item.name] for item in fields(cls)}) if facts else None
+        return (
+            cls(**{item.name: facts[item.name] for item in fields(cls) if item.name in facts})
+            if facts
+            else None
+        )
+
+    def judge(self, logits: npt.NDArray[Any], qualities: Sequence[Quality] | None = None) -> list[Verdict]:
+        """What is to be made of images.
+
+        Args:
+            logits: (B, C), finite.
+            qualities: what the B pictures are worth as they were taken (`quality.quality_of`). Without
+                them pictures are not judged: some images are decided that the promise leaves out.
+        """
+        certain = self.decided(logits)
+        found = [self.faults(each) for each in qualities] if qualities else [set[str]()] * len(certain)
+        verdicts = []
+        for sure, faults, candidates in zip(certain, found, self.candidates(logits), strict=True):
+            said = faults if sure else {UNCERTAIN, *faults}
+            verdicts.append(Verdict(tuple(reason for reason in REASONS if reason in said), candidates))
+        return verdicts
+
+    def faults(self, quality: Quality) -> set[str]:
+        """What a picture is that those of calibration were not, of `REASONS`."""
+        found = set()
+        for name, value in quality.measures.items():
+            least, most = self.quality.get(name, (None, None))
+            if value is not None and least is not None and value < least:
+                found.add(_BELOW[name])
+            if value is not None and most is not None and value > most:
+                found.add(_ABOVE[name])
+        return found - {OUT_OF_FOCUS} if EMPTY in found else found  # where nothing is, nothing is sharp
 
     def decided(self, logits: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """(B, C) to (B,): whether the likeliest class is an answer."""
+        """(B, C) to (B,): whether the network is certain enough, whatever the pictures are worth."""
         if self.threshold is None:
             return np.ones(len(logits), np.bool_)
         decided: npt.NDArray[np.bool_] = certainty(logits) > self.threshold

@@ -12,7 +12,7 @@ import importlib
 import mmap
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ..errors import ArtefactError, BackendError
 from ..files import open_file
 from ..images import MAX_SIZE, is_image_size
 from ..plugins.selective_scan import cpu
+from .backend import FEATURES
 from .onnx_answer import Answer, answer_of
 from .onnxruntime_library import import_onnxruntime
 
@@ -61,6 +62,7 @@ class OnnxRuntimeBackend:
     Attributes:
         image_size: side of the square input in pixels, None where the model leaves it open.
         classes: number of logits.
+        features: number of features, None where the file does not give them.
         max_batch: largest batch, None for any.
         metadata: the file's ``metadata_props``.
         provider: what executes the graph, as ONNX Runtime names it.
@@ -123,7 +125,9 @@ class OnnxRuntimeBackend:
         self.path = _path(self.provider, obstacle, self._answer)
         self._name = name
         self._session: onnxruntime.InferenceSession | None = session
-        self._input, self._output, self.max_batch, self.image_size, self.classes = interface
+        self._input, self._output = interface.image, interface.logits
+        self.max_batch, self.image_size = interface.max_batch, interface.image_size
+        self.classes, self.features = interface.classes, interface.features
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """(B, 3, S, S) float32 to (B, classes) float32; any number of threads may call it at once.
@@ -134,19 +138,37 @@ class OnnxRuntimeBackend:
             ArtefactError: the network answers with something else than a row for each image.
             BackendError: the backend is closed, or ONNX Runtime failed (out of memory, say).
         """
+        (rows,) = self._rows(images, {self._output: self.classes})
+        return self._logits(rows)
+
+    def run_with_features(
+        self, images: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """As `run`, and the features (B, features) where the file gives them."""
+        if self.features is None:
+            return self.run(images), None
+        rows, features = self._rows(images, {self._output: self.classes, FEATURES: self.features})
+        return self._logits(rows), features
+
+    def _rows(self, images: NDArray[np.float32], outputs: Mapping[str, int]) -> list[NDArray[np.float32]]:
+        """These outputs of the network, each a row of so many values an image."""
         session = self._session
         if session is None:
             raise BackendError("the session is closed: open the artefact again")
         try:
-            (answer,) = session.run([self._output], {self._input: images})
+            answers = session.run(list(outputs), {self._input: images})
         except _errors() as error:
             raise BackendError(f"ONNX Runtime failed: {_first_line(error)}") from error
-        rows = np.asarray(answer, np.float32)
-        if rows.shape != (len(images), self.classes):
-            raise ArtefactError(
-                f"'{self._name}' answers {len(images)} images with '{self._output}' of shape {rows.shape}, "
-                f"where it promises {(len(images), self.classes)}: export it again"
-            )
+        found = [np.asarray(answer, np.float32) for answer in answers]
+        for rows, (name, values) in zip(found, outputs.items(), strict=True):
+            if rows.shape != (len(images), values):
+                raise ArtefactError(
+                    f"'{self._name}' answers {len(images)} images with '{name}' of shape {rows.shape}, "
+                    f"where it promises {(len(images), values)}: export it again"
+                )
+        return found
+
+    def _logits(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         return _logarithms(rows, self._name) if self._answer is Answer.PROBABILITIES else rows
 
     def close(self) -> None:
@@ -315,21 +337,32 @@ def _logarithms(probabilities: NDArray[np.float32], name: str) -> NDArray[np.flo
     return np.log(np.maximum(rows, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
-def _interface(session: Any, name: str) -> tuple[str, str, int | None, int | None, int]:
-    """The names of input and output, the largest batch, the image size and the number of classes.
+class _Interface(NamedTuple):
+    image: str
+    """The input's name."""
+    logits: str
+    """The first output's name."""
+    max_batch: int | None
+    image_size: int | None
+    classes: int
+    features: int | None
+
+
+def _interface(session: Any, name: str) -> _Interface:
+    """What goes in and comes out.
 
     Raises:
         ArtefactError: the model is no image classifier; every mismatch is named.
     """
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1 or len(outputs) != 1:
+    if len(inputs) != 1 or [value.name for value in outputs[1:]] not in ([], [FEATURES]):
         raise ArtefactError(
             f"'{name}' has {len(inputs)} inputs and {len(outputs)} outputs: expected an image classifier "
-            "with one of each"
+            f"with one of each, or with '{FEATURES}' as a second output"
         )
-    (image,), (logits,) = inputs, outputs
+    (image,), (logits, *features) = inputs, outputs
     problems = []
-    for value in (image, logits):
+    for value in (image, logits, *features):
         if value.type != "tensor(float)":
             problems.append(f"'{value.name}' is {value.type}, expected tensor(float)")
     sides = image.shape[2:]
@@ -341,13 +374,23 @@ def _interface(session: Any, name: str) -> tuple[str, str, int | None, int | Non
         problems.append(
             f"'{logits.name}' has shape {logits.shape}, expected (batch, classes) and two classes"
         )
+    for value in features:
+        if len(value.shape) != 2 or not isinstance(value.shape[1], int) or value.shape[1] < 1:
+            problems.append(f"'{value.name}' has shape {value.shape}, expected (batch, features)")
     batch = image.shape[0] if image.shape else None
     if isinstance(batch, int) and batch != 1:
         problems.append(f"'{image.name}' takes batches of exactly {batch}, expected any size or 1")
     if problems:
         raise ArtefactError(f"'{name}' is no image classifier that msmamba can run: {'; '.join(problems)}")
     size = sides[0] if isinstance(sides[0], int) else None
-    return image.name, logits.name, batch if isinstance(batch, int) else None, size, logits.shape[1]
+    return _Interface(
+        image=image.name,
+        logits=logits.name,
+        max_batch=batch if isinstance(batch, int) else None,
+        image_size=size,
+        classes=logits.shape[1],
+        features=features[0].shape[1] if features else None,
+    )
 
 
 def _first_line(error: Exception) -> str:

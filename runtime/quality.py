@@ -19,6 +19,7 @@ The limits behind `Quality.faults` are measured: docs/live.md has how.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,22 @@ class Quality:
     white: float
     emptiness: float
     background: tuple[float, float, float]
+
+    @property
+    def measures(self) -> dict[str, float | None]:
+        """What ranges are taken of, by name: a guard's, say (`msmamba.runtime.guard`).
+
+        Of the background's colour it is the red and the blue beside the green, as logarithms of the ratios.
+        """
+        red, green, blue = (max(value, 1 / 255) for value in self.background)
+        return {
+            "focus": self.focus,
+            "emptiness": self.emptiness,
+            "brightest": self.brightest,
+            "white": self.white,
+            "red": math.log(red / green),
+            "blue": math.log(blue / green),
+        }
 
     @property
     def faults(self) -> tuple[str, ...]:

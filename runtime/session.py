@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,11 +25,12 @@ from ..plugins import cuda_driver
 from .artefact import ENGINE_NAME, MODEL_NAME, Bundle, Kind, open_bundle, read_file, recognise
 from .backend import Backend
 from .device_arrays import DeviceArray
-from .guard import UNCERTAIN, Guard
+from .guard import Guard
 from .manifest import METADATA_KEY, Manifest
 from .onnxruntime_backend import DEVICES, PROVIDERS, OnnxRuntimeBackend, check_choices
 from .probe import differences
 from .processes import Home
+from .quality import Quality, quality_of
 from .tensorrt_backend import TensorRtBackend
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Prediction:
         probabilities: the probability of every class, in the order of the labels; they sum to 1.
         notes: what reading the image had to decide ("page 1 of 5"); mostly empty.
         decided: whether the label is an answer; without a guard it always is.
-        reasons: why it is none (``uncertain``); empty where it is decided.
+        reasons: why it is none, of `msmamba.runtime.guard.REASONS`; empty where it is decided.
         candidates: the classes that the image may belong to, the likeliest first; empty without a guard.
     """
 
@@ -63,6 +64,13 @@ class Prediction:
     decided: bool = True
     reasons: tuple[str, ...] = ()
     candidates: tuple[str, ...] = ()
+
+
+class _Prepared(NamedTuple):
+    image: NDArray[np.float32]
+    notes: tuple[str, ...]
+    quality: Quality | None
+    """None where no guard judges it."""
 
 
 class Session:
@@ -120,6 +128,11 @@ class Session:
         return self._guard
 
     @property
+    def judges_pictures(self) -> bool:
+        """Whether the guard looks at the quality of the pictures, so that it has to be told."""
+        return self._guard is not None and bool(self._guard.quality)
+
+    @property
     def image_size(self) -> int | None:
         """Side of the square input in pixels, None where the model leaves it open."""
         return self._transform.size if self._transform else self._backend.image_size
@@ -128,6 +141,11 @@ class Session:
     def classes(self) -> int:
         """Number of logits an image."""
         return self._backend.classes
+
+    @property
+    def features(self) -> int | None:
+        """Number of features an image, which the network's head takes; None where the artefact tells none."""
+        return self._backend.features
 
     @property
     def max_batch(self) -> int | None:
@@ -163,16 +181,25 @@ class Session:
             BackendError: the session is closed, this is a fork of the process that opened it, or the network
                 failed.
         """
-        self._home.require()
-        array = images if isinstance(images, np.ndarray) else DeviceArray.of(images)
-        problems = (
-            [f"is a {type(images).__name__}: expected an array (B, 3, S, S) of float32"]
-            if array is None
-            else self._mismatches(array)
-        )
-        if problems:
-            raise InputError(f"'image' {'; and it '.join(problems)}")
-        return self._backend.run(array)
+        return self._backend.run(self._checked(images))
+
+    def run_with_features(
+        self, images: NDArray[np.float32] | Any
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Runs the network as `run` does, and tells what its head takes, too.
+
+        Args:
+            images: as `run` takes them.
+
+        Returns:
+            (B, classes) logits, and (B, features) float32: the pooled features, the second output of an
+            exported network. None where the artefact has no such output: of an earlier version, or somebody
+            else's.
+
+        Raises:
+            InputError, ArtefactError, BackendError: as `run`.
+        """
+        return self._backend.run_with_features(self._checked(images))
 
     def classify(
         self, sources: Iterable[ImageSource], batch_size: int = BATCH_SIZE, max_pixels: int = MAX_PIXELS
@@ -226,21 +253,43 @@ class Session:
             ImageError: the image cannot be used.
             ArtefactError: the artefact does not say its labels, mean or std.
         """
-        _, transform = self._require_labels_and_transform()
-        image = load_image(source, _positive("largest number of pixels", max_pixels), transform.white_level)
-        return transform(image.pixels), image.notes
+        ready = self._prepared(source, max_pixels)
+        return ready.image, ready.notes
+
+    def predict(
+        self,
+        images: NDArray[np.float32] | Any,
+        notes: Sequence[tuple[str, ...]] = (),
+        qualities: Sequence[Quality] | None = None,
+    ) -> list[Prediction]:
+        """Classifies images that are transformed already: `run`, and what `predictions` makes of it.
+
+        Args:
+            images: as `run` takes them.
+            notes: the notes on each image; none where left out.
+            qualities: what the pictures are worth as they were taken (`quality_of`), for the guard.
+
+        Raises:
+            InputError, ArtefactError, BackendError: as `run` and `predictions`.
+        """
+        return self.predictions(self.run(images), notes, qualities)
 
     def predictions(
-        self, logits: NDArray[np.floating[Any]], notes: Sequence[tuple[str, ...]] = ()
+        self,
+        logits: NDArray[np.floating[Any]],
+        notes: Sequence[tuple[str, ...]] = (),
+        qualities: Sequence[Quality] | None = None,
     ) -> list[Prediction]:
         """Turns (B, classes) logits into predictions: a softmax in float64, and what the guard says.
 
         Args:
             logits: what `run` gives.
             notes: the notes on each image; none where left out.
+            qualities: what the pictures are worth as they were taken (`quality_of`), for the guard.
 
         Raises:
-            InputError: the logits are not (B, classes), or there are not as many notes.
+            InputError: the logits are not (B, classes), there are not as many notes or qualities, or there
+                are no qualities and the guard judges pictures.
             ArtefactError: logits are NaN or infinite, or the artefact does not say its labels.
         """
         labels, _ = self._require_labels_and_transform()
@@ -251,6 +300,15 @@ class Session:
             )
         if notes and len(notes) != len(logits):
             raise InputError(f"there are notes of {len(notes)} images for {len(logits)} rows of logits")
+        if qualities is not None and len(qualities) != len(logits):
+            raise InputError(
+                f"there are qualities of {len(qualities)} images for {len(logits)} rows of logits"
+            )
+        if qualities is None and self.judges_pictures and len(logits):
+            raise InputError(
+                f"the guard of '{self._name}' judges pictures, too: give their quality (quality_of), or open "
+                "it with guard=False"
+            )
         if not np.isfinite(logits).all():
             raise ArtefactError(
                 f"'{self._name}' answers with NaN or infinite logits: "
@@ -266,15 +324,14 @@ class Session:
                 Prediction(labels[index], int(index), float(row[index]), tuple(row.tolist()), said)
             )
         if self._guard is not None:
-            decided, candidates = self._guard.decided(logits), self._guard.candidates(logits)
             results = [
                 replace(
                     result,
-                    decided=bool(answered),
-                    reasons=() if answered else (UNCERTAIN,),
-                    candidates=tuple(labels[index] for index in indices),
+                    decided=not verdict.reasons,
+                    reasons=verdict.reasons,
+                    candidates=tuple(labels[index] for index in verdict.candidates),
                 )
-                for result, answered, indices in zip(results, decided, candidates, strict=True)
+                for result, verdict in zip(results, self._guard.judge(logits, qualities), strict=True)
             ]
         return results
 
@@ -297,10 +354,21 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session of '{self._name}': {self.classes} classes, {self.path}>"
 
+    def _prepared(self, source: ImageSource, max_pixels: int) -> _Prepared:
+        """Reads and transforms one image, and looks at its quality where the guard does.
+
+        Raises:
+            ImageError, ArtefactError: as `prepare`.
+        """
+        _, transform = self._require_labels_and_transform()
+        image = load_image(source, _positive("largest number of pixels", max_pixels), transform.white_level)
+        quality = quality_of(image.pixels) if self.judges_pictures else None
+        return _Prepared(transform(image.pixels), image.notes, quality)
+
     def _stream(
         self, sources: Iterator[ImageSource], batch_size: int, max_pixels: int
     ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
-        ahead: deque[tuple[ImageSource, Future[Any]]] = deque()
+        ahead: deque[tuple[ImageSource, Future[_Prepared]]] = deque()
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="msmamba-images")
         try:
             while True:
@@ -310,7 +378,7 @@ class Session:
                         source = next(sources)
                     except StopIteration:
                         break
-                    ahead.append((source, pool.submit(self.prepare, source, max_pixels)))
+                    ahead.append((source, pool.submit(self._prepared, source, max_pixels)))
                 if not ahead:
                     return
                 yield from self._classified([ahead.popleft() for _ in range(min(batch_size, len(ahead)))])
@@ -319,7 +387,7 @@ class Session:
                 pool.shutdown(cancel_futures=True)
 
     def _classified(
-        self, batch: list[tuple[ImageSource, Future[Any]]]
+        self, batch: list[tuple[ImageSource, Future[_Prepared]]]
     ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
         """Runs one batch; images that could not be read keep their place in the order."""
         errors = [future.exception() for _, future in batch]
@@ -329,10 +397,28 @@ class Session:
         read = [future.result() for (_, future), error in zip(batch, errors, strict=True) if error is None]
         predictions: Iterator[Prediction] = iter(())
         if read:
-            logits = self.run(np.stack([image for image, _ in read]))
-            predictions = iter(self.predictions(logits, [notes for _, notes in read]))
+            qualities = [each.quality for each in read if each.quality is not None]
+            images, notes = np.stack([each.image for each in read]), [each.notes for each in read]
+            predictions = iter(self.predict(images, notes, qualities if self.judges_pictures else None))
         for (source, _), error in zip(batch, errors, strict=True):
             yield source, error if isinstance(error, ImageError) else next(predictions)
+
+    def _checked(self, images: NDArray[np.float32] | Any) -> Any:
+        """Images that the backend takes.
+
+        Raises:
+            InputError, BackendError: as `run`.
+        """
+        self._home.require()
+        array = images if isinstance(images, np.ndarray) else DeviceArray.of(images)
+        problems = (
+            [f"is a {type(images).__name__}: expected an array (B, 3, S, S) of float32"]
+            if array is None
+            else self._mismatches(array)
+        )
+        if problems:
+            raise InputError(f"'image' {'; and it '.join(problems)}")
+        return array
 
     def _mismatches(self, images: NDArray[Any] | DeviceArray) -> list[str]:
         problems = []

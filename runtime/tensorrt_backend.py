@@ -49,6 +49,7 @@ class TensorRtBackend:
     Attributes:
         image_size: side of the square input in pixels.
         classes: number of logits.
+        features: number of features, None where the engine does not give them.
         max_batch: largest batch.
         metadata: nothing; a plan carries none.
         provider: the library, ``tensorrt`` or ``tensorrt_rtx``.
@@ -108,6 +109,7 @@ class TensorRtBackend:
             raise
         engine = self._loaded.engine
         self.image_size, self.classes = engine.image_size, engine.classes
+        self.features = engine.features
         self._least, self.max_batch = engine.batches
         self.metadata: Mapping[str, str] = {}
         self.provider = read.library
@@ -127,6 +129,17 @@ class TensorRtBackend:
             InputError: the batch is larger than the engine takes, or lies on another GPU.
             BackendError: the backend is closed, or CUDA or TensorRT failed.
         """
+        return self._run(images, with_features=False)[0]
+
+    def run_with_features(
+        self, images: NDArray[np.float32] | DeviceArray
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """As `run`, and the features (B, features) where there are any, which are copied for the asking."""
+        return self._run(images, with_features=self.features is not None)
+
+    def _run(
+        self, images: NDArray[np.float32] | DeviceArray, with_features: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         batch = images.shape[0]
         if not 1 <= batch <= self.max_batch:
             raise InputError(
@@ -145,15 +158,15 @@ class TensorRtBackend:
                     replayed = loaded.replay(shape)
                     if not replayed:
                         loaded.run(shape)
+                    features = loaded.features(batch) if with_features else None
                 except BaseException:  # an interrupt too: the caller's array may go once this returns
                     loaded.wait_whatever_comes()
                     raise
                 logits = loaded.logits(batch)
-                if replayed:
-                    return logits
-                self._capture(loaded, shape)
-                self._cache.write(loaded.engine.runtime_cache())
-                return logits
+                if not replayed:
+                    self._capture(loaded, shape)
+                    self._cache.write(loaded.engine.runtime_cache())
+                return logits, features
 
     def close(self) -> None:
         """Frees everything, once a call of `run` that has begun is done; may be called more than once."""
@@ -204,16 +217,27 @@ class _Loaded:
             )
             images = (engine.batches[1], 3, engine.image_size, engine.image_size)
             logits = (engine.batches[1], engine.classes)
+            features = (engine.batches[1], engine.features or 0)
             if not device.shares_memory:  # there, Linux gives much back that does not count as free
-                _require_memory(name, engine, sum(_bytes(shape) for shape in (images, logits)))
+                _require_memory(name, engine, sum(_bytes(shape) for shape in (images, logits, features)))
             engine.start(runtime_cache)
             self._device_images = stack.enter_context(closing(cuda_driver.DeviceBuffer(_bytes(images))))
             self._device_logits = stack.enter_context(closing(cuda_driver.DeviceBuffer(_bytes(logits))))
+            self._device_features = self._host_features = None
+            if engine.features is not None:
+                buffer = cuda_driver.DeviceBuffer(_bytes(features))
+                self._device_features = stack.enter_context(closing(buffer))
+                pinned = cuda_driver.PinnedArray(features, np.float32)
+                self._host_features = stack.enter_context(closing(pinned))
             self._host_images = stack.enter_context(closing(cuda_driver.PinnedArray(images, np.float32)))
             self._host_logits = stack.enter_context(closing(cuda_driver.PinnedArray(logits, np.float32)))
             # After the memory, so that it is waited for before the memory goes.
             self._stream = stack.enter_context(closing(cuda_driver.Stream()))
-            engine.bind(self._device_images.address, self._device_logits.address)
+            engine.bind(
+                self._device_images.address,
+                self._device_logits.address,
+                self._device_features.address if self._device_features else None,
+            )
             self.engine = engine
             self._graphs: dict[int, cuda_driver.Graph] = {}
             self._closing = stack.pop_all()
@@ -268,6 +292,16 @@ class _Loaded:
     def logits(self, batch: int) -> NDArray[np.float32]:
         """A copy of what the last run answered."""
         found: NDArray[np.float32] = self._host_logits.array[:batch].copy()
+        return found
+
+    def features(self, batch: int) -> NDArray[np.float32]:
+        """The features of the last run, which only now are copied from the GPU; waits."""
+        assert self._host_features is not None
+        assert self._device_features is not None
+        size = batch * self._host_features.array.shape[1] * _FLOAT_BYTES
+        self._stream.copy_to_host(self._host_features.address, self._device_features.address, size)
+        self._stream.synchronize()
+        found: NDArray[np.float32] = self._host_features.array[:batch].copy()
         return found
 
     def close(self) -> None:

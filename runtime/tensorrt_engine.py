@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import ArtefactError, BackendError
 from ..plugins.selective_scan import tensorrt_plugin
 from ..plugins.tensorrt_library import collecting_logger
+from .backend import FEATURES
 
 MOST_CONTEXTS = 4
 """Batch sizes that get an execution context of their own; each takes memory for the largest batch."""
@@ -29,6 +30,7 @@ class LoadedEngine:
         output: name of the output, (batch, classes) float32.
         image_size: S, pixels.
         classes: number of logits.
+        features: number of features, the second output (batch, features) float32; None where it has none.
         batches: least and largest batch of the engine's profile.
         memory_bytes: GPU memory that the execution context takes.
     """
@@ -103,13 +105,15 @@ class LoadedEngine:
         self._bind(context)
         return context
 
-    def bind(self, image: int, logits: int) -> None:
-        """Tells where input and output lie; they must stay there.
+    def bind(self, image: int, logits: int, features: int | None) -> None:
+        """Tells where the input and the outputs lie; they must stay there.
 
         Raises:
             BackendError: TensorRT refuses the addresses.
         """
         self._addresses = {self.input: image, self.output: logits}
+        if features is not None:
+            self._addresses[FEATURES] = features
         self._bind(self._spare)
 
     def _bind(self, context: Any) -> None:
@@ -170,13 +174,14 @@ class LoadedEngine:
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if name not in inputs]
-        if len(inputs) != 1 or len(outputs) != 1:
+        if len(inputs) != 1 or len(outputs) != 1 + (FEATURES in outputs[1:]):
             raise ArtefactError(
                 f"'{self._name}' has {len(inputs)} inputs and {len(outputs)} outputs: expected an image "
-                "classifier with one of each"
+                f"classifier with one of each, or with '{FEATURES}' as a second output"
             )
-        (self.input,), (self.output,) = inputs, outputs
+        (self.input,), (self.output, *more) = inputs, outputs
         image, logits = (tuple(engine.get_tensor_shape(name)) for name in (self.input, self.output))
+        features = tuple(engine.get_tensor_shape(FEATURES)) if more else None
         problems = [
             f"'{name}' is {engine.get_tensor_dtype(name).name}, expected FLOAT"
             for name in names
@@ -186,11 +191,14 @@ class LoadedEngine:
             problems.append(f"'{self.input}' has shape {image}, expected (batch, 3, S, S)")
         if len(logits) != 2 or logits[1] < 1:
             problems.append(f"'{self.output}' has shape {logits}, expected (batch, classes)")
+        if features is not None and (len(features) != 2 or features[1] < 1):
+            problems.append(f"'{FEATURES}' has shape {features}, expected (batch, features)")
         if problems:
             raise ArtefactError(
                 f"'{self._name}' is no image classifier that msmamba can run: {'; '.join(problems)}"
             )
         self.image_size, self.classes = int(image[2]), int(logits[1])
+        self.features = int(features[1]) if features is not None else None
         least, _, largest = (tuple(dims) for dims in engine.get_tensor_profile_shape(self.input, 0))
         self.batches = (int(least[0]), int(largest[0]))
 

@@ -373,16 +373,23 @@ class Array:
 
 
 class Engine:
-    """An engine whose logits are the means of the channels B, G and R; what it answers may be changed."""
+    """An engine whose logits are the means of the channels B, G and R; what it answers may be changed.
+
+    With ``features`` among `shapes` it gives the means as R, G and B, too.
+    """
 
     def __init__(self, driver: RecordingDriver, size: int, batches: tuple[int, int, int]) -> None:
         self.driver, self.size, self.batches = driver, size, batches
-        self.num_io_tensors, self.device_memory_size_v2 = 2, 1 << 20
+        self.device_memory_size_v2 = 1 << 20
         self.shapes = {"image": (-1, 3, size, size), "logits": (-1, 3)}
         self.dtypes = {"image": "FLOAT", "logits": "FLOAT"}
         self.starts = self.capturable = True
         self.contexts: list[Context] = []
         self.configs: list[RuntimeConfig] = []
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.shapes)
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.shapes)[index]
@@ -469,15 +476,19 @@ class Context:
         self.warmed.add(batch)
         self.captured = batch if capturing else self.captured
         self.enqueued += 1
-        image, logits = self.addresses["image"], self.addresses["logits"]
+        assert set(self.addresses) == set(self.engine.shapes), "a tensor has no memory"
+        image, logits, features = (self.addresses.get(name, 0) for name in ("image", "logits", "features"))
         if self.config is not None and self.config.cache is not None:
             self.config.cache.content += bytes(0 if capturing else 8)  # a kernel is compiled
 
         def compute() -> None:
             images = _floats(image, (batch, 3, size, size))
             _floats(logits, (batch, 3))[:] = images.mean(axis=(2, 3))[:, ::-1]
+            if features:
+                _floats(features, (batch, 3))[:] = images.mean(axis=(2, 3))
 
-        driver.enqueue(stream, Operation("network", compute, (image, logits)))
+        used = (image, logits, features) if features else (image, logits)
+        driver.enqueue(stream, Operation("network", compute, used))
         return True
 
 

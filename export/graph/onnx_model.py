@@ -2,7 +2,8 @@
 
 The file's nodes are standard operators and the operators of domain ``msmamba``. Those come as model-local
 functions too, so the file runs wherever ONNX runs; a runtime with kernels for them takes those instead.
-Inputs ``image`` (batch, 3, S, S), output ``logits`` (batch, classes), both float32, any batch.
+Input ``image`` (batch, 3, S, S), outputs ``logits`` (batch, classes) and ``features`` (batch, channels), what
+the head takes: float32, any batch. A network whose head takes something else has no features.
 
 `flat_model` gives the same model with one operator only, ``SelectiveScan2D``, and standard ones: what
 precision converters, quantisers and TensorRT take.
@@ -38,6 +39,7 @@ from ...plugins.selective_scan.onnx_function import (
     scan_function,
     scan_schema,
 )
+from ...runtime.backend import FEATURES
 from .inlining import INPUT, OUTPUT, inlined_model
 
 DEFAULT_OPSET = 20
@@ -81,6 +83,7 @@ def onnx_from_network(
     functions = (scan_function(opset), *block_functions(opset))
     model.functions.extend(function for function in functions if function.name in used)
     _name_after_modules(model)
+    _show_features(model, family_of(network).head)
     _drop_tracing_notes(model)
     model.producer_name, model.producer_version = "msmamba", ""
     onnx.helper.set_model_props(model, dict(metadata or {}))
@@ -195,6 +198,20 @@ def _name_after_modules(model: ModelProto) -> None:
             names_of[:] = [renamed.get(value, value) for value in names_of]
     for value in model.graph.value_info:
         value.name = renamed.get(value.name, value.name)
+
+
+def _show_features(model: ModelProto, head: str) -> None:
+    """Makes what the head takes an output, where that is one row an image: it is computed anyway."""
+    taken = next((node.input[0] for node in model.graph.node if node.name.startswith(f"{head}/")), None)
+    features = next((value for value in model.graph.value_info if value.name == taken), None)
+    if features is None or len(features.type.tensor_type.shape.dim) != 2:
+        return
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [FEATURES if name == taken else name for name in names]
+    features.name = FEATURES
+    model.graph.output.append(features)
+    model.graph.value_info.remove(features)
 
 
 def _drop_tracing_notes(model: ModelProto) -> None:

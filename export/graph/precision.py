@@ -17,6 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ...errors import ExportError
 from ...plugins.selective_scan.onnx_function import DOMAIN, OP_TYPE
+from ...runtime.backend import FEATURES
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
@@ -115,6 +116,7 @@ class _Converter:
         floating = any(self.types.get(name) in (FLOAT, HALF) for name in (*node.input, *node.output))
         kind = FLOAT if not floating or node.op_type in KEPT_IN_FLOAT32 else HALF
         casts: list[NodeProto] = []
+        shown: list[NodeProto] = []
         for position, name in enumerate(node.input):
             is_state = node.op_type == OP_TYPE and node.domain == DOMAIN and position in _SCAN_FLOAT32_INPUTS
             wanted = FLOAT if is_state else kind
@@ -122,14 +124,21 @@ class _Converter:
                 node.input[position] = self._weight(name, wanted)
             elif self.types.get(name) in (FLOAT, HALF) and self.types[name] != wanted:
                 node.input[position] = self._cast(name, wanted, casts)
-        for name in node.output:
-            if self.types.get(name) == FLOAT:
-                if kind == HALF and name in self.outputs:
-                    raise ExportError(f"output {name!r} would become float16: {node.name} must stay float32")
-                self.types[name] = kind
+        for position, name in enumerate(node.output):
+            if self.types.get(name) != FLOAT:
+                continue
+            if kind == HALF and name == FEATURES:  # an output is float32, whatever makes it
+                node.output[position] = self.casts[name, HALF] = f"{name}:float16"
+                shown.append(
+                    helper.make_node("Cast", [node.output[position]], [name], name=f"{name}/Cast", to=FLOAT)
+                )
+                continue
+            if kind == HALF and name in self.outputs:
+                raise ExportError(f"output {name!r} would become float16: {node.name} must stay float32")
+            self.types[name] = kind
         if node.op_type == "LayerNormalization":
             _set_attribute(node, "stash_type", FLOAT)
-        return [*casts, node]
+        return [*casts, node, *shown]
 
     def weights_in_use(self) -> list[TensorProto]:
         """The weights in the types that the converted nodes take.

@@ -295,21 +295,21 @@ class _Loop:
         if self._assume_mpp is not None:
             frame = replace(frame, mpp=self._assume_mpp)
         times = [time.monotonic()]
+        quality = quality_of(frame.pixels)
+        times.append(time.monotonic())
         tiles = None
         if self._mapper is None:
             image, _ = self._session.prepare(frame.pixels)
             times.append(time.monotonic())
-            (prediction,) = self._session.predictions(self._session.run(image[None]))
+            (prediction,) = self._session.predict(image[None], qualities=[quality])
             label, probabilities = prediction.label, prediction.probabilities
         else:
-            times.append(times[0])
+            times.append(times[-1])
             tiles = self._mapper.map(frame)
             probabilities = tiles.mean
             label = (self._session.labels or ())[probabilities.index(max(probabilities))]
         times.append(time.monotonic())
-        quality = quality_of(frame.pixels)
-        times.append(time.monotonic())
-        prepare, network, judged = ((after - before) * 1e3 for before, after in pairwise(times))
+        judged, prepare, network = ((after - before) * 1e3 for before, after in pairwise(times))
         latency_ms = {
             "grab": frame.grab_ms,
             "prepare": prepare,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -16,13 +16,16 @@ import numpy as np
 from ...errors import ImageError, InputError
 from ...images import Transform
 from ...machine import threads_to_use
-from ...runtime.session import BATCH_SIZE, Session
+from ...runtime.quality import Quality, quality_of
+from ...runtime.session import BATCH_SIZE, Prediction, Session
 from .slide import Slide
 from .tiles import Tile, read_tile, tiles
 from .tissue import Mask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    _Read = tuple[NDArray[np.float32], Quality | None]
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,14 @@ def classify_tiles(
     batch_size = min(batch_size, session.max_batch or batch_size)
     waiting = iter(found)
     workers = threads_to_use(None)
-    with _Readers(slide, transform_of(session), workers) as readers:
+    with _Readers(slide, transform_of(session), session.judges_pictures, workers) as readers:
         ahead = deque((tile, readers.read(tile)) for tile in islice(waiting, 2 * batch_size + workers))
         while ahead:
             batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
             inputs = [_outcome(reading) for _, reading in batch]
             ahead.extend((tile, readers.read(tile)) for tile in islice(waiting, len(batch)))
             readable = [each for each in inputs if not isinstance(each, ImageError)]
-            predictions = iter(session.predictions(session.run(np.stack(readable))) if readable else [])
+            predictions = iter(_predictions(session, readable) if readable else [])
             for (tile, _), each in zip(batch, inputs, strict=True):
                 if isinstance(each, ImageError):
                     yield TileResult(tile, error=str(each))
@@ -115,22 +118,24 @@ def classify_tiles(
 class _Readers:
     """Threads that read tiles, each through a handle of its own; a context manager that closes them."""
 
-    def __init__(self, slide: Slide, transform: Transform, workers: int) -> None:
+    def __init__(self, slide: Slide, transform: Transform, judged: bool, workers: int) -> None:
         self._slide = slide
         self._transform = transform
+        self._judged = judged
         self._own = threading.local()
         self._handles: list[Slide] = []
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="msmamba-tiles")
 
-    def read(self, tile: Tile) -> Future[NDArray[np.float32]]:
-        """The network's input of a tile, (3, S, S), some time."""
+    def read(self, tile: Tile) -> Future[_Read]:
+        """The network's input of a tile, (3, S, S), and its quality where it is to be judged, some time."""
         return self._pool.submit(self._input, tile)
 
-    def _input(self, tile: Tile) -> NDArray[np.float32]:
+    def _input(self, tile: Tile) -> _Read:
         if not hasattr(self._own, "handle"):
             self._own.handle = self._slide.reopened()
             self._handles.append(self._own.handle)
-        return self._transform(read_tile(self._own.handle, tile, self._transform.size))
+        pixels = read_tile(self._own.handle, tile, self._transform.size)
+        return self._transform(pixels), quality_of(pixels) if self._judged else None
 
     def __enter__(self) -> _Readers:
         return self
@@ -144,7 +149,13 @@ class _Readers:
                 handle.close()
 
 
-def _outcome(reading: Future[NDArray[np.float32]]) -> NDArray[np.float32] | ImageError:
+def _predictions(session: Session, read: Sequence[_Read]) -> list[Prediction]:
+    qualities = [quality for _, quality in read if quality is not None]
+    images = np.stack([image for image, _ in read])
+    return session.predict(images, qualities=qualities if session.judges_pictures else None)
+
+
+def _outcome(reading: Future[_Read]) -> _Read | ImageError:
     try:
         return reading.result()
     except ImageError as error:

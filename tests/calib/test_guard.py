@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import msmamba
+from msmamba.calib.guard import fit_guard
 from msmamba.cli import mmdeploy
 from msmamba.errors import ArtefactError
 from msmamba.files import sha256_of
 from msmamba.runtime.artefact import open_bundle
 from msmamba.runtime.guard import Guard
 from msmamba.runtime.manifest import Manifest
+from msmamba.runtime.quality import Quality
 from tests.runtime.conftest import LABELS, SIZE, classifier, manifest
 
 IMAGES = 60
@@ -92,6 +95,29 @@ def test_the_table_says_the_promise(pictures: Path, tmp_path: Path) -> None:
     assert "  green (" in result.stdout
 
 
+def test_the_page_shows_what_is_withheld(pictures: Path, tmp_path: Path) -> None:
+    page = tmp_path / "guard.html"
+    result = calibrate(
+        write_bundle(tmp_path / "<bundle>"), pictures, "--report", page, "--format", "json", "--max-error=5%"
+    )
+    told, text = json.loads(result.stdout), page.read_text()
+    count = told["withheld"]["uncertain"]
+    assert f"uncertain ({count})" in text
+    assert text.count("data:image/png;base64,") == count
+    assert text.count("data:image/svg+xml;base64,") == 2
+    assert f"answers {told['guard']['answered']} of these 180 images" in text
+    assert "&lt;bundle&gt;" in text
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_a_page_that_cannot_be_written_leaves_the_bundle(pictures: Path, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    before = contents(bundle)
+    result = calibrate(bundle, pictures, "--report", tmp_path / "missing" / "guard.html")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert contents(bundle) == before
+
+
 def test_the_bundle_is_sealed_again_and_nothing_else_changed(guarded: Path, tmp_path: Path) -> None:
     before = write_bundle(tmp_path / "before")
     bundle = open_bundle(guarded)
@@ -105,6 +131,41 @@ def test_the_bundle_is_sealed_again_and_nothing_else_changed(guarded: Path, tmp_
     assert model == original
     assert (guarded / "notes.txt").read_text() == "of the user"
     assert set(contents(guarded)) == set(contents(before))
+
+
+def test_pictures_outside_of_what_was_calibrated_are_withheld(
+    guarded: Path, pictures: Path, tmp_path: Path
+) -> None:
+    pixels = np.asarray(Image.open(pictures / "red" / "59.png"))
+    with msmamba.open(guarded) as session:
+        good, dark = session.classify([pixels, pixels // 3])
+    assert (good.decided, dark.decided) == (True, False)
+    assert "too dark" in dark.reasons
+    result = CliRunner().invoke(mmdeploy, ["infer", str(guarded), str(save(tmp_path / "a.png", pixels // 3))])
+    assert f"undecided ({', '.join(dark.reasons)}): red" in result.stdout
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_the_promise_is_of_the_images_that_no_other_gate_withholds() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.integers(3, size=1000)
+    logits = generator.normal(size=(1000, 3))
+    logits[np.arange(1000), truth] += 4
+    # The two darkest pictures are answered best of all; 1 in 400 is let fall below each limit.
+    logits[:2] = 20 * np.eye(3)[truth[:2]]
+    good = Quality(0.6, 0.9, 0.7, 0.0, 0.0, 0.1, (0.9, 0.9, 0.9))
+    qualities = [replace(good, brightest=0.9 + generator.random() / 20) for _ in truth]
+    qualities[:2] = [replace(good, brightest=0.2), replace(good, brightest=0.3)]
+    guard = fit_guard(logits, qualities, truth, 0.05, 0.95, "ab" * 32, "these")
+    verdicts = guard.judge(logits, qualities)
+    decided = np.array([not each.reasons for each in verdicts])
+    assert verdicts[0].reasons == ("too dark",)
+    assert (guard.images, guard.answered) == (1000, decided.sum())
+    assert guard.errors == (logits.argmax(axis=1) != truth)[decided].sum() > 0
 
 
 def test_fitting_again_gives_the_same_bundle(guarded: Path, pictures: Path, tmp_path: Path) -> None:

@@ -23,12 +23,14 @@ def classifier(
     batch: int | str = "batch",
     channels: int = 3,
     metadata: dict[str, str] | None = None,
+    features: bool = False,
 ) -> onnx.ModelProto:
-    """Logits are the channels' means, in the order B, G, R: a class for each colour."""
+    """Logits are the channels' means as B, G, R: a class for each colour; features are those as R, G, B."""
+    means = "features" if features else "means"
     weight = np.eye(channels, dtype=np.float32)[:, ::-1][:, :3]
     nodes = [
-        helper.make_node("ReduceMean", ["image", "axes"], ["means"], keepdims=0),
-        helper.make_node("MatMul", ["means", "weight"], ["logits"]),
+        helper.make_node("ReduceMean", ["image", "axes"], [means], keepdims=0),
+        helper.make_node("MatMul", [means, "weight"], ["logits"]),
     ]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, channels, size, size])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])
@@ -36,7 +38,10 @@ def classifier(
         numpy_helper.from_array(np.array([2, 3]), "axes"),
         numpy_helper.from_array(np.ascontiguousarray(weight), "weight"),
     ]
-    graph = helper.make_graph(nodes, "colours", [image], [logits], constants)
+    outputs = [logits]
+    if features:
+        outputs.append(helper.make_tensor_value_info(means, TensorProto.FLOAT, [batch, channels]))
+    graph = helper.make_graph(nodes, "colours", [image], outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     helper.set_model_props(model, metadata or {})
     onnx.checker.check_model(model)

@@ -528,3 +528,23 @@ def test_a_damaged_file_opens_or_gives_one_line(data: st.DataObject) -> None:
         else:
             return
     assert len(message.splitlines()) == 1
+
+
+def test_features_are_told_where_the_file_gives_them(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((2, 3, SIZE, SIZE), np.float32)
+    with open_session(bare(tmp_path / "m.onnx", features=True)) as session:
+        assert session.features == 3
+        logits, features = session.run_with_features(images)
+        np.testing.assert_allclose(features, images.mean(axis=(2, 3)), rtol=1e-5)
+        np.testing.assert_array_equal(logits, session.run(images))
+    with open_session(bare(tmp_path / "older.onnx")) as session:
+        assert session.features is None
+        assert session.run_with_features(images)[1] is None
+
+
+def test_a_second_output_that_is_no_features_is_refused(tmp_path: Path) -> None:
+    model = classifier(features=True)
+    model.graph.output[1].name = model.graph.node[0].output[0] = model.graph.node[1].input[0] = "map"
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ArtefactError, match=r"1 inputs and 2 outputs: .* with 'features' as a second output"):
+        open_session(tmp_path / "m.onnx")

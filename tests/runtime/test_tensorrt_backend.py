@@ -112,6 +112,32 @@ def test_the_first_run_of_a_batch_size_is_plain_and_the_next_ones_are_replayed(
         assert not {"cuMemAlloc", "cuMemHostAlloc", "cuMemFree", "cuStreamCreate"} & set(driver.calls)
 
 
+def test_features_are_copied_only_where_they_are_asked_for(
+    engine: Engine, engine_file: Path, driver: RecordingDriver
+) -> None:
+    engine.shapes["features"], engine.dtypes["features"] = (-1, 3), "FLOAT"
+    with open_session(engine_file) as session:
+        assert session.features == 3
+        for seed, batch in enumerate([1, 3, 3, 1]):  # plainly and from a graph
+            given = images(batch, seed)
+            logits, features = session.run_with_features(given)
+            np.testing.assert_allclose(logits, logits_of(given), rtol=1e-6)
+            np.testing.assert_allclose(features, logits_of(given)[:, ::-1], rtol=1e-6)
+        driver.calls.clear()
+        session.run(given)
+        asked_for_logits = driver.calls.count("cuStreamSynchronize"), driver.calls.count("cuMemcpyDtoHAsync")
+        driver.calls.clear()
+        session.run_with_features(given)
+        asked_for_both = driver.calls.count("cuStreamSynchronize"), driver.calls.count("cuMemcpyDtoHAsync")
+    assert (asked_for_logits, asked_for_both) == ((1, 0), (2, 1))  # the graph copies the logits
+
+
+def test_an_engine_without_features_tells_none(session: Session) -> None:
+    logits, features = session.run_with_features(images(1))
+    assert session.features is features is None
+    np.testing.assert_array_equal(logits, session.run(images(1)))
+
+
 def test_more_batch_sizes_than_contexts_answer_too(
     engine: Engine, engine_file: Path, driver: RecordingDriver
 ) -> None:
@@ -456,9 +482,20 @@ def test_an_engine_that_cannot_be_captured_runs_plainly(session: Session, engine
             {"dtypes": {"image": "HALF", "logits": "FLOAT"}}, "'image' is HALF, expected FLOAT", id="half"
         ),
         pytest.param(
-            {"num_io_tensors": 3, "shapes": {"image": (), "logits": (), "more": ()}},
+            {
+                "shapes": {"image": (), "logits": (), "more": ()},
+                "dtypes": dict.fromkeys(("image", "logits", "more"), "FLOAT"),
+            },
             "1 inputs and 2 outputs",
             id="three",
+        ),
+        pytest.param(
+            {
+                "shapes": {"image": (-1, 3, 9, 9), "logits": (-1, 3), "features": (-1, 3, 4, 4)},
+                "dtypes": dict.fromkeys(("image", "logits", "features"), "FLOAT"),
+            },
+            "expected \\(batch, features\\)",
+            id="features-of-a-map",
         ),
     ],
 )

@@ -69,7 +69,21 @@ def test_tiny_has_ten_scans_and_few_nodes() -> None:
             for value in (*tiny.graph.input, *tiny.graph.output)] == [
         ("image", ["batch", 3, 224, 224]),
         ("logits", ["batch", 4]),
+        ("features", ["batch", 768]),
     ]  # fmt: skip
+
+
+def test_features_are_what_the_head_takes_in_every_precision(
+    model: onnx.ModelProto, flat: onnx.ModelProto, network: MicroscopicMamba
+) -> None:
+    images, taken = some_images(3), []
+    with network.head.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].numpy())):
+        answers(network, images)
+    for form, bound in ((model, 1e-5), (flat, 1e-5), (fp16_from_fp32(flat), 2e-2)):
+        session = onnxruntime.InferenceSession(form.SerializeToString(), providers=["CPUExecutionProvider"])
+        logits, features = session.run(None, {"image": images})
+        np.testing.assert_allclose(features, taken[0], rtol=0, atol=bound)
+        np.testing.assert_array_equal(logits, session.run(["logits"], {"image": images})[0])
 
 
 def test_every_scan_node_can_be_found_by_tensorrt_and_executed_by_any_runtime(model: onnx.ModelProto) -> None:
