@@ -38,7 +38,8 @@ from ..measures.selective import (
 from ..measures.uncertainty import Interval, proportion_interval, resample
 from ..runtime import Manifest, open_session
 from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME, Kind, open_bundle, recognise
-from ..runtime.guard import LIMITED, REASONS, Guard, Verdict, network_sha256
+from ..runtime.guard import LIMITED, REASONS, Guard, Verdict, metadata, network_sha256
+from ..runtime.likeness import METADATA_KEY, Likeness
 from ..runtime.protobuf import encoded, fields
 from ..runtime.quality import Quality, quality_of
 from ..text import shown
@@ -46,12 +47,22 @@ from .guard_page import Evidence, write_page
 
 _METADATA, _KEY, _VALUE = 14, 1, 2  # of ModelProto and of StringStringEntryProto, onnx.proto3
 
+UNLIKE_SHARE = 0.02
+"""The share of images like those of calibration that is let count as unlike them."""
+FOLDS = 10
+"""Parts of the images, each of which is compared with the others."""
 OUTSIDE = 0.0025
 """The share of pictures like those of calibration that is let fall outside of each of the eight limits."""
 
 _CHOSE_THE_EPOCH = (
     "the 'val' images chose the training's epoch, so they flatter the model a little: images that training "
     "never saw are better"
+)
+
+
+_NO_FEATURES = (
+    "the bundle tells no features (it is of an earlier version), so the guard does not see whether an image "
+    "is unlike the calibration's: export it again"
 )
 
 
@@ -117,7 +128,11 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**asdict(self), "notes": list(self.notes)}
+        return {
+            **asdict(replace(self, guard=replace(self.guard, likeness=None))),
+            "guard": self.guard.facts,
+            "notes": list(self.notes),
+        }
 
 
 def calibrate(
@@ -177,9 +192,18 @@ def calibrate(
             done += images
             advance(done, len(samples))
 
+        taken: list[npt.NDArray[np.float32]] = []
+
         with open_session(bundle, guard=False, **device) as session:
+
+            def run(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+                logits, features = session.run_with_features(images)
+                if features is not None:
+                    taken.append(features)
+                return logits
+
             logits = logits_of(
-                session.run,
+                run,
                 samples,
                 manifest.transform,
                 batch_size=min(BATCH_SIZE, session.max_batch or BATCH_SIZE),
@@ -188,8 +212,11 @@ def calibrate(
         qualities = [
             quality_of(read_image(sample.source, white_level=manifest.white_level)) for sample in samples
         ]
-        guard = fit_guard(logits, qualities, truth, max_error, confidence, network_sha256(model), str(data))
-        verdicts, given = guard.judge(logits, qualities), logits.argmax(axis=1)
+        features = np.concatenate(taken) if taken else None
+        guard, verdicts = fit_guard(
+            logits, features, qualities, truth, max_error, confidence, network_sha256(model), str(data)
+        )
+        given = logits.argmax(axis=1)
         calibration = Calibration(
             guard=guard,
             data=str(data),
@@ -202,7 +229,11 @@ def calibrate(
             },
             mean_candidates=float(np.mean([len(each.candidates) for each in verdicts])),
             withheld=_counts(verdicts),
-            notes=(*found.notes, *((_CHOSE_THE_EPOCH,) if chosen == "val" else ())),
+            notes=(
+                *found.notes,
+                *((_CHOSE_THE_EPOCH,) if chosen == "val" else ()),
+                *((_NO_FEATURES,) if features is None else ()),
+            ),
         )
         shutil.copytree(bundle, folder, dirs_exist_ok=True, symlinks=True)
         _write(folder, manifest, guard, model)
@@ -274,17 +305,19 @@ def _check_classes(data: ImageFolder, split: str, truth: npt.NDArray[np.integer[
 
 def fit_guard(
     logits: npt.NDArray[Any],
+    features: npt.NDArray[Any] | None,
     qualities: Sequence[Quality],
     truth: npt.NDArray[np.integer[Any]],
     max_error: float,
     confidence: float,
     network: str,
     data: str,
-) -> Guard:
-    """The guard of labelled images.
+) -> tuple[Guard, list[Verdict]]:
+    """The guard of labelled images, and what it says of each of them.
 
     Args:
         logits: (N, C).
+        features: (N, F); None where the artefact tells none.
         qualities: what the N pictures are worth.
         truth: (N,), class indices.
         max_error: as `calibrate` takes it.
@@ -300,6 +333,7 @@ def fit_guard(
             f"{data}: all {len(logits)} images have the same logits: expected pictures that differ"
         )
     logits = np.asarray(logits, np.float64)
+    likeness, distances = (None, None) if features is None else _likeness(features, truth)
     bound = candidate_bound(masses_above(logits)[np.arange(len(truth)), truth], max_error)
     guard = Guard(
         network_sha256=network,
@@ -312,9 +346,11 @@ def fit_guard(
         answered=len(truth),
         errors=0,
         quality=_ranges(qualities),
+        unlike_from=None if distances is None else limits(distances, UNLIKE_SHARE)[1],
+        likeness=likeness,
     )
     # The promise is of the images that no other gate withholds: to withhold more may well leave worse ones.
-    passing = np.array([not each.reasons for each in guard.judge(logits, qualities)])
+    passing = np.array([not each.reasons for each in guard.judge(logits, qualities, distances)])
     scores, right = certainty(logits)[passing], logits.argmax(axis=1)[passing] == truth[passing]
     selection = select(scores, right, max_error, confidence)
     if selection is None:
@@ -329,7 +365,36 @@ def fit_guard(
             f"{data}: {len(truth)} images cannot promise an error of at most {100 * max_error:g} % at "
             f"{100 * confidence:g} % confidence; {advice}"
         )
-    return replace(guard, threshold=selection.threshold, answered=selection.answered, errors=selection.errors)
+    guard = replace(
+        guard, threshold=selection.threshold, answered=selection.answered, errors=selection.errors
+    )
+    return guard, guard.judge(logits, qualities, distances)
+
+
+def _likeness(
+    features: npt.NDArray[Any], truth: npt.NDArray[np.integer[Any]]
+) -> tuple[Likeness | None, npt.NDArray[np.float64] | None]:
+    """What (N, F) images are like, and how far each (N,) is from others; None where that cannot be told.
+
+    No image is compared with what it made itself: there are more features than images, and none is far then.
+    """
+    place = np.zeros(len(truth), np.int64)  # of each image among those of its class
+    for index in np.unique(truth):
+        place[truth == index] = np.arange((truth == index).sum())
+    distances = np.zeros(len(truth))
+    for fold in range(FOLDS):
+        others = place % FOLDS != fold
+        if others.all():  # no class has so many
+            continue
+        if not others.any():
+            return None, None
+        classes = np.unique(truth[others], return_inverse=True)[1]
+        likeness = Likeness.of(features[others], classes)
+        if likeness is None:
+            return None, None
+        distances[~others] = likeness.distances(features[~others])
+    likeness = Likeness.of(features, truth)
+    return likeness, distances if likeness else None
 
 
 def _ranges(qualities: Sequence[Quality]) -> dict[str, list[float | None]]:
@@ -346,10 +411,13 @@ def _ranges(qualities: Sequence[Quality]) -> dict[str, list[float | None]]:
 
 def _write(folder: Path, manifest: Manifest, guard: Guard, model: bytes) -> None:
     """Puts the guard into the manifest of a copied bundle and into the one inside its model."""
-    facts = asdict(guard)
-    inner = Manifest.from_metadata(_metadata(model), f"'{MODEL_NAME}'")
+    facts = guard.facts
+    likeness = {METADATA_KEY: guard.likeness.to_text() if guard.likeness else None}
+    inner = Manifest.from_metadata(metadata(model), f"'{MODEL_NAME}'")
     (folder / MODEL_NAME).unlink()  # it may be a link
-    (folder / MODEL_NAME).write_bytes(_with_metadata(model, replace(inner, guard=facts).to_metadata()))
+    (folder / MODEL_NAME).write_bytes(
+        _with_metadata(model, {**replace(inner, guard=facts).to_metadata(), **likeness})
+    )
     sealed = replace(
         manifest, guard=facts, files={**manifest.files, MODEL_NAME: sha256_of(folder / MODEL_NAME)}
     )
@@ -357,24 +425,14 @@ def _write(folder: Path, manifest: Manifest, guard: Guard, model: bytes) -> None
     (folder / MANIFEST_NAME).write_text(sealed.to_json(), encoding="utf-8")
 
 
-def _metadata(model: bytes) -> dict[str, str]:
-    """An ONNX file's ``metadata_props``."""
-    entries = (
-        {part.number: model[part.start : part.end].decode() for part in fields(model, item.start, item.end)}
-        for item in fields(model)
-        if item.number == _METADATA
-    )
-    return {entry.get(_KEY, ""): entry.get(_VALUE, "") for entry in entries}
-
-
-def _with_metadata(model: bytes, changes: Mapping[str, str]) -> bytes:
-    """An ONNX file with other ``metadata_props``; the rest of it is the same, byte for byte."""
+def _with_metadata(model: bytes, changes: Mapping[str, str | None]) -> bytes:
+    """An ONNX file with other ``metadata_props``, None for none; the rest is the same, byte for byte."""
     network, position = bytearray(), 0
     for item in fields(model):
         if item.number != _METADATA:
             network += model[position : item.end]  # with its key and length
         position = item.end
-    entries = {**_metadata(model), **changes}
+    entries = {key: value for key, value in {**metadata(model), **changes}.items() if value is not None}
     return bytes(network) + b"".join(
         encoded(_METADATA, encoded(_KEY, key.encode()) + encoded(_VALUE, value.encode()))
         for key, value in entries.items()

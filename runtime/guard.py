@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from ..errors import ArtefactError
 from ..measures.selective import TEMPERATURES, certainty, masses_above
 from ..schema import SHA256, by_name, listed, maybe, number, record, whole
+from .likeness import METADATA_KEY, Floats, Likeness
 from .protobuf import Buffer
 from .protobuf import fields as fields_of
 from .quality import Quality
@@ -29,7 +30,7 @@ UNCERTAIN = "uncertain"
 OUT_OF_FOCUS, EMPTY, TOO_DARK, TOO_BRIGHT = "out of focus", "empty", "too dark", "too bright"
 """Why an answer is withheld: it is less sharp, emptier, darker or brighter than the calibration's."""
 UNLIKE = "unlike the training images"
-"""Why an answer is withheld: it is another kind of picture than the calibration's, by its colours."""
+"""Why an answer is withheld: by its features, or its colours, it is another kind of picture."""
 REASONS = (UNCERTAIN, OUT_OF_FOCUS, EMPTY, TOO_DARK, TOO_BRIGHT, UNLIKE)
 """All reasons, in the order in which they are told."""
 
@@ -53,7 +54,10 @@ GUARD = record(
         "errors": whole(),
     },
     # What guards of earlier versions lack.
-    optional={"quality": by_name(listed(maybe(number()), 2, 2))},
+    optional={
+        "quality": by_name(listed(maybe(number()), 2, 2)),
+        "unlike_from": maybe(number(0)),
+    },
 )
 """What a manifest holds of a guard."""
 
@@ -82,6 +86,9 @@ class Guard:
         images: how many it was fitted on; ``answered`` of them are decided, ``errors`` of these wrong.
         quality: the least and the largest value of some of `Quality.measures`, None where there is none;
             pictures outside are withheld. Empty in guards that do not judge pictures.
+        unlike_from: images farther than that from those of calibration are withheld (`Likeness.distances`);
+            None: none are.
+        likeness: what they are compared with; it stands in the ONNX file and not in the manifest.
     """
 
     network_sha256: str
@@ -94,6 +101,8 @@ class Guard:
     answered: int
     errors: int
     quality: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    unlike_from: float | None = None
+    likeness: Likeness | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Guard | None:
@@ -104,21 +113,59 @@ class Guard:
             else None
         )
 
-    def judge(self, logits: npt.NDArray[Any], qualities: Sequence[Quality] | None = None) -> list[Verdict]:
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a manifest holds of it."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "likeness"}
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether images are told by their features, too."""
+        return self.unlike_from is not None
+
+    def with_likeness(self, model: Buffer, name: str) -> Guard:
+        """The guard with what an ONNX file holds to compare images with, where it compares them.
+
+        Raises:
+            ArtefactError: it is damaged.
+        """
+        if not self.needs_features:
+            return self
+        return replace(self, likeness=Likeness.from_text(metadata(model).get(METADATA_KEY, ""), name))
+
+    def judge(
+        self,
+        logits: npt.NDArray[Any],
+        qualities: Sequence[Quality] | None = None,
+        distances: npt.NDArray[Any] | None = None,
+    ) -> list[Verdict]:
         """What is to be made of images.
+
+        What is left out is not judged: then some images are decided that the promise leaves out.
 
         Args:
             logits: (B, C), finite.
-            qualities: what the B pictures are worth as they were taken (`quality.quality_of`). Without
-                them pictures are not judged: some images are decided that the promise leaves out.
+            qualities: what the B pictures are worth as they were taken (`quality.quality_of`).
+            distances: (B,), of their features from those of calibration (`distances`).
         """
         certain = self.decided(logits)
         found = [self.faults(each) for each in qualities] if qualities else [set[str]()] * len(certain)
+        if distances is not None and self.unlike_from is not None:
+            far = distances > self.unlike_from
+            found = [
+                {*faults, UNLIKE} if is_far else faults for faults, is_far in zip(found, far, strict=True)
+            ]
         verdicts = []
         for sure, faults, candidates in zip(certain, found, self.candidates(logits), strict=True):
             said = faults if sure else {UNCERTAIN, *faults}
             verdicts.append(Verdict(tuple(reason for reason in REASONS if reason in said), candidates))
         return verdicts
+
+    def distances(self, features: npt.NDArray[Any] | None) -> Floats | None:
+        """(B, F) to (B,): how far images are from those of calibration; None where that is not told."""
+        if self.likeness is None or features is None:
+            return None
+        return self.likeness.distances(features)
 
     def faults(self, quality: Quality) -> set[str]:
         """What a picture is that those of calibration were not, of `REASONS`."""
@@ -158,6 +205,20 @@ class Guard:
                 f"{found[:12]}…): fit one with 'mmdeploy calibrate', or leave it out with --no-guard "
                 "(guard=False)"
             )
+
+
+def metadata(model: Buffer) -> dict[str, str]:
+    """An ONNX file's ``metadata_props``."""
+    content = memoryview(model)
+    entries = (
+        {
+            part.number: bytes(content[part.start : part.end]).decode()
+            for part in fields_of(model, item.start, item.end)
+        }
+        for item in fields_of(model)
+        if item.number == _METADATA_FIELD
+    )
+    return {entry.get(1, ""): entry.get(2, "") for entry in entries}  # of StringStringEntryProto
 
 
 def network_sha256(model: Buffer) -> str:

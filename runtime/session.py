@@ -272,13 +272,19 @@ class Session:
         Raises:
             InputError, ArtefactError, BackendError: as `run` and `predictions`.
         """
-        return self.predictions(self.run(images), notes, qualities)
+        features = None
+        if self._guard is not None and self._guard.needs_features:
+            logits, features = self.run_with_features(images)
+        else:
+            logits = self.run(images)
+        return self.predictions(logits, notes, qualities, features)
 
     def predictions(
         self,
         logits: NDArray[np.floating[Any]],
         notes: Sequence[tuple[str, ...]] = (),
         qualities: Sequence[Quality] | None = None,
+        features: NDArray[np.floating[Any]] | None = None,
     ) -> list[Prediction]:
         """Turns (B, classes) logits into predictions: a softmax in float64, and what the guard says.
 
@@ -286,10 +292,11 @@ class Session:
             logits: what `run` gives.
             notes: the notes on each image; none where left out.
             qualities: what the pictures are worth as they were taken (`quality_of`), for the guard.
+            features: what `run_with_features` gives beside them, where the guard needs them.
 
         Raises:
             InputError: the logits are not (B, classes), there are not as many notes or qualities, or there
-                are no qualities and the guard judges pictures.
+                are no qualities, or no features, and the guard needs them.
             ArtefactError: logits are NaN or infinite, or the artefact does not say its labels.
         """
         labels, _ = self._require_labels_and_transform()
@@ -314,6 +321,11 @@ class Session:
                 f"'{self._name}' answers with NaN or infinite logits: "
                 "check it with 'mmdeploy verify', and export it again in fp32"
             )
+        if features is None and self._guard is not None and self._guard.needs_features and len(logits):
+            raise InputError(
+                f"the guard of '{self._name}' compares features, too: use predict, or give what "
+                "run_with_features gives, or open it with guard=False"
+            )
         scaled = logits.astype(np.float64) / (self._guard.temperature if self._guard else 1)
         powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         probabilities = powers / powers.sum(axis=1, keepdims=True)
@@ -324,6 +336,7 @@ class Session:
                 Prediction(labels[index], int(index), float(row[index]), tuple(row.tolist()), said)
             )
         if self._guard is not None:
+            distances = self._guard.distances(features)
             results = [
                 replace(
                     result,
@@ -331,7 +344,9 @@ class Session:
                     reasons=verdict.reasons,
                     candidates=tuple(labels[index] for index in verdict.candidates),
                 )
-                for result, verdict in zip(results, self._guard.judge(logits, qualities), strict=True)
+                for result, verdict in zip(
+                    results, self._guard.judge(logits, qualities, distances), strict=True
+                )
             ]
         return results
 
@@ -574,7 +589,14 @@ def open_session(
             warnings.warn(said, RuntimeWarning, stacklevel=2)
         applied = Guard.of(manifest.guard) if manifest and guard else None
         if applied is not None:
-            applied.check_network(bundle.read(MODEL_NAME) if bundle else read_file(name), name)
+            content = bundle.read(MODEL_NAME) if bundle else read_file(name)
+            applied.check_network(content, name)
+            applied = applied.with_likeness(content, name)
+            if applied.needs_features and backend.features is None:
+                raise ArtefactError(
+                    f"the guard of '{name}' compares features, and {backend.path} gives none: build the "
+                    "engine again from the bundle, or leave the guard out with --no-guard (guard=False)"
+                )
         return Session(
             backend,
             name,

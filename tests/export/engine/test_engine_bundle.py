@@ -66,6 +66,8 @@ def test_a_device_builds_from_a_bundle_without_pytorch_and_triton(
     for name in source.manifest.files:
         assert built.read(name) == source.read(name)
     plan = built.read("model.engine")
+    assert b"logits" in plan
+    assert b"features" in plan
     package = KernelPackage.from_bytes(plan[plan.index(MAGIC) :])
     compiled = KernelPackage.from_bytes(source.read(kernel_file(package.element_type)))
     assert package == compiled.only([86])

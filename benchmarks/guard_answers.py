@@ -1,0 +1,131 @@
+"""What a bundle says of images for the benchmarks of the guard: logits, features and the pictures' measures.
+
+Of the `val` and `test` images of a labelled folder, of folders of images unlike them, and of the `test`
+images after a blur or a turn of the hue. The network takes all the time, so answers are kept in a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter
+
+from msmamba.data.folders import read_evaluation_folder
+from msmamba.data.samples import classes_of
+from msmamba.images import read_image
+from msmamba.runtime import Session, open_session
+from msmamba.runtime.infer import find_images
+from msmamba.runtime.quality import Quality, quality_of
+
+Floats = npt.NDArray[np.float64]
+Pixels = npt.NDArray[np.uint8]
+Change = Callable[[Pixels], Pixels]
+
+BLURS, TURNS = (1, 2, 4, 8), (10, 30, 90)
+"""Standard deviations, in pixels of a picture that is 360 pixels wide; degrees of the colour circle."""
+
+
+class Answers(NamedTuple):
+    """Of N images."""
+
+    logits: Floats
+    features: Floats
+    """(N, features)."""
+    measures: Floats
+    """(N, 10): a `Quality` in its own order, NaN where a picture has no focus."""
+    truth: npt.NDArray[np.int64]
+    """-1 where no class of the network is true."""
+    names: npt.NDArray[np.str_]
+
+    def of(self, chosen: npt.NDArray[Any]) -> Answers:
+        """Some of the images."""
+        return Answers(*(part[chosen] for part in self))
+
+    @property
+    def qualities(self) -> list[Quality]:
+        """The measures as the guard takes them."""
+        return [
+            Quality(None if np.isnan(focus) else float(focus), *map(float, row), (red, green, blue))
+            for focus, *row, red, green, blue in self.measures
+        ]
+
+
+def blurred(radius: float) -> Change:
+    """A Gaussian blur, its deviation in pixels of a picture 360 pixels wide."""
+
+    def change(pixels: Pixels) -> Pixels:
+        blur = ImageFilter.GaussianBlur(radius * pixels.shape[1] / 360)
+        return np.asarray(Image.fromarray(pixels).filter(blur))
+
+    return change
+
+
+def turned(degrees: float) -> Change:
+    """The hue turned, as another stain or a wrong white balance turns it."""
+
+    def change(pixels: Pixels) -> Pixels:
+        values = np.array(Image.fromarray(pixels).convert("HSV"))
+        values[..., 0] += np.uint8(round(degrees / 360 * 256))  # it wraps around, as hue does
+        return np.asarray(Image.fromarray(values, "HSV").convert("RGB"))
+
+    return change
+
+
+def answers(session: Session, images: list[Path], truth: npt.NDArray[Any], change: Change) -> Answers:
+    """The answers on images that are changed before they are transformed."""
+    assert session.transform is not None
+    logits, features, measures = [], [], []
+    for path in images:
+        pixels = change(read_image(path, white_level=session.transform.white_level))
+        found, taken = session.run_with_features(session.transform(pixels)[None])
+        quality = quality_of(pixels)
+        focus, *others, background = vars(quality).values()
+        logits.append(found[0])
+        features.append(found[0] if taken is None else taken[0])
+        measures.append([np.nan if focus is None else focus, *others, *background])
+    rows = (np.array(each, np.float64) for each in (logits, features, measures))
+    return Answers(*rows, truth, np.array([path.name for path in images]))
+
+
+def _all(bundle: str, data: str, unlike: Mapping[str, str], changed: bool) -> Iterator[tuple[str, Answers]]:
+    with open_session(bundle, guard=False) as session:
+        for split in ("val", "test"):
+            ((_, samples),) = read_evaluation_folder(data, split, default=split).splits.items()
+            paths, truth = [Path(str(sample.source)) for sample in samples], classes_of(samples)
+            yield split, answers(session, paths, truth, lambda pixels: pixels)
+        for name, folder in unlike.items():
+            found = find_images([folder]).images
+            yield name, answers(session, found, np.full(len(found), -1), lambda pixels: pixels)
+        changes = {f"blur {radius}": blurred(radius) for radius in BLURS}
+        changes |= {f"hue {degrees}°": turned(degrees) for degrees in TURNS}
+        for name, change in changes.items() if changed else ():
+            yield name, answers(session, paths, truth, change)
+
+
+def all_answers(
+    cache: Path | None, bundle: str, data: str, unlike: Mapping[str, str], *, changed: bool = False
+) -> dict[str, Answers]:
+    """`val`, `test` and what is unlike, by name, from the file where there is one.
+
+    Args:
+        cache: a ``.npz`` file, written where it does not exist; None for none.
+        bundle: the network.
+        data: a labelled folder with splits.
+        unlike: folders of other images, by name.
+        changed: whether the changed `test` images are wanted, too.
+    """
+    if cache is not None and cache.exists():
+        with np.load(cache) as content:
+            names = dict.fromkeys(key.rsplit("/", 1)[0] for key in content)
+            return {name: Answers(*(content[f"{name}/{part}"] for part in Answers._fields)) for name in names}
+    found = dict(_all(bundle, data, unlike, changed))
+    if cache is not None:
+        parts = {
+            f"{name}/{part}": getattr(each, part) for name, each in found.items() for part in each._fields
+        }
+        np.savez(cache, **parts)
+    return found
