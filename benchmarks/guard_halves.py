@@ -1,6 +1,7 @@
 """How often a guard's promises hold on real images: fitted on a random half of them, judged on the other.
 
     python benchmarks/guard_halves.py BUNDLE DATA [--group-by PATTERN] [--draws 1000] [--cache FILE.npz]
+        [--no-features]
 
 The `val` and `test` images of DATA, which training did not see, are halved many times, whole groups
 (`--group-by` finds them in file names). A guard is fitted on one half as `mmdeploy calibrate` does it, and
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--group-by", metavar="PATTERN")
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--no-features", action="store_true", help="as of an older bundle; much faster")
     options = parser.parse_args()
     found = all_answers(options.cache, options.bundle, options.data, {})
     everything = Answers(*map(np.concatenate, zip(found["val"], found["test"], strict=True)))
@@ -84,7 +86,7 @@ def main() -> None:
             try:
                 guard, _ = fit_guard(
                     fitting.logits,
-                    fitting.features,
+                    None if options.no_features else fitting.features,
                     fitting.qualities,
                     fitting.truth,
                     max_error,
