@@ -49,7 +49,7 @@ $(VENV)/demo.stamp: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/bin/python $(SOURCES)
-	$(INSTALL) --editable '.[train,export,demo,slides,live,camera,screen,micromanager,tensorrt-rtx,dev]'
+	$(INSTALL) --editable '.[train,export,demo,slides,czi,fields,live,camera,screen,micromanager,tensorrt-rtx,dev]'
 	touch $@
 
 $(VENV)/browser.stamp: $(VENV)/test.stamp

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..text import shown
 from .help import Command, Group, option
-from .options import EVERY_CORE, bar
+from .options import EVERY_CORE, bar, given, tell
 from .output import say, say_lines
+
+if TYPE_CHECKING:
+    from ..data.imported import DataManifest
 
 _SPLIT = "The split"
 _IMAGES = "The images"
+_SLIDES = "Tiles of slides (KIND slides)"
 _OUTPUT = "Output"
 
-# `data.published.KINDS`, which a test compares; importing it here would load numpy.
+# `data.published.KINDS`, which a test compares; importing it here would load numpy. Slides are cut by others.
+_OF_SLIDES = "slides"
+_DATA_SETS = ("malaria", "mhist", "tissuemnist", "medfm-colon", "rpe", "folder", _OF_SLIDES)
 
 
-_DATA_SETS = ("malaria", "mhist", "tissuemnist", "medfm-colon", "rpe", "folder")
+def _microns(text: str) -> float | str:
+    """A number, or the word for what each file says."""
+    try:
+        return text if text == "files" else float(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is neither a number of microns nor 'files'.") from error
 
 
 @click.group(
@@ -62,6 +75,50 @@ def data() -> None:
     show_default="of the bits in use",
     help="The value of white in 16-bit images.",
 )
+@option(
+    "--mpp",
+    group=_IMAGES,
+    type=_microns,
+    metavar="MICRONS|files",
+    help="Microns a pixel of images or tiles; 'files': as each says.",
+)
+@option(
+    "--annotations",
+    group=_SLIDES,
+    metavar="GEOJSON|DIR",
+    help="QuPath's annotations, or a folder of <slide>.geojson.",
+)
+@option(
+    "--size",
+    group=_SLIDES,
+    type=int,
+    metavar="PIXELS",
+    show_default="224",
+    help="Side of the tiles' pictures.",
+)
+@option(
+    "--assume-mpp",
+    group=_SLIDES,
+    type=float,
+    metavar="MICRONS",
+    help="Microns a pixel of the slides, in place of what they say.",
+)
+@option(
+    "--overlap",
+    group=_SLIDES,
+    type=float,
+    metavar="SHARE",
+    show_default="0",
+    help="The share of a tile's side that the next one covers.",
+)
+@option(
+    "--min-cover",
+    group=_SLIDES,
+    type=float,
+    metavar="SHARE",
+    show_default="its middle",
+    help="The least share of a tile that its class covers.",
+)
 @option("--copy", group=_IMAGES, is_flag=True, help="Copy the images instead of linking them.")
 @option(
     "--threads",
@@ -82,6 +139,7 @@ def import_data(kind: str, source: str, output: str, **chosen: Any) -> None:
     medfm-colon  images, csv files with slide_id,img_id,tumor     patient or slide
     rpe          Subwindows/*.tif                                 image
     folder       <class>/* or {train,val,test}/<class>/*          --group-by
+    slides       slides, annotated in QuPath (--annotations)      slide
 
     Images are dealt 6:2:2 by the seed, stratified by class, whole groups. Each is read once, for its
     checksum and the channels' mean and deviation, and linked where the file system allows. Killed, the same
@@ -89,8 +147,22 @@ def import_data(kind: str, source: str, output: str, **chosen: Any) -> None:
     """
     from ..data.published import ImportOptions, import_data_set
 
+    cut = {name: chosen.pop(name) for name in ("size", "assume_mpp", "overlap", "min_cover")}
+    annotations, mpp = chosen.pop("annotations"), chosen.pop("mpp")
+    if (kind == _OF_SLIDES) != (annotations is not None) or (kind != _OF_SLIDES and given(cut)):
+        raise click.UsageError(
+            f"KIND {_OF_SLIDES} needs --annotations"
+            if kind == _OF_SLIDES
+            else f"--annotations and the options of tiles are for KIND {_OF_SLIDES}"
+        )
     with bar() as advance:
-        manifest = import_data_set(kind, source, output, ImportOptions(**chosen), advance=advance)
+        if kind == _OF_SLIDES:
+            if isinstance(mpp, str):
+                raise click.UsageError("--mpp is a number where tiles are cut; slides say theirs themselves")
+            manifest = _tiles_of(source, annotations, output, {**given(cut), "mpp": mpp}, chosen, advance)
+        else:
+            options = ImportOptions(**chosen, mpp=mpp)
+            manifest = import_data_set(kind, source, output, options, advance=advance)
     say_lines(f"{shown(output)}: {kind}\n\n{manifest.to_text()}")
     for name, reason in manifest.skipped.items():
         say(f"skipped: {reason if name in reason else f'{name}: {reason}'}", err=True)
@@ -98,6 +170,30 @@ def import_data(kind: str, source: str, output: str, **chosen: Any) -> None:
         say(f"warning: differs from what was published: {difference}", err=True)
     if manifest.differences:
         say("imported all the same; --strict refuses such a copy", err=True)
+
+
+def _tiles_of(
+    source: str,
+    annotations: str,
+    output: str,
+    cut: dict[str, Any],
+    chosen: dict[str, Any],
+    advance: Callable[[int, int], None],
+) -> DataManifest:
+    """Cuts the tiles of slides that are annotated."""
+    # What tifffile logs of a damaged file is raised, too.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+    from ..data.published import ImportOptions
+    from ..microscope.slides.cutting import CutOptions, import_slides
+    from ..microscope.slides.opening import SUFFIXES
+    from ..runtime.infer import find_images
+
+    found = find_images([source], SUFFIXES)
+    tell(found.notes)
+    return import_slides(
+        found.images, annotations, output, CutOptions(**cut), ImportOptions(**chosen), advance=advance
+    )
 
 
 @data.command("check", cls=Command, example="mmdeploy data check malaria")

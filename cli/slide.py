@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,7 +27,7 @@ _SEGMENTATION = (
 _QUIET = 30.0  # seconds between two lines of a log
 
 
-@click.command(cls=Command, example="mmdeploy slide tissue.fp16 slides --mpp 0.5 -o results")
+@click.command(cls=Command, example="mmdeploy slide tissue.fp16 slides -o results")
 @click.argument("artefact")
 @click.argument("slides", nargs=-1, required=True)
 @option(
@@ -43,6 +44,7 @@ _QUIET = 30.0  # seconds between two lines of a log
     group=_SCALE,
     type=float,
     metavar="MICRONS",
+    show_default="the model's",
     help="Microns that a pixel of the network's input covers.",
 )
 @option(
@@ -56,7 +58,7 @@ _QUIET = 30.0  # seconds between two lines of a log
     "--pixel-for-pixel",
     group=_SCALE,
     is_flag=True,
-    help="Take the slides' pixels as they are, whatever their scale.",
+    help="Take tiles of the training images' size in pixels, whatever the scale.",
 )
 @option(
     "--overlap",
@@ -65,6 +67,12 @@ _QUIET = 30.0  # seconds between two lines of a log
     default=0.0,
     metavar="SHARE",
     help="The share of a tile's side that the next one covers again.",
+)
+@option(
+    "--roi",
+    group=_TISSUE,
+    metavar="GEOJSON|DIR",
+    help="Classify the tiles in regions drawn in QuPath.",
 )
 @option("--no-tissue", group=_TISSUE, is_flag=True, help="Classify glass, too, as is right for fields.")
 @option(
@@ -92,7 +100,7 @@ _QUIET = 30.0  # seconds between two lines of a log
     type=int,
     metavar="N",
     show_default="7",
-    help="Least saturation of tissue, 0 to 255.",
+    help="Tissue is more saturated than this, 0 to 255.",
 )
 @option(
     "--seg-closing-kernel-size",
@@ -148,6 +156,7 @@ def slide(
     assume_mpp: float | None,
     pixel_for_pixel: bool,
     overlap: float,
+    roi: str | None,
     no_tissue: bool,
     batch_size: int,
     **others: Any,
@@ -157,10 +166,8 @@ def slide(
     SLIDES are files, folders (with all below them) or quoted patterns. The same command goes on where it was
     stopped. A slide that fails stops no other, and the exit status is 1 in the end.
     """
-    if (mpp is not None) == pixel_for_pixel:
-        raise click.UsageError(
-            "give either --mpp, the microns that a pixel of the network's input covers, or --pixel-for-pixel"
-        )
+    if mpp is not None and pixel_for_pixel:
+        raise click.UsageError("--pixel-for-pixel takes the slides' pixels as they are: leave --mpp out")
     segmentation = given({name: others.pop(name) for name in _SEGMENTATION})
     if no_tissue and segmentation:
         raise click.UsageError("--no-tissue classifies everything, so no other option of tissue goes with it")
@@ -174,8 +181,9 @@ def slide(
     from ..runtime.infer import find_images
     from ..runtime.session import open_session
 
+    where = None if roi is None else Path(roi)
     tissue = None if no_tissue else TissueOptions(**segmentation)
-    options = SlideOptions(mpp, assume_mpp, overlap, tissue, batch_size, gzip)
+    options = SlideOptions(mpp, assume_mpp, overlap, tissue, batch_size, gzip, pixel_for_pixel, where)
     found = find_images(slides, SUFFIXES)
     tell(found.notes)
     with open_session(artefact, **others) as session, _tiles_shown() as progress:

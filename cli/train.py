@@ -199,6 +199,14 @@ _RUNNING = "How it runs"
     help="The value of white in 16-bit images.",
 )
 @option(
+    "--mpp",
+    group=_IMAGES,
+    type=float,
+    metavar="MICRONS",
+    show_default="an import's",
+    help="Microns a pixel of the images as they are stored.",
+)
+@option(
     "--device", group=_RUNNING, metavar="NAME", default="cpu", help="Train on cpu, on cuda, or on cuda:INDEX."
 )
 @option(
@@ -245,6 +253,7 @@ def train(
     workers: int,
     skip_bad: bool,
     white_level: int | None,
+    mpp: float | None,
     tensorboard: bool,
     resume: bool,
     **figures: Any,
@@ -287,6 +296,7 @@ def train(
             resume=resume,
             skip_bad=skip_bad,
             white_level=white_level,
+            mpp=mpp,
             listeners=listeners,
         )
     if processes.is_first:

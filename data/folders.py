@@ -24,6 +24,7 @@ from ..errors import DataError, some
 from ..files import as_utf8
 from ..images import StackedImage
 from .copies import contents_of, note_on_leaks, notes_on_copies
+from .coverage import Coverage
 from .finding import Passed, class_folders, images_below
 from .imported import INDEX, STACK_INDEX, Channels, is_imported, read_imported
 from .samples import Sample, Samples, Source, classes_of
@@ -67,6 +68,8 @@ class ImageFolder:
     """Mean and standard deviation of the channels over the training images, where an import measured them."""
     white_level: int | None = None
     """The value of white in 16-bit images, where an import took it."""
+    covers: Coverage | None = None
+    """What the training images cover, where an import says it."""
     kind: str | None = None
     """The importer that read it: ``malaria``, say; None where there was no import."""
     contents: str | None = None
@@ -245,6 +248,7 @@ def _read_imported(root: Path) -> ImageFolder:
         groups=data.groups,
         statistics=(manifest.mean, manifest.std),
         white_level=manifest.white_level,
+        covers=data.covers,
         kind=manifest.kind,
         contents=manifest.files[INDEX if manifest.in_files else STACK_INDEX],
         notes=manifest.notes,

@@ -31,8 +31,22 @@ import numpy.typing as npt
 from ..errors import DataError
 from ..files import open_file, open_text, read_file, sha256_of
 from ..images import FULL_WHITE, LEAST_WHITE
-from ..schema import CHANNELS, LABELS, SHA256, SPREADS, TEXT, by_name, is_whole, listed, parsed, record, whole
+from ..schema import (
+    CHANNELS,
+    LABELS,
+    SHA256,
+    SPREADS,
+    TEXT,
+    by_name,
+    is_whole,
+    listed,
+    maybe,
+    parsed,
+    record,
+    whole,
+)
 from ..text import as_cell, from_cell, shown
+from .coverage import COVERAGE, Coverage
 from .samples import FileSamples, Samples, StackedSamples
 from .splitting import SPLITS
 
@@ -53,7 +67,12 @@ MOST_IMAGES = 1_000_000_000
 
 Channels = tuple[float, float, float]
 
-_STORED = {"links": "hard links to the source", "copies": "copies", "stack": "stacks, mapped into memory"}
+_STORED = {
+    "links": "hard links to the source",
+    "copies": "copies",
+    "made": "files made for it",
+    "stack": "stacks, mapped into memory",
+}
 
 
 @dataclass(frozen=True)
@@ -99,9 +118,11 @@ class DataManifest:
     std: Channels
     """Statistics of values in [0, 1] over the training images at their own size, all weighing the same."""
     stored: str
-    """``links``, ``copies`` or ``stack``."""
+    """``links``, ``copies``, ``made`` or ``stack``."""
     white_level: int = FULL_WHITE
     """The value of white in 16-bit images; imports of earlier versions took all 16 bits."""
+    covers: Coverage | None = None
+    """What the training images cover; imports of earlier versions do not say."""
     stacks: tuple[str, ...] = ()
     """The files that hold the images, where they are stacks, in the order of the index's numbers."""
     differences: tuple[str, ...] = ()
@@ -116,7 +137,9 @@ class DataManifest:
 
     def to_json(self) -> str:
         """JSON, one value a line."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        covers = None if self.covers is None else self.covers.to_dict()
+        values = {"format": FORMAT, **asdict(self), "covers": covers}
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, name: str) -> DataManifest:
@@ -147,7 +170,7 @@ class DataManifest:
             for key, value in values.items()
             if key in known
         }
-        return cls(**given)
+        return cls(**{**given, "covers": Coverage.from_dict(given.get("covers"))})
 
     @property
     def in_files(self) -> bool:
@@ -174,6 +197,7 @@ class DataManifest:
             f"split     {shown(self.split)}",
             f"channels  mean {mean}, std {std}",
             *([] if self.white_level == FULL_WHITE else [f"white     {self.white_level} of 16-bit images"]),
+            *([] if self.covers is None else [f"scale     {self.covers.to_text()}"]),
             f"stored    as {_STORED.get(self.stored, shown(self.stored))}",
             *(f"note      {shown(note)}" for note in self.notes),
         ]
@@ -197,6 +221,7 @@ _MANIFEST = record(
         **dict.fromkeys(("skipped", "versions"), by_name(TEXT)),
         "files": by_name(SHA256),
         "white_level": whole(LEAST_WHITE, FULL_WHITE),
+        "covers": maybe(COVERAGE),
     },
 )
 
@@ -209,6 +234,8 @@ class Imported:
     splits: dict[str, Samples]
     groups: dict[str, tuple[str, ...]]
     """The group of each sample, by split; empty where nothing is known of them."""
+    covers: Coverage | None
+    """What the training images cover; None of stacks that an earlier version imported."""
 
 
 def is_imported(root: Path) -> bool:
@@ -250,7 +277,7 @@ def read_imported(root: Path) -> Imported:
         raise DataError(f"{root / index}: is not the one that was written by the import: import it again")
     if manifest.in_files:
         return _read_files(root, manifest)
-    return Imported(manifest, _read_stacks(root, manifest), {})
+    return Imported(manifest, _read_stacks(root, manifest), {}, manifest.covers)
 
 
 def read_index(root: Path) -> Iterator[IndexRow]:
@@ -333,6 +360,7 @@ def _read_files(root: Path, manifest: DataManifest) -> Imported:
     names: dict[str, list[str]] = {}
     classes: dict[str, list[int]] = {}
     groups: dict[str, list[str]] = {}
+    sizes: list[tuple[int, int]] = []
     position = {label: number for number, label in enumerate(manifest.labels)}
     for row in read_index(root):
         if row.split not in SPLITS or row.label not in position:
@@ -340,11 +368,14 @@ def _read_files(root: Path, manifest: DataManifest) -> Imported:
         names.setdefault(row.split, []).append(row.file)
         classes.setdefault(row.split, []).append(position[row.label])
         groups.setdefault(row.split, []).append(row.group)
+        if row.split == "train":
+            sizes.append((row.height, row.width))
     present = [split for split in SPLITS if split in names]
     return Imported(
         manifest,
         {split: FileSamples(root, names[split], classes[split]) for split in present},
         {split: tuple(groups[split]) for split in present} if manifest.grouped_by else {},
+        manifest.covers or Coverage.of(sizes),
     )
 
 

@@ -245,6 +245,7 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
         mean=tuple(options.mean if options.mean is not None else said.mean if said else ()),
         std=tuple(options.std if options.std is not None else said.std if said else ()),
         white_level=said.white_level if said else FULL_WHITE,
+        covers=said.covers if said else None,
     )
     manifest = Manifest(
         labels=labels,
@@ -252,6 +253,7 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
         mean=_three(preprocessing.mean, "mean"),
         std=_three(preprocessing.std, "std"),
         white_level=preprocessing.white_level,
+        covers={} if preprocessing.covers is None else preprocessing.covers.to_dict(),
         network=family_of(loaded.network).name_of(loaded.network.arch),
         architecture=_plain(loaded.network.arch.to_dict()),
         precision_asked=options.precision,

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any
 
+from ..data.coverage import COVERAGE, Coverage
 from ..data.labels import are_labels
 from ..errors import ArtefactError
 from ..images import FULL_WHITE, LEAST_WHITE, MAX_SIZE, Transform, are_deviations, are_means, is_image_size
@@ -102,6 +103,8 @@ class Manifest:
         probe: what some pictures were decoded and transformed to where it was exported, for `runtime.probe`
             to compare; empty in artefacts from before there were probes.
         white_level: the value of white in 16-bit images; artefacts of earlier versions take all 16 bits.
+        covers: pixels and microns of the training images' sides, as `data.coverage.Coverage` names them;
+            empty where nobody has said, as in artefacts of earlier versions.
         guard: when an answer is to be trusted, as `msmamba.runtime.guard.Guard` names it; empty without one.
         weights_of: which of the checkpoint's weights it has, ``model`` or ``ema``, their moving average;
             empty in artefacts of earlier versions.
@@ -124,6 +127,7 @@ class Manifest:
     probe: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     network: str = ""
     white_level: int = FULL_WHITE
+    covers: Mapping[str, Any] = field(default_factory=dict)
     guard: Mapping[str, Any] = field(default_factory=dict)
     weights_of: str = ""
     format_version: int = FORMAT_VERSION
@@ -137,6 +141,17 @@ class Manifest:
     def transform(self) -> Transform:
         """The transform from pixels to this artefact's input."""
         return Transform(self.image_size, self.mean, self.std, self.white_level)
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """What the training images covered; None where nobody has said."""
+        return Coverage.from_dict(self.covers)
+
+    @property
+    def mpp(self) -> float | None:
+        """Microns that a pixel of the input covers; None where nobody has said."""
+        covers = self.coverage
+        return None if covers is None else covers.mpp(self.image_size)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -255,6 +270,10 @@ _MANIFEST = record(
         "probe": Kind(
             "names of pictures with the SHA-256 of their pixels and tensor",
             by_name(record({"pixels": SHA256, "tensor": SHA256})).holds,
+        ),
+        "covers": Kind(
+            "nothing, or the least, median and most pixels and microns of training images",
+            lambda value: value == {} or COVERAGE.holds(value),
         ),
         "guard": Kind("nothing, or a guard's figures", lambda value: value == {} or GUARD.holds(value)),
         "engine": Kind(

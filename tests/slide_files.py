@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,4 +31,26 @@ def write_tiff(path: Path, pixels: np.ndarray, *, levels: int = 1, sub: bool = F
         writer.write(pixels, subifds=levels - 1 if sub else None, **settings)
         for level in range(1, levels):
             writer.write(pixels[:: 2**level, :: 2**level], subfiletype=1, metadata=None, **below)
+    return path
+
+
+def box(left: int, top: int, right: int, bottom: int) -> list[list[int]]:
+    """A closed ring of corners, pixels of level 0."""
+    return [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+
+
+def feature(label: str | None, *rings: list[list[int]], **properties: Any) -> dict[str, Any]:
+    """A polygon as QuPath exports an annotation: an outline, then holes."""
+    classes = {} if label is None else {"classification": {"name": label, "color": [200, 0, 0]}}
+    return {
+        "type": "Feature",
+        "id": "f5b3f0d6-6e3a-4a8c-9d7b-3f3a4d1c2b10",
+        "geometry": {"type": "Polygon", "coordinates": list(rings)},
+        "properties": {"objectType": "annotation", **classes, **properties},
+    }
+
+
+def write_geojson_of(path: Path, *features: dict[str, Any]) -> Path:
+    """Features as QuPath exports them."""
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return path

@@ -20,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import __version__ as pillow_version
 
-from ...errors import DataError, InputError
+from ...errors import DataError, InputError, some
 from ...files import resumable_folder, sha256_of, write_atomically
 from ...images import FULL_WHITE, Tally, check_white_level, white_level_of, white_note
 from ...machine import threads_to_use
 from ...version import __version__
 from ..copies import note_on_leaks, notes_on_copies
+from ..coverage import Coverage
 from ..imported import INDEX, MANIFEST, STACK_INDEX, Channels, DataManifest, IndexRow, index_of
+from ..scale import check_microns, scale_of
 from ..splitting import (
     FOLDERS_ARE_GROUPS,
     FOLDS,
@@ -55,6 +57,9 @@ _STACK, _FOLDER = "tissuemnist", "folder"
 KINDS = ("malaria", "mhist", _STACK, "medfm-colon", "rpe", _FOLDER)
 """What can be imported."""
 
+OF_FILES = "files"
+"""In place of microns a pixel: those that each file says."""
+
 # Where a hard link is refused because of where the files are, not because something is wrong.
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
 
@@ -79,6 +84,8 @@ class ImportOptions:
     """Replace an existing data set."""
     white_level: int | None = None
     """The value of white in 16-bit images; that of the bits that the training images use by default."""
+    mpp: float | str | None = None
+    """Microns a pixel of the images as they are stored; `OF_FILES` for what each file says."""
     threads: int | None = None
     """How many threads read images; None for one on every core that this process may use."""
 
@@ -111,6 +118,10 @@ def import_data_set(
     """
     options = options or ImportOptions()
     source, output = Path(source), Path(output)
+    if not isinstance(options.mpp, str):
+        check_microns(options.mpp)
+    elif options.mpp != OF_FILES or kind == _STACK:
+        raise InputError(f"{options.mpp!r} microns a pixel cannot be: expected a number")
     if options.group_by is not None and kind != _FOLDER:
         raise InputError(f"what is kept together in {kind} is known: leave the group pattern out")
     if kind != _STACK:  # of which one file is read, whatever stands beside it
@@ -121,7 +132,37 @@ def import_data_set(
         listing = _list(kind, source, options)
         if options.strict:
             refuse_differences(source, listing.differences)
-        return _import_files(kind, source.resolve(), listing, folder, options, advance)
+        return _import_files(kind, str(source.resolve()), source.resolve(), listing, folder, options, advance)
+
+
+def import_listing(
+    kind: str,
+    source: str,
+    fill: Callable[[Path], tuple[Path, Listing]],
+    output: str | os.PathLike[str],
+    options: ImportOptions,
+    *,
+    advance: Callable[[int, int], None] = lambda done, images: None,
+) -> DataManifest:
+    """Imports images that are made for it, as `import_data_set` does with those that are there.
+
+    Args:
+        kind: what the manifest calls the importer.
+        source: what it calls that which they were made from.
+        fill: makes them below the folder that it is given, where an earlier attempt may have left some, and
+            gives the folder that the listing's paths begin at.
+        output: the folder to write.
+        options: as in `import_data_set`.
+        advance: called with the images read and all images.
+
+    Raises:
+        DataError: too few images to be split.
+        ImageError: an image cannot be read; the message names it.
+        TargetError: the output exists or cannot be written.
+    """
+    with resumable_folder(output, options.force, marker=MANIFEST) as folder:
+        root, listing = fill(folder)
+        return _import_files(kind, source, root, listing, folder, options, advance, made=True)
 
 
 def _list(kind: str, source: Path, options: ImportOptions) -> Listing:
@@ -148,11 +189,14 @@ def _check_apart(source: Path, output: Path) -> None:
 
 def _import_files(
     kind: str,
+    shown: str,
     source: Path,
     listing: Listing,
     folder: Path,
     options: ImportOptions,
     advance: Callable[[int, int], None],
+    *,
+    made: bool = False,
 ) -> DataManifest:
     """Fills ``folder`` with a data set of image files."""
     threads = threads_to_use(options.threads)
@@ -171,7 +215,7 @@ def _import_files(
     images = [image for image in listing.images if image.origin in found]
     examined = [found[image.origin] for image in images]
     contents = [read.sha256 for read in examined]
-    names, notes, how = deal_images(source, images, contents, listing, options)
+    names, notes, how = deal_images(Path(shown), images, contents, listing, options)
     if options.white_level is None:
         training = (read for split, read in zip(names, examined, strict=True) if split == "train")
         white = white_level_of((read.largest, read.significant_bits) for read in training)
@@ -203,12 +247,17 @@ def _import_files(
     ]
     rows.sort(key=lambda row: (SPLITS.index(row.split), row.file))
     write_atomically(folder / INDEX, index_of(rows))
-    mean, std = statistics_of([read for split, read in zip(names, examined, strict=True) if split == "train"])
+    trained = [place for place, split in enumerate(names) if split == "train"]
+    mean, std = statistics_of([examined[place] for place in trained])
+    covers = Coverage.of(
+        [(examined[place].height, examined[place].width) for place in trained],
+        _scales(source, [images[place] for place in trained], options.mpp),
+    )
     return _finish(
         folder,
         DataManifest(
             kind=kind,
-            source=str(source),
+            source=shown,
             labels=listing.labels,
             counts=_counts(images, names, listing),
             grouped_by=listing.grouped_by,
@@ -218,9 +267,15 @@ def _import_files(
             mean=mean,
             std=std,
             white_level=white,
-            stored="links" if linked else "copies",
+            covers=covers,
+            stored="made" if made else "links" if linked else "copies",
             differences=tuple(listing.differences),
-            notes=(*listing.notes, *notes, *([] if linked or options.copy else [_COPIED])),
+            notes=(
+                *listing.notes,
+                *notes,
+                *(covers.notes if covers else ()),
+                *([] if linked or options.copy or made else [_COPIED]),
+            ),
             skipped=bad,
             files={INDEX: sha256_of(folder / INDEX)},
             versions=versions(),
@@ -251,6 +306,7 @@ def _import_stacks(
             seed=options.seed,
             mean=mean,
             std=std,
+            covers=Coverage.of([stacks.sides], None if isinstance(options.mpp, str) else options.mpp),
             stored="stack",
             stacks=stacks.files,
             differences=tuple(listing.differences),
@@ -260,6 +316,21 @@ def _import_stacks(
         ),
         {STACK_INDEX, *stacks.files},
     )
+
+
+def _scales(source: Path, images: Sequence[Listed], said: float | str | None) -> float | list[float] | None:
+    """The microns a pixel of images; None where nobody knows them."""
+    if isinstance(said, str):
+        found = {image.origin: scale_of(source / image.origin) for image in images}
+        silent = [f"{origin} ({scale.why})" for origin, scale in found.items() if scale.microns is None]
+        if silent:
+            raise DataError(
+                f"{source}: {len(silent)} images do not say their microns a pixel: {some(silent)}: give them "
+                "as a number with --mpp, or leave it out"
+            )
+        return [scale.microns for scale in found.values() if scale.microns is not None]
+    known = [image.mpp for image in images if image.mpp is not None]
+    return said if said is not None or len(known) < len(images) else known
 
 
 def _finish(folder: Path, manifest: DataManifest, files: set[str]) -> DataManifest:

@@ -32,6 +32,8 @@ class Listed:
     """What must share a split with it; empty where nothing is known."""
     split: str = ""
     """The split it was published in; empty where that is not known."""
+    mpp: float | None = None
+    """Its microns a pixel, where the importer knows them."""
 
 
 @dataclass

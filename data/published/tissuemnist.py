@@ -88,6 +88,12 @@ class Stacks:
         ]
         return Listing(images, LABELS, differences=_differences(self.shapes))
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of every image, pixels."""
+        (_, height, width, *_), *_ = self.shapes.values()
+        return height, width
+
     def contents(self) -> list[bytes]:
         """A fingerprint of each image, in the order of the listing: equal for equal pixels."""
         return [

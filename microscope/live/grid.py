@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ...data.scale import Scale, check_microns
 from ...errors import ImageError, InputError
 from ...runtime.session import BATCH_SIZE, Session
 from ..slides.engine import classify_tiles, transform_of
 from ..slides.field import Field
-from ..slides.slide import Scale
-from ..slides.tiles import Tile, check_microns, grid, side_of
+from ..slides.tiles import Tile, grid, side_of
 from ..sources import Frame
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from itertools import pairwise
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
+from ...data.scale import check_microns
 from ...errors import ImageError, SourceError
 from ...images import FULL_WHITE
 from ...runtime.quality import Quality, quality_of
 from ...runtime.session import Session
-from ..slides.tiles import check_microns
 from ..sources import Frame, Source, open_source
 from .channel import Channel, Ended
 from .grid import Grid, Mapper, TileMap

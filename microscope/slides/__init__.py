@@ -2,6 +2,7 @@
 
 from .engine import TileResult, classify_slide
 from .opening import open_slide
+from .regions import Region, Regions, Within, read_regions
 from .slide import Level, Slide
 from .tiles import Tile, tiles
 from .tissue import Mask, TissueOptions, tissue_mask
@@ -9,12 +10,16 @@ from .tissue import Mask, TissueOptions, tissue_mask
 __all__ = [
     "Level",
     "Mask",
+    "Region",
+    "Regions",
     "Slide",
     "Tile",
     "TileResult",
     "TissueOptions",
+    "Within",
     "classify_slide",
     "open_slide",
+    "read_regions",
     "tiles",
     "tissue_mask",
 ]

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...data.scale import check_microns
 from ...errors import ImageError, InputError
 from ...images import Transform
 from ...machine import threads_to_use
 from ...runtime.quality import Quality, quality_of
 from ...runtime.session import BATCH_SIZE, Prediction, Session
 from .slide import Slide
-from .tiles import Tile, read_tile, tiles
-from .tissue import Mask
+from .tiles import Keeps, Tile, read_tile, tiles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,9 +53,10 @@ def classify_slide(
     session: Session,
     slide: Slide,
     *,
-    mpp: float | None,
+    mpp: float | None = None,
+    pixel_for_pixel: bool = False,
     overlap: float = 0.0,
-    mask: Mask | None = None,
+    mask: Keeps | None = None,
     assume_mpp: float | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[TileResult]:
@@ -64,19 +65,20 @@ def classify_slide(
     Args:
         session: an opened artefact that knows its labels, mean and std.
         slide: an open slide; each thread opens a handle of its own.
-        mpp: microns that a pixel of the network's input covers; None takes the slide's pixels as they are.
+        mpp: microns that a pixel of the network's input covers; what the artefact says where None.
+        pixel_for_pixel: take tiles of the training images' size as they are, whatever the slide's scale.
         overlap: the share of a tile's side that the next one covers again, 0 to 0.9.
-        mask: leaves out tiles without tissue; None keeps all.
+        mask: leaves out tiles without tissue, or outside of regions (`Within`); None keeps all.
         assume_mpp: the slide's microns a pixel, in place of what the file says.
         batch_size: tiles that go through the network at once.
 
     Raises:
-        InputError: the slide's scale is not known, or a number is not what it can be.
+        InputError: the model's or the slide's scale is not known, or a number is not what it can be.
         ArtefactError: the artefact does not say its labels, mean or std, or answers with NaN.
         BackendError: as `Session.run`.
     """
-    transform = transform_of(session)
-    found = tiles(slide, mpp, transform.size, overlap, mask, assume_mpp=assume_mpp)
+    wanted = wanted_of(session, mpp, pixel_for_pixel)
+    found = tiles(slide, wanted.mpp, wanted.size, overlap, mask, assume_mpp=assume_mpp)
     return classify_tiles(session, slide, found, batch_size)
 
 
@@ -89,6 +91,88 @@ def transform_of(session: Session) -> Transform:
     session.predictions(np.empty((0, session.classes), np.float32))  # says what is missing
     assert session.transform is not None  # else that would have raised
     return session.transform
+
+
+_LIKE = 1.25  # scales within a quarter of each other are alike
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a tile is to cover.
+
+    Attributes:
+        size: pixels of its side.
+        mpp: microns that each of them covers; None: pixels of level 0.
+        trained_on: microns that a training image's side covered; None where nobody has said.
+        notes: what there is to say of that.
+    """
+
+    size: int
+    mpp: float | None
+    trained_on: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def wanted_of(session: Session, mpp: float | None = None, pixel_for_pixel: bool = False) -> Wanted:
+    """What a tile has to cover to be what the session's network was trained on.
+
+    Args:
+        session: an opened artefact that knows its labels, mean and std.
+        mpp: microns that a pixel of the network's input covers; what the artefact says where None.
+        pixel_for_pixel: tiles of the training images' size, or the network's where that is not known.
+
+    Raises:
+        InputError: neither the artefact nor `mpp` says the scale, or both `mpp` and `pixel_for_pixel` do.
+        ArtefactError: the artefact does not say its labels, mean or std.
+    """
+    check_microns(mpp)
+    size = transform_of(session).size
+    covers = session.manifest.coverage if session.manifest else None
+    known = covers.mpp(size) if covers else None
+    trained_on = None if known is None else known * size
+    if pixel_for_pixel:
+        if mpp is not None:
+            raise InputError("tiles are taken pixel for pixel or at a number of microns a pixel: choose one")
+        return Wanted(round(covers.pixels.median) if covers else size, None, trained_on)
+    if mpp is None and known is None:
+        raise InputError(
+            "the model does not say its microns a pixel: say with --mpp how many a pixel of its input covers "
+            "(and with --assume-mpp those of slides that do not say theirs), or take the slides' pixels as "
+            "they are with --pixel-for-pixel"
+        )
+    notes: tuple[str, ...] = ()
+    if mpp is not None and known is not None and differ(mpp, known):
+        notes = (f"tiles are read at {mpp:g} microns a pixel, but the model was trained at {known:.4g}",)
+    return Wanted(size, mpp or known, trained_on, notes)
+
+
+def differ(one: float, other: float) -> bool:
+    """Whether two scales differ by more than a network is used to: by more than a quarter."""
+    return max(one, other) > _LIKE * min(one, other)
+
+
+def scale_notes(slide: Slide, wanted: Wanted, assume_mpp: float | None = None) -> tuple[str, ...]:
+    """What there is to say of the scale that a slide's tiles are read at; nothing where it is right."""
+    said, microns = slide.scale.microns, assume_mpp or slide.scale.microns
+    notes = []
+    if assume_mpp and said and differ(assume_mpp, said):
+        notes.append(f"'{slide.path}' says {said:.4g} microns a pixel, and {assume_mpp:g} are assumed")
+    if microns is None:
+        return tuple(notes)
+    if wanted.mpp is None:
+        covered = microns * wanted.size
+        if wanted.trained_on is not None and differ(covered, wanted.trained_on):
+            notes.append(
+                f"'{slide.path}': a tile covers {covered:.4g} microns, but a training image "
+                f"{wanted.trained_on:.4g}"
+            )
+    elif microns > _LIKE * wanted.mpp:
+        notes.append(
+            f"'{slide.path}' has {microns:.4g} microns a pixel at best, and the model wants "
+            f"{wanted.mpp:.4g}: tiles are enlarged {microns / wanted.mpp:.2g} times and show less than in "
+            "training"
+        )
+    return tuple(notes)
 
 
 def classify_tiles(

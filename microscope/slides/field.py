@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from ...files import open_file
+from ...data.scale import Scale, scale_of
 from ...images import read_image
-from .slide import Level, Scale
+from .slide import Level
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +40,7 @@ class Field:
         Raises:
             ImageError: it cannot be read, or has more pixels than `msmamba.images.MAX_PIXELS`.
         """
-        return cls(path, read_image(path, white_level=white_level), _scale(path))
+        return cls(path, read_image(path, white_level=white_level), scale_of(path))
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A view of the region; see `Slide.read`."""
@@ -54,10 +52,3 @@ class Field:
 
     def close(self) -> None:
         """Does nothing: the pixels go with the object."""
-
-
-def _scale(path: Path) -> Scale:
-    """The scale that the picture's dots an inch say, which are mostly those of a screen or a printer."""
-    with open_file(path) as file, Image.open(file) as image:
-        across, down = image.info.get("dpi", (0, 0))
-    return Scale.of(25_400 / across, 25_400 / down) if across and down else Scale.of(None, None)

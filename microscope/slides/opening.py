@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from ...errors import BackendError, ImageError
+from ...errors import BackendError, ImageError, InputError
 from ...files import check_is_file
 from ...images import FULL_WHITE
+from .czi_reader import CziReader, is_czi
 from .field import Field
+from .large_field import LargeField, header_of
 from .openslide_reader import OpenSlideReader, format_of
 from .slide import Slide
 from .tiff_reader import TiffReader, stored
@@ -16,7 +19,7 @@ from .tiff_reader import TiffReader, stored
 SUFFIXES = frozenset(
     {
         *(".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide"),
-        *(".tif", ".tiff", ".btf", ".png", ".jpg", ".jpeg", ".bmp"),
+        *(".czi", ".tif", ".tiff", ".btf", ".png", ".jpg", ".jpeg", ".bmp"),
     }
 )
 """Suffixes, in lower case, by which slides and fields are found in folders (they are opened by content)."""
@@ -24,16 +27,21 @@ SUFFIXES = frozenset(
 _GENERIC = "generic-tiff"
 
 
-def open_slide(path: str | os.PathLike[str], *, white_level: int = FULL_WHITE) -> Slide:
+def open_slide(
+    path: str | os.PathLike[str], *, white_level: int = FULL_WHITE, scratch: Path | None = None
+) -> Slide:
     """Opens a slide or a field.
 
-    A scanner's file goes to OpenSlide, and so does a plain tiled TIFF; OME-TIFF, levels in SubIFDs and what
-    else is too large to be decoded at once goes to tifffile; everything else is a field, read by the rules
-    of `msmamba.images`.
+    CZI goes to libCZI; a scanner's file to OpenSlide, and so does a plain tiled TIFF; OME-TIFF, levels in
+    SubIFDs and other TIFF that is too large to be decoded at once to tifffile; such PNG and JPEG to libvips,
+    which decodes them into a file; everything else is a field in memory, read by the rules of
+    `msmamba.images`.
 
     Args:
         path: the file; of a slide in several files the one that OpenSlide expects.
         white_level: the value of white in 16-bit pictures, as the model's manifest says it.
+        scratch: the folder for the pixels of PNG and JPEG of more than `msmamba.images.MAX_PIXELS`; the
+            system's own where None.
 
     Raises:
         ImageError: it does not exist, is damaged, or is of a kind that is not read.
@@ -43,13 +51,17 @@ def open_slide(path: str | os.PathLike[str], *, white_level: int = FULL_WHITE) -
     path = Path(path)
     try:
         check_is_file(path)
-        vendor, tiff = format_of(path), stored(path)
+        if is_czi(path):
+            return CziReader(path, white_level)
+        vendor, tiff, header = format_of(path), stored(path), header_of(path)
     except OSError as error:
         raise ImageError(f"'{path}' cannot be read: {(error.strerror or str(error)).lower()}") from error
     if vendor is not None and (vendor != _GENERIC or tiff is None or not tiff.in_levels):
         return OpenSlideReader(path)
     if tiff is not None and (tiff.in_levels or tiff.in_parts):
         return TiffReader(path, white_level)
+    if header is not None and header.is_large:
+        return LargeField(path, header, white_level, scratch)
     return Field.of_file(path, white_level)
 
 
@@ -63,9 +75,26 @@ def require_libraries() -> None:
         import jinja2  # noqa: F401  # whether it is there; so are the others
         import openslide  # noqa: F401
         import scipy  # type: ignore[import-untyped]  # noqa: F401  # ships no types
+        import shapely  # noqa: F401
         import tifffile  # noqa: F401
     except (ImportError, OSError) as error:
         raise BackendError(
-            f"slides need OpenSlide, tifffile, SciPy and Jinja, which are not all here ({error}): "
+            f"slides need OpenSlide, tifffile, SciPy, shapely and Jinja, which are not all here ({error}): "
             "pip install 'msmamba[slides]'"
         ) from error
+
+
+def by_name(slides: Sequence[Path]) -> dict[str, Path]:
+    """Slides by the name that their results get.
+
+    Raises:
+        InputError: two have the same.
+    """
+    named: dict[str, Path] = {}
+    for path in slides:
+        if (other := named.setdefault(path.stem, path)) != path:
+            raise InputError(
+                f"'{other}' and '{path}' have the same name, and so would their results: rename one, or "
+                "classify them into two folders"
+            )
+    return named

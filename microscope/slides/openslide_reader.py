@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ...data.scale import Scale
 from ...errors import ImageError
-from .slide import Level, Scale
+from .slide import Level
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,7 +20,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -30,20 +31,22 @@ from typing import Any
 
 from PIL import Image
 
-from ...errors import ImageError, InputError, TargetError, some
-from ...files import as_utf8, folder_lock, read_file, remove_leftovers, write_atomically
+from ...data.scale import check_microns
+from ...errors import ImageError, InputError, Note, TargetError, some
+from ...files import as_utf8, folder_lock, read_file, remove_leftovers, sha256_of, write_atomically
 from ...runtime.artefact import artefact_sha256
 from ...runtime.session import BATCH_SIZE, Session
 from ...text import as_cell
 from ...version import __version__
-from .engine import TileResult, classify_tiles, transform_of
+from .engine import TileResult, Wanted, classify_tiles, scale_notes, transform_of, wanted_of
 from .maps import MapGrid, class_map, overlay, picture_of, write_map
-from .opening import open_slide, require_libraries
+from .opening import by_name, open_slide, require_libraries
+from .regions import Within, check_annotations, file_of, read_regions
 from .report import write_report
 from .results import header, read_rows, row, write_geojson
 from .slide import Slide
-from .tiles import Tile, check_microns, grid, side_of, stride_of
-from .tissue import Mask, Thumbnail, TissueOptions, mask_of, thumbnail
+from .tiles import Keeps, Tile, grid, side_of, stride_of
+from .tissue import Thumbnail, TissueOptions, mask_of, thumbnail
 
 _RUN = "run.json"
 _FORMAT = 1
@@ -55,23 +58,27 @@ class SlideOptions:
     """How slides are cut and classified.
 
     Attributes:
-        mpp: microns that a pixel of the network's input covers; None takes the slides' pixels as they are.
+        mpp: microns that a pixel of the network's input covers; what the artefact says where None.
         assume_mpp: the slides' microns a pixel, in place of what the files say.
         overlap: the share of a tile's side that the next one covers again, 0 to 0.9.
         tissue: how tissue is told from glass; None classifies everything.
         batch_size: tiles that go through the network at once.
         gzip: compress the GeoJSON.
+        roi: GeoJSON of the regions whose tiles are classified, or a folder of ``<slide>.geojson``.
+        pixel_for_pixel: take tiles of the training images' size as they are, whatever the slides' scale.
 
     Raises:
         InputError: a number is not what it can be.
     """
 
-    mpp: float | None
+    mpp: float | None = None
     assume_mpp: float | None = None
     overlap: float = 0.0
     tissue: TissueOptions | None = field(default_factory=TissueOptions)
     batch_size: int = BATCH_SIZE
     gzip: bool = False
+    pixel_for_pixel: bool = False
+    roi: Path | None = None
 
     def __post_init__(self) -> None:
         check_microns(self.mpp, self.assume_mpp)
@@ -107,19 +114,22 @@ def classify_slides(
 
     Raises:
         ImageError: slides or tiles could not be classified; all others were.
-        InputError: two slides have the same name.
+        InputError: two slides have the same name, or nobody says the model's scale.
         TargetError: the folder is something else, is of another model or other options, is at work already,
             or cannot be written.
         ArtefactError: the artefact does not say its labels, mean or std, or answers with NaN.
         BackendError: as `Session.run`, or the extra ``slides`` is not installed.
     """
     require_libraries()
-    transform_of(session)
-    named = _by_name(slides)
+    wanted = wanted_of(session, options.mpp, options.pixel_for_pixel)
+    _tell(wanted.notes)
+    named = by_name(slides)
+    if options.roi is not None:
+        check_annotations(options.roi, slides)
     folder = Path(output)
     _make_folder(folder)
     with folder_lock(folder, f"'{folder}' is at work already: wait for it, or choose another folder"):
-        run = _Run(session, folder, _identity(session, artefact, options), options, progress)
+        run = _Run(session, folder, _identity(session, artefact, options), options, progress, wanted)
         run.classify(named)
 
 
@@ -131,7 +141,9 @@ class _Run:
         identity: dict[str, Any],
         options: SlideOptions,
         progress: Progress,
+        wanted: Wanted,
     ) -> None:
+        self._wanted = wanted
         self._session = session
         self._labels = session.labels or ()
         self._folder = folder
@@ -146,6 +158,7 @@ class _Run:
         Raises:
             ImageError: slides or tiles could not be classified.
         """
+        self._save(interrupted=True)  # first: what follows makes the folder one of something else without it
         for below in (
             "partial",
             "thumbnails",
@@ -157,7 +170,6 @@ class _Run:
             _make_folder(self._folder / below)
             remove_leftovers(self._folder / below)
         remove_leftovers(self._folder)
-        self._save(interrupted=True)
         for name, path in named.items():
             try:
                 self._classify_one(name, path)
@@ -185,22 +197,28 @@ class _Run:
     def _classify_one(self, name: str, path: Path) -> None:
         done = self._folder / "model-outputs-csv" / f"{name}.csv"
         partial = self._folder / "partial" / f"{name}.csv"
-        before = self._slides.get(name, {})
-        content = _content_of(path)
+        before, options = self._slides.get(name, {}), self._options
+        roi = _roi_of(path, options.roi)
+        content = _content_of(path, roi)
         if before.get("content", content) != content:
             if done.exists():
-                raise InputError(f"'{path}' is not the file that '{done}' is of: delete that to replace it")
+                changed = f"'{path}' is not the file{' with the regions' if roi else ''}"
+                raise InputError(f"{changed} that '{done}' is of: delete that to replace it")
             partial.unlink(missing_ok=True)
         if done.exists():
             before.pop("error", None)
             return
         started = time.monotonic()
-        options = self._options
-        with closing(open_slide(path, white_level=transform_of(self._session).white_level)) as slide:
-            side = side_of(slide, transform_of(self._session).size, options.mpp, options.assume_mpp)
+        white = transform_of(self._session).white_level
+        with closing(open_slide(path, white_level=white, scratch=self._folder)) as slide:
+            side = side_of(slide, self._wanted.size, self._wanted.mpp, options.assume_mpp)
+            notes = scale_notes(slide, self._wanted, options.assume_mpp)
+            _tell(notes)
             small = thumbnail(slide, (options.tissue or TissueOptions()).thumbsize)
             _write_png(self._folder / "thumbnails" / f"{name}.png", picture_of(small))
-            mask = None
+            level, mask = slide.levels[0], None
+            regions = None if roi is None else read_regions(roi, level.width, level.height)
+            _tell(regions.notes if regions else ())
             if options.tissue is not None:
                 mask = mask_of(slide, small, options.tissue, options.assume_mpp)
                 _write_png(self._folder / "masks" / f"{name}.png", Image.fromarray(mask.tissue))
@@ -212,10 +230,12 @@ class _Run:
                 "microns_a_pixel": options.assume_mpp or slide.scale.microns,
                 "tile": side,
                 "tissue": None if mask is None else round(mask.share, 6),
+                "notes": [*self._wanted.notes, *notes, *(regions.notes if regions else ())],
             }
             self._slides[name] = facts
             self._save(interrupted=True)
-            self._write_rows(name, slide, partial, side, mask)
+            wanted = mask if regions is None else Within(regions, mask)
+            self._write_rows(name, slide, partial, side, wanted)
             geojson = f"{name}.geojson{'.gz' if options.gzip else ''}"
             counts = _Counts(len(self._labels))
             write_geojson(
@@ -239,7 +259,7 @@ class _Run:
             self._save(interrupted=True)
         partial.replace(done)
 
-    def _write_rows(self, name: str, slide: Slide, partial: Path, side: int, mask: Mask | None) -> None:
+    def _write_rows(self, name: str, slide: Slide, partial: Path, side: int, wanted: Keeps | None) -> None:
         """Writes the rows that are missing.
 
         Batches begin at multiples of the batch size, as in one go: the last bits of an answer may depend on
@@ -248,9 +268,12 @@ class _Run:
         options, batch = self._options, min(self._options.batch_size, self._session.max_batch or 1 << 30)
 
         def tiles() -> Iterator[Tile]:
-            return grid(slide, side, options.overlap, mask)
+            return grid(slide, side, options.overlap, wanted)
 
         total = sum(1 for _ in tiles())
+        if not total:
+            where = "its middle in a region, or enough tissue" if self._options.roi else "enough tissue"
+            raise InputError(f"'{slide.path}': no tile has {where}: lower --min-tissue, or give --no-tissue")
         there = _kept_rows(partial, header(self._labels), tiles(), batch)
         self._progress(name, there, total)
         try:
@@ -352,20 +375,9 @@ class _Counts:
         return round(self._of_class[index] / max(self.tiles - self.unreadable, 1), 6)
 
 
-def _by_name(slides: Sequence[Path]) -> dict[str, Path]:
-    """Slides by the name that their results get.
-
-    Raises:
-        InputError: two have the same.
-    """
-    named: dict[str, Path] = {}
-    for path in slides:
-        if (other := named.setdefault(path.stem, path)) != path:
-            raise InputError(
-                f"'{other}' and '{path}' have the same name, and so would their results: rename one, or "
-                "classify them into two folders"
-            )
-    return named
+def _tell(notes: Iterable[str]) -> None:
+    for note in notes:
+        warnings.warn(note, Note, stacklevel=3)
 
 
 def _identity(session: Session, artefact: str | os.PathLike[str], options: SlideOptions) -> dict[str, Any]:
@@ -375,7 +387,7 @@ def _identity(session: Session, artefact: str | os.PathLike[str], options: Slide
         "artefact": Path(artefact).name,
         "artefact_sha256": artefact_sha256(artefact),
         "labels": list(session.labels or ()),
-        "options": asdict(options),
+        "options": {**asdict(options), "roi": options.roi is not None},
         "versions": {
             "msmamba": __version__,
             **{name: version(name) for name in ("openslide-python", "tifffile", "numpy", "pillow")},
@@ -431,17 +443,32 @@ def _kept_rows(partial: Path, first: bytes, tiles: Iterator[Tile], batch: int) -
     return kept
 
 
-def _content_of(path: Path) -> list[int]:
-    """What tells whether a file was replaced: its size and the time of its last change.
+def _content_of(path: Path, roi: Path | None) -> list[int | str]:
+    """What tells whether a slide was replaced: its size and last change, and the SHA-256 of its regions.
 
     Raises:
-        ImageError: it does not exist.
+        ImageError: it does not exist, or the regions cannot be read.
     """
     try:
+        regions = [] if roi is None else [sha256_of(roi)]
         status = path.stat()
     except OSError as error:
-        raise ImageError(f"'{path}' cannot be read: {(error.strerror or str(error)).lower()}") from error
-    return [status.st_size, status.st_mtime_ns]
+        name, why = error.filename or path, (error.strerror or str(error)).lower()
+        raise ImageError(f"'{name}' cannot be read: {why}") from error
+    return [status.st_size, status.st_mtime_ns, *regions]
+
+
+def _roi_of(slide: Path, roi: Path | None) -> Path | None:
+    """The file of a slide's regions; None where none are asked for.
+
+    Raises:
+        InputError: there is none for this slide.
+    """
+    if roi is None:
+        return None
+    if (found := file_of(roi, slide)) is None:
+        raise InputError(f"'{roi}' holds no regions of '{slide}': expected '{slide.stem}.geojson'")
+    return found
 
 
 def _make_folder(folder: Path) -> None:

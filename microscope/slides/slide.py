@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ...data.scale import Scale
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_LEAST, _MOST = 0.01, 20.0  # µm a pixel; 300 dots an inch, which programs write unasked, are 85
-_ANISOTROPY = 0.01
 
 
 @dataclass(frozen=True)
@@ -33,31 +32,6 @@ class Level:
     scale: float
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Microns a pixel of level 0.
-
-    Attributes:
-        microns: None where the file does not say, or says what cannot be.
-        why: the reason for None.
-    """
-
-    microns: float | None
-    why: str = ""
-
-    @classmethod
-    def of(cls, across: float | None, down: float | None) -> Scale:
-        """What a file's two figures, in microns a pixel, are worth."""
-        if across is None or down is None:
-            return cls(None, "the file does not say its microns a pixel")
-        said = f"the file says {across:g} x {down:g} microns a pixel"
-        if not (_LEAST <= across <= _MOST and _LEAST <= down <= _MOST):
-            return cls(None, f"{said}, which no microscope gives ({_LEAST:g} to {_MOST:g} expected)")
-        if abs(across - down) > _ANISOTROPY * down:
-            return cls(None, f"{said}, and square pixels are expected")
-        return cls((across + down) / 2)
-
-
 class Slide(Protocol):
     """A slide that is open; a reader of a format gives one. A handle is for one thread: see `reopened`."""
 
@@ -67,6 +41,7 @@ class Slide(Protocol):
     levels: tuple[Level, ...]
     """The pyramid, the finest level first; at least one."""
     scale: Scale
+    """Microns a pixel of level 0."""
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A region that lies inside a level.

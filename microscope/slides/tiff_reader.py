@@ -9,14 +9,14 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 import numpy as np
 
+from ...data.scale import Scale
 from ...errors import ImageError
 from ...files import check_is_file, open_file
 from ...images import MAX_PIXELS, read_image
-from .slide import Level, Scale
+from .slide import Level
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,8 +27,6 @@ _AXES = ("YX", "YXS", "SYX")
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR = 0, 1, 2, 6
 _JPEG = frozenset({6, 7, 33007, 34892})
 _CONVERTED = _JPEG | {33003, 33005, 34712}  # JPEG 2000 too: what comes out of the decoder is RGB
-_MICRONS = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-_MICRONS_OF_UNIT = {2: 25_400.0, 3: 10_000.0}  # an inch, a centimetre
 
 
 class TiffReader:
@@ -211,26 +209,10 @@ def _segment_shape(page: Any) -> tuple[int, int]:
 
 def _scale(tiff: Any, page: Any) -> Scale:
     if tiff.is_ome:
-        return _ome_scale(tiff.ome_metadata, page.imagewidth)
-    unit = _MICRONS_OF_UNIT.get(int(page.tags.valueof("ResolutionUnit", 1)))
+        return Scale.of_ome(tiff.ome_metadata, page.imagewidth)
     across, down = (_fraction(page.tags.valueof(f"{axis}Resolution", (0, 1))) for axis in "XY")
-    if unit is None or not across or not down:
-        return Scale.of(None, None)
-    return Scale.of(unit / across, unit / down)
-
-
-def _ome_scale(xml: str, width: int) -> Scale:
-    """The scale of the image in OME-XML that is as wide as the one that is read."""
-    for pixels in ElementTree.fromstring(xml).iter():
-        if pixels.tag.endswith("}Pixels") and pixels.get("SizeX") == str(width):
-            sizes = [
-                float(pixels.get(f"PhysicalSize{axis}", "nan"))
-                * _MICRONS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), np.nan)
-                for axis in "XY"
-            ]
-            if np.isfinite(sizes).all():
-                return Scale.of(sizes[0], sizes[1])
-    return Scale.of(None, None)
+    unit = int(page.tags.valueof("ResolutionUnit", 1))
+    return Scale.of_resolution(across, down, unit, page.description)
 
 
 def _fraction(value: tuple[int, int]) -> float:

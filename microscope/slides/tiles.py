@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ...data.scale import check_microns
 from ...errors import InputError
 from ...images import is_image_size
 from .slide import Slide
-from .tissue import Mask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +36,13 @@ class Tile:
     x: int
     y: int
     side: int
+
+
+class Keeps(Protocol):
+    """What tells which parts of a slide are wanted: a mask of tissue, or regions."""
+
+    def has_tissue(self, x: int, y: int, width: int, height: int) -> bool:
+        """Whether a part of the slide, in pixels of level 0, is one of them."""
 
 
 def side_of(slide: Slide, size: int, mpp: float | None, assume_mpp: float | None = None) -> int:
@@ -71,23 +78,12 @@ def side_of(slide: Slide, size: int, mpp: float | None, assume_mpp: float | None
     return side
 
 
-def check_microns(*microns: float | None) -> None:
-    """Refuses what cannot be microns a pixel; None is passed over.
-
-    Raises:
-        InputError: a value is not 0.001 to 1000.
-    """
-    for value in microns:
-        if value is not None and not 0.001 <= value <= 1000:
-            raise InputError(f"{value!r} microns a pixel cannot be: expected 0.001 to 1000")
-
-
 def tiles(
     slide: Slide,
     mpp: float | None,
     size: int,
     overlap: float = 0.0,
-    mask: Mask | None = None,
+    mask: Keeps | None = None,
     *,
     assume_mpp: float | None = None,
 ) -> Iterator[Tile]:
@@ -98,7 +94,7 @@ def tiles(
         mpp: microns that a pixel of the network's input covers; None takes the slide's pixels as they are.
         size: pixels of the network's square input.
         overlap: the share of a tile's side that the next one covers again, 0 to 0.9.
-        mask: leaves out tiles without tissue; None keeps all.
+        mask: leaves out tiles without tissue, or outside of regions; None keeps all.
         assume_mpp: the slide's microns a pixel, in place of what the file says.
 
     Raises:
@@ -107,7 +103,7 @@ def tiles(
     return grid(slide, side_of(slide, size, mpp, assume_mpp), overlap, mask)
 
 
-def grid(slide: Slide, side: int, overlap: float, mask: Mask | None = None) -> Iterator[Tile]:
+def grid(slide: Slide, side: int, overlap: float, mask: Keeps | None = None) -> Iterator[Tile]:
     """The tiles of a side in pixels of level 0; see `tiles`."""
     stride = stride_of(side, overlap)
     width, height = slide.levels[0].width, slide.levels[0].height

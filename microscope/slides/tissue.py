@@ -1,6 +1,9 @@
-"""Where a slide has tissue: a mask from a thumbnail, by the steps and names that WSInfer's users know.
+"""Where a slide has tissue: a mask from a thumbnail, by the steps, names and defaults of WSInfer.
 
-Saturation, a median filter, a threshold, closing, then specks and holes by their area.
+Saturation, a median filter, a threshold, closing, then specks and holes by their area, as WSInfer has them
+(github.com/SBU-BMI/wsinfer, ``wsinfer/patchlib/segment.py`` and ``wsinfer/cli/patch.py``). Otherwise than
+there, glass that reaches the slide's border is no hole, and a tile is kept for its share of tissue, not for
+its middle.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ class TissueOptions:
     Attributes:
         thumbsize: longest side of the thumbnail, pixels.
         median_filter_size: side of the median filter's window, pixels of the thumbnail, odd.
-        binary_threshold: least saturation of tissue, 0 to 255.
+        binary_threshold: tissue is more saturated than this, 0 to 255.
         closing_kernel_size: side of the square that closes gaps, pixels of the thumbnail.
         min_object_size_um2: specks below this area, square microns, are no tissue.
         min_hole_size_um2: holes below this area, square microns, are tissue.
@@ -170,7 +173,8 @@ def mask_of(slide: Slide, small: Thumbnail, options: TissueOptions, microns: flo
     from scipy import ndimage  # type: ignore[import-untyped]  # ships no types
 
     most, least = (each(small.pixels, 2).astype(np.int32) for each in (np.max, np.min))
-    saturation = ((most - least) * 255 // np.maximum(most, 1)).astype(np.uint8)
+    most_or_one = np.maximum(most, 1)
+    saturation = (((most - least) * 255 + most_or_one // 2) // most_or_one).astype(np.uint8)  # HSV's, rounded
     filtered = ndimage.median_filter(saturation, options.median_filter_size, mode="nearest")
     kernel = np.ones((options.closing_kernel_size,) * 2, bool)
     margin = options.closing_kernel_size
@@ -179,9 +183,10 @@ def mask_of(slide: Slide, small: Thumbnail, options: TissueOptions, microns: flo
     microns = microns or slide.scale.microns
     if microns is not None:
         area = (small.scale * microns) ** 2  # square microns of a pixel of the thumbnail
-        tissue = _without_small(tissue, options.min_object_size_um2 / area)
+        tissue = _without_small(tissue, round(options.min_object_size_um2 / area))
         glass = np.pad(~tissue, 1, constant_values=True)  # what reaches the border is no hole, however small
-        tissue = ~_without_small(glass, options.min_hole_size_um2 / area, but=(0, 0))[1:-1, 1:-1]
+        holes = round(options.min_hole_size_um2 / area)
+        tissue = ~_without_small(glass, holes, but=(0, 0))[1:-1, 1:-1]
     tissue |= small.damaged
     if not tissue.any():
         raise InputError(
@@ -192,9 +197,9 @@ def mask_of(slide: Slide, small: Thumbnail, options: TissueOptions, microns: flo
 
 
 def _without_small(
-    shapes: NDArray[np.bool_], pixels: float, but: tuple[int, int] | None = None
+    shapes: NDArray[np.bool_], pixels: int, but: tuple[int, int] | None = None
 ) -> NDArray[np.bool_]:
-    """Without the connected parts of less than so many pixels, but for the one at a place."""
+    """Without the parts, connected by sides, of less than so many pixels, but for the one at a place."""
     from scipy import ndimage
 
     labels, _ = ndimage.label(shapes)

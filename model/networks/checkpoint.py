@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ...data.coverage import Coverage
 from ...errors import CheckpointError, InputError, Note
 from ...files import sha256_of, write_atomically
 from ...images import FULL_WHITE
@@ -49,6 +50,8 @@ class Preprocessing:
     version where the checkpoint is older than that."""
     white_level: int = FULL_WHITE
     """The value of white in 16-bit images."""
+    covers: Coverage | None = None
+    """What the training images covered; None where nobody has said."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def save_checkpoint(
     mean: tuple[float, ...] | list[float],
     std: tuple[float, ...] | list[float],
     white_level: int = FULL_WHITE,
+    covers: Coverage | None = None,
 ) -> None:
     """Writes a network as safetensors, with what is needed to use it in its metadata.
 
@@ -89,6 +93,7 @@ def save_checkpoint(
         mean: channel means, three, of values in [0, 1].
         std: channel standard deviations, three.
         white_level: the value of white in 16-bit images.
+        covers: what the training images covered.
 
     Raises:
         InputError: the labels, the size or the statistics are not what they can be; every one is named.
@@ -106,6 +111,7 @@ def save_checkpoint(
         "std": list(std),
         "resize": RULE,
         "white_level": white_level,
+        **({} if covers is None else {"covers": covers.to_dict()}),
         "versions": {"msmamba": __version__, "torch": torch.__version__},
     }
     if problems := problems_of(description):
@@ -176,5 +182,10 @@ def _what_it_says(description: Mapping[str, Any]) -> tuple[tuple[str, ...] | Non
     mean, std = (tuple(map(float, description[name])) for name in ("mean", "std"))
     resize = description.get("resize", PILLOW_RULE)
     return tuple(description["labels"]), Preprocessing(
-        description["image_size"], mean, std, resize, description.get("white_level", FULL_WHITE)
+        description["image_size"],
+        mean,
+        std,
+        resize,
+        description.get("white_level", FULL_WHITE),
+        Coverage.from_dict(description.get("covers")),
     )

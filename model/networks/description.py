@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...data.coverage import COVERAGE
 from ...data.labels import are_labels
 from ...errors import CheckpointError
 from ...images import FULL_WHITE, LEAST_WHITE, MAX_SIZE, are_deviations, are_means, is_image_size
@@ -34,6 +35,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         f"a whole number from {LEAST_WHITE} to {FULL_WHITE}",
         lambda value: is_whole(value, LEAST_WHITE, FULL_WHITE),
     ),
+    "covers": ("the least, median and most pixels and microns of training images", COVERAGE.holds),
     "versions": ("package names with versions", _is_texts),
 }
 _REQUIRED = ("labels", "image_size", "mean", "std")  # earlier files lack some of the others

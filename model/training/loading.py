@@ -46,6 +46,8 @@ class Images:
         self.white_level = white_level
         self.depths: set[tuple[int | None, int | None]] = set()
         """The largest value and the bits in use that images of 16 bits had (see `white_level_of`)."""
+        self.sizes: dict[int, tuple[int, int]] = {}
+        """Height and width, pixels, of the images that were read, by index."""
         self._room = self._all_room = cache_bytes
         self._cache: dict[int, Pixels] = {}
 
@@ -64,6 +66,7 @@ class Images:
         image = load_image(source, white_level=self.white_level)
         self.depths.add((image.largest, image.significant_bits))
         pixels = image.pixels
+        self.sizes[index] = pixels.shape[:2]
         if pixels.nbytes <= self._room and not isinstance(source, StackedImage):
             self._room -= pixels.nbytes
             self._cache[index] = pixels

@@ -26,10 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...data.coverage import Coverage
 from ...data.folders import ImageFolder, check_trainable, read_training_folder
 from ...data.imported import Channels
 from ...data.readable import unreadable_images, without
 from ...data.samples import StackedSamples
+from ...data.scale import check_microns
 from ...errors import BackendError, ImageError, InputError, TrainingError, some
 from ...images import FULL_WHITE, Transform, noting, white_level_of, white_note
 from ...machine import usable_cores
@@ -114,6 +116,8 @@ class Plan:
     """Images that were left out because they cannot be read."""
     notes: tuple[str, ...] = ()
     """What there is to say of the data, a line each."""
+    covers: Coverage | None = None
+    """What the training images cover."""
 
 
 class Listener(Protocol):
@@ -139,6 +143,7 @@ def train(
     processes: Processes = ALONE,
     resume: bool = False,
     white_level: int | None = None,
+    mpp: float | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Result:
     """Trains a network from scratch. Seeds PyTorch's global random generator.
@@ -154,6 +159,8 @@ def train(
             number of processes.
         white_level: the value of white in 16-bit images; an import's, or that of the bits the training
             images use, where None.
+        mpp: microns a pixel of the images as they are stored; an import's where None. It decides no weight:
+            a run that is resumed may still learn it.
         listeners: are told of every step and epoch.
 
     Raises:
@@ -171,12 +178,15 @@ def train(
         set_threads(hardware.threads)
     elif processes.on_machine > 1:
         set_threads(max(1, usable_cores() // processes.on_machine))
+    check_microns(mpp)
     arch = replace(arch, num_classes=len(data.labels))
     folder = RunFolder(run)
     with deterministic_algorithms(hardware.deterministic), ExitStack() as held:
         processes.from_first(lambda: held.enter_context(folder.locked()))
         trainer = _Trainer(
-            data, folder, arch, recipe or Recipe(), hardware, processes, resume, listeners, white_level
+            *(data, folder, arch, recipe or Recipe(), hardware, processes, resume, listeners),
+            white_level=white_level,
+            mpp=mpp,
         )
         return trainer.run_to_the_end()
 
@@ -195,6 +205,7 @@ def train_folder(
     resume: bool = False,
     skip_bad: bool = False,
     white_level: int | None = None,
+    mpp: float | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Result:
     """Trains as `train` does, from a folder; what is not given is the paper's, or that of the run to resume.
@@ -213,6 +224,7 @@ def train_folder(
         skip_bad: read every image first, and leave out those that cannot be read.
         white_level: the value of white in 16-bit images; an import's, or that of the bits the training
             images use, where None.
+        mpp: microns a pixel of the images as they are stored; an import's where None.
         listeners: are told of every step and epoch.
 
     Raises:
@@ -252,6 +264,7 @@ def train_folder(
         processes=processes,
         resume=resume,
         white_level=white_level,
+        mpp=mpp,
         listeners=listeners,
     )
 
@@ -269,7 +282,9 @@ class _Trainer:
         processes: Processes,
         resume: bool,
         listeners: Sequence[Listener],
+        *,
         white_level: int | None,
+        mpp: float | None,
     ) -> None:
         self.labels, self.folder, self.recipe, self.hardware = data.labels, folder, recipe, hardware
         self.processes = processes
@@ -278,8 +293,8 @@ class _Trainer:
         names = dict.fromkeys(("train", "val", *data.splits))
         room = hardware.cache_bytes // processes.on_machine
         images = images_of({name: data.split(name) for name in names}, room)
-        self.transform, notes = processes.from_first(
-            lambda: self._begin(data, images["train"], arch, resume, white_level)
+        self.transform, self.covers, notes = processes.from_first(
+            lambda: self._begin(data, images["train"], arch, resume, white_level, mpp)
         )
         for each in images.values():
             each.take_white(self.transform.white_level)
@@ -316,6 +331,7 @@ class _Trainer:
             processes=processes.count,
             skipped=tuple(data.skipped),
             notes=notes,
+            covers=self.covers,
         )
 
     def run_to_the_end(self) -> Result:
@@ -388,12 +404,18 @@ class _Trainer:
         return result, predictions
 
     def _begin(
-        self, data: ImageFolder, images: Images, arch: Architecture, resume: bool, white_level: int | None
-    ) -> tuple[Transform, tuple[str, ...]]:
+        self,
+        data: ImageFolder,
+        images: Images,
+        arch: Architecture,
+        resume: bool,
+        white_level: int | None,
+        mpp: float | None,
+    ) -> tuple[Transform, Coverage | None, tuple[str, ...]]:
         """Checks the run to resume, or looks at the data and writes the config of a new one.
 
         Returns:
-            The transform of the images, and what there is to say of the data.
+            The transform of the images, what they cover, and what there is to say of the data.
         """
         size = self.recipe.image_size
         identity = _plain(
@@ -418,11 +440,14 @@ class _Trainer:
                     "another run"
                 )
             mean, std = tuple(normalisation["mean"]), tuple(normalisation["std"])
-            return Transform(size, mean, std, white), notes
+            return Transform(size, mean, std, white), self._covered_before(data, images, mpp), notes
         white, mean, std, seen = _measured(data, images, size, white_level)
+        covers = _covered(data, images, mpp)
         with noting() as tally:
             _check_readable(data, self.hardware.threads, white)
         notes = (*data.notes, *seen, *tally.lines())
+        if covers is not None:
+            notes += tuple(note for note in covers.notes if note not in notes)
         self.folder.create()
         self.folder.write_config(
             {
@@ -431,6 +456,7 @@ class _Trainer:
                 "overridden": self.recipe.overridden(),
                 "kept": "averaged weights" if self.recipe.average_epochs else "trained weights",
                 "normalisation": {"mean": mean, "std": std, "white_level": white},
+                "covers": None if covers is None else covers.to_dict(),
                 "root": str(data.root),
                 "skipped": dict(data.skipped),
                 "notes": notes,
@@ -448,7 +474,28 @@ class _Trainer:
                 },
             }
         )
-        return Transform(size, mean, std, white), notes
+        return Transform(size, mean, std, white), covers, notes
+
+    def _covered_before(self, data: ImageFolder, images: Images, mpp: float | None) -> Coverage | None:
+        """What the images of a run that is resumed cover; microns that it does not know yet are written down.
+
+        Raises:
+            InputError: it was begun with other microns.
+        """
+        config = self.folder.read_config()
+        assert config is not None  # else it is not resumed
+        known = Coverage.from_dict(config.get("covers"))
+        if mpp is None:
+            return known
+        covers = _covered(replace(data, covers=known or data.covers), images, mpp)
+        if known is not None and known.microns not in (None, covers.microns if covers else None):
+            raise InputError(
+                f"{self.folder.path}: was begun with {known.to_text()}, not with {mpp:g} microns a pixel: "
+                "leave --mpp out, or start another run"
+            )
+        if covers is not None:
+            self.folder.write_config({**config, "covers": covers.to_dict()})
+        return covers
 
     def _run_epoch(self) -> None:
         """One pass over the training images, validation, and everything saved."""
@@ -593,6 +640,7 @@ class _Trainer:
             mean=self.transform.mean,
             std=self.transform.std,
             white_level=self.transform.white_level,
+            covers=self.covers,
         )
 
     def _restore(self, state: State) -> None:
@@ -697,6 +745,17 @@ def _measured(
     with noting() as tally:
         mean, std = channel_statistics(images, size)
     return white, mean, std, (white_note(white), *tally.lines())
+
+
+def _covered(data: ImageFolder, images: Images, mpp: float | None) -> Coverage | None:
+    """What the training images cover: as an import says, or by their sizes; by these microns where given."""
+    covers = data.covers
+    if covers is None and (mpp is not None or len(images.sizes) == len(images)):
+        for index in range(len(images)):
+            if index not in images.sizes:
+                images.read(index)
+        covers = Coverage.of([images.sizes[index] for index in range(len(images))])
+    return covers if covers is None or mpp is None else covers.at(mpp)
 
 
 def _check_readable(data: ImageFolder, threads: int | None, white_level: int) -> None:

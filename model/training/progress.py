@@ -28,6 +28,10 @@ def describe_plan(plan: Plan) -> list[str]:
     size = plan.transform.size
     white = f", white at {plan.transform.white_level}" if plan.transform.white_level != FULL_WHITE else ""
     lines.append(f"input {size}x{size}, channel mean {' '.join(mean)}, std {' '.join(std)}{white}")
+    if plan.covers is not None:
+        mpp = plan.covers.mpp(size)
+        scale = "" if mpp is None else f": {mpp:.4g} microns a pixel of the input"
+        lines.append(f"{plan.covers.to_text()}{scale}")
     overridden = [f"{name} {row['run']}" for name, row in plan.recipe.overridden().items()]
     but = f", but {', '.join(overridden)}" if overridden else ""
     lines.append(f"recipe: {plan.recipe.preset}{but}")

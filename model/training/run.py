@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ...data.coverage import COVERAGE
 from ...errors import CheckpointError, InputError, TargetError, TrainingError
 from ...files import folder_lock, read_file, remove_leftovers, write_atomically
 from ...images import FULL_WHITE, LEAST_WHITE
@@ -97,7 +98,13 @@ _CONFIG = record(
         "root": TEXT,
     },
     # What runs of earlier versions lack.
-    optional={"network": TEXT, "skipped": by_name(TEXT), "dataset": maybe(TEXT), "notes": listed(TEXT)},
+    optional={
+        "network": TEXT,
+        "skipped": by_name(TEXT),
+        "dataset": maybe(TEXT),
+        "notes": listed(TEXT),
+        "covers": maybe(COVERAGE),
+    },
 )
 """What is read of `config.json`, and has to be there."""
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from published_layouts import write_image
 
 from msmamba.cli import mmdeploy
-from msmamba.cli.data import _DATA_SETS
+from msmamba.cli.data import _DATA_SETS, _OF_SLIDES
 from msmamba.data.folders import read_training_folder
 from msmamba.data.imported import INDEX, MANIFEST, IndexRow, check_contents, read_index, read_manifest
 from msmamba.data.published import KINDS, ImportOptions, import_data_set
@@ -46,7 +46,7 @@ def rows_of(output: Path) -> list[IndexRow]:
 
 
 def test_the_command_knows_the_kinds() -> None:
-    assert _DATA_SETS == KINDS
+    assert (*KINDS, _OF_SLIDES) == _DATA_SETS
 
 
 def test_a_folder_becomes_the_authors_layout_with_whole_groups(source: Path, tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_what_is_done_is_not_done_again(
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"overlap": 0.5}, "overlap is 0.25 there and 0.5 here"), ({"mpp": None}, "mpp is 0.5 there and None")],
+    [({"overlap": 0.5}, "overlap is 0.25 there and 0.5 here"), ({"mpp": 0.6}, "mpp is 0.5 there and 0.6")],
 )
 def test_results_of_other_options_are_not_added_to(
     change: dict[str, Any],
@@ -354,11 +354,10 @@ def test_bad_slides_and_tiles_stop_nothing_and_are_told(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "give either --mpp"),
-        (["--mpp", "0.5", "--pixel-for-pixel"], "give either --mpp"),
+        (["--mpp", "0.5", "--pixel-for-pixel"], "leave --mpp out"),
         (["--mpp", "0.5", "--no-tissue", "--min-tissue", "0.5"], "no other option of tissue"),
     ],
-    ids=["no-scale", "two-scales", "no-tissue"],
+    ids=["two-scales", "no-tissue"],
 )
 def test_options_that_do_not_go_together_are_wrong_usage(arguments: list[str], said: str) -> None:
     done = CliRunner().invoke(mmdeploy, ["slide", "x", "y", "-o", "z", *arguments])

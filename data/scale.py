@@ -1,0 +1,132 @@
+"""Microns a pixel, as files say them: which figures are believed, and where each format keeps them."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from PIL import Image, TiffImagePlugin
+
+from ..errors import ImageError, InputError
+from ..files import open_file
+
+_LEAST, _MOST = 0.01, 20.0  # µm a pixel; 300 dots an inch, which programs write unasked, are 85
+_ANISOTROPY = 0.01
+_MICRONS = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_IMAGEJ_MICRONS = frozenset({"micron", "microns", "µm", "μm", "um", "\\u00b5m"})
+_MICRONS_OF_UNIT = {2: 25_400.0, 3: 10_000.0}  # an inch, a centimetre
+_IMAGE_DESCRIPTION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 270, 282, 283, 296
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Microns a pixel of an image, or of a slide's level 0.
+
+    Attributes:
+        microns: None where the file does not say, or says what cannot be.
+        why: the reason for None.
+    """
+
+    microns: float | None
+    why: str = ""
+
+    @classmethod
+    def of(cls, across: float | None, down: float | None) -> Scale:
+        """What a file's two figures, in microns a pixel, are worth."""
+        if across is None or down is None:
+            return cls(None, "the file does not say its microns a pixel")
+        said = f"the file says {across:g} x {down:g} microns a pixel"
+        if not (_LEAST <= across <= _MOST and _LEAST <= down <= _MOST):
+            return cls(None, f"{said}, which no microscope gives ({_LEAST:g} to {_MOST:g} expected)")
+        if abs(across - down) > _ANISOTROPY * down:
+            return cls(None, f"{said}, and square pixels are expected")
+        return cls((across + down) / 2)
+
+    @classmethod
+    def of_ome(cls, xml: str, width: int) -> Scale:
+        """What OME-XML says of its image that is as wide as the one that is read."""
+        try:
+            root = ElementTree.fromstring(xml)
+        except ElementTree.ParseError:
+            return cls.of(None, None)
+        for pixels in root.iter():
+            if pixels.tag.endswith("}Pixels") and pixels.get("SizeX") == str(width):
+                try:
+                    across, down = (
+                        float(pixels.get(f"PhysicalSize{axis}", "nan"))
+                        * _MICRONS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), math.nan)
+                        for axis in "XY"
+                    )
+                except ValueError:
+                    continue
+                if math.isfinite(across) and math.isfinite(down):
+                    return cls.of(across, down)
+        return cls.of(None, None)
+
+    @classmethod
+    def of_resolution(cls, across: float, down: float, unit: int, description: str = "") -> Scale:
+        """What the resolution tags of a TIFF say.
+
+        Args:
+            across: XResolution, pixels a unit; 0 where it is not said.
+            down: YResolution.
+            unit: ResolutionUnit: 2 an inch, 3 a centimetre. ImageJ says 1, and the unit in words.
+            description: ImageDescription, which ImageJ writes its unit into.
+        """
+        microns = _MICRONS_OF_UNIT.get(unit)
+        if description.startswith("ImageJ="):
+            found = re.search(r"^unit=(\S+)", description, re.MULTILINE)
+            microns = 1.0 if found and found[1].lower() in _IMAGEJ_MICRONS else None
+        if microns is None or not across or not down:
+            return cls.of(None, None)
+        return cls.of(microns / across, microns / down)
+
+
+def scale_of(path: Path) -> Scale:
+    """The scale that an image file says: OME's physical size, TIFF's resolution, or dots an inch.
+
+    Of several pages the first is asked.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        with open_file(path) as file, Image.open(file) as image:
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                return _scale_of_tiff(image)
+            across, down = image.info.get("dpi", (0, 0))
+    except (OSError, ValueError, SyntaxError, TypeError) as error:
+        raise ImageError(f"'{path}' cannot be read: {error}") from error
+    return Scale.of(25_400 / across, 25_400 / down) if across and down else Scale.of(None, None)
+
+
+def _scale_of_tiff(image: TiffImagePlugin.TiffImageFile) -> Scale:
+    tags = image.tag_v2
+    description = str(tags.get(_IMAGE_DESCRIPTION, ""))
+    if "<OME" in description:
+        return Scale.of_ome(description, int(tags[256]))  # as stored: not turned by its orientation
+    across, down = (_number(tags.get(tag)) for tag in (_X_RESOLUTION, _Y_RESOLUTION))
+    return Scale.of_resolution(across, down, int(tags.get(_RESOLUTION_UNIT, 2)), description)
+
+
+def _number(value: object) -> float:
+    """A rational as a number, 0 where there is none."""
+    try:
+        number = float(value)  # type: ignore[arg-type]  # what is no number raises
+    except (TypeError, ValueError, ZeroDivisionError):
+        return 0.0
+    return number if math.isfinite(number) else 0.0
+
+
+def check_microns(*microns: float | None) -> None:
+    """Refuses what cannot be microns a pixel; None is passed over.
+
+    Raises:
+        InputError: a value is not 0.001 to 1000.
+    """
+    for value in microns:
+        if value is not None and not 0.001 <= value <= 1000:
+            raise InputError(f"{value!r} microns a pixel cannot be: expected 0.001 to 1000")

@@ -1,0 +1,110 @@
+"""What training images cover, and which of the scales that files say are believed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from msmamba.data.coverage import COVERAGE, Coverage, Spread
+from msmamba.data.scale import Scale, check_microns, scale_of
+from msmamba.errors import ImageError, InputError
+
+PIXELS = np.full((20, 30, 3), 90, np.uint8)
+OME = {"axes": "YXS", "PhysicalSizeX": 500.0, "PhysicalSizeY": 500.0}
+NANOMETRES = {"PhysicalSizeXUnit": "nm", "PhysicalSizeYUnit": "nm"}
+
+
+def test_the_side_of_an_oblong_image_is_that_of_a_square_as_large() -> None:
+    covers = Coverage.of([(100, 400), (100, 100), (300, 300)], 0.5)
+    assert covers == Coverage(Spread(100, 200, 300), Spread(50, 100, 150))
+    assert covers is not None
+    assert covers.mpp(50) == 2.0
+    assert "cover 50 to 150 microns a side: tiles of slides will cover the median, 100" in covers.notes[0]
+    assert covers.to_text() == "images of 200 (100 to 300) pixels, 100 (50 to 150) microns"
+
+
+def test_images_of_many_scales_may_cover_the_same() -> None:
+    covers = Coverage.of([(100, 100), (200, 200), (400, 400)], [1.0, 0.5, 0.25])
+    assert covers == Coverage(Spread(100, 200, 400), Spread(100, 100, 100))
+    assert covers is not None
+    assert covers.notes == ()
+
+
+def test_what_nobody_has_said_is_none() -> None:
+    covers = Coverage.of([(32, 32)])
+    assert covers is not None
+    assert (covers.microns, covers.mpp(32), covers.notes) == (None, None, ())
+    assert covers.at(0.25).mpp(16) == 0.5
+    assert Coverage.of([]) is None
+
+
+@pytest.mark.parametrize("mpp", [None, 0.5])
+def test_a_file_gives_it_back(mpp: float | None) -> None:
+    covers = Coverage.of([(32, 33), (64, 64)], mpp)
+    assert covers is not None
+    assert COVERAGE.holds(covers.to_dict())
+    assert Coverage.from_dict(covers.to_dict()) == covers
+    assert Coverage.from_dict({}) is Coverage.from_dict(None) is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"pixels": [1, 2]}, {"pixels": [0, 1, 2]}, {"pixels": [1, 1, 1], "microns": 3}], ids=str
+)
+def test_what_is_none_is_told(wrong: dict[str, Any]) -> None:
+    assert not COVERAGE.holds(wrong)
+
+
+SAID: dict[str, tuple[dict[str, Any], float | None]] = {
+    "centimetres": ({"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}, 0.5),
+    "inches": ({"resolution": (50_800, 50_800), "resolutionunit": "INCH"}, 0.5),
+    "no-unit": ({"resolution": (2, 2), "resolutionunit": "NONE"}, None),
+    "screen": ({"resolution": (72, 72), "resolutionunit": "INCH"}, None),
+    "anisotropic": ({"resolution": (20_000, 10_000), "resolutionunit": "CENTIMETER"}, None),
+    "zero": ({"resolution": (0, 0), "resolutionunit": "CENTIMETER"}, None),
+    "imagej": ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": "um"}}, 0.25),
+    "imagej-micron": ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": "\\u00B5m"}}, 0.25),
+    "imagej-pixels": ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": "pixel"}}, None),
+    "ome": ({"ome": True, "metadata": {**OME, **NANOMETRES}}, 0.5),
+    "ome-absurd": ({"ome": True, "metadata": OME}, None),
+    "nothing": ({}, None),
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_a_tiff_says_its_scale_in_several_ways(said: str, tmp_path: Path) -> None:
+    options, microns = SAID[said]
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, PIXELS, photometric="rgb", **({"metadata": None, **options}))
+    found = scale_of(path)
+    assert found.microns == (None if microns is None else pytest.approx(microns, rel=1e-6))
+    assert bool(found.why) == (microns is None)
+
+
+@pytest.mark.parametrize(("dots", "microns"), [(50_800, 0.5), (300, None), (None, None)])
+def test_a_png_says_it_in_dots_an_inch(dots: int | None, microns: float | None, tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", **({} if dots is None else {"dpi": (dots, dots)}))
+    found = scale_of(tmp_path / "a.png")
+    assert found.microns == (None if microns is None else pytest.approx(microns, rel=1e-3))
+
+
+@pytest.mark.parametrize("xml", ["<OME", "<OME/>", '<O xmlns="x"><Pixels SizeX="30" PhysicalSizeX="a"/></O>'])
+def test_damaged_xml_says_nothing(xml: str) -> None:
+    assert Scale.of_ome(xml, 30).microns is None
+
+
+def test_what_is_no_image_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"a\.png' cannot be read"):
+        scale_of(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e9, float("nan"), float("inf")])
+def test_microns_that_cannot_be_are_refused(value: float) -> None:
+    check_microns(None, 0.5)
+    with pytest.raises(InputError, match=r"expected 0\.001 to 1000"):
+        check_microns(0.5, value)

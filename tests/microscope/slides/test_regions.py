@@ -1,0 +1,214 @@
+"""Regions drawn in QuPath: read as it writes them, mended or left out with a line, and their tiles."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from slide_files import HALF_A_MICRON, box, feature, tissue, write_geojson_of, write_tiff
+
+from msmamba.cli import mmdeploy
+from msmamba.errors import InputError
+from msmamba.microscope.slides import Tile, Within, open_slide, read_regions, tiles, tissue_mask
+from msmamba.microscope.slides.regions import labels_of
+from msmamba.microscope.slides.results import read_rows
+from msmamba.microscope.slides.tissue import TissueOptions
+
+KNOT = [[0, 0], [100, 100], [100, 0], [0, 100], [0, 0]]
+
+
+def test_a_hole_is_no_part_of_a_region(tmp_path: Path) -> None:
+    path = write_geojson_of(tmp_path / "a.geojson", feature("Tumor", box(0, 0, 90, 90), box(30, 30, 60, 60)))
+    regions = read_regions(path, 420, 300)
+    assert regions.notes == ()
+    assert regions.outline.area == 90 * 90 - 30 * 30
+    within = Within(regions)
+    assert within.has_tissue(0, 0, 30, 30)
+    assert not within.has_tissue(30, 30, 30, 30)
+    assert not within.has_tissue(90, 0, 30, 30)
+
+
+def written(geometry: dict[str, Any], **properties: Any) -> dict[str, Any]:
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+
+AREA = {"type": "Polygon", "coordinates": [box(0, 0, 10, 10)]}
+FORMS: dict[str, tuple[Any, str]] = {
+    "collection": ({"type": "FeatureCollection", "features": [feature("A b", box(0, 0, 10, 10))]}, "A b"),
+    "list": ([feature("x", box(0, 0, 10, 10))], "x"),
+    "one": (feature("x", box(0, 0, 10, 10)), "x"),
+    "unclassified": (feature(None, box(0, 0, 10, 10)), ""),
+    "names": (written(AREA, classification={"names": ["Tumor", "Positive"]}), "Tumor: Positive"),
+    "older": (written(AREA, object_type="annotation", classification={"name": "x", "colorRGB": -1}), "x"),
+    "bare": ({"type": "Feature", "geometry": AREA}, ""),
+    "multi": (
+        written({"type": "MultiPolygon", "coordinates": [[box(0, 0, 5, 10)], [box(5, 0, 10, 10)]]}),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_every_form_that_qupath_has_written_is_read(form: str, packed: bool, tmp_path: Path) -> None:
+    content, label = FORMS[form]
+    text = json.dumps(content).encode()
+    (tmp_path / "a.geojson").write_bytes(gzip.compress(text) if packed else text)
+    regions = read_regions(tmp_path / "a.geojson", 420, 300)
+    assert [(each.label, each.shape.area) for each in regions.regions] == [(label, 100)]
+    assert regions.notes == ()
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "outside": (feature("x", box(500, 0, 600, 90)), "lie outside the slide and are left out: region 2 (x)"),
+    "empty": (feature("x", box(5, 5, 5, 90)), "are empty"),
+    "nothing": (feature("x"), "are empty"),
+    "point": (written({"type": "Point", "coordinates": [1, 2]}, name="mark"), "points or lines"),
+    "no-geometry": ({"type": "Feature", "geometry": None}, "points or lines"),
+    "short": (feature("x", [[0, 0], [1, 1]]), "no coordinates that could be read"),
+    "words": (written({"type": "Polygon", "coordinates": [[["a", "b"]] * 4]}), "no coordinates"),
+    "nan": (feature("x", [[0, 0], [9, float("nan")], [9, 9], [0, 0]]), "no coordinates"),  # type: ignore[list-item]
+    "tile": (feature("x", box(0, 0, 9, 9), objectType="tile"), "detections or tiles"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_used_is_one_line_and_the_others_are_read(fault: str, tmp_path: Path) -> None:
+    bad, said = FAULTS[fault]
+    path = write_geojson_of(tmp_path / "a.geojson", feature("good", box(0, 0, 50, 50)), bad)
+    regions = read_regions(path, 420, 300)
+    assert [each.label for each in regions.regions] == ["good"]
+    (note,) = regions.notes
+    assert said in note
+    assert "a.geojson" in note
+    alone = write_geojson_of(tmp_path / "b.geojson", bad)
+    with pytest.raises(InputError, match=r"b\.geojson.*draw regions in a slide of 420 x 300 pixels"):
+        read_regions(alone, 420, 300)
+
+
+def test_a_region_that_crosses_itself_is_told_and_taken(tmp_path: Path) -> None:
+    regions = read_regions(write_geojson_of(tmp_path / "a.geojson", feature("x", KNOT)), 420, 300)
+    assert "cross themselves and are taken by the even-odd rule: region 1 (x)" in regions.notes[0]
+    assert regions.outline.area == pytest.approx(5000)
+
+
+def test_what_reaches_over_the_border_is_cut_off(tmp_path: Path) -> None:
+    path = write_geojson_of(tmp_path / "a.geojson", feature("x", box(-50, -50, 1000, 100)))
+    regions = read_regions(path, 420, 300)
+    assert (regions.outline.bounds, regions.notes) == ((0, 0, 420, 100), ())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is no GeoJSON"),
+        (b"{", "is no GeoJSON"),
+        (b"\x1f\x8b\x08junk", "is no GeoJSON"),
+        (b"[1]", "expected a collection of features"),
+        (b'{"type": "FeatureCollection"}', "expected a collection of features"),
+        (b'{"type": "FeatureCollection", "features": []}', "holds no annotation"),
+        (b"[" * 100_000, "is no GeoJSON"),
+    ],
+    ids=["empty", "half", "half-gzip", "numbers", "no-features", "none", "nested"],
+)
+def test_what_is_no_geojson_is_one_line(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.geojson").write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        read_regions(tmp_path / "a.geojson", 420, 300)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_regions(tmp_path / "missing.geojson", 420, 300)
+
+
+def test_the_smaller_of_two_regions_is_drawn_into_the_larger(tmp_path: Path) -> None:
+    path = write_geojson_of(
+        tmp_path / "a.geojson",
+        feature("inner", box(20, 20, 40, 40)),
+        feature("outer", box(0, 0, 100, 100)),
+        feature("outer", box(50, 50, 60, 60)),
+    )
+    shapes = read_regions(path, 420, 300).by_class
+    assert {label: shape.area for label, shape in shapes.items()} == {"inner": 400, "outer": 9600}
+
+
+@pytest.mark.parametrize(
+    ("min_cover", "expected"),
+    [
+        (None, {0: "left", 10: "left", 30: "right"}),
+        (0.5, {0: "left", 10: "left"}),
+        (0.3, {0: "left", 10: "left", 30: "right"}),
+        (0.7, {0: "left"}),
+    ],
+)
+def test_a_tile_belongs_to_a_class_by_its_middle_or_by_a_share(
+    min_cover: float | None, expected: dict[int, str], tmp_path: Path
+) -> None:
+    path = write_geojson_of(
+        tmp_path / "a.geojson",
+        feature("left", box(0, 0, 21, 20)),
+        feature("right", box(38, 0, 100, 12)),
+        feature(None, box(100, 0, 200, 20)),
+    )
+    regions = read_regions(path, 420, 300)
+    found = labels_of(iter(Tile(x, 0, 20) for x in (0, 10, 30, 110)), regions, min_cover)
+    assert {tile.x: label for tile, label in found} == expected
+
+
+def test_tiles_are_kept_for_regions_and_tissue(pyramid: Path, tmp_path: Path) -> None:
+    regions = read_regions(
+        write_geojson_of(tmp_path / "a.geojson", feature(None, box(0, 0, 210, 150))), 420, 300
+    )
+    slide = open_slide(pyramid)
+    options = TissueOptions(thumbsize=210, median_filter_size=3, min_object_size_um2=200)
+    mask = tissue_mask(slide, options)
+    inside = set(tiles(slide, None, 30, mask=Within(regions)))
+    assert inside == {Tile(x, y, 30) for x in range(0, 195, 30) for y in range(0, 135, 30)}
+    assert set(tiles(slide, None, 30, mask=Within(regions, mask))) == inside & set(
+        tiles(slide, None, 30, mask=mask)
+    )
+    slide.close()
+
+
+def test_the_command_classifies_regions_and_knows_them_again(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in "abc":
+        write_tiff(folder / f"{name}.tif", tissue(), **HALF_A_MICRON)
+    regions = tmp_path / "regions"
+    regions.mkdir()
+    write_geojson_of(regions / "a.geojson", feature(None, box(0, 0, 64, 96)), feature(None, KNOT))
+    write_geojson_of(regions / "b.tif.geojson", feature(None, box(900, 0, 964, 96)))
+    arguments = ["slide", str(bundles["fp32"]), str(folder), "-o", str(tmp_path / "out"), "--threads", "1"]
+    arguments += ["--mpp", "0.5", "--no-tissue", "--roi"]
+    with pytest.warns(match="cross themselves"):
+        done = CliRunner().invoke(mmdeploy, [*arguments, str(regions)])
+    assert done.exit_code == 1
+    assert "2 of 3 slides could not be classified (b, c)" in done.stderr
+    run = json.loads((tmp_path / "out" / "run.json").read_text())["slides"]
+    assert "lie outside the slide" in run["b"]["error"]
+    assert "holds no regions of" in run["c"]["error"]
+    assert any("cross themselves" in note for note in run["a"]["notes"])
+    rows = [each.tile for each in read_rows(tmp_path / "out" / "model-outputs-csv" / "a.csv")]
+    assert set(rows) == {Tile(x, y, 32) for x in (0, 32) for y in (0, 32, 64)} | {Tile(64, 32, 32)}
+    done = CliRunner().invoke(mmdeploy, [*arguments, str(regions / "a.geojson")])
+    assert "is one file, and there are 3 slides" in done.stderr
+    done = CliRunner().invoke(mmdeploy, [*arguments, str(tmp_path / "nowhere")])
+    assert "does not exist: expected QuPath's GeoJSON" in done.stderr
+    write_geojson_of(regions / "a.geojson", feature(None, box(0, 0, 64, 96)))
+    done = CliRunner().invoke(mmdeploy, [*arguments, str(regions)])
+    again = json.loads((tmp_path / "out" / "run.json").read_text())["slides"]
+    assert "is not the file with the regions that" in again["a"]["error"]
+
+
+def test_a_region_without_the_middle_of_a_tile_is_told(bundles: dict[str, Path], tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", tissue(), **HALF_A_MICRON)
+    roi = write_geojson_of(tmp_path / "a.geojson", feature(None, box(0, 0, 9, 9)))
+    arguments = ["slide", str(bundles["fp32"]), str(path), "-o", str(tmp_path / "out"), "--threads", "1"]
+    done = CliRunner().invoke(mmdeploy, [*arguments, "--mpp", "0.5", "--no-tissue", "--roi", str(roi)])
+    assert done.exit_code == 1
+    assert "no tile has its middle in a region, or enough tissue" in done.stderr
