@@ -6,20 +6,39 @@ to 256 channels, for 32x32 images.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
+from preloaded import Preloaded
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from msmamba.model import MicroscopicMamba
+
+DEAREST = (
+    *("test_readme", "test_packaging", "test_hybrid_block_sanitizers", "test_plugin_kernels", "test_checker"),
+    *("test_triton_kernel", "test_cpu_scan_sanitizers", "test_parallel", "test_onnx_model", "test_bundle"),
+    *("test_int8", "test_gpu_kernel_table", "test_loop"),
+)
+"""The files that take longest: they come first, so that no process is left alone with one in the end."""
 
 SMALL_DEPTHS, SMALL_DIMS = (1, 1, 1, 1), (32, 64, 128, 256)
 SMALL_SIZE = 32
 SMALL_LABELS = ("basophil", "eosinophil", "lymphocyte")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the dearest files first, each still whole; a file's tests run in one process (Makefile)."""
+    places = {name: place for place, name in enumerate(DEAREST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(DEAREST)))
 
 
 def small_network(seed: int = 6, **changes: object) -> MicroscopicMamba:
@@ -137,15 +156,79 @@ def threads_as_before() -> Iterator[None]:
     cpu.set_threads(before[1])
 
 
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Gives the folder of a name, made by whichever of the test processes asks first, the others waiting.
+
+    What is in it is shared by all of them, so it is not to be changed.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, partial = shared / f"shared-{name}", shared / f"partial-{name}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                shutil.rmtree(partial, ignore_errors=True)  # of one that failed
+                partial.mkdir()
+                make(partial)
+                partial.rename(folder)
+        return folder
+
+    return make_once
+
+
+@pytest.fixture(scope="session")
+def bundles(checkpoint: Path, make_once: MakeOnce) -> dict[str, Path]:
     """The small network's bundles by precision; not to be changed."""
     from msmamba.export.bundle import ExportOptions, export_bundle
 
-    folder = tmp_path_factory.mktemp("bundles")
-    for precision in ("fp32", "fp16"):
-        export_bundle(checkpoint, folder / precision, ExportOptions(precision=precision))
+    def make(folder: Path) -> None:
+        for precision in ("fp32", "fp16"):
+            export_bundle(checkpoint, folder / precision, ExportOptions(precision=precision))
+
+    folder = make_once("bundles", make)
     return {precision: folder / precision for precision in ("fp32", "fp16")}
+
+
+@pytest.fixture(scope="session")
+def small_onnx(network: MicroscopicMamba, make_once: MakeOnce) -> ModelProto:
+    """The small network as `onnx_from_network` exports it; not to be changed."""
+    import onnx
+
+    from msmamba.export.graph.onnx_model import onnx_from_network
+
+    def make(folder: Path) -> None:
+        onnx.save(onnx_from_network(network, SMALL_SIZE), folder / "model.onnx")
+
+    return onnx.load(make_once("small-onnx", make) / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(make_once: MakeOnce) -> ModelProto:
+    """The published tiny network as `onnx_from_network` exports it for 224 pixels; not to be changed."""
+    import onnx
+
+    from msmamba.export.graph.onnx_model import onnx_from_network
+    from msmamba.model import MicroscopicMamba
+
+    def make(folder: Path) -> None:
+        tiny = MicroscopicMamba.of_size("t", num_classes=4).eval()
+        onnx.save(onnx_from_network(tiny, 224), folder / "model.onnx")
+
+    return onnx.load(make_once("tiny-onnx", make) / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[Preloaded]:
+    """Starts processes that have PyTorch loaded already; nothing that one of them does reaches another."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system does not fork")
+    with Preloaded() as server:
+        yield server
 
 
 @pytest.fixture

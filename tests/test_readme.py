@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from preloaded import Preloaded
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_command_does_what_the_readme_says(folder: Path) -> None:
+def test_every_command_does_what_the_readme_says(folder: Path, preloaded: Preloaded) -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines()]
     assert {command.split()[1] for command in commands} >= {
         "train",
@@ -45,13 +46,7 @@ def test_every_command_does_what_the_readme_says(folder: Path) -> None:
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "mmdeploy"
-        done = subprocess.run(
-            [sys.executable, "-m", "msmamba", *arguments],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = preloaded.run(["-m", "msmamba", *arguments], cwd=folder)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert (folder / "run" / "curve.png").is_file()
     assert (folder / "cells.fp16" / "parity.json").is_file()

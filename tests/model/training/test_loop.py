@@ -8,8 +8,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from preloaded import Preloaded
 
 from msmamba.data.folders import ImageFolder, read_training_folder
 from msmamba.errors import BackendError, DataError, ImageError, InputError, TargetError, TrainingError
@@ -324,6 +323,7 @@ training.train(read_training_folder(folder), target, *arguments, hardware=hardwa
 def test_a_killed_run_resumes_as_if_nothing_had_happened(
     moment: str,
     finished_epochs: int,
+    preloaded: Preloaded,
     finished: Path,
     cells: Path,
     data: ImageFolder,
@@ -332,9 +332,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(
 ) -> None:
     run = tmp_path / "run"
     script = KILLED.format(arch=small, recipe=QUICK)
-    process = subprocess.run(
-        [sys.executable, "-c", script, moment, str(cells), str(run)], capture_output=True, text=True
-    )
+    process = preloaded.run(["-c", script, moment, cells, run])
     assert process.returncode == -signal.SIGKILL, process.stderr
     state = RunFolder(run).read_state()
     assert (0 if state is None else len(state.history)) == finished_epochs

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preloaded import Preloaded
 from torch import nn
 
 from msmamba.data.folders import read_training_folder
@@ -44,7 +43,9 @@ def together() -> ModuleType:
     return module
 
 
-def launch(count: int, *arguments: str | Path) -> list[subprocess.CompletedProcess[str]]:
+def launch(
+    preloaded: Preloaded, count: int, *arguments: str | Path
+) -> list[subprocess.CompletedProcess[str]]:
     """Runs the script in ``count`` processes, which nobody ends when one dies, as torchrun would."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -54,27 +55,12 @@ def launch(count: int, *arguments: str | Path) -> list[subprocess.CompletedProce
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
-        "OMP_NUM_THREADS": "1",
     }
     running = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, *map(str, arguments)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        preloaded.start([SCRIPT, *arguments], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(count)
     ]
-    try:
-        outputs = [process.communicate(timeout=PATIENCE) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    return [
-        subprocess.CompletedProcess(process.args, process.returncode, *output)
-        for process, output in zip(running, outputs, strict=True)
-    ]
+    return [process.wait(PATIENCE) for process in running]
 
 
 counts = st.integers(1, 9)
@@ -154,8 +140,10 @@ def test_stochastic_depth_draws_for_all_and_keeps_its_own() -> None:
     [(2, "7,5", 2), (3, "7,2", 1)],
     ids=["accumulated", "more-processes-than-images"],
 )
-def test_gradients_and_statistics_are_those_of_one_process(count: int, sizes: str, parts: int) -> None:
-    for process in launch(count, "compare_steps", sizes, str(parts)):
+def test_gradients_and_statistics_are_those_of_one_process(
+    count: int, sizes: str, parts: int, preloaded: Preloaded
+) -> None:
+    for process in launch(preloaded, count, "compare_steps", sizes, str(parts)):
         assert process.returncode == 0, process.stderr
         errors = json.loads(process.stdout)
         assert errors["gradient"] < 2.4e-7
@@ -175,10 +163,10 @@ def alone(cells: Path, together: ModuleType, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def shared(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(preloaded: Preloaded, cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of two processes."""
     run = tmp_path_factory.mktemp("runs") / "shared"
-    for rank, process in enumerate(launch(2, "train", cells, run, "never")):
+    for rank, process in enumerate(launch(preloaded, 2, "train", cells, run, "never")):
         assert process.returncode == 0, process.stderr
         assert json.loads(process.stdout) == [rank, 3]
         assert "Warning" not in process.stderr
@@ -216,11 +204,17 @@ def test_two_processes_train_as_one(shared: Path, alone: Path) -> None:
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_process_ends_the_others_and_the_run_resumes(
-    victim: int, cells: Path, shared: Path, alone: Path, together: ModuleType, tmp_path: Path
+    victim: int,
+    preloaded: Preloaded,
+    cells: Path,
+    shared: Path,
+    alone: Path,
+    together: ModuleType,
+    tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
     processes = launch(
-        2, "train", cells, run, f"{victim}:6"
+        preloaded, 2, "train", cells, run, f"{victim}:6"
     )  # in the last of three steps of the second epoch
     survivor = processes[1 - victim]
     assert processes[victim].returncode == -9
@@ -232,42 +226,43 @@ def test_a_dead_process_ends_the_others_and_the_run_resumes(
         train(read_training_folder(cells), run, together.SMALL, together.STEADY, resume=True)
         assert_as_of_one(run, alone)
         return
-    for process in launch(2, "train", cells, run, "never", "resume"):
+    for process in launch(preloaded, 2, "train", cells, run, "never", "resume"):
         assert process.returncode == 0, process.stderr
     assert history_of(run) == history_of(shared)
     assert (run / "best.safetensors").read_bytes() == (shared / "best.safetensors").read_bytes()
 
 
-def test_what_stops_the_first_process_stops_all_with_its_words(cells: Path, tmp_path: Path) -> None:
+def test_what_stops_the_first_process_stops_all_with_its_words(
+    preloaded: Preloaded, cells: Path, tmp_path: Path
+) -> None:
     (tmp_path / "thesis.txt").touch()
-    first, second = launch(2, "train", cells, tmp_path, "never")
+    first, second = launch(preloaded, 2, "train", cells, tmp_path, "never")
     said = f"'{tmp_path}' holds 'thesis.txt' and is no run: choose a new folder"
     assert (first.returncode, first.stderr.splitlines()[-1]) == (1, f"error: {said}")
     assert second.stderr.splitlines()[-1] == f"error: process 1 of 2 stops with the first: {said}"
 
 
-def test_an_image_that_one_process_cannot_read_ends_all(cells: Path, tmp_path: Path) -> None:
+def test_an_image_that_one_process_cannot_read_ends_all(
+    preloaded: Preloaded, cells: Path, tmp_path: Path
+) -> None:
     broken = shutil.copytree(cells, tmp_path / "cells")
     for path in broken.rglob("*.png"):
         path.write_bytes(path.read_bytes()[:300] if path.stem == "5" else path.read_bytes())
-    processes = launch(2, "train", broken, tmp_path / "run", "never")
+    processes = launch(preloaded, 2, "train", broken, tmp_path / "run", "never")
     assert [process.returncode for process in processes] == [1, 1]
     assert any("5.png" in process.stderr for process in processes)
 
 
-def test_torchrun_starts_the_command(cells: Path, tmp_path: Path) -> None:
-    options = ("--image-size", "32", "--epochs", "2", "--warm-up", "1", "--accumulate", "2", "--workers", "1")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "msmamba", "train", cells, "-o", tmp_path / "run", *options],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+def test_torchrun_starts_the_command(preloaded: Preloaded, cells: Path, tmp_path: Path) -> None:
+    """The dearest here: what torchrun starts are bare processes."""
+    options = ("--image-size", "32", "--epochs", "1", "--warm-up", "0", "--accumulate", "2", "--workers", "1")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "msmamba", "train", cells, "-o", tmp_path / "run", *options]
+    done = preloaded.run(command, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert "each step shared by 2 processes" in done.stdout
     assert done.stdout.count("best epoch") == 1
-    assert len(history_of(tmp_path / "run")) == 2
+    assert len(history_of(tmp_path / "run")) == 1
 
 
 def test_gpus_that_cannot_be_shared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
