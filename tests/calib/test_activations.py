@@ -12,17 +12,16 @@ import pytest
 
 from msmamba.calib import CalibrationSet, Histogram, choose, measure
 from msmamba.errors import ArtefactError, InputError
-from msmamba.export.graph.onnx_model import flat_model, onnx_from_network
+from msmamba.export.graph.onnx_model import flat_model
 from msmamba.images import Transform, read_image
-from msmamba.model import MicroscopicMamba
 
 VALUES = ("image", "patch_embed.1", "layers.3.blocks.0.pvm_layer/ScanInputs:features")
 TRANSFORM = Transform(32, (0.6, 0.5, 0.7), (0.2, 0.25, 0.15))
 
 
 @pytest.fixture(scope="module")
-def model(network: MicroscopicMamba) -> bytes:
-    return flat_model(onnx_from_network(network, 32)).SerializeToString(deterministic=True)
+def model(small_onnx: onnx.ModelProto) -> bytes:
+    return flat_model(small_onnx).SerializeToString(deterministic=True)
 
 
 @pytest.fixture(scope="module")

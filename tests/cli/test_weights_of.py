@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +27,9 @@ def command(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def both(network: MicroscopicMamba, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def both(make_network: Callable[..., MicroscopicMamba], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose average answers with the first class, whatever the image, and its weights do not."""
-    state = network.state_dict()
+    state = make_network(depths=(1, 1), dims=(32, 64)).state_dict()
     average = {name: value.clone() for name, value in state.items()}
     average["head.weight"].zero_()
     average["head.bias"].copy_(torch.tensor([9.0, 0.0, 0.0]))

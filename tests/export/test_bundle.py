@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ STATISTICS: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)
 
 
 @pytest.fixture
-def state_dict(network: MicroscopicMamba, tmp_path: Path) -> Path:
-    """The authors' kind of checkpoint, which says nothing of labels or preprocessing."""
-    torch.save({"model": network.state_dict()}, tmp_path / "best.pth")
+def state_dict(make_network: Callable[..., MicroscopicMamba], tmp_path: Path) -> Path:
+    """The authors' kind of checkpoint, which says nothing of labels or preprocessing; of two stages."""
+    torch.save({"model": make_network(depths=(1, 1), dims=(32, 64)).state_dict()}, tmp_path / "best.pth")
     return tmp_path / "best.pth"
 
 
@@ -57,8 +58,10 @@ def test_the_same_checkpoint_gives_the_same_bytes(
         assert (again / name).read_bytes() == (bundles["fp16"] / name).read_bytes()
 
 
-def test_an_existing_bundle_is_replaced_only_when_forced(checkpoint: Path, tmp_path: Path) -> None:
-    export_bundle(checkpoint, tmp_path / "bundle")
+def test_an_existing_bundle_is_replaced_only_when_forced(
+    bundles: dict[str, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bundles["fp32"], tmp_path / "bundle")
     before = sha256_of(tmp_path / "bundle" / "manifest.json")
     with pytest.raises(TargetError, match="exists already"):
         export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(image_size=64))
@@ -67,9 +70,11 @@ def test_an_existing_bundle_is_replaced_only_when_forced(checkpoint: Path, tmp_p
     assert json.loads((tmp_path / "bundle" / "manifest.json").read_text())["image_size"] == 64
 
 
-def test_a_failed_export_leaves_nothing_and_loses_nothing(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_failed_export_leaves_nothing_and_loses_nothing(
+    bundles: dict[str, Path], checkpoint: Path, tmp_path: Path
+) -> None:
     (tmp_path / "broken.safetensors").write_bytes(checkpoint.read_bytes()[:100])
-    export_bundle(checkpoint, tmp_path / "bundle")
+    shutil.copytree(bundles["fp32"], tmp_path / "bundle")
     before = sorted(tmp_path.rglob("*"))
     for target in ("bundle", "other"):
         with pytest.raises(CheckpointError):
@@ -140,11 +145,10 @@ def test_gpus_that_no_engine_can_be_built_for_are_refused(
     assert steps == ["reading the checkpoint"]  # refused before the work
 
 
-def test_steps_are_reported_in_order(
-    checkpoint: Path, tmp_path: Path, make_network: Callable[..., MicroscopicMamba]
-) -> None:
+def test_steps_are_reported_in_order(state_dict: Path, tmp_path: Path) -> None:
     steps: list[str] = []
-    export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(precision="fp16"), report=steps.append)
+    options = ExportOptions(precision="fp16", image_size=32, labels=("a", "b", "c"), **STATISTICS)
+    export_bundle(state_dict, tmp_path / "bundle", options, report=steps.append)
     assert steps == [
         "reading the checkpoint",
         "tracing PyTorch to ONNX",

@@ -16,9 +16,8 @@ from msmamba.errors import BackendError, ExportError
 from msmamba.export.engine import build as engine
 from msmamba.export.engine.build import EngineOptions, engine_from_onnx
 from msmamba.export.engine.program import product_types
-from msmamba.export.graph.onnx_model import flat_model, onnx_from_network
+from msmamba.export.graph.onnx_model import flat_model
 from msmamba.export.graph.precision import fp16_from_fp32
-from msmamba.model.networks.microscopic_mamba import MicroscopicMamba
 from msmamba.plugins import cuda_driver
 from msmamba.plugins.selective_scan.gpu_package import MAGIC, KernelPackage
 from msmamba.plugins.selective_scan.onnx_function import scan_function
@@ -31,9 +30,9 @@ def _parser_library() -> None:
 
 
 @pytest.fixture(scope="module")
-def fp32(network: MicroscopicMamba) -> ModelProto:
+def fp32(small_onnx: ModelProto) -> ModelProto:
     """The small network, with a scan in each of its four stages."""
-    return flat_model(onnx_from_network(network, 32))
+    return flat_model(small_onnx)
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,19 @@ import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from msmamba.errors import ExportError, InputError
-from msmamba.export.graph.onnx_model import flat_model, onnx_from_network
+from msmamba.export.graph.onnx_model import flat_model
 from msmamba.export.graph.plan import Plan
 from msmamba.export.graph.precision import fp16_from_fp32, precision_proof
 from msmamba.export.graph.products import DEPTHWISE, LINEAR, merged, products
 from msmamba.export.graph.quantise import int8_from_fp32, int8_nodes, int8_proof, quantised_weight
-from msmamba.model import MicroscopicMamba
 
 BATCH = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
 NATIVE = ["CPUExecutionProvider"]
 
 
 @pytest.fixture(scope="module")
-def flat(network: MicroscopicMamba) -> ModelProto:
-    return merged(flat_model(onnx_from_network(network, 32)))
+def flat(small_onnx: ModelProto) -> ModelProto:
+    return merged(flat_model(small_onnx))
 
 
 def values_of(model: ModelProto, names: list[str]) -> dict[str, npt.NDArray[np.float32]]:
@@ -73,16 +72,15 @@ def for_cpus(flat: ModelProto, ranges: dict[str, float], chosen: list[str]) -> M
     return int8_from_fp32(flat, ranges, chosen, outputs=True)
 
 
-def test_merging_products_changes_no_answer(network: MicroscopicMamba, flat: ModelProto) -> None:
-    plain = flat_model(onnx_from_network(network, 32))
+def test_merging_products_changes_no_answer(small_onnx: ModelProto, flat: ModelProto) -> None:
+    plain = flat_model(small_onnx)
     np.testing.assert_allclose(answers(flat), answers(plain), rtol=0, atol=1e-5)
     assert len(products(flat)) == len(products(plain)) - 4 * 2  # a block's three become one
     assert sum(product.macs for product in products(flat)) == sum(p.macs for p in products(plain))
 
 
-def test_the_multiply_adds_are_those_of_the_layers() -> None:
-    tiny = MicroscopicMamba.of_size("t", num_classes=4).eval()
-    found = products(merged(flat_model(onnx_from_network(tiny, 224))))
+def test_the_multiply_adds_are_those_of_the_layers(tiny_onnx: ModelProto) -> None:
+    found = products(merged(flat_model(tiny_onnx)))
     assert found[0].macs == 112 * 112 * 48 * 27
     assert found[1].macs == 56 * 56 * 96 * 48 * 9
     by_unit = Counter(product.unit for product in found)

@@ -13,14 +13,13 @@ from onnx import ModelProto, numpy_helper
 from msmamba.calib import CalibrationSet, choose
 from msmamba.errors import ArtefactError, ExportError, InputError
 from msmamba.export.graph.judging import Judge, Judgement, Limits, limits_of
-from msmamba.export.graph.onnx_model import flat_model, onnx_from_network
+from msmamba.export.graph.onnx_model import flat_model
 from msmamba.export.graph.plan import Plan
 from msmamba.export.graph.products import KINDS, Product, products
 from msmamba.export.graph.quantise import int8_from_fp32
 from msmamba.export.graph.sensitivity import find_plan, measure_sensitivity
 from msmamba.images import Transform, read_image
 from msmamba.measures.decision import ImageLimit
-from msmamba.model import MicroscopicMamba
 from msmamba.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 TRANSFORM = Transform(32, (0.6, 0.5, 0.7), (0.2, 0.25, 0.15))
@@ -36,9 +35,9 @@ def images(labelled: Path) -> CalibrationSet:
 
 
 @pytest.fixture(scope="module")
-def flat(network: MicroscopicMamba, images: CalibrationSet) -> ModelProto:
+def flat(small_onnx: ModelProto, images: CalibrationSet) -> ModelProto:
     """The small network, its classes moved so close together that labels differ and flip easily."""
-    model = flat_model(onnx_from_network(network, 32))
+    model = flat_model(small_onnx)
     batch = np.stack([TRANSFORM(read_image(image.source)) for image in images.images])
     backend = OnnxRuntimeBackend(model.SerializeToString(), "the small network")
     logits = backend.run(batch)
