@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +28,11 @@ def kernels(request: pytest.FixtureRequest, default_settings: None) -> str:
     except ValueError:
         pytest.skip(f"this machine has no {name}")
     return name
+
+
+@pytest.fixture(scope="session")
+def sanitizer_cache(pytestconfig: pytest.Config) -> Path:
+    """Where programs under sanitizers are kept between runs; named by their content."""
+    cache = pytestconfig.cache
+    assert cache is not None
+    return cache.mkdir("sanitizers")
