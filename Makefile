@@ -23,9 +23,10 @@ lint: $(VENV)/test.stamp
 types: $(VENV)/test.stamp
 	$(BIN)/mypy .
 
-# Idle OpenMP threads would spin, and take a core from the other worker.
+# Idle OpenMP threads would spin, and take a core from the other worker. A file's tests share what they make, so
+# they stay in one process; files are taken in the order of tests/conftest.py, the dearest first.
 tests: $(VENV)/test.stamp
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The page of `mmdeploy live` in a real browser: under four minutes beside other work, one of them a stream of a minute. Installs Debian's Chromium where there is none.
 test-browser: $(VENV)/browser.stamp
