@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import triton
@@ -63,8 +64,16 @@ class MachineCode:
     registers: int
     shared_bytes: int
     spill_bytes: int  # local memory and stack
-    size_bytes: int
-    loop: Counter[str]  # instructions of the innermost, hottest loop by name
+    cubin: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.cubin)
+
+    @cached_property
+    def loop(self) -> Counter[str]:
+        """Instructions of the innermost, hottest loop by name; disassembled when it is asked for."""
+        return _longest_loop(_output("nvdisasm", self.cubin, "-c"))
 
     @property
     def special(self) -> int:
@@ -78,25 +87,24 @@ class MachineCode:
 
 
 def machine_code(kernel: str, element_type: str, compute_capability: int) -> MachineCode:
-    """Compiles a kernel and reads its machine code."""
+    """Compiles a kernel and reads what its machine code uses."""
     compiled = compile_kernel(kernel, element_type, STATES, compute_capability)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _output("cuobjdump", "-res-usage", file.name)
-        assembly = _output("nvdisasm", "-c", file.name)
+    usage = _output("cuobjdump", compiled.asm["cubin"], "-res-usage")
     used = {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     return MachineCode(
         registers=used["REG"],
         shared_bytes=compiled.metadata.shared,
         spill_bytes=used["STACK"] + used["LOCAL"],
-        size_bytes=len(compiled.asm["cubin"]),
-        loop=_longest_loop(assembly),
+        cubin=compiled.asm["cubin"],
     )
 
 
-def _output(tool: str, *arguments: str) -> str:
-    return subprocess.run([TOOLS / tool, *arguments], check=True, capture_output=True, text=True).stdout
+def _output(tool: str, cubin: bytes, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [TOOLS / tool, option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _longest_loop(assembly: str) -> Counter[str]:
