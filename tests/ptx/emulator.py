@@ -104,8 +104,8 @@ def emulate(ptx: str, cache: Path) -> EmulatedKernel:
         path = library.with_suffix(".cpp")
         path.write_text(source)
         partial = library.with_suffix(".partial")
-        command = ["g++", *_FLAGS, "-shared", f"-I{_parsed_runtime().name}", "-o", str(partial), str(path)]
-        subprocess.run(command, check=True)
+        headers = [f"-I{_parsed_runtime().name}", f"-I{_RUNTIME.parent}"]
+        subprocess.run(["g++", *_FLAGS, "-shared", *headers, "-o", str(partial), str(path)], check=True)
         partial.rename(library)
     return EmulatedKernel(kernel, ctypes.CDLL(str(library)))
 
