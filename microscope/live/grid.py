@@ -135,8 +135,12 @@ class Mapper:
         self._turns = np.empty((0, 0), np.int64)  # the frame in which a tile was classified last
         self._frames = 0
 
-    def map(self, frame: Frame) -> TileMap:
+    def map(self, frame: Frame, other: float = 0.0) -> TileMap:
         """The map of a frame.
+
+        Args:
+            frame: the frame.
+            other: seconds of the frame's time that something else takes.
 
         Raises:
             InputError: the very first frame does not say its scale, and the grid asks for microns.
@@ -157,7 +161,7 @@ class Mapper:
         # What changed first; of it, and of the rest, what has waited longest.
         order = np.lexsort((self._turns.ravel(), ~changed))
         rate = self._grid.frames_a_second
-        ends = math.inf if rate is None else began + 1 / rate
+        ends = math.inf if rate is None else began + 1 / rate - other
         done = self._classify(field, [(int(place), tiles[place]) for place in order], gists, ends)
         self._frames += 1
         microns = None if frame.mpp is None else side * frame.mpp

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Generator
@@ -28,6 +29,8 @@ from .grid import Grid, Mapper, TileMap
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds before a source that went away is opened again
 _LOOK = 0.1  # seconds between two looks at what there is to report
+_CLOSING = 2.0  # seconds that the source has for closing
+_NUMBER = re.compile(r"#\d+")  # of a frame, in its name
 _REPORTS = 100  # that wait for somebody to hear them; older ones go
 
 
@@ -170,6 +173,7 @@ class _Loop:
         self._reports: deque[str] = deque(maxlen=_REPORTS)
         self._stop = Event()
         self._last_frame = time.monotonic()
+        self._gone = False
         self._looks: _Looks | None = None
         self._fault = ""
 
@@ -209,6 +213,7 @@ class _Loop:
             self._frames.end()
             self._answers.end()
             threads[1].join()  # it uses the session, which whoever iterates may close next
+            threads[0].join(_CLOSING)  # so that a camera is given back; a read that hangs ends by itself
 
     def _tell(self) -> None:
         while self._reports:
@@ -216,7 +221,7 @@ class _Loop:
 
     def _tell_of_a_stall(self, stalled: bool) -> bool:
         limit = self._source.stalls_after
-        if limit is None or time.monotonic() - self._last_frame < limit:
+        if limit is None or self._gone or time.monotonic() - self._last_frame < limit:
             return False
         if not stalled:
             self._report(f"'{self._source.name}' has given no frame for {limit:g} seconds: waiting for it")
@@ -238,7 +243,7 @@ class _Loop:
 
     def _grab(self) -> None:
         """Reads frames until the source ends or nobody wants any."""
-        first, pause, gone, was_open = 0, _FIRST_PAUSE, False, False
+        first, pause, was_open, left_out = 0, _FIRST_PAUSE, False, ""
         try:
             while not self._stop.is_set():
                 number = first - 1
@@ -248,23 +253,27 @@ class _Loop:
                         if self._stop.is_set():
                             return
                         was_open = True
-                        if gone:
+                        if self._gone:
                             self._reports.append(f"'{self._source.name}' is back")
-                            gone = False
+                            self._gone, self._last_frame = False, time.monotonic()
                         if isinstance(item, Frame):
                             number, pause = first + item.number, _FIRST_PAUSE
                             self._last_frame = time.monotonic()
                             self._tell_of_a_change(item)
                             self._frames.put((number, item))
+                            left_out = ""
                         elif item is not None:
-                            self._reports.append(f"a frame was left out: {item}")
+                            fault = _NUMBER.sub("", str(item))
+                            if fault != left_out:
+                                self._reports.append(f"a frame was left out: {item}")
+                            left_out = fault
                     if not self._source.endless:
                         break
                 except SourceError as error:
                     if not was_open:
                         raise
-                    reason = str(error)
-                first, gone = number + 1, True
+                    reason = str(error).removeprefix(f"'{self._source.name}' ")
+                first, self._gone = number + 1, True
                 self._reports.append(
                     f"'{self._source.name}' went away: {reason}; trying again in {pause:g} s"
                 )
@@ -305,7 +314,7 @@ class _Loop:
             label, probabilities = prediction.label, prediction.probabilities
         else:
             times.append(times[-1])
-            tiles = self._mapper.map(frame)
+            tiles = self._mapper.map(frame, times[-1] - times[0])
             probabilities = tiles.mean
             label = (self._session.labels or ())[probabilities.index(max(probabilities))]
         times.append(time.monotonic())

@@ -1,7 +1,7 @@
 """Cameras, network streams and video files, through PyAV, which has FFmpeg in it.
 
-A read has a time limit, which FFmpeg keeps itself: a camera or server that hangs ends in an error, not in
-a thread that never returns.
+A read from a file or the network has a time limit, which FFmpeg keeps itself: a server that hangs ends in an
+error, not in a thread that never returns. A camera's driver may block all the same; the loop tells of that.
 """
 
 from __future__ import annotations
@@ -313,5 +313,5 @@ def _reason(error: Exception, is_camera: bool) -> str:
     if is_camera and getattr(error, "errno", None) == 16:
         return "it is busy: close the program that uses it"
     if isinstance(error, av.error.InvalidDataError):
-        return "its data are not those of a video"
+        return "no video can be read from it"
     return (getattr(error, "strerror", None) or str(error)).lower()

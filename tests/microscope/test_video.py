@@ -108,7 +108,7 @@ def test_what_is_no_video_is_named(what: str, film: Path, tmp_path: Path) -> Non
     with pytest.raises(SourceError) as raised:
         list(open_source(path).frames())
     assert str(raised.value).startswith(f"'{path}'")
-    assert ("no picture" if what == "sound" else "not those of a video") in str(raised.value)
+    assert ("no picture" if what == "sound" else "no video can be read from it") in str(raised.value)
 
 
 def test_a_camera_that_is_not_there_is_named() -> None:
@@ -116,6 +116,15 @@ def test_a_camera_that_is_not_there_is_named() -> None:
         next(open_source("97").frames())
     with pytest.raises(SourceError, match="connection refused"):
         next(open_source("rtsp://127.0.0.1:1/none").frames())
+
+
+def test_a_device_gives_frames_as_a_camera_does() -> None:
+    drawn = video.Stream("camera", "color=red:size=64x48:rate=50", "lavfi", {}, 65535)  # FFmpeg's own device
+    with closing(drawn.frames()) as items:
+        frames = [item for item in islice(items, 3) if isinstance(item, Frame)]
+    assert [frame.number for frame in frames] == [0, 1, 2]
+    assert {frame.pixels.shape for frame in frames} == {(48, 64, 3)}
+    assert np.allclose(frames[0].pixels[20, 30], (255, 0, 0), atol=3)
 
 
 @pytest.mark.parametrize(
@@ -264,8 +273,7 @@ def test_a_stream_that_hangs_is_given_up_and_opened_again(
         over.set()
     assert hung.is_set()
     assert said == [
-        f"'{camera.url}' went away: '{camera.url}' cannot be read on: it gives nothing for too long; trying "
-        "again in 0.5 s",
+        f"'{camera.url}' went away: cannot be read on: it gives nothing for too long; trying again in 0.5 s",
         f"'{camera.url}' is back",
     ]
     assert running - before <= 4  # the two of the loop, and the server's, one for each connection
