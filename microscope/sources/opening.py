@@ -66,6 +66,8 @@ def open_source(
         BackendError: the extra that this kind of source needs is not installed.
     """
     text = os.fsdecode(text)
+    if not text:
+        raise SourceError(f"no source is named: expected {FORMS}")
     kind, _, rest = text.partition(":")
     asked = _Asked(text, rest, white_level, keep_all, mosaic)
     if text in _WORDS:
@@ -74,9 +76,11 @@ def open_source(
         if not rest:
             raise SourceError(f"'{text}' names nothing: expected {kind}:{_KINDS[kind][0]}")
         return _KINDS[kind][1](asked)
-    if text.isdecimal() or Path(text).is_char_device() or text.startswith("/dev/"):
-        return camera(text, white_level)
-    return _files(asked)
+    try:
+        is_device = text.isdecimal() or text.startswith("/dev/") or Path(text).is_char_device()
+        return camera(text, white_level) if is_device else _files(asked)
+    except OSError as error:  # a name that no file can have
+        raise SourceError(f"'{text}' is no source: {error.strerror}: expected {FORMS}") from error
 
 
 def _files(asked: _Asked) -> Source:

@@ -111,8 +111,10 @@ def test_files_are_frames_in_their_order_and_bad_ones_errors(tmp_path: Path) -> 
         ("nowhere", "'nowhere' is no source: expected a camera's number or device, rtsp://"),
         ("watch:", "'watch:' names nothing: expected watch:FOLDER"),
         (".", "holds no image; to wait for some, say watch:"),
+        ("", "no source is named: expected a camera's number"),
+        ("x" * 5000, "is no source: File name too long"),
     ],
-    ids=["nothing there", "no folder", "empty folder"],
+    ids=["nothing there", "no folder", "empty folder", "nothing", "too long"],
 )
 def test_what_is_no_source_is_named(
     text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
