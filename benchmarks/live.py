@@ -118,7 +118,7 @@ def main() -> None:
     for name in ("95th", "at most", "first half", "second half"):
         table.add_column(name, justify="right")
     prepare = prepare_ms(arguments.artefact)
-    bench = [bench_ms(arguments.artefact, arguments.threads)]
+    bench = [bench_ms(arguments.artefact, arguments.threads)] if arguments.rates else []
     rows = []
     for rate in arguments.rates:
         rows.append((rate, *measure(arguments.artefact, rate, arguments.threads, arguments.seconds)))
@@ -144,7 +144,8 @@ def main() -> None:
             f"{bar + LAST_MS:.1f}",
             *(f"{statistics.median(part):.1f}" for part in (ages[:half], ages[half:])),
         )
-    Console(width=150).print(table)
+    if rows:
+        Console(width=150).print(table)
     if arguments.soak:
         held = soak(arguments.soak, arguments.threads, arguments.frames)
         print(f"memory over {arguments.frames} results, MB: {', '.join(f'{value:.1f}' for value in held)}")
