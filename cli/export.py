@@ -215,6 +215,7 @@ def export(
         result = export_bundle(source, output, options, force=force, report=report)
     nodes = ", ".join(f"{count} {kind}" for kind, count in result.proof.nodes.items())
     say(f"{result.path}: {result.bytes / 1e6:.1f} MB, {result.nodes} nodes ({nodes}), {result.scans} scans")
+    tell(result.notes)
     if result.int8 is not None:
         tell(result.int8.prepared.notes)
         say(f"  {result.int8.summary}")
@@ -260,3 +261,5 @@ def _add_engine(
         options = EngineOptions.of(target, compute_capabilities, **chosen)
         result = engine_bundle(source, output, options, force=force, report=report)
     say(f"{result.path}: {result.engine.summary}")
+    if result.manifest.guard:
+        say("  its guard came along")

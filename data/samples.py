@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, overload
@@ -144,3 +144,8 @@ def classes_of(samples: Sequence[Sample]) -> npt.NDArray[np.int32]:
     if isinstance(samples, Samples):
         return samples.classes
     return np.array([sample.label for sample in samples], np.int32)
+
+
+def sources_of(samples: Sequence[Sample]) -> Iterator[Source]:
+    """Where the pixels of samples are, in their order."""
+    return (sample.source for sample in samples)

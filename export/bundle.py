@@ -1,13 +1,15 @@
 """From a checkpoint to a bundle: the folder that a machine beside a microscope is given.
 
 A bundle is written under a temporary name and renamed, so it is whole or absent. It holds ``manifest.json``,
-``model.onnx`` and the scan's kernels for GPUs (`kernels`); an engine comes as ``model.engine`` with
+``model.onnx`` and the scan's kernels for GPUs (`kernels`), and in ``seen.json`` which images training saw
+(`data.seen`), where the checkpoint says; an engine comes as ``model.engine`` with
 TensorRT's ``build.log``; `verify` adds ``parity.json``. With int8 come ``calibration.json``, its images and
 ranges, and ``plan.json``.
 """
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +19,13 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ..errors import ExportError
+from ..errors import ArtefactError, ExportError
 from ..files import as_utf8, atomic_folder
 from ..images import FULL_WHITE
 from ..model.networks.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from ..model.networks.registry import family_of
 from ..resize import PILLOW_RULE
-from ..runtime.artefact import MODEL_NAME
+from ..runtime.artefact import MODEL_NAME, SEEN_NAME, open_bundle
 from ..runtime.manifest import Manifest
 from ..runtime.probe import checksums
 from ..version import __version__
@@ -40,6 +42,10 @@ SENSITIVITY_FILE, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
 PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
 
+_CALIBRATE_AGAIN = (
+    "the bundle that was replaced had a guard, which was of that network in that precision: calibrate again, "
+    "with 'mmdeploy calibrate'"
+)
 _VERSIONS_NOTED = ("torch", "onnx", "onnxscript", "numpy", "pillow", "simplejpeg")
 
 
@@ -89,6 +95,8 @@ class Export:
     """None for the target ``onnx``."""
     int8: Int8 | None = None
     """None for other precisions."""
+    notes: tuple[str, ...] = ()
+    """What there is to say of it, a line each."""
 
 
 def export_bundle(
@@ -115,6 +123,7 @@ def export_bundle(
         TargetError: the bundle exists already, or cannot be written.
     """
     options = options or ExportOptions()
+    notes = (_CALIBRATE_AGAIN,) if _has_guard(Path(output)) else ()
     with atomic_folder(output, force) as folder:
         report("reading the checkpoint")
         loaded = load_checkpoint(checkpoint, options.weights_of)
@@ -152,6 +161,8 @@ def export_bundle(
             (folder / name).write_bytes(content)
         if engine is not None:
             manifest = write_engine(folder, engine, manifest)
+        if loaded.seen is not None:
+            (folder / SEEN_NAME).write_text(json.dumps(loaded.seen.to_dict()), encoding="ascii")
         if int8 is not None:
             _write_int8(folder, int8)
         manifest = seal(folder, manifest)
@@ -165,7 +176,16 @@ def export_bundle(
         kernels_bytes=sum(map(len, kernels.values())),
         engine=engine,
         int8=int8,
+        notes=notes,
     )
+
+
+def _has_guard(path: Path) -> bool:
+    """Whether a bundle that knows when not to answer stands there."""
+    try:
+        return bool(open_bundle(path).manifest.guard)
+    except ArtefactError:
+        return False
 
 
 def _write_int8(folder: Path, int8: Int8) -> None:

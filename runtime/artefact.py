@@ -11,12 +11,16 @@ import hashlib
 import mmap
 import os
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any, TypeVar
 
 from .. import files
+from ..data.seen import Seen
 from ..errors import ArtefactError
+from ..schema import parsed
 from .manifest import Manifest
 from .protobuf import Buffer, fields
 
@@ -24,6 +28,12 @@ MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 ENGINE_NAME = "model.engine"
 PARITY_NAME = "parity.json"
+SEEN_NAME = "seen.json"
+"""Which images the training saw (`data.seen`); bundles of checkpoints that do not say have none."""
+SCORES_NAME = "scores.json"
+"""Scores of the images that the bundle was calibrated on (`runtime.drift`)."""
+
+Made = TypeVar("Made")
 
 ENGINE_MAGICS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
 """First bytes of a plan, and the library that it is for."""
@@ -52,6 +62,33 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+
+    @property
+    def seen(self) -> Seen | None:
+        """The images that the training saw; None where that is not known.
+
+        Raises:
+            ArtefactError: the file that says it was changed, or is none.
+        """
+        return self.parsed(SEEN_NAME, Seen.from_dict, "export the bundle again")
+
+    def parsed(self, name: str, made_of: Callable[[Any], Made], cure: str) -> Made | None:
+        """What one of the bundle's JSON files holds, None where the bundle has none of that name.
+
+        Args:
+            name: the file.
+            made_of: makes it of the file's value; raises ValueError where that is something else.
+            cure: what to do then.
+
+        Raises:
+            ArtefactError: the file was changed, or holds something else.
+        """
+        if name not in self.manifest.files:
+            return None
+        try:
+            return made_of(parsed(self.read(name)))
+        except ValueError as error:
+            raise ArtefactError(f"'{self.folder / name}' cannot be used: {error}: {cure}") from error
 
     def read(self, name: str) -> bytes:
         """The content of one of the bundle's files, after its checksum.

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...data.coverage import Coverage
+from ...data.seen import Seen
 from ...errors import CheckpointError, InputError, Note
 from ...files import sha256_of, write_atomically
 from ...images import FULL_WHITE
@@ -70,6 +71,8 @@ class Checkpoint:
     """None where the checkpoint does not say."""
     notes: tuple[str, ...] = ()
     """What reading it had to decide, a line each."""
+    seen: Seen | None = None
+    """The images that training saw; None where the checkpoint does not say."""
 
 
 def save_checkpoint(
@@ -82,6 +85,7 @@ def save_checkpoint(
     std: tuple[float, ...] | list[float],
     white_level: int = FULL_WHITE,
     covers: Coverage | None = None,
+    seen: Seen | None = None,
 ) -> None:
     """Writes a network as safetensors, with what is needed to use it in its metadata.
 
@@ -94,6 +98,7 @@ def save_checkpoint(
         std: channel standard deviations, three.
         white_level: the value of white in 16-bit images.
         covers: what the training images covered.
+        seen: the images that training saw, where it was on images.
 
     Raises:
         InputError: the labels, the size or the statistics are not what they can be; every one is named.
@@ -113,6 +118,7 @@ def save_checkpoint(
         "white_level": white_level,
         **({} if covers is None else {"covers": covers.to_dict()}),
         "versions": {"msmamba": __version__, "torch": torch.__version__},
+        **({} if seen is None else {"seen": seen.to_dict()}),
     }
     if problems := problems_of(description):
         raise InputError(f"cannot be saved as a checkpoint: {'; '.join(problems)}")
@@ -142,7 +148,11 @@ def load_checkpoint(path: str | Path, weights_of: str | None = None) -> Checkpoi
             f"{path}: {len(labels)} labels, but its tensors have {network.arch.num_classes} classes"
         )
     _take_what_tensors_do_not_say(network, file)
-    return Checkpoint(network, sha256_of(Path(path)), file.weights_of, labels, preprocessing, file.notes)
+    said = file.description.get("seen")
+    seen = None if said is None else Seen.from_dict(said)
+    return Checkpoint(
+        network, sha256_of(Path(path)), file.weights_of, labels, preprocessing, file.notes, seen
+    )
 
 
 def _network_of(state: Mapping[str, Tensor]) -> Network:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...data.coverage import COVERAGE
 from ...data.labels import are_labels
+from ...data.seen import SEEN
 from ...errors import CheckpointError
 from ...images import FULL_WHITE, LEAST_WHITE, MAX_SIZE, are_deviations, are_means, is_image_size
 from ...resize import PILLOW_RULE, RULE
@@ -37,6 +38,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "covers": ("the least, median and most pixels and microns of training images", COVERAGE.holds),
     "versions": ("package names with versions", _is_texts),
+    "seen": (SEEN.words, SEEN.holds),
 }
 _REQUIRED = ("labels", "image_size", "mean", "std")  # earlier files lack some of the others
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,8 +31,9 @@ from ...data.coverage import Coverage
 from ...data.folders import ImageFolder, check_trainable, read_training_folder
 from ...data.imported import Channels
 from ...data.readable import unreadable_images, without
-from ...data.samples import StackedSamples
+from ...data.samples import StackedSamples, sources_of
 from ...data.scale import check_microns
+from ...data.seen import Seen
 from ...errors import BackendError, ImageError, InputError, TrainingError, some
 from ...images import FULL_WHITE, Transform, noting, white_level_of, white_note
 from ...machine import usable_cores
@@ -287,6 +289,7 @@ class _Trainer:
         mpp: float | None,
     ) -> None:
         self.labels, self.folder, self.recipe, self.hardware = data.labels, folder, recipe, hardware
+        self.data = data
         self.processes = processes
         self.listeners = listeners if processes.is_first else ()
         self.device = torch.device(hardware.device)
@@ -318,7 +321,6 @@ class _Trainer:
         training = TrainingImages(images["train"], recipe.augmentation, self.transform, recipe.seed)
         self.training_batches = Batches(training, hardware.workers, batch_sampler=self.shards)
         self.evaluation_batches = self._evaluation_batches(images)
-        self.data = data
         self.plan = Plan(
             run=folder.path,
             counts=data.counts(),
@@ -641,7 +643,13 @@ class _Trainer:
             std=self.transform.std,
             white_level=self.transform.white_level,
             covers=self.covers,
+            seen=self._seen,
         )
+
+    @cached_property
+    def _seen(self) -> Seen:
+        """What goes with the weights, on the first process: by which images they came about."""
+        return Seen.of(*(sources_of(self.data.split(name)) for name in ("train", "val")))
 
     def _restore(self, state: State) -> None:
         self.history = list(state.history)

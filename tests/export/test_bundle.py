@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,19 @@ import onnx
 import pytest
 import torch
 
-from msmamba.errors import CheckpointError, ExportError, TargetError
+from msmamba.data.seen import Seen
+from msmamba.errors import ArtefactError, CheckpointError, ExportError, TargetError
 from msmamba.export.bundle import ExportOptions, export_bundle
 from msmamba.files import sha256_of
 from msmamba.model import MicroscopicMamba
+from msmamba.model.networks.checkpoint import save_checkpoint
 from msmamba.plugins.tensorrt_library import link_parser_library
 from msmamba.resize import PILLOW_RULE, RULE
 from msmamba.runtime import Manifest
+from msmamba.runtime.artefact import open_bundle
 from msmamba.runtime.manifest import EngineFacts
 from msmamba.runtime.probe import checksums
+from tests.export.proof.test_guarded import with_guard
 
 STATISTICS: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
@@ -58,6 +63,29 @@ def test_the_same_checkpoint_gives_the_same_bytes(
         assert (again / name).read_bytes() == (bundles["fp16"] / name).read_bytes()
 
 
+def test_a_bundle_says_which_images_training_saw(
+    network: MicroscopicMamba, micrographs: Path, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    images = sorted(micrographs.glob("*.png"))
+    seen = Seen.of(images[:5], images[5:7])
+    save_checkpoint(
+        tmp_path / "seen.safetensors", network, labels=["a", "b", "c"], image_size=32, **STATISTICS, seen=seen
+    )
+    exported = export_bundle(tmp_path / "seen.safetensors", tmp_path / "bundle")
+    assert exported.notes == ()
+    bundle = open_bundle(exported.path)
+    assert bundle.seen is not None
+    assert bundle.seen.to_dict() == seen.to_dict()
+    (bundle.folder / "seen.json").write_text("{}")
+    with pytest.raises(ArtefactError, match="was changed after export"):
+        _ = bundle.seen
+    digest = sha256_of(bundle.folder / "seen.json")
+    resealed = replace(bundle.manifest, files={**bundle.manifest.files, "seen.json": digest})
+    with pytest.raises(ArtefactError, match=r"seen\.json' cannot be used: 'train' is missing"):
+        _ = replace(bundle, manifest=resealed).seen
+    assert open_bundle(bundles["fp32"]).seen is None
+
+
 def test_an_existing_bundle_is_replaced_only_when_forced(
     bundles: dict[str, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -66,8 +94,10 @@ def test_an_existing_bundle_is_replaced_only_when_forced(
     with pytest.raises(TargetError, match="exists already"):
         export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(image_size=64))
     assert sha256_of(tmp_path / "bundle" / "manifest.json") == before
-    export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(image_size=64), force=True)
-    assert json.loads((tmp_path / "bundle" / "manifest.json").read_text())["image_size"] == 64
+    guarded = with_guard(tmp_path / "bundle", tmp_path / "guarded", threshold=1.0)
+    (note,) = export_bundle(checkpoint, guarded, ExportOptions(image_size=64), force=True).notes
+    assert json.loads((guarded / "manifest.json").read_text())["image_size"] == 64
+    assert "had a guard, which was of that network in that precision: calibrate again" in note
 
 
 def test_a_failed_export_leaves_nothing_and_loses_nothing(

@@ -25,6 +25,12 @@ from msmamba.runtime.artefact import Kind, open_bundle, recognise
 from msmamba.runtime.manifest import EngineFacts
 
 RTX_89 = EngineOptions((89,), batches=(1, 1, 2))
+GUARD = {
+    **dict.fromkeys(("max_error", "confidence", "candidate_bound"), 0.5),
+    "network_sha256": "ab" * 32,
+    **dict.fromkeys(("temperature", "threshold"), 1.5),
+    **dict.fromkeys(("images", "answered", "errors"), 10),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,7 +89,8 @@ def test_a_device_builds_from_a_bundle_without_pytorch_and_triton(
 
 def test_another_engine_takes_the_place_of_the_first(bundles: dict[str, Path], tmp_path: Path) -> None:
     first = engine_bundle(_with_files(bundles["fp16"], tmp_path), tmp_path / "first", RTX_89)
-    assert {"calibration.json"} < set(first.manifest.files)  # what belongs to the model comes along
+    assert {"calibration.json", "seen.json"} < set(first.manifest.files)  # what belongs to the model comes
+    assert first.manifest.guard == GUARD
     assert "parity.json" not in first.manifest.files  # it is of what ran then
     assert "parity" not in first.manifest.precision_proven
     second = engine_bundle(first.path, tmp_path / "second", EngineOptions((80,), batches=(1, 2, 2)))
@@ -94,14 +101,15 @@ def test_another_engine_takes_the_place_of_the_first(bundles: dict[str, Path], t
 
 
 def _with_files(bundle: Path, folder: Path) -> Path:
-    """A copy of a bundle with two files more."""
+    """A copy of a bundle with three files more, and a guard."""
     copy = folder / "with files"
     shutil.copytree(bundle, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
-    for name in ("calibration.json", "parity.json"):
+    for name in ("calibration.json", "seen.json", "parity.json"):
         (copy / name).write_text("{}")
         manifest["files"][name] = sha256_of(copy / name)
     manifest["precision_proven"]["parity"] = {"passed": True}
+    manifest["guard"] = GUARD
     (copy / "manifest.json").write_text(json.dumps(manifest))
     return copy
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from msmamba.data.seen import Seen
 from msmamba.errors import CheckpointError, InputError, Note
 from msmamba.model import MicroscopicMamba
 from msmamba.model.networks.checkpoint import METADATA_KEY, Preprocessing, load_checkpoint, save_checkpoint
@@ -37,6 +38,20 @@ def test_a_saved_checkpoint_comes_back_whole(network: MicroscopicMamba, checkpoi
     assert loaded.labels == ("basophil", "eosinophil", "lymphocyte")
     assert loaded.preprocessing == Preprocessing(32, (0.6, 0.5, 0.7), (0.2, 0.25, 0.15), RULE)
     assert len(loaded.sha256) == 64
+
+
+def test_it_says_which_images_training_saw(
+    network: MicroscopicMamba, micrographs: Path, tmp_path: Path
+) -> None:
+    images = sorted(micrographs.glob("*.png"))
+    seen = Seen.of(images[:5], images[5:7])
+    said = {"labels": ["a", "b", "c"], "image_size": 32, "mean": [0.5] * 3, "std": [0.2] * 3}
+    save_checkpoint(tmp_path / "seen.safetensors", network, **said, seen=seen)
+    loaded = load_checkpoint(tmp_path / "seen.safetensors").seen
+    assert loaded is not None
+    assert loaded.to_dict() == seen.to_dict()
+    save_checkpoint(tmp_path / "none.safetensors", network, **said)
+    assert load_checkpoint(tmp_path / "none.safetensors").seen is None
 
 
 @pytest.mark.parametrize(
@@ -392,6 +407,7 @@ def test_every_half_of_a_file_is_refused(network: MicroscopicMamba, tmp_path: Pa
         ("image_size", -5, "'image_size' is -5"),
         ("image_size", 10**9, "1 to 8192 pixels"),
         ("mean", [float("nan")] * 3, "'mean' is"),
+        ("seen", {"train": "AAAA", "val": ""}, "'seen' is"),
         ("std", [0.0, 1.0, 1.0], "'std' is"),
         ("versions", 5, "'versions' is 5"),
     ],
