@@ -11,6 +11,7 @@ from .options import (
     bar,
     described_options,
     device_options,
+    guard_option,
     let_idle_threads_sleep,
     names,
     tell,
@@ -30,7 +31,7 @@ _IMAGES = "The images"
     "--output",
     group=_RESULTS,
     metavar="DIR",
-    help="Also write metrics.json and confusion.png into DIR.",
+    help="Also write metrics.json and two pictures into DIR.",
 )
 @option(
     "--format",
@@ -40,6 +41,7 @@ _IMAGES = "The images"
     default="table",
     help="How the figures are printed.",
 )
+@guard_option
 @option(
     "--split",
     group=_IMAGES,
@@ -74,13 +76,16 @@ def evaluate(
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
     weights_of: str | None,
+    no_guard: bool,
     **options: Any,
 ) -> None:
-    """Measure a model on labelled images: accuracy, AUC, confusion.
+    """Measure a model on labelled images: accuracy, AUC, confusion, certainty.
 
     MODEL is a checkpoint, a bundle, an ONNX file or an engine. DATA was imported, or holds
     {train,val,test}/<class>/* or <class>/*. Labels and preprocessing come from the model; give them where it
     does not say.
+
+    Where MODEL carries a guard ('mmdeploy calibrate'), it is told what that answers and how much is wrong.
     """
     let_idle_threads_sleep()
 
@@ -89,7 +94,9 @@ def evaluate(
 
     described = Described(names(labels) if labels else None, mean, std, image_size, weights_of)
     with bar() as advance:
-        evaluation = evaluate_model(model, data, described=described, advance=advance, **options)
+        evaluation = evaluate_model(
+            model, data, described=described, guard=not no_guard, advance=advance, **options
+        )
     tell(evaluation.notes)
     if output:
         evaluation.write(output)

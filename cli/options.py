@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..text import shown
 from .help import option
 from .output import say
+
+if TYPE_CHECKING:
+    from ..runtime.drift import DriftLog
+    from ..runtime.session import Session
 
 # The same as in `runtime.onnxruntime_backend`; a test keeps the two alike.
 PROVIDERS = ("auto", "engine", "cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
@@ -65,6 +69,37 @@ def device_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = decorate(command)
     return command
+
+
+def guard_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Whether an artefact's guard is applied."""
+    decorate = option(
+        "--no-guard",
+        group=_RUNNING,
+        is_flag=True,
+        help="Leave out the guard that the artefact carries.",
+    )
+    return decorate(command)
+
+
+def drift_option(command: Callable[..., None]) -> Callable[..., None]:
+    """A log of scores for 'mmdeploy drift'."""
+    decorate = option(
+        "--drift",
+        group="Results",
+        metavar="FILE",
+        help="Add scores of each picture to FILE, for 'mmdeploy drift'; no pictures.",
+    )
+    return decorate(command)
+
+
+def drift_logged(
+    path: str | None, artefact: str, session: Session, by: str
+) -> AbstractContextManager[DriftLog | None]:
+    """The log at a path, open to be added to; none where no path was given."""
+    from ..runtime.drift import drift_log
+
+    return nullcontext() if path is None else drift_log(path, artefact, session.manifest, by)
 
 
 def weights_option(command: Callable[..., None]) -> Callable[..., None]:

@@ -8,7 +8,7 @@ import click
 
 from ..errors import ParityError
 from .help import Command, option
-from .options import let_idle_threads_sleep, steps, tell, weights_option
+from .options import guard_option, let_idle_threads_sleep, steps, tell, weights_option
 from .output import say_lines
 
 _COMPARED = "What is compared"
@@ -104,9 +104,15 @@ _RESULTS = "Results"
     default="table",
     help="How the figures are printed.",
 )
+@guard_option
 @weights_option
 def verify(
-    artefact: str, output_format: str, max_flips: str | None, max_undecided: str | None, **options: Any
+    artefact: str,
+    output_format: str,
+    max_flips: str | None,
+    max_undecided: str | None,
+    no_guard: bool,
+    **options: Any,
 ) -> None:
     """Prove that an artefact answers like the checkpoint it was made from.
 
@@ -116,6 +122,9 @@ def verify(
 
     An image whose two largest logits differ in REFERENCE by less than twice the bound on a logit's error is
     undecided: it is listed, and a flip there is not held against ARTEFACT.
+
+    Where ARTEFACT carries a guard ('mmdeploy calibrate'), both answers are put through it, and images that
+    are answered by one and withheld by the other are counted.
 
     The result goes into the bundle as parity.json. The exit status is 1 when the bar is missed.
     """
@@ -127,7 +136,14 @@ def verify(
     options["max_flips"] = None if max_flips is None else ImageLimit.parse(max_flips)
     options["max_undecided"] = None if max_undecided is None else ImageLimit.parse(max_undecided, "undecided")
     with steps() as report:
-        parity = compare(artefact, options.pop("reference"), options.pop("data"), report=report, **options)
+        parity = compare(
+            artefact,
+            options.pop("reference"),
+            options.pop("data"),
+            guard=not no_guard,
+            report=report,
+            **options,
+        )
     tell(parity.notes)
     say_lines(parity.to_json() if output_format == "json" else parity.to_text())
     if not parity.passed:

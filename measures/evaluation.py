@@ -1,4 +1,4 @@
-"""A classifier's metrics on labelled images, whatever runs it: PyTorch, ONNX Runtime or TensorRT.
+"""A classifier's answers on image files, whatever runs it: PyTorch, ONNX Runtime or TensorRT.
 
 Dims: N images, B batch, S side of the square network input, C classes.
 """
@@ -11,42 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..data.samples import Sample, classes_of
+from ..data.samples import Sample
 from ..errors import ArtefactError
-from ..images import Transform
-from .metrics import Metrics, metrics_of
+from ..images import Transform, read_image
 
 Predictor = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
 """Normalised images (B, 3, S, S) to logits (B, C)."""
 
 BATCH_SIZE = 16
-
-
-def evaluate(
-    predict: Predictor,
-    samples: Sequence[Sample],
-    labels: Sequence[str],
-    transform: Transform,
-    *,
-    batch_size: int = BATCH_SIZE,
-    advance: Callable[[int], None] = lambda images: None,
-) -> Metrics:
-    """Measures a classifier on image files, each read and transformed as the runtime does it.
-
-    Args:
-        predict: the classifier.
-        samples: at least one; their class indices are places in ``labels``.
-        labels: the classifier's C class names.
-        transform: makes an image the classifier's input.
-        batch_size: images at a time.
-        advance: called after each batch with the number of images in it.
-
-    Raises:
-        ImageError: a file cannot be read; the message names it.
-        ArtefactError: the classifier gives NaN or infinity.
-    """
-    scores = logits_of(predict, samples, transform, batch_size=batch_size, advance=advance)
-    return metrics_of(scores, classes_of(samples), labels)
 
 
 def logits_of(
@@ -56,8 +28,17 @@ def logits_of(
     *,
     batch_size: int = BATCH_SIZE,
     advance: Callable[[int], None] = lambda images: None,
+    look: Callable[[npt.NDArray[np.uint8]], None] = lambda pixels: None,
 ) -> npt.NDArray[Any]:
-    """(N, C): a classifier's logits of image files, all of them finite; the arguments are `evaluate`'s.
+    """(N, C): a classifier's logits of image files, read and transformed as by the runtime; all are finite.
+
+    Args:
+        predict: the classifier.
+        samples: at least one.
+        transform: makes an image the classifier's input.
+        batch_size: images at a time.
+        advance: called after each batch with the number of images in it.
+        look: is handed the pixels of each image, (H, W, 3), in their order.
 
     Raises:
         ImageError: a file cannot be read; the message names it.
@@ -65,7 +46,11 @@ def logits_of(
     """
     logits = []
     for batch in _batches(samples, batch_size):
-        images = np.stack([transform.of(sample.source) for sample in batch])  # (B, 3, S, S)
+        images = np.empty((len(batch), 3, transform.size, transform.size), np.float32)
+        for place, sample in enumerate(batch):
+            pixels = read_image(sample.source, white_level=transform.white_level)
+            look(pixels)
+            images[place] = transform(pixels)
         logits.append(predict(images))
         advance(len(batch))
     scores = np.concatenate(logits)  # (N, C)

@@ -178,6 +178,14 @@ class Guard:
                 found.add(_ABOVE[name])
         return found - {OUT_OF_FOCUS} if EMPTY in found else found  # where nothing is, nothing is sharp
 
+    @property
+    def promise(self) -> str:
+        """What is kept of the answers that are given, in words."""
+        return (
+            f"at most {100 * self.max_error:g} % of the answers wrong, with {100 * self.confidence:g} % "
+            "confidence"
+        )
+
     def decided(self, logits: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """(B, C) to (B,): whether the network is certain enough, whatever the pictures are worth."""
         if self.threshold is None:

@@ -14,6 +14,7 @@ from ...measures.decision import Decision, Proportion
 from ...measures.decision_text import figure_rows
 from ...pages.figures import FAINT, INK, TRAIN_COLOUR, VAL_COLOUR
 from ...pages.page import data_url, page_from_template, thumbnail
+from .guarded import GuardParity, Ruling
 from .parity import Parity
 
 PICTURES_SHOWN = 240
@@ -56,11 +57,18 @@ def write_page(
         rows=figure_rows(decision),
         pictured=pictured,
         undecided=parity.undecided_images[:UNDECIDED_SHOWN],
+        rulings=[] if parity.guard is None else _rulings(parity.guard),
         harms=defaultdict(str, ((flip.image, flip.outcome) for flip in decision.flips)),
         reliability=data_url(_reliability_svg(decision), "image/svg+xml"),
         interval_text=_proportion_text,
     )
     write_atomically(path, as_utf8(page), through_links=True)
+
+
+def _rulings(guard: GuardParity) -> list[Ruling]:
+    """The images that the guard decides otherwise, those at its threshold last."""
+    differing = [each for each in guard.at_threshold_images if each.differs]
+    return [*guard.differing_images, *differing][:UNDECIDED_SHOWN]
 
 
 def _proportion_text(share: Proportion) -> str:

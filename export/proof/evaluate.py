@@ -11,28 +11,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...data.folders import match_labels, read_evaluation_folder
+from ...data.folders import ImageFolder, match_labels, read_evaluation_folder
 from ...data.readable import unreadable_images, without
+from ...data.samples import classes_of, sources_of
+from ...data.seen import Overlap, Seen
 from ...errors import ArtefactError, BackendError, TargetError
 from ...files import as_utf8, write_atomically
 from ...images import Transform, noting
 from ...measures.confusion import write_confusion_matrix
-from ...measures.evaluation import BATCH_SIZE, Predictor, evaluate
-from ...measures.metrics import ClassMetrics, Metrics
+from ...measures.evaluation import BATCH_SIZE, Predictor, logits_of
+from ...measures.metrics import ClassMetrics, Metrics, metrics_of
+from ...measures.trust import Trust, trust_of, write_risk_coverage
 from ...model.networks.described import Described, described_by, undescribed
 from ...runtime import open_session
-from ...runtime.artefact import is_checkpoint
+from ...runtime.artefact import Kind, is_checkpoint, open_bundle, recognise
+from ...runtime.guard import Guard
+from ...runtime.quality import Quality, quality_of
 from ...schema import as_json
 from ...text import shown
 
-METRICS_FILE, CONFUSION_FILE = "metrics.json", "confusion.png"
+METRICS_FILE, CONFUSION_FILE, RISK_FILE = "metrics.json", "confusion.png", "risk.png"
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,10 @@ class Evaluation:
     ran_on: str
     """Runtime and device, in words."""
     metrics: Metrics
+    trust: Trust
+    """What the model's certainty is worth, and its guard's decisions, where one was applied."""
+    guard: Guard | None
+    """The guard that was applied."""
     seconds: float
     """Wall time, reading included and loading the model not."""
     skipped: dict[str, str] = field(default_factory=dict)
@@ -55,7 +64,13 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**vars(self), "metrics": self.metrics.to_dict(), "seconds": round(self.seconds, 3)}
+        return {
+            **vars(self),
+            "metrics": self.metrics.to_dict(),
+            "trust": self.trust.to_dict(),
+            "guard": None if self.guard is None else asdict(self.guard),
+            "seconds": round(self.seconds, 3),
+        }
 
     def to_json(self) -> str:
         """JSON, one value a line."""
@@ -81,12 +96,15 @@ class Evaluation:
             lines.append(f"{name:{width}}  {images:6}  {shares}  {auc:>6}")
         right = sum(row[index] for index, row in enumerate(metrics.confusion))
         lines += ["", f"overall accuracy {metrics.accuracy:.4f} ({right} of {metrics.images})"]
+        if self.guard is not None:
+            lines.append(f"guard: {self.guard.promise}")
+        lines += self.trust.to_text().splitlines()
         lines += [f"left out: {shown(reason)}" for reason in self.skipped.values()]
         lines.append("")
         return "\n".join(lines)
 
     def write(self, folder: str | Path) -> None:
-        """Writes `metrics.json` and draws `confusion.png` in a folder, which is made if it is not there.
+        """Writes `metrics.json`, `confusion.png` and `risk.png` into a folder, which is made if need be.
 
         Raises:
             TargetError: it cannot be written.
@@ -97,9 +115,10 @@ class Evaluation:
         except OSError as error:
             raise TargetError(f"cannot make the folder '{folder}': {error.strerror}") from error
         write_atomically(folder / METRICS_FILE, as_utf8(self.to_json()))
-        write_confusion_matrix(
-            folder / CONFUSION_FILE, self.metrics, title=f"{Path(self.model).name}, {self.split}"
-        )
+        title = f"{Path(self.model).name}, {self.split}"
+        write_confusion_matrix(folder / CONFUSION_FILE, self.metrics, title)
+        promised = None if self.guard is None else self.guard.max_error
+        write_risk_coverage(folder / RISK_FILE, self.trust, title, promised)
 
 
 def evaluate_model(
@@ -115,6 +134,7 @@ def evaluate_model(
     trust_engine_code: bool = False,
     batch_size: int = BATCH_SIZE,
     skip_bad: bool = False,
+    guard: bool = True,
     advance: Callable[[int, int], None] = lambda done, images: None,
 ) -> Evaluation:
     """Measures a model on labelled images; a class is found by its name, not by its place.
@@ -131,6 +151,7 @@ def evaluate_model(
         trust_engine_code: lets an engine run the library that it carries (see `open_session`).
         batch_size: images at a time, fewer where the artefact takes fewer.
         skip_bad: read every image first, and leave out those that cannot be read.
+        guard: whether an artefact's guard is applied, where it has one.
         advance: called after each batch with the images done and all images.
 
     Raises:
@@ -146,7 +167,7 @@ def evaluate_model(
         for name in folder.splits:
             folder.split(name)  # raises where none are left
     execution = {"kernels": kernels, "provider": provider, "trust_engine_code": trust_engine_code}
-    with _opened(Path(model), described or Described(), device, threads, **execution) as classifier:
+    with _opened(Path(model), described or Described(), device, threads, guard, **execution) as classifier:
         matched = match_labels(folder, classifier.labels)
         ((name, samples),) = matched.splits.items()
         done = 0
@@ -157,19 +178,53 @@ def evaluate_model(
             advance(done, len(samples))
 
         started = time.perf_counter()
+        judged, qualities = classifier.guard is not None and bool(classifier.guard.quality), list[Quality]()
         with noting() as tally:
-            metrics = evaluate(
+            logits = logits_of(
                 classifier.predict,
                 samples,
-                classifier.labels,
                 classifier.transform,
                 batch_size=min(batch_size, classifier.max_batch or batch_size),
                 advance=count,
+                look=lambda pixels: qualities.append(quality_of(pixels)) if judged else None,
             )
         seconds = time.perf_counter() - started
-    skipped = dict(folder.skipped)
-    notes = (*classifier.notes, *folder.notes, *tally.lines())
-    return Evaluation(str(model), str(data), name, classifier.ran_on, metrics, seconds, skipped, notes)
+    truth = classes_of(samples)
+    applied = classifier.guard
+    verdicts = None if applied is None else applied.judge(logits, qualities or None)
+    return Evaluation(
+        model=str(model),
+        data=str(data),
+        split=name,
+        ran_on=classifier.ran_on,
+        metrics=metrics_of(logits, truth, classifier.labels),
+        trust=trust_of(
+            logits,
+            truth,
+            temperature=1 if applied is None else applied.temperature,
+            decided=None if verdicts is None else np.array([not each.reasons for each in verdicts]),
+            candidates=None if verdicts is None else [each.candidates for each in verdicts],
+            groups=matched.groups_of(name),
+        ),
+        guard=applied,
+        seconds=seconds,
+        skipped=dict(folder.skipped),
+        notes=(
+            *classifier.notes,
+            *folder.notes,
+            *_on_what_training_saw(classifier.seen, matched, name),
+            *tally.lines(),
+        ),
+    )
+
+
+def _on_what_training_saw(seen: Seen | None, data: ImageFolder, split: str) -> list[str]:
+    """What there is to say of images that the model was made with; nothing where there are none."""
+    if seen is None:
+        return []
+    overlap = Overlap.of(sources_of(data.split(split)), seen)
+    note = overlap.trained_on_note(data.names(split))
+    return [f"{note}: the figures are better than they are on others"] if note else []
 
 
 @dataclass(frozen=True)
@@ -180,11 +235,13 @@ class _Classifier:
     ran_on: str
     max_batch: int | None = None
     notes: tuple[str, ...] = ()
+    seen: Seen | None = None
+    guard: Guard | None = None
 
 
 @contextmanager
 def _opened(
-    model: Path, described: Described, device: str, threads: int | None, **execution: Any
+    model: Path, described: Described, device: str, threads: int | None, guard: bool, **execution: Any
 ) -> Iterator[_Classifier]:
     if model.is_file() and is_checkpoint(model):
         yield _checkpoint_classifier(model, described, device, threads)
@@ -195,6 +252,7 @@ def _opened(
         model,
         device=device,
         threads=threads,
+        guard=guard,
         **execution,
         labels=described.labels,
         mean=described.mean,
@@ -214,6 +272,8 @@ def _opened(
             session.path,
             session.max_batch,
             session.manifest.notes if session.manifest else (),
+            open_bundle(model).seen if recognise(model) is Kind.BUNDLE else None,
+            session.guard,
         )
 
 
@@ -240,4 +300,6 @@ def _checkpoint_classifier(
             logits: npt.NDArray[np.float32] = network(torch.from_numpy(images).to(device)).cpu().numpy()
         return logits
 
-    return _Classifier(predict, labels, transform, f"PyTorch {torch.__version__} on {device}")
+    return _Classifier(
+        predict, labels, transform, f"PyTorch {torch.__version__} on {device}", seen=checkpoint.seen
+    )

@@ -16,6 +16,7 @@ from ...measures.decision_text import FLIPS_SHOWN, decision_text
 from ...measures.margins import margins_of
 from ...schema import as_json
 from ...text import shown
+from .guarded import GuardParity
 
 NOT_FINITE = "not finite"
 """What stands in place of a label where the logits are not finite."""
@@ -116,6 +117,8 @@ class Parity:
     """What it means on labelled images."""
     no_decision: str = ""
     """Why there is none."""
+    guard: GuardParity | None = None
+    """What the artefact's guard makes of both; None where it has none, or it was left out."""
     notes: tuple[str, ...] = ()
     """What there is to say of the artefact and the images, a line each."""
 
@@ -146,6 +149,10 @@ class Parity:
                 f"({100 * self.undecided / self.images:.1f} %), allowed {self.bar.max_undecided} "
                 "(--max-undecided)"
             )
+        if self.guard is not None and allowed is not None and self.guard.differing:
+            missed.append(
+                f"the guard decides {self.guard.differing} of {self.guard.images} images otherwise, allowed 0"
+            )
         for criterion in self.decision.criteria if self.decision is not None else ():
             if not criterion.met and criterion.name not in ("flips", "undecided"):  # those are counted above
                 missed.append(
@@ -171,6 +178,7 @@ class Parity:
             "label flips": f"{self.flips} (allowed {self.bar.max_flips})",
             **({} if self.decision else self._flip_lines()),
             **({} if self.bar.decided_from is None else self._undecided_lines(self.bar.decided_from)),
+            **({} if self.guard is None else self._guard_lines(self.guard)),
             "worst image": self.worst_image,
             "executed by": self.executed_by,
         }
@@ -202,6 +210,24 @@ class Parity:
             **{f"  {answer.image}": answer.text for answer in self.undecided_images[:FLIPS_SHOWN]},
         }
 
+    def _guard_lines(self, guard: GuardParity) -> dict[str, str]:
+        reach = self.bar.decided_from
+        judged = "reported, not judged" if reach is None else "allowed 0"
+        lines = {
+            "guard": f"answers {guard.artefact_answered} of {guard.images}, of the reference's logits "
+            f"{guard.reference_answered}; {guard.differing} decided otherwise ({judged})",
+            # One blank more than flips have, which may be the same images.
+            **{f"   {ruling.image}": ruling.text for ruling in guard.differing_images[:FLIPS_SHOWN]},
+        }
+        if reach is not None:
+            lines["at threshold"] = (
+                f"{guard.at_threshold}, {guard.at_threshold_differing} of them decided otherwise: certainty "
+                f"within {reach:.3g} of the guard's threshold, twice the bar"
+            )
+            lines |= {f"   {ruling.image}": ruling.text for ruling in guard.at_threshold_images[:FLIPS_SHOWN]}
+        lines["candidates"] = f"{guard.candidates_differing} images with others"
+        return lines
+
     @property
     def summary(self) -> dict[str, Any]:
         """What the manifest says: plain values, None for errors that are not finite."""
@@ -213,6 +239,7 @@ class Parity:
             "flips": self.flips,
             "undecided": self.undecided,
             "undecided_flips": self.undecided_flips,
+            **({} if self.guard is None else {"guard_decides_otherwise": self.guard.differing}),
         }
 
     def to_json(self) -> str:

@@ -35,6 +35,7 @@ from ...runtime.artefact import MANIFEST_NAME, MODEL_NAME, PARITY_NAME, is_check
 from .compared_images import ComparedImages, images_to_compare, spread
 from .decision_page import write_page
 from .departure import FLOOR_ULPS, OwnError, Run, first_departure, rounded_to_half, run_of
+from .guarded import compare_guarded
 from .parity import Bar, Parity, compare
 
 NAMED = 5
@@ -57,6 +58,7 @@ def verify(
     page: str | Path | None = None,
     limit: int | None = None,
     weights_of: str | None = None,
+    guard: bool = True,
     batch_size: int = 8,
     report: Callable[[str], None] = lambda step: None,
 ) -> Parity:
@@ -82,6 +84,7 @@ def verify(
         limit: compare at most this many images, spread evenly over those found.
         weights_of: which weights of a checkpoint, as `load_checkpoint` takes it; None: those that the
             artefact has.
+        guard: whether both answers are put through the artefact's guard, where it has one.
         batch_size: images at once.
         report: is told each step as it begins.
 
@@ -96,7 +99,7 @@ def verify(
     """
     if max_error is not None and not max_error >= 0:
         raise InputError(f"--max-error is {max_error:g}: expected a bound of 0 or more")
-    with open_session(artefact) as session:
+    with open_session(artefact, guard=guard) as session:
         manifest = session.manifest
         if manifest is None:
             raise ArtefactError(f"{artefact} has no manifest: verify a bundle or an ONNX file by msmamba")
@@ -167,7 +170,12 @@ def verify(
             reference=str(reference),
             split=images.split,
             no_decision=images.unlabelled,
-            notes=(*manifest.notes, *images.notes, *tally.lines()),
+            guard=None
+            if session.guard is None
+            else compare_guarded(
+                session.guard, expected, found, [str(each) for each in images.sources], bound
+            ),
+            notes=(*manifest.notes, *opened.notes, *images.notes, *tally.lines()),
         )
     if images.truth is not None:
         report("resampling")
@@ -201,6 +209,8 @@ class _Reference:
     checkpoint_sha256: str
     network: Network | None = None
     """None when the reference is an artefact itself."""
+    notes: tuple[str, ...] = ()
+    """What there is to say of the two, a line each."""
 
 
 @contextmanager
@@ -219,7 +229,7 @@ def _opened_reference(
         _check_pair(manifest, loaded.sha256, loaded.network, artefact, str(reference))
         yield _Reference(run_of(loaded.network), loaded.sha256, loaded.network)
         return
-    with open_session(path) as session:
+    with open_session(path, guard=False) as session:
         said = session.manifest
         if said is None:
             raise ArtefactError(f"{reference} has no manifest: give a bundle or an ONNX file by msmamba")
@@ -237,7 +247,15 @@ def _opened_reference(
                 f"{artefact} and {reference} differ in {', '.join(differing)}: compare artefacts that take "
                 "the same images to the same classes"
             )
-        yield _Reference(session.run, said.checkpoint_sha256)
+        notes = (
+            (
+                f"{reference} has a guard and {artefact} none: a guard is of one precision, so "
+                f"calibrate again: 'mmdeploy calibrate {artefact} DATA'",
+            )
+            if said.guard and not manifest.guard
+            else ()
+        )
+        yield _Reference(session.run, said.checkpoint_sha256, notes=notes)
 
 
 def _with_decision(

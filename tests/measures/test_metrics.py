@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from msmamba.data.folders import read_evaluation_folder
+from msmamba.data.samples import classes_of
 from msmamba.errors import ImageError
 from msmamba.images import Transform
-from msmamba.measures.evaluation import evaluate
+from msmamba.measures.evaluation import logits_of
 from msmamba.measures.metrics import log_softmax, metrics_of
 
 
@@ -92,7 +93,7 @@ def shades(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 16])
-def test_evaluate_hands_over_every_image_once_whatever_the_batch(shades: Path, batch_size: int) -> None:
+def test_logits_are_of_every_image_once_whatever_the_batch(shades: Path, batch_size: int) -> None:
     data = read_evaluation_folder(shades)
     batches: list[tuple[int, ...]] = []
 
@@ -103,18 +104,18 @@ def test_evaluate_hands_over_every_image_once_whatever_the_batch(shades: Path, b
 
     seen: list[int] = []
     transform = Transform(8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    metrics = evaluate(
-        predict, data.split("all"), data.labels, transform, batch_size=batch_size, advance=seen.append
-    )
+    samples = data.split("all")
+    logits = logits_of(predict, samples, transform, batch_size=batch_size, advance=seen.append)
+    metrics = metrics_of(logits, classes_of(samples), data.labels)
     assert metrics.accuracy == metrics.auc == 1
     assert metrics.confusion == ((5, 0), (0, 5))
     assert all(shape[1:] == (3, 8, 8) and shape[0] <= batch_size for shape in batches)
     assert sum(seen) == 10
 
 
-def test_evaluate_names_an_image_that_cannot_be_read(shades: Path) -> None:
+def test_logits_name_an_image_that_cannot_be_read(shades: Path) -> None:
     (shades / "dark" / "3.png").write_bytes(b"not an image")
     data = read_evaluation_folder(shades)
     transform = Transform(8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     with pytest.raises(ImageError, match=r"dark/3\.png"):
-        evaluate(lambda images: np.zeros((len(images), 2)), data.split("all"), data.labels, transform)
+        logits_of(lambda images: np.zeros((len(images), 2)), data.split("all"), transform)

@@ -15,13 +15,17 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from msmamba.cli import mmdeploy
+from msmamba.data.seen import Seen
 from msmamba.errors import ArtefactError, DataError, TargetError
 from msmamba.export.bundle import ExportOptions, export_bundle
 from msmamba.export.proof.evaluate import evaluate_model
+from msmamba.measures.selective import certainty
 from msmamba.model.networks.checkpoint import save_checkpoint
 from msmamba.model.networks.described import Described
 from msmamba.model.networks.microscopic_mamba import Architecture, MicroscopicMamba
 from msmamba.plugins.selective_scan import cpu
+from msmamba.runtime import open_session
+from tests.export.proof.test_guarded import with_guard
 
 LABELS = ("blue", "green", "red")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -142,6 +146,61 @@ def test_eval_prints_a_table_or_json_and_writes_its_report(
     (tmp_path / "file").touch()
     with pytest.raises(TargetError, match="cannot make the folder"):
         evaluate_model(checkpoint, photos).write(tmp_path / "file" / "report")
+
+
+def test_what_certainty_is_worth_is_told_of_anything(
+    checkpoint: Path, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    first, other = (evaluate_model(model, photos, threads=1) for model in (checkpoint, bundle))
+    for each in (first, other):
+        assert each.trust.guard is None
+        assert "calibration error" in each.to_text()
+        assert "area under risk and coverage" in each.to_text()
+        assert "answered" not in each.to_text()
+    assert other.trust.risk_coverage_area.value == pytest.approx(first.trust.risk_coverage_area.value)
+    assert other.trust.risk_by_coverage[-1] == (1, pytest.approx(1 - other.metrics.accuracy))
+    first.write(tmp_path)
+    with Image.open(tmp_path / "risk.png") as picture:
+        assert min(picture.size) > 300
+    assert json.loads((tmp_path / "metrics.json").read_text())["trust"]["groups"] is None
+
+
+def test_a_guards_decisions_are_counted_by_patient(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    patients = tmp_path / "patients"
+    for path in photos.rglob("*.png"):
+        (patients / path.parent.name / f"p{int(path.stem) // 2}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, patients / path.parent.name / f"p{int(path.stem) // 2}")
+    with open_session(bundle) as session:
+        images = [session.prepare(path)[0] for path in photos.rglob("*.png")]
+        threshold = float(np.median(certainty(session.run(np.stack(images)))))
+    guarded = with_guard(bundle, tmp_path / "guarded", threshold, temperature=2.0)
+    answer = command("eval", guarded, patients, "--format", "json")
+    values = json.loads(answer.stdout)
+    trust, guard = values["trust"], values["guard"]
+    assert (trust["images"], trust["groups"]) == (7, 4)
+    assert (guard["temperature"], guard["max_error"]) == (2.0, 0.05)
+    assert trust["guard"]["answered"] == 3  # of seven those above the median
+    assert trust["guard"]["coverage"]["value"] == pytest.approx(trust["guard"]["answered"] / 7)
+    table = command("eval", guarded, patients, "-o", tmp_path / "report").stdout
+    assert "guard: at most 5 % of the answers wrong, with 95 % confidence" in table
+    assert "(intervals of 95 %, by 4 groups)" in table
+    assert (tmp_path / "report" / "risk.png").is_file()
+    assert "guard: " not in command("eval", guarded, patients, "--no-guard").stdout
+    plain = json.loads(command("eval", guarded, patients, "--no-guard", "--format=json").stdout)
+    assert plain["trust"]["calibration_error"]["value"] != trust["calibration_error"]["value"]
+    assert plain["metrics"] == values["metrics"]
+
+
+def test_figures_on_what_training_saw_are_told_to_be_better(photos: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = MicroscopicMamba(Architecture(depths=(1, 1), dims=(32, 64), num_classes=3)).eval()
+    seen = Seen.of(sorted(photos.rglob("*.png"))[:2], [])
+    path = tmp_path / "seen.safetensors"
+    save_checkpoint(path, network, labels=LABELS, image_size=32, mean=MEAN, std=STD, seen=seen)
+    exported = export_bundle(path, tmp_path / "bundle", ExportOptions()).path
+    for model in (path, exported):
+        (note,) = (note for note in evaluate_model(model, photos).notes if "training saw" in note)
+        assert note.startswith("training saw 2 of these 7 images (blue/0.png, ")
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,12 @@ import torch
 from preloaded import Preloaded
 
 from msmamba.data.folders import ImageFolder, read_training_folder
+from msmamba.data.samples import classes_of
+from msmamba.data.seen import Overlap
 from msmamba.errors import BackendError, DataError, ImageError, InputError, TargetError, TrainingError
 from msmamba.images import Transform
-from msmamba.measures.evaluation import evaluate
+from msmamba.measures.evaluation import logits_of
+from msmamba.measures.metrics import metrics_of
 from msmamba.model.networks.checkpoint import load_checkpoint
 from msmamba.model.networks.microscopic_mamba import Architecture, MicroscopicMamba
 from msmamba.model.training import loop as training
@@ -205,16 +208,25 @@ def test_a_run_leaves_everything_and_the_checkpoint_is_the_best_epoch(
     assert list(checkpoint.preprocessing.mean) == config["normalisation"]["mean"]
     assert list(checkpoint.preprocessing.std) == config["normalisation"]["std"]
 
+    # It knows the images that made it what it is.
+    assert checkpoint.seen is not None
+    for split, places in {"train": "trained_on", "val": "chose_the_epoch", "test": ""}.items():
+        sources = [sample.source for sample in data.split(split)]
+        found = asdict(Overlap.of(sources, checkpoint.seen))
+        assert found == {"trained_on": (), "chose_the_epoch": ()} | (
+            {places: tuple(range(len(sources)))} if places else {}
+        )
+
     # The checkpoint with the runtime's own transform gives the figures that training reported.
     transform = Transform(32, checkpoint.preprocessing.mean, checkpoint.preprocessing.std)
     with torch.inference_mode():
-        measured = evaluate(
+        logits = logits_of(
             lambda images: checkpoint.network(torch.from_numpy(images)).numpy(),
             data.split("test"),
-            data.labels,
             transform,
             batch_size=5,
         )
+    measured = metrics_of(logits, classes_of(data.split("test")), data.labels)
     assert json.loads(json.dumps(measured.to_dict())) == metrics["test"]
 
 
