@@ -10,6 +10,7 @@
     ├── ArtefactError         a bundle, ONNX file or engine: incomplete, changed, too new, unlabelled
     ├── ExportError           a model could not be turned into the artefact asked for
     ├── ParityError           an artefact does not answer like the model it came from
+    ├── DriftError            the microscope, or what is shown to it, is not as at the calibration
     ├── BackendError          a library, device or driver that a backend needs is missing or unfit
     └── TargetError           an output path: exists already, cannot be written, disk full
 
@@ -72,6 +73,10 @@ class ExportError(MsmambaError):
 
 class ParityError(MsmambaError):
     """An artefact does not answer like the model it came from."""
+
+
+class DriftError(MsmambaError):
+    """The microscope, or what is shown to it, is not as it was at the calibration."""
 
 
 class BackendError(MsmambaError):

@@ -2,9 +2,9 @@
 
 Everything msmamba leaves on disk goes through here: it is written under a temporary name in the target's
 own folder, flushed to the device, and renamed. A reader, or a rerun after a kill, never meets half a file.
-What a killed process leaves behind, ``.name.msmamba-1.tmp``, is taken away by the next that writes the same
-name; a lock tells it from the work of a process that lives. Nothing is deleted, and no link followed, that
-msmamba did not make.
+Only a log is added to in place, by whole lines. What a killed process leaves behind,
+``.name.msmamba-1.tmp``, is taken away by the next that writes the same name; a lock tells it from the work of
+a process that lives. Nothing is deleted, and no link followed, that msmamba did not make.
 
 What a user names is opened through `open_file`, which takes files only: a pipe would be waited for, and a
 device read, for ever, and a pointer of Git LFS be called damaged, whatever it stands for.
@@ -207,6 +207,59 @@ def write_atomically(
             content(file)
         else:
             file.write(content)
+
+
+@contextmanager
+def appended_lines(
+    path: str | os.PathLike[str], head: str, check: Callable[[bytes], None]
+) -> Iterator[Callable[[str], None]]:
+    """Adds lines to the end of a file, each of them at once and whole.
+
+    Several processes may add to one file. A kill cuts the line that it interrupts, and no other: the next
+    call ends what was left of it before it adds its own.
+
+    Args:
+        path: the file; where there is none, or an empty one, it begins with ``head``.
+        head: its first line, without its end.
+        check: is handed the first line of a file that has one, to refuse it; nothing is added then.
+
+    Yields:
+        A function that adds a line, which it is handed without its end.
+
+    Raises:
+        TargetError: the file cannot be written; the message names the cause.
+    """
+    shown = Path(path)
+    try:
+        target = shown.resolve()
+        _refuse_unless_writable(shown, target)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(target, flags, 0o666)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _target_error(shown, error) from error
+
+    def add(line: str) -> None:
+        content = memoryview(as_utf8(line) + b"\n")
+        try:
+            while content:
+                content = content[os.write(descriptor, content) :]
+        except OSError as error:
+            raise _target_error(shown, error) from error
+
+    try:
+        size = os.fstat(descriptor).st_size
+        if size:
+            with target.open("rb") as file:
+                check(file.readline())
+                file.seek(size - 1)
+                cut = file.read(1) != b"\n"
+            if cut:
+                add("")
+        else:
+            add(head)
+        yield add
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

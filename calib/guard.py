@@ -10,6 +10,7 @@ Dims: N images, C classes.
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.folders import WHOLE, ImageFolder, match_labels, read_evaluation_folder
-from ..data.samples import classes_of
+from ..data.samples import Sample, classes_of, sources_of
+from ..data.seen import Overlap, Seen
 from ..errors import ArtefactError, BackendError, DataError, InputError, some
 from ..files import atomic_folder, sha256_of
-from ..images import read_image
 from ..measures.evaluation import BATCH_SIZE, logits_of
 from ..measures.metrics import log_softmax
 from ..measures.selective import (
@@ -37,7 +38,8 @@ from ..measures.selective import (
 )
 from ..measures.uncertainty import Interval, proportion_interval, resample
 from ..runtime import Manifest, open_session
-from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME, Kind, open_bundle, recognise
+from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME, SCORES_NAME, Kind, open_bundle, recognise
+from ..runtime.drift import CalibratedScores, answer_scores, picture_scores
 from ..runtime.guard import LIMITED, REASONS, Guard, Verdict, metadata, network_sha256
 from ..runtime.likeness import METADATA_KEY, Likeness
 from ..runtime.protobuf import encoded, fields
@@ -54,9 +56,17 @@ FOLDS = 10
 OUTSIDE = 0.0025
 """The share of pictures like those of calibration that is let fall outside of each of the eight limits."""
 
-_CHOSE_THE_EPOCH = (
-    "the 'val' images chose the training's epoch, so they flatter the model a little: images that training "
-    "never saw are better"
+_FLATTERS = (
+    "chose the training's epoch, so they flatter the model a little: images that training never saw are "
+    "better"
+)
+_NOT_KNOWN = (
+    "the bundle does not say which images training saw (its checkpoint is somebody else's or of an earlier "
+    "version), so nothing checks that it did not see these"
+)
+_TESTED = (
+    "the 'test' images fit the guard from now on, so what 'eval' and 'verify' say of it on them flatters it: "
+    "keep other images for that"
 )
 
 
@@ -116,8 +126,7 @@ class Calibration:
             f"temperature        {guard.temperature:.3f}\n"
             f"calibration error  {self.errors.to_text()}\n"
             f"{by_class}"
-            f"promise            at most {100 * guard.max_error:g} % of the answers wrong, with "
-            f"{100 * guard.confidence:g} % confidence\n"
+            f"promise            {guard.promise}\n"
             f"answered           {guard.answered} of {guard.images} "
             f"({100 * guard.answered / guard.images:.1f} %), wrong {guard.errors} of them "
             f"({_interval(guard.errors / guard.answered, found)})\n"
@@ -150,7 +159,8 @@ def calibrate(
 
     Args:
         bundle: a bundle's folder; a guard that it has is replaced.
-        data: labelled images that training did not see (see `read_evaluation_folder`).
+        data: labelled images that training did not see (see `read_evaluation_folder`), by content where the
+            bundle says what it saw.
         max_error: how many of the answers that are given may be wrong, and how many images may have their
             true class outside of the candidates: a share in (0, 1).
         confidence: how surely the former is kept, in (0, 1).
@@ -161,7 +171,8 @@ def calibrate(
 
     Raises:
         InputError: a share is none.
-        DataError: the images do not do: too few, a class missing, all alike, unknown labels.
+        DataError: the images do not do: too few, a class missing, all alike, unknown labels, or training saw
+            some of them.
         ImageError: an image cannot be read.
         ArtefactError: it is no bundle, a file of it was changed, or it answers with NaN.
         TargetError: the bundle, or the page, cannot be written.
@@ -185,7 +196,14 @@ def calibrate(
         ((chosen, samples),) = found.splits.items()
         truth = classes_of(samples)
         _check_classes(found, chosen, truth)
+        notes = (*found.notes, *_on_what_training_saw(opened.seen, found, chosen, samples))
         done = 0
+        qualities: list[Quality] = []
+        pictures: list[dict[str, float | None]] = []
+
+        def look(pixels: npt.NDArray[np.uint8]) -> None:
+            qualities.append(quality_of(pixels))
+            pictures.append(picture_scores(pixels, qualities[-1]))
 
         def count(images: int) -> None:
             nonlocal done
@@ -208,10 +226,8 @@ def calibrate(
                 manifest.transform,
                 batch_size=min(BATCH_SIZE, session.max_batch or BATCH_SIZE),
                 advance=count,
+                look=look,
             )
-        qualities = [
-            quality_of(read_image(sample.source, white_level=manifest.white_level)) for sample in samples
-        ]
         features = np.concatenate(taken) if taken else None
         guard, verdicts = fit_guard(
             logits, features, qualities, truth, max_error, confidence, network_sha256(model), str(data)
@@ -229,14 +245,12 @@ def calibrate(
             },
             mean_candidates=float(np.mean([len(each.candidates) for each in verdicts])),
             withheld=_counts(verdicts),
-            notes=(
-                *found.notes,
-                *((_CHOSE_THE_EPOCH,) if chosen == "val" else ()),
-                *((_NO_FEATURES,) if features is None else ()),
-            ),
+            notes=(*notes, *((_NO_FEATURES,) if features is None else ())),
         )
         shutil.copytree(bundle, folder, dirs_exist_ok=True, symlinks=True)
-        _write(folder, manifest, guard, model)
+        answers = answer_scores(logits, guard.temperature)
+        scores = CalibratedScores.of([{**one, **other} for one, other in zip(pictures, answers, strict=True)])
+        _write(folder, manifest, guard, model, scores)
         if page is not None:
             write_page(
                 page,
@@ -290,6 +304,28 @@ def _counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
     """How many images are withheld for each reason that there is."""
     counts = {reason: sum(reason in each.reasons for each in verdicts) for reason in REASONS}
     return {reason: count for reason, count in counts.items() if count}
+
+
+def _on_what_training_saw(
+    seen: Seen | None, data: ImageFolder, split: str, samples: Sequence[Sample]
+) -> list[str]:
+    """What there is to say of images that are to promise something of others.
+
+    Raises:
+        DataError: training saw some of them.
+    """
+    notes = [_TESTED] if split == "test" else []
+    if seen is None:
+        return [_NOT_KNOWN, *([f"the 'val' images {_FLATTERS}"] if split == "val" else []), *notes]
+    overlap, names = Overlap.of(sources_of(samples), seen), data.names(split)
+    if overlap.trained_on:
+        raise DataError(
+            f"'{data.root}': {overlap.trained_on_note(names)}, so they promise nothing of others: take them "
+            "out, or give images that it did not see"
+        )
+    if overlap.chose_the_epoch:
+        notes.append(f"{len(overlap.chose_the_epoch)} of the {len(names)} images {_FLATTERS}")
+    return notes
 
 
 def _check_classes(data: ImageFolder, split: str, truth: npt.NDArray[np.integer[Any]]) -> None:
@@ -409,8 +445,8 @@ def _ranges(qualities: Sequence[Quality]) -> dict[str, list[float | None]]:
     return ranges
 
 
-def _write(folder: Path, manifest: Manifest, guard: Guard, model: bytes) -> None:
-    """Puts the guard into the manifest of a copied bundle and into the one inside its model."""
+def _write(folder: Path, manifest: Manifest, guard: Guard, model: bytes, scores: CalibratedScores) -> None:
+    """Puts the guard into a copied bundle's manifest and the one inside its model, and the scores beside."""
     facts = guard.facts
     likeness = {METADATA_KEY: guard.likeness.to_text() if guard.likeness else None}
     inner = Manifest.from_metadata(metadata(model), f"'{MODEL_NAME}'")
@@ -418,9 +454,10 @@ def _write(folder: Path, manifest: Manifest, guard: Guard, model: bytes) -> None
     (folder / MODEL_NAME).write_bytes(
         _with_metadata(model, {**replace(inner, guard=facts).to_metadata(), **likeness})
     )
-    sealed = replace(
-        manifest, guard=facts, files={**manifest.files, MODEL_NAME: sha256_of(folder / MODEL_NAME)}
-    )
+    (folder / SCORES_NAME).unlink(missing_ok=True)
+    (folder / SCORES_NAME).write_text(json.dumps(scores.to_dict()), encoding="ascii")
+    changed = {name: sha256_of(folder / name) for name in (MODEL_NAME, SCORES_NAME)}
+    sealed = replace(manifest, guard=facts, files={**manifest.files, **changed})
     (folder / MANIFEST_NAME).unlink()
     (folder / MANIFEST_NAME).write_text(sealed.to_json(), encoding="utf-8")
 

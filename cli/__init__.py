@@ -20,6 +20,7 @@ from .bench import bench
 from .calibrate import calibrate
 from .data import data
 from .doctor import doctor
+from .drift import drift
 from .evaluate import evaluate
 from .explain import explain
 from .export import export
@@ -92,6 +93,7 @@ for _command in (
     infer,
     live,
     slide,
+    drift,
     bench,
     doctor,
 ):

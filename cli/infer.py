@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import device_options, tell
+from .options import device_options, drift_logged, drift_option, guard_option, tell
 
 _RESULTS = "Results"
 
@@ -40,12 +40,8 @@ _RESULTS = "Results"
     default=1,
     help="How many classes to name, the likeliest first.",
 )
-@option(
-    "--no-guard",
-    group=_RESULTS,
-    is_flag=True,
-    help="Leave out the guard that the artefact carries.",
-)
+@guard_option
+@drift_option
 @option(
     "--batch-size",
     group="How it runs",
@@ -62,6 +58,7 @@ def infer(
     output: str | None,
     top: int,
     no_guard: bool,
+    drift: str | None,
     batch_size: int | None,
     **device: Any,
 ) -> None:
@@ -79,7 +76,10 @@ def infer(
 
     found = find_images(images)
     tell(found.notes)
-    with open_session(artefact, guard=not no_guard, **device) as session:
+    with (
+        open_session(artefact, guard=not no_guard, **device) as session,
+        drift_logged(drift, artefact, session, "infer") as log,
+    ):
         tell(session.manifest.notes if session.manifest else ())
         classify(
             session,
@@ -88,4 +88,5 @@ def infer(
             output=output,
             top=top,
             batch_size=batch_size,
+            log=log,
         )

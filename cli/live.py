@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import device_options, tell
+from .options import device_options, drift_logged, drift_option, guard_option, tell
 from .output import say
 
 _SESSION = "The session"
@@ -134,6 +134,8 @@ class _Live(Command):
     default=1,
     help="How many tiles go through the network at once.",
 )
+@guard_option
+@drift_option
 @device_options
 def live(
     artefact: str,
@@ -150,6 +152,8 @@ def live(
     assume_mpp: float | None,
     fps: float | None,
     batch_size: int,
+    no_guard: bool,
+    drift: str | None,
     **device: Any,
 ) -> None:
     """Classify what a source shows now, on a page in the browser, until Ctrl-C.
@@ -175,7 +179,10 @@ def live(
     from ..microscope.live.run import live as run
     from ..runtime.session import open_session
 
-    with open_session(artefact, **device) as session:
+    with (
+        open_session(artefact, guard=not no_guard, **device) as session,
+        drift_logged(drift, artefact, session, "live") as log,
+    ):
         tell(session.manifest.notes if session.manifest else ())
         run(
             session,
@@ -190,6 +197,7 @@ def live(
             frames=frames,
             seconds=seconds,
             report=lambda line: tell([line]),
+            log=log,
         )
 
 

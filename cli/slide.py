@@ -13,7 +13,7 @@ import click
 
 from ..text import shown
 from .help import Command, option
-from .options import device_options, given, tell
+from .options import device_options, drift_logged, drift_option, given, guard_option, tell
 from .output import say
 
 _RESULTS = "Results"
@@ -146,6 +146,8 @@ _QUIET = 30.0  # seconds between two lines of a log
     default=1,
     help="How many tiles go through the network at once.",
 )
+@guard_option
+@drift_option
 @device_options
 def slide(
     artefact: str,
@@ -159,6 +161,8 @@ def slide(
     roi: str | None,
     no_tissue: bool,
     batch_size: int,
+    no_guard: bool,
+    drift: str | None,
     **others: Any,
 ) -> None:
     """Classify whole slides and fields, tile by tile, for QuPath and for tables.
@@ -186,9 +190,13 @@ def slide(
     options = SlideOptions(mpp, assume_mpp, overlap, tissue, batch_size, gzip, pixel_for_pixel, where)
     found = find_images(slides, SUFFIXES)
     tell(found.notes)
-    with open_session(artefact, **others) as session, _tiles_shown() as progress:
+    with (
+        open_session(artefact, guard=not no_guard, **others) as session,
+        drift_logged(drift, artefact, session, "slide") as log,
+        _tiles_shown() as progress,
+    ):
         tell(session.manifest.notes if session.manifest else ())
-        classify_slides(session, artefact, found.images, output, options, progress)
+        classify_slides(session, artefact, found.images, output, options, progress, log)
 
 
 @contextmanager

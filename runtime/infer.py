@@ -23,6 +23,7 @@ from ..errors import ImageError, InputError, TargetError
 from ..files import as_utf8, atomic_file
 from ..images import SUFFIXES
 from ..text import as_cell, shown
+from .drift import DriftLog
 from .session import BATCH_SIZE, Prediction, Session
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def infer(
     output: str | os.PathLike[str] | None = None,
     top: int = 1,
     batch_size: int | None = None,
+    log: DriftLog | None = None,
 ) -> None:
     """Classifies images and writes one row each, in order, as soon as it is known.
 
@@ -129,13 +131,14 @@ def infer(
         output: a file, written whole or not at all; None for standard output.
         top: how many of the likeliest classes a row names.
         batch_size: images that go through the network at once; None for the session's default.
+        log: gets the scores of each image.
 
     Raises:
         ImageError: some images could not be classified; every row is written all the same.
         ArtefactError: the artefact does not say its labels, mean or std.
         TargetError: the output cannot be written.
     """
-    results = session.classify_stream(images, batch_size or BATCH_SIZE)
+    results = session.classify_stream(images, batch_size or BATCH_SIZE, log=log)
     labels = session.labels or ()
     writer = _writer(output_format, images, labels, min(top, len(labels)), session.guard is not None)
     failures = 0

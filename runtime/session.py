@@ -9,7 +9,7 @@ import operator
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -25,6 +25,7 @@ from ..plugins import cuda_driver
 from .artefact import ENGINE_NAME, MODEL_NAME, Bundle, Kind, open_bundle, read_file, recognise
 from .backend import Backend
 from .device_arrays import DeviceArray
+from .drift import DriftLog, picture_scores
 from .guard import Guard
 from .manifest import METADATA_KEY, Manifest
 from .onnxruntime_backend import DEVICES, PROVIDERS, OnnxRuntimeBackend, check_choices
@@ -67,10 +68,15 @@ class Prediction:
 
 
 class _Prepared(NamedTuple):
+    """An image on its way to the network."""
+
     image: NDArray[np.float32]
+    """(3, S, S)."""
     notes: tuple[str, ...]
     quality: Quality | None
-    """None where no guard judges it."""
+    """None where neither a guard nor a log looks at it."""
+    scores: Mapping[str, float | None]
+    """`picture_scores`; empty where nobody logs them."""
 
 
 class Session:
@@ -229,12 +235,16 @@ class Session:
         return predictions
 
     def classify_stream(
-        self, sources: Iterable[ImageSource], batch_size: int = BATCH_SIZE, max_pixels: int = MAX_PIXELS
+        self,
+        sources: Iterable[ImageSource],
+        batch_size: int = BATCH_SIZE,
+        max_pixels: int = MAX_PIXELS,
+        log: DriftLog | None = None,
     ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
         """Classifies as `classify` does, one by one; an unusable image yields its error and stops nothing.
 
         A thread reads and transforms at most two batches ahead of the network, so memory does not grow with
-        the number of images.
+        the number of images. A ``log`` gets the scores of each image that was classified.
         """
         self._home.require()
         self._require_labels_and_transform()
@@ -242,7 +252,7 @@ class Session:
         max_pixels = _positive("largest number of pixels", max_pixels)
         if self.max_batch is not None:
             batch_size = min(batch_size, self.max_batch)
-        return self._stream(_iterator(sources), batch_size, max_pixels)
+        return self._stream(_iterator(sources), batch_size, max_pixels, log)
 
     def prepare(
         self, source: ImageSource, max_pixels: int = MAX_PIXELS
@@ -272,12 +282,21 @@ class Session:
         Raises:
             InputError, ArtefactError, BackendError: as `run` and `predictions`.
         """
+        return self.answers(images, notes, qualities)[1]
+
+    def answers(
+        self,
+        images: NDArray[np.float32] | Any,
+        notes: Sequence[tuple[str, ...]] = (),
+        qualities: Sequence[Quality] | None = None,
+    ) -> tuple[NDArray[np.float32], list[Prediction]]:
+        """The (B, classes) logits beside what `predict` makes of them; the arguments and errors are its."""
         features = None
         if self._guard is not None and self._guard.needs_features:
             logits, features = self.run_with_features(images)
         else:
             logits = self.run(images)
-        return self.predictions(logits, notes, qualities, features)
+        return logits, self.predictions(logits, notes, qualities, features)
 
     def predictions(
         self,
@@ -369,19 +388,20 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session of '{self._name}': {self.classes} classes, {self.path}>"
 
-    def _prepared(self, source: ImageSource, max_pixels: int) -> _Prepared:
-        """Reads and transforms one image, and looks at its quality where the guard does.
+    def _prepared(self, source: ImageSource, max_pixels: int, scored: bool = False) -> _Prepared:
+        """Reads and transforms one image, and looks at the picture where a guard or a log does.
 
         Raises:
             ImageError, ArtefactError: as `prepare`.
         """
         _, transform = self._require_labels_and_transform()
         image = load_image(source, _positive("largest number of pixels", max_pixels), transform.white_level)
-        quality = quality_of(image.pixels) if self.judges_pictures else None
-        return _Prepared(transform(image.pixels), image.notes, quality)
+        quality = quality_of(image.pixels) if self.judges_pictures or scored else None
+        scores = picture_scores(image.pixels, quality) if scored else {}
+        return _Prepared(transform(image.pixels), image.notes, quality, scores)
 
     def _stream(
-        self, sources: Iterator[ImageSource], batch_size: int, max_pixels: int
+        self, sources: Iterator[ImageSource], batch_size: int, max_pixels: int, log: DriftLog | None
     ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
         ahead: deque[tuple[ImageSource, Future[_Prepared]]] = deque()
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="msmamba-images")
@@ -393,16 +413,17 @@ class Session:
                         source = next(sources)
                     except StopIteration:
                         break
-                    ahead.append((source, pool.submit(self._prepared, source, max_pixels)))
+                    ahead.append((source, pool.submit(self._prepared, source, max_pixels, log is not None)))
                 if not ahead:
                     return
-                yield from self._classified([ahead.popleft() for _ in range(min(batch_size, len(ahead)))])
+                batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
+                yield from self._classified(batch, log)
         finally:
             if self._home.is_here:
                 pool.shutdown(cancel_futures=True)
 
     def _classified(
-        self, batch: list[tuple[ImageSource, Future[_Prepared]]]
+        self, batch: list[tuple[ImageSource, Future[_Prepared]]], log: DriftLog | None
     ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
         """Runs one batch; images that could not be read keep their place in the order."""
         errors = [future.exception() for _, future in batch]
@@ -414,7 +435,11 @@ class Session:
         if read:
             qualities = [each.quality for each in read if each.quality is not None]
             images, notes = np.stack([each.image for each in read]), [each.notes for each in read]
-            predictions = iter(self.predict(images, notes, qualities if self.judges_pictures else None))
+            logits, found = self.answers(images, notes, qualities if self.judges_pictures else None)
+            predictions = iter(found)
+            if log is not None:
+                for each, row in zip(read, logits, strict=True):
+                    log.add(each.scores, row)
         for (source, _), error in zip(batch, errors, strict=True):
             yield source, error if isinstance(error, ImageError) else next(predictions)
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from threading import Thread
 from typing import BinaryIO
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from msmamba import files
 from msmamba.errors import TargetError
 from msmamba.files import (
+    appended_lines,
     as_utf8,
     atomic_file,
     atomic_folder,
@@ -553,3 +555,80 @@ def test_a_pipe_that_takes_a_files_place_is_not_waited_for(
 def test_any_text_becomes_utf_8() -> None:
     assert as_utf8("größe") == "größe".encode()
     assert as_utf8("caf\udce9.png") == "caf\ufffd.png".encode()
+
+
+def lines_added(path: Path, *lines: str) -> list[bytes]:
+    """Adds lines to a log; returns the first lines that were checked."""
+    seen: list[bytes] = []
+    with appended_lines(path, "head", seen.append) as add:
+        for line in lines:
+            add(line)
+    return seen
+
+
+def test_lines_are_added_to_a_log_that_begins_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert lines_added(log, "one") == []
+    assert lines_added(log, "two", "\udcff") == [b"head\n"]
+    assert log.read_bytes() == "head\none\ntwo\n\ufffd\n".encode()
+
+
+def test_a_line_that_was_cut_ends_before_the_next(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"head\nhalf a li")
+    lines_added(log, "whole")
+    assert log.read_bytes() == b"head\nhalf a li\nwhole\n"
+
+
+def test_a_log_that_is_refused_is_left_alone(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"of somebody")
+
+    def refuse(line: bytes) -> None:
+        raise ValueError(line)
+
+    with pytest.raises(ValueError, match="of somebody"), appended_lines(log, "head", refuse):
+        pass
+    assert log.read_bytes() == b"of somebody"
+
+
+def test_several_writers_add_whole_lines_to_one_log(tmp_path: Path) -> None:
+    log, lines = tmp_path / "log", 300
+    lines_added(log)
+
+    def write(name: str) -> None:
+        lines_added(log, *[name * 500] * lines)
+
+    threads = [Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = log.read_text().splitlines()
+    assert len(found) == 2 * lines + 1
+    assert found.count("a" * 500) == found.count("b" * 500) == lines
+
+
+@on_posix
+@pytest.mark.parametrize("name", [".", "absent/log", "fifo"])
+def test_what_is_no_log_cannot_be_added_to(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(TargetError, match="cannot write"):
+        lines_added(tmp_path / name)
+
+
+@on_posix
+def test_a_full_disk_is_told_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    limit = (
+        "import resource, sys; from pathlib import Path; from msmamba.files import appended_lines\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "with appended_lines(Path(sys.argv[1]), 'head', print) as add:\n"
+        "    [add('x' * 30) for _ in range(9)]\n"
+    )
+    run = subprocess.run([sys.executable, "-c", limit, str(log)], capture_output=True, text=True)
+    assert "allows no file that large" in run.stderr
+    lines_added(log, "later")
+    assert log.read_bytes().splitlines()[-1] == b"later"
+    assert log.read_bytes().splitlines()[:3] == [b"head", b"x" * 30, b"x" * 30]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Evaluation:
             **vars(self),
             "metrics": self.metrics.to_dict(),
             "trust": self.trust.to_dict(),
-            "guard": None if self.guard is None else asdict(self.guard),
+            "guard": None if self.guard is None else self.guard.facts,
             "seconds": round(self.seconds, 3),
         }
 
@@ -191,7 +191,10 @@ def evaluate_model(
         seconds = time.perf_counter() - started
     truth = classes_of(samples)
     applied = classifier.guard
-    verdicts = None if applied is None else applied.judge(logits, qualities or None)
+    verdicts = None
+    if applied is not None:
+        features = np.concatenate(classifier.features) if classifier.features else None
+        verdicts = applied.judge(logits, qualities or None, applied.distances(features))
     return Evaluation(
         model=str(model),
         data=str(data),
@@ -237,6 +240,8 @@ class _Classifier:
     notes: tuple[str, ...] = ()
     seen: Seen | None = None
     guard: Guard | None = None
+    features: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    """The features of each batch that was predicted, where the guard compares them."""
 
 
 @contextmanager
@@ -265,8 +270,16 @@ def _opened(
                 f"{model} takes {session.transform.size}x{session.transform.size} images, not "
                 f"{described.image_size}: export it with --size {described.image_size}"
             )
+        features: list[npt.NDArray[np.float32]] = []
+
+        def with_features(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            logits, found = session.run_with_features(images)
+            features.extend([] if found is None else [found])
+            return logits
+
+        compared = session.guard is not None and session.guard.needs_features
         yield _Classifier(
-            session.run,
+            with_features if compared else session.run,
             session.labels,
             session.transform,
             session.path,
@@ -274,6 +287,7 @@ def _opened(
             session.manifest.notes if session.manifest else (),
             open_bundle(model).seen if recognise(model) is Kind.BUNDLE else None,
             session.guard,
+            features,
         )
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ...data.scale import Scale, check_microns
 from ...errors import ImageError, InputError
+from ...runtime.drift import DriftLog
 from ...runtime.session import BATCH_SIZE, Session
 from ..slides.engine import classify_tiles, transform_of
 from ..slides.field import Field
@@ -116,18 +117,20 @@ class TileMap:
 class Mapper:
     """Makes maps of frames, and remembers what the frames before said."""
 
-    def __init__(self, session: Session, grid: Grid) -> None:
+    def __init__(self, session: Session, grid: Grid, log: DriftLog | None = None) -> None:
         """A mapper.
 
         Args:
             session: an opened artefact that knows its labels, mean and std.
             grid: how frames are cut.
+            log: gets scores of the tiles that it wants.
 
         Raises:
             ArtefactError: the artefact does not say its labels, mean or std.
         """
         self._session = session
         self._grid = grid
+        self._log = log
         self._size = transform_of(session).size
         self._shape: tuple[int, ...] = ()  # of the frame, and the side of its tiles: what memory is of
         self._probabilities = np.empty((0, 0, session.classes), np.float32)
@@ -204,7 +207,8 @@ class Mapper:
     ) -> int:
         """Classifies tiles, the first ones first, until the time is up: at least one batch of them."""
         columns = self._turns.shape[1]
-        results = classify_tiles(self._session, field, (tile for _, tile in order), self._grid.batch_size)
+        found = (tile for _, tile in order)
+        results = classify_tiles(self._session, field, found, self._grid.batch_size, self._log)
         done = 0
         with closing(results):
             last = time.monotonic()

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from ...data.scale import check_microns
 from ...errors import ImageError, SourceError
 from ...images import FULL_WHITE
+from ...runtime.drift import DriftLog, picture_scores
 from ...runtime.quality import Quality, quality_of
 from ...runtime.session import Session
 from ..sources import Frame, Source, open_source
@@ -32,6 +33,7 @@ _LOOK = 0.1  # seconds between two looks at what there is to report
 _CLOSING = 2.0  # seconds that the source has for closing
 _NUMBER = re.compile(r"#\d+")  # of a frame, in its name
 _REPORTS = 100  # that wait for somebody to hear them; older ones go
+_Verdict = tuple[bool, tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Result:
         dropped: frames that the source took since the result before this one and that nobody saw.
         quality: what the picture is worth.
         tiles: what is known of each tile; None without a grid.
+        decided: whether the label is an answer, by the artefact's guard; without one it always is.
+        reasons: why it is none; empty where it is one.
+        candidates: the classes that the frame may show, the likeliest first; empty without a guard.
     """
 
     frame: Frame
@@ -64,9 +69,17 @@ class Result:
     dropped: int
     quality: Quality
     tiles: TileMap | None = None
+    decided: bool = True
+    reasons: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """All but the pixels; ``map`` and ``tiles`` with a grid only."""
+        """All but the pixels; ``map`` and ``tiles`` with a grid only, ``decided`` and so on with a guard."""
+        guard = {
+            "decided": self.decided,
+            "reasons": list(self.reasons),
+            "candidates": list(self.candidates),
+        }
         return {
             "number": self.number,
             "name": self.frame.name,
@@ -80,6 +93,7 @@ class Result:
             "quality": self.quality.as_json(),
             "notes": list(self.frame.notes),
             **(self.tiles.as_json() if self.tiles else {}),
+            **(guard if self.candidates else {}),
         }
 
 
@@ -94,6 +108,8 @@ class _Answer:
     latency_ms: dict[str, float]
     quality: Quality
     tiles: TileMap | None
+    verdict: _Verdict
+    """The guard's: ``decided``, ``reasons`` and ``candidates`` of a `Result`."""
 
 
 class _Looks(NamedTuple):
@@ -117,6 +133,7 @@ def stream(
     keep_all: bool = False,
     seconds: float | None = None,
     report: Callable[[str], None] = lambda line: None,
+    log: DriftLog | None = None,
 ) -> Generator[Result, None, None]:
     """Classifies the frames of a source as they come; the newest one wins, and older ones are dropped.
 
@@ -132,6 +149,8 @@ def stream(
         seconds: time after which to end, whether frames come or not; None for no end.
         report: is told of each frame that cannot be used and of a source that stalls, went away or is back,
             one line each, by the thread that iterates.
+        log: gets scores of the frames that it wants; where it cannot be written any more, that is reported
+            and stops nothing.
 
     Raises:
         SourceError: the source could not be opened at first, or cannot keep its frames.
@@ -147,8 +166,8 @@ def stream(
         opened = source
     if keep_all and not opened.keeps:
         raise SourceError(f"'{opened.name}' does not keep its frames until they are asked for: only files do")
-    mapper = Mapper(session, grid) if grid else None
-    return _Loop(session, opened, mapper, assume_mpp, keep_all, report).results(seconds)
+    mapper = Mapper(session, grid, log) if grid else None
+    return _Loop(session, opened, mapper, assume_mpp, keep_all, report, log).results(seconds)
 
 
 class _Loop:
@@ -162,7 +181,9 @@ class _Loop:
         assume_mpp: float | None,
         keep_all: bool,
         report: Callable[[str], None],
+        log: DriftLog | None,
     ) -> None:
+        self._log = log
         self._session = session
         self._source = source
         self._mapper = mapper
@@ -171,6 +192,8 @@ class _Loop:
         self._frames: Channel[tuple[int, Frame]] = Channel(keep_all)
         self._answers: Channel[_Answer] = Channel(keep_all)
         self._reports: deque[str] = deque(maxlen=_REPORTS)
+        if log is not None:
+            log.on_failure = self._reports.append
         self._stop = Event()
         self._last_frame = time.monotonic()
         self._gone = False
@@ -206,6 +229,7 @@ class _Loop:
                     answer.number - shown - 1,
                     answer.quality,
                     answer.tiles,
+                    *answer.verdict,
                 )
                 shown = answer.number
         finally:
@@ -307,14 +331,19 @@ class _Loop:
         quality = quality_of(frame.pixels)
         times.append(time.monotonic())
         tiles = None
+        verdict: _Verdict
         if self._mapper is None:
             image, _ = self._session.prepare(frame.pixels)
             times.append(time.monotonic())
-            (prediction,) = self._session.predict(image[None], qualities=[quality])
+            logits, (prediction,) = self._session.answers(image[None], qualities=[quality])
+            if self._log is not None and self._log.wants():
+                self._log.add(picture_scores(frame.pixels, quality), logits[0])
             label, probabilities = prediction.label, prediction.probabilities
+            verdict = (prediction.decided, prediction.reasons, prediction.candidates)
         else:
             times.append(times[-1])
             tiles = self._mapper.map(frame, times[-1] - times[0])
+            verdict = (True, (), ())  # a guard is of single pictures, not of their mean
             probabilities = tiles.mean
             label = (self._session.labels or ())[probabilities.index(max(probabilities))]
         times.append(time.monotonic())
@@ -326,4 +355,4 @@ class _Loop:
             "quality": judged,
             "total": (times[-1] - frame.taken) * 1e3,
         }
-        return _Answer(frame, number, label, probabilities, latency_ms, quality, tiles)
+        return _Answer(frame, number, label, probabilities, latency_ms, quality, tiles, verdict)

@@ -17,6 +17,7 @@ from ...errors import BackendError
 from ...files import as_utf8
 from ...images import FULL_WHITE
 from ...runtime.artefact import artefact_sha256
+from ...runtime.drift import DriftLog
 from ...runtime.session import Session
 from ...version import __version__
 from ..slides.results import colour_of
@@ -48,6 +49,7 @@ def live(
     frames: int | None = None,
     seconds: float | None = None,
     report: Callable[[str], None] = lambda line: None,
+    log: DriftLog | None = None,
 ) -> None:
     """Shows what the network says of each frame, until the source ends or enough were shown.
 
@@ -68,6 +70,7 @@ def live(
         frames: results after which to end.
         seconds: as for `stream`.
         report: as for `stream`, and is told when the session cannot be kept; by any thread.
+        log: as for `stream`.
 
     Raises:
         TargetError: the folder exists already or cannot be written.
@@ -122,6 +125,7 @@ def live(
             keep_all=keep_all,
             seconds=remaining,
             report=tell,
+            log=log,
         )
         stack.enter_context(closing(results))
         for shown, result in enumerate(results, 1):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ...data.scale import check_microns
 from ...errors import ImageError, InputError
 from ...images import Transform
 from ...machine import threads_to_use
+from ...runtime.drift import DriftLog, picture_scores
 from ...runtime.quality import Quality, quality_of
 from ...runtime.session import BATCH_SIZE, Prediction, Session
 from .slide import Slide
@@ -37,11 +38,17 @@ class TileResult:
         probabilities: the probability of every class, in the order of the session's labels; empty where the
             tile cannot be read.
         error: why it cannot, one line; empty where it can.
+        decided: whether the likeliest class is an answer, by the artefact's guard; without one it always is.
+        reasons: why it is none; empty where it is one.
+        candidates: names of the classes that it may be, the likeliest first; empty without a guard.
     """
 
     tile: Tile
     probabilities: tuple[float, ...] = ()
     error: str = ""
+    decided: bool = True
+    reasons: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
 
     @property
     def likeliest(self) -> int:
@@ -176,27 +183,49 @@ def scale_notes(slide: Slide, wanted: Wanted, assume_mpp: float | None = None) -
 
 
 def classify_tiles(
-    session: Session, slide: Slide, found: Iterable[Tile], batch_size: int
+    session: Session, slide: Slide, found: Iterable[Tile], batch_size: int, log: DriftLog | None = None
 ) -> Generator[TileResult]:
-    """Classifies these tiles, in their order; see `classify_slide`."""
+    """Classifies these tiles, in their order; see `classify_slide`. A log gets scores of those it wants."""
     if batch_size < 1:
         raise InputError(f"the batch size is {batch_size}: expected at least 1")
     batch_size = min(batch_size, session.max_batch or batch_size)
     waiting = iter(found)
     workers = threads_to_use(None)
     with _Readers(slide, transform_of(session), session.judges_pictures, workers) as readers:
-        ahead = deque((tile, readers.read(tile)) for tile in islice(waiting, 2 * batch_size + workers))
+        ahead = deque((tile, readers.read(tile, log)) for tile in islice(waiting, 2 * batch_size + workers))
         while ahead:
             batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
             inputs = [_outcome(reading) for _, reading in batch]
-            ahead.extend((tile, readers.read(tile)) for tile in islice(waiting, len(batch)))
+            ahead.extend((tile, readers.read(tile, log)) for tile in islice(waiting, len(batch)))
             readable = [each for each in inputs if not isinstance(each, ImageError)]
-            predictions = iter(_predictions(session, readable) if readable else [])
-            for (tile, _), each in zip(batch, inputs, strict=True):
-                if isinstance(each, ImageError):
-                    yield TileResult(tile, error=str(each))
+            predictions: Iterator[Prediction] = iter(())
+            if readable:
+                images = np.stack([each.image for each in readable])
+                qualities = [each.quality for each in readable if each.quality is not None]
+                logits, said = session.answers(
+                    images, qualities=qualities if session.judges_pictures else None
+                )
+                predictions = iter(said)
+                for each, own in zip(readable, logits, strict=True):
+                    if log is not None and each.scores is not None:
+                        log.add(each.scores, own)
+            for (tile, _), outcome in zip(batch, inputs, strict=True):
+                if isinstance(outcome, ImageError):
+                    yield TileResult(tile, error=str(outcome))
                 else:
-                    yield TileResult(tile, next(predictions).probabilities)
+                    one = next(predictions)
+                    yield TileResult(tile, one.probabilities, "", one.decided, one.reasons, one.candidates)
+
+
+class _Input(NamedTuple):
+    """A tile on its way to the network."""
+
+    image: NDArray[np.float32]
+    """(3, S, S)."""
+    quality: Quality | None
+    """None where neither a guard nor a log looks at it."""
+    scores: Mapping[str, float | None] | None
+    """`picture_scores` of it, where a log wants them."""
 
 
 class _Readers:
@@ -210,16 +239,17 @@ class _Readers:
         self._handles: list[Slide] = []
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="msmamba-tiles")
 
-    def read(self, tile: Tile) -> Future[_Read]:
-        """The network's input of a tile, (3, S, S), and its quality where it is to be judged, some time."""
-        return self._pool.submit(self._input, tile)
+    def read(self, tile: Tile, log: DriftLog | None) -> Future[_Input]:
+        """The network's input of a tile, some time."""
+        return self._pool.submit(self._input, tile, log is not None and log.wants())
 
-    def _input(self, tile: Tile) -> _Read:
+    def _input(self, tile: Tile, scored: bool) -> _Input:
         if not hasattr(self._own, "handle"):
             self._own.handle = self._slide.reopened()
             self._handles.append(self._own.handle)
         pixels = read_tile(self._own.handle, tile, self._transform.size)
-        return self._transform(pixels), quality_of(pixels) if self._judged else None
+        quality = quality_of(pixels) if self._judged or scored else None
+        return _Input(self._transform(pixels), quality, picture_scores(pixels, quality) if scored else None)
 
     def __enter__(self) -> _Readers:
         return self
@@ -233,13 +263,7 @@ class _Readers:
                 handle.close()
 
 
-def _predictions(session: Session, read: Sequence[_Read]) -> list[Prediction]:
-    qualities = [quality for _, quality in read if quality is not None]
-    images = np.stack([image for image, _ in read])
-    return session.predict(images, qualities=qualities if session.judges_pictures else None)
-
-
-def _outcome(reading: Future[_Read]) -> _Read | ImageError:
+def _outcome(reading: Future[_Input]) -> _Input | ImageError:
     try:
         return reading.result()
     except ImageError as error:

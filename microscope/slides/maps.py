@@ -11,7 +11,7 @@ import hashlib
 import io
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _PIXELS_A_TILE = 8  # of the map, where tiles overlap
 _TILE = 256  # of the OME-TIFF; a level that fits into one is the last
 _LONGEST = 1024  # side of a picture, pixels
+_HALF = 128  # of a map's levels, 1 to 255
+_HATCH, _LINE, _HATCH_COLOUR = 9, 2, (90, 90, 90)  # from one line to the next, and its width, pixels
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,22 @@ def write_map(path: Path, found: NDArray[np.uint8], microns: float | None, name:
     write_atomically(path, buffer.getvalue())
 
 
-def overlay(found: NDArray[np.uint8], index: int, grid: MapGrid, small: Thumbnail) -> Image.Image:
+def undecided_map(results: Iterable[TileResult], grid: MapGrid) -> NDArray[np.bool_]:
+    """(rows, columns): where the guard decides less than half of what tiles say, by their weights."""
+    withheld = (
+        replace(result, probabilities=(float(not result.decided),)) for result in results if not result.error
+    )
+    found: NDArray[np.bool_] = class_map(withheld, 0, grid) > _HALF
+    return found
+
+
+def overlay(
+    found: NDArray[np.uint8],
+    index: int,
+    grid: MapGrid,
+    small: Thumbnail,
+    hatched: NDArray[np.bool_] | None = None,
+) -> Image.Image:
     """A map over the slide's thumbnail: the more likely the class, the more of its colour.
 
     Args:
@@ -147,6 +164,7 @@ def overlay(found: NDArray[np.uint8], index: int, grid: MapGrid, small: Thumbnai
         index: place of the class in the labels, for its colour.
         grid: the map's pixels.
         small: the thumbnail.
+        hatched: (rows, columns), what is to be hatched (`undecided_map`).
     """
     picture = picture_of(small)
     height, width = small.damaged.shape
@@ -156,6 +174,11 @@ def overlay(found: NDArray[np.uint8], index: int, grid: MapGrid, small: Thumbnai
     fine = Image.fromarray(found).resize(picture.size, Image.Resampling.NEAREST, box)
     alpha = fine.point([0, *(round(value * 0.8) for value in range(255))])
     picture.paste(colour_of(index), mask=alpha)
+    if hatched is not None:
+        where = Image.fromarray(hatched).resize(picture.size, Image.Resampling.NEAREST, box)
+        down, along = np.indices((picture.height, picture.width))
+        lines = (down + along) % _HATCH < _LINE
+        picture.paste(_HATCH_COLOUR, mask=Image.fromarray(np.asarray(where) & lines))
     return picture
 
 

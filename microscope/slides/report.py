@@ -58,7 +58,7 @@ def write_report(
                 "name": name,
                 "error": facts.get("error", ""),
                 "shares": [facts["shares"][label] for label in labels] if done else [],
-                **{each: facts.get(each) for each in ("tiles", "unreadable", "tissue")},
+                **{each: facts.get(each) for each in ("tiles", "unreadable", "undecided", "tissue")},
                 "pictures": [
                     {"caption": caption, "url": _url(Image.open(picture))}
                     for caption, picture in pictures.get(name, {}).items()

@@ -24,7 +24,12 @@ COLOURS = (
 )
 """Colours of the first classes: Okabe and Ito's, which most colour-blind people can tell apart."""
 
+UNDECIDED = "undecided"
+"""The classification, in GeoJSON, of a tile that the guard does not decide."""
+UNDECIDED_COLOUR = (128, 128, 128)
+
 _FIXED = ("minx", "miny", "width", "height")
+_GUARD = ("decided", "reasons", "candidates")
 _GOLDEN = 0.618034
 
 
@@ -36,26 +41,38 @@ def colour_of(index: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def header(labels: Sequence[str]) -> bytes:
-    """The first line of the CSV: WSInfer's columns, and ``error`` for tiles that cannot be read."""
-    return _line([*_FIXED, *(f"prob_{label}" for label in labels), "error"])
+def header(labels: Sequence[str], guarded: bool = False) -> bytes:
+    """The first line of the CSV: WSInfer's columns, ``error`` of tiles that cannot be read, and a guard's."""
+    return _line([*_FIXED, *(f"prob_{label}" for label in labels), "error", *(_GUARD if guarded else ())])
 
 
-def row(result: TileResult, classes: int) -> bytes:
+def row(result: TileResult, classes: int, guarded: bool = False) -> bytes:
     """A tile's line of the CSV, probabilities to six decimals."""
     tile = result.tile
     values = [f"{value:.6f}" for value in result.probabilities] or [""] * classes
-    return _line([str(tile.x), str(tile.y), *[str(tile.side)] * 2, *values, as_cell(result.error)])
+    guard: list[str] = []
+    if guarded:
+        decided = "" if result.error else "yes" if result.decided else "no"
+        guard = [decided, "; ".join(result.reasons), as_cell("; ".join(result.candidates))]
+    return _line([str(tile.x), str(tile.y), *[str(tile.side)] * 2, *values, as_cell(result.error), *guard])
 
 
 def read_rows(path: Path) -> Iterator[TileResult]:
     """The rows of a CSV that `header` and `row` have made."""
     with open_text(path, newline="") as file:
         rows = csv.reader(file)
-        next(rows)
-        for x, y, side, _, *probabilities, error in rows:
-            values = () if error else tuple(map(float, probabilities))
-            yield TileResult(Tile(int(x), int(y), int(side)), values, from_cell(error))
+        guarded = next(rows)[-len(_GUARD) :] == [*_GUARD]
+        for x, y, side, _, *others in rows:
+            *probabilities, error = others[: -len(_GUARD)] if guarded else others
+            decided, reasons, candidates = others[-len(_GUARD) :] if guarded else ("yes", "", "")
+            yield TileResult(
+                Tile(int(x), int(y), int(side)),
+                () if error else tuple(map(float, probabilities)),
+                from_cell(error),
+                decided != "no",
+                tuple(reasons.split("; ")) if reasons else (),
+                tuple(from_cell(candidates).split("; ")) if candidates else (),
+            )
 
 
 def write_geojson(
@@ -70,7 +87,8 @@ def write_geojson(
 ) -> None:
     """Writes a FeatureCollection for QuPath, row by row: a tile object each, in its likeliest class's colour.
 
-    Tiles at the border are drawn as far as the slide goes; those that could not be read are left out.
+    Tiles that a guard does not decide are of the class `UNDECIDED`, in grey. Tiles at the border are drawn
+    as far as the slide goes; those that could not be read are left out.
 
     Args:
         path: the file, which appears whole or not at all.
@@ -99,7 +117,7 @@ def write_geojson(
 def _feature(
     result: TileResult, space: uuid.UUID, labels: Sequence[str], size: tuple[int, int]
 ) -> dict[str, object]:
-    tile, likeliest = result.tile, result.likeliest
+    tile = result.tile
     left, top = tile.x, tile.y
     right, bottom = min(left + tile.side, size[0]), min(top + tile.side, size[1])
     corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
@@ -110,12 +128,19 @@ def _feature(
         "properties": {
             "objectType": "tile",
             "isLocked": False,
-            "classification": {"name": labels[likeliest], "color": list(colour_of(likeliest))},
+            "classification": _classification(result, labels),
             "measurements": {
                 f"prob_{label}": value for label, value in zip(labels, result.probabilities, strict=True)
             },
         },
     }
+
+
+def _classification(result: TileResult, labels: Sequence[str]) -> dict[str, object]:
+    if result.decided:
+        return {"name": labels[result.likeliest], "color": list(colour_of(result.likeliest))}
+    name = f"{UNDECIDED} by the guard" if UNDECIDED in labels else UNDECIDED
+    return {"name": name, "color": list(UNDECIDED_COLOUR)}
 
 
 @contextmanager

@@ -35,11 +35,12 @@ from ...data.scale import check_microns
 from ...errors import ImageError, InputError, Note, TargetError, some
 from ...files import as_utf8, folder_lock, read_file, remove_leftovers, sha256_of, write_atomically
 from ...runtime.artefact import artefact_sha256
+from ...runtime.drift import DriftLog
 from ...runtime.session import BATCH_SIZE, Session
 from ...text import as_cell
 from ...version import __version__
 from .engine import TileResult, Wanted, classify_tiles, scale_notes, transform_of, wanted_of
-from .maps import MapGrid, class_map, overlay, picture_of, write_map
+from .maps import MapGrid, class_map, overlay, picture_of, undecided_map, write_map
 from .opening import by_name, open_slide, require_libraries
 from .regions import Within, check_annotations, file_of, read_regions
 from .report import write_report
@@ -98,6 +99,7 @@ def classify_slides(
     output: str | os.PathLike[str],
     options: SlideOptions,
     progress: Progress = lambda name, done, tiles: None,
+    log: DriftLog | None = None,
 ) -> None:
     """Classifies slides and writes what is found, slide by slide, into a folder.
 
@@ -111,6 +113,7 @@ def classify_slides(
         output: the folder of results, new, empty or of an earlier call.
         options: how slides are cut and classified.
         progress: is called before the first tile and after every batch.
+        log: gets scores of tiles.
 
     Raises:
         ImageError: slides or tiles could not be classified; all others were.
@@ -129,7 +132,7 @@ def classify_slides(
     folder = Path(output)
     _make_folder(folder)
     with folder_lock(folder, f"'{folder}' is at work already: wait for it, or choose another folder"):
-        run = _Run(session, folder, _identity(session, artefact, options), options, progress, wanted)
+        run = _Run(session, folder, _identity(session, artefact, options), options, progress, wanted, log)
         run.classify(named)
 
 
@@ -142,8 +145,11 @@ class _Run:
         options: SlideOptions,
         progress: Progress,
         wanted: Wanted,
+        log: DriftLog | None,
     ) -> None:
         self._wanted = wanted
+        self._log = log
+        self._guarded = session.guard is not None
         self._session = session
         self._labels = session.labels or ()
         self._folder = folder
@@ -253,6 +259,7 @@ class _Run:
                 **facts,
                 "tiles": counts.tiles,
                 "unreadable": counts.unreadable,
+                **({"undecided": counts.undecided} if self._guarded else {}),
                 "shares": shares,
                 "seconds": round(time.monotonic() - started, 3),
             }
@@ -274,16 +281,19 @@ class _Run:
         if not total:
             where = "its middle in a region, or enough tissue" if self._options.roi else "enough tissue"
             raise InputError(f"'{slide.path}': no tile has {where}: lower --min-tissue, or give --no-tissue")
-        there = _kept_rows(partial, header(self._labels), tiles(), batch)
+        first = header(self._labels, self._guarded)
+        there = _kept_rows(partial, first, tiles(), batch)
         self._progress(name, there, total)
         try:
             with partial.open("ab") as file:
                 if not there:
-                    file.write(header(self._labels))
-                results = classify_tiles(self._session, slide, islice(tiles(), there, None), batch)
+                    file.write(first)
+                if self._log is not None:
+                    self._log.begin(total - there)
+                results = classify_tiles(self._session, slide, islice(tiles(), there, None), batch, self._log)
                 with closing(results):
                     for done, result in enumerate(results, start=there + 1):
-                        file.write(row(result, len(self._labels)))
+                        file.write(row(result, len(self._labels), self._guarded))
                         if done % batch == 0 or done == total:
                             file.flush()
                             self._progress(name, done, total)
@@ -297,13 +307,14 @@ class _Run:
         remove_leftovers(folder)
         level = slide.levels[0]
         pixels = MapGrid(level.width, level.height, side, stride_of(side, self._options.overlap))
+        hatched = undecided_map(read_rows(partial), pixels) if self._guarded else None
         microns = self._options.assume_mpp or slide.scale.microns
         for index, label in enumerate(self._labels):
             found = class_map(read_rows(partial), index, pixels)
             file = self._map_of(name, index)
             size = None if microns is None else microns * pixels.pixel
             write_map(Path(f"{file}.ome.tif"), found, size, f"{name}: {label}")
-            _write_png(Path(f"{file}.png"), overlay(found, index, pixels, small))
+            _write_png(Path(f"{file}.png"), overlay(found, index, pixels, small, hatched))
 
     def _map_of(self, name: str, index: int) -> Path:
         """The path of a class's map, without its suffix."""
@@ -316,7 +327,8 @@ class _Run:
 
     def _summarise(self, named: dict[str, Path]) -> None:
         text = io.StringIO()
-        columns = ("tiles", "unreadable", "tissue", "seconds")
+        undecided = ("undecided",) if self._guarded else ()
+        columns = ("tiles", "unreadable", *undecided, "tissue", "seconds")
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(["slide", *columns, *(f"share_{label}" for label in self._labels), "error"])
         for name in named:
@@ -356,10 +368,10 @@ class _Run:
 
 
 class _Counts:
-    """Counts tiles by their likeliest class while they pass."""
+    """Counts tiles by their likeliest class while they pass, and those that the guard does not decide."""
 
     def __init__(self, classes: int) -> None:
-        self.tiles = self.unreadable = 0
+        self.tiles = self.unreadable = self.undecided = 0
         self._of_class = [0] * classes
 
     def counted(self, results: Iterator[TileResult]) -> Iterator[TileResult]:
@@ -367,6 +379,8 @@ class _Counts:
             self.tiles += 1
             if result.error:
                 self.unreadable += 1
+            elif not result.decided:
+                self.undecided += 1
             else:
                 self._of_class[result.likeliest] += 1
             yield result
@@ -387,7 +401,11 @@ def _identity(session: Session, artefact: str | os.PathLike[str], options: Slide
         "artefact": Path(artefact).name,
         "artefact_sha256": artefact_sha256(artefact),
         "labels": list(session.labels or ()),
-        "options": {**asdict(options), "roi": options.roi is not None},
+        "options": {
+            **asdict(options),
+            "roi": options.roi is not None,
+            "guard": session.guard is not None,
+        },
         "versions": {
             "msmamba": __version__,
             **{name: version(name) for name in ("openslide-python", "tifffile", "numpy", "pillow")},
@@ -410,7 +428,7 @@ def _earlier(folder: Path, identity: dict[str, Any]) -> dict[str, dict[str, Any]
         found = json.loads(read_file(path))
         slides = dict(found["slides"])
         before = {name: found[name] for name in ("format_version", "artefact_sha256", "labels")}
-        before.update(found["options"])
+        before.update({"guard": False, **found["options"]})  # earlier versions had none
     except (ValueError, KeyError, TypeError) as error:
         raise TargetError(f"'{path}' is damaged ({error}): choose another folder") from error
     now = {name: identity[name] for name in ("format_version", "artefact_sha256", "labels")}

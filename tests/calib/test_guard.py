@@ -18,6 +18,7 @@ from PIL import Image
 import msmamba
 from msmamba.calib.guard import fit_guard
 from msmamba.cli import mmdeploy
+from msmamba.data.seen import Seen
 from msmamba.errors import ArtefactError, InputError
 from msmamba.files import sha256_of
 from msmamba.runtime.artefact import open_bundle
@@ -119,6 +120,49 @@ def test_a_page_that_cannot_be_written_leaves_the_bundle(pictures: Path, tmp_pat
     assert contents(bundle) == before
 
 
+def in_splits(pictures: Path, data: Path) -> Path:
+    """The pictures as ``{train,val,test}/<class>/*``, a third of each class in each."""
+    for label in LABELS:
+        for path in (pictures / label).iterdir():
+            split = ("train", "val", "test")[int(path.stem) % 3]
+            (data / split / label).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, data / split / label)
+    return data
+
+
+def test_images_that_training_saw_are_refused(pictures: Path, tmp_path: Path) -> None:
+    data, bundle = in_splits(pictures, tmp_path / "data"), write_bundle(tmp_path / "bundle")
+    known = [*(data / "train").rglob("*.png")]
+    add_seen(bundle, Seen.of(known, (data / "val").rglob("*.png")))
+    before = contents(bundle)
+    refused = calibrate(bundle, pictures)
+    assert refused.exit_code == 1
+    assert f"training saw {len(known)} of these {3 * IMAGES} images (blue/0.png, " in refused.stderr
+    assert "give images that it did not see" in refused.stderr
+    assert contents(bundle) == before
+    chosen = calibrate(bundle, data, "--max-error=20%")
+    assert f"{IMAGES} of the {IMAGES} images chose the training's epoch" in chosen.stderr
+    unseen = calibrate(bundle, data, "--max-error=20%", "--split=test")
+    assert (chosen.exit_code, unseen.exit_code) == (0, 0)
+    assert "the 'test' images fit the guard from now on" in unseen.stderr
+    assert "chose" not in unseen.stderr
+    assert open_bundle(bundle).seen is not None
+
+
+def test_where_nobody_knows_what_training_saw_it_is_said(pictures: Path, tmp_path: Path) -> None:
+    data, bundle = in_splits(pictures, tmp_path / "data"), write_bundle(tmp_path / "bundle")
+    told = calibrate(bundle, data, "--max-error=20%").stderr
+    assert "does not say which images training saw" in told
+    assert "the 'val' images chose the training's epoch" in told
+
+
+def add_seen(bundle: Path, seen: Seen) -> None:
+    (bundle / "seen.json").write_text(json.dumps(seen.to_dict()))
+    sealed = open_bundle(bundle).manifest
+    files = {**sealed.files, "seen.json": sha256_of(bundle / "seen.json")}
+    (bundle / "manifest.json").write_text(replace(sealed, files=files).to_json())
+
+
 def test_the_bundle_is_sealed_again_and_nothing_else_changed(guarded: Path, tmp_path: Path) -> None:
     before = write_bundle(tmp_path / "before")
     bundle = open_bundle(guarded)
@@ -131,7 +175,7 @@ def test_the_bundle_is_sealed_again_and_nothing_else_changed(guarded: Path, tmp_
         del each.metadata_props[:]
     assert model == original
     assert (guarded / "notes.txt").read_text() == "of the user"
-    assert set(contents(guarded)) == set(contents(before))
+    assert set(contents(guarded)) == {*contents(before), "scores.json"}
 
 
 def test_pictures_outside_of_what_was_calibrated_are_withheld(

@@ -19,11 +19,13 @@ from PIL import Image
 
 import msmamba
 from msmamba.cli import mmdeploy
-from msmamba.errors import ImageError, InputError, SourceError
+from msmamba.errors import ImageError, InputError, SourceError, TargetError
 from msmamba.microscope import stream
 from msmamba.microscope.sources import Frame
 from msmamba.microscope.sources.demo import Demo
 from msmamba.runtime import Session
+from msmamba.runtime.drift import COMMANDS, DriftLog, Origin, drift_log, read_drift
+from tests.export.proof.test_guarded import with_guard
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,21 @@ def session(bundles: dict[str, Path]) -> Iterator[Session]:
 
 def picture(value: int) -> np.ndarray:
     return np.random.default_rng(value).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def test_a_result_says_what_the_guard_says(bundles: dict[str, Path], tmp_path: Path) -> None:
+    bundle = with_guard(bundles["fp32"], tmp_path / "guarded", threshold=1e6)
+    Image.fromarray(picture(1)).save(tmp_path / "a.png")
+    with msmamba.open(bundle, threads=1) as guarded:
+        (result,) = stream(guarded, tmp_path / "a.png")
+    assert (result.decided, result.reasons) == (False, ("uncertain",))
+    assert result.candidates[0] == result.label
+    assert result.as_json()["candidates"] == list(result.candidates)
+    arguments = ["live", "--no-page", str(bundle), str(tmp_path / "a.png")]
+    (line,) = CliRunner().invoke(mmdeploy, arguments).stdout.splitlines()
+    assert json.loads(line)["decided"] is False
+    (line,) = CliRunner().invoke(mmdeploy, [*arguments, "--no-guard"]).stdout.splitlines()
+    assert not {"decided", "reasons", "candidates"} & set(json.loads(line))
 
 
 class Camera:
@@ -223,3 +240,29 @@ def test_an_interrupted_session_is_kept_whole(bundles: dict[str, Path], tmp_path
     assert kept.startswith(first)
     assert (first + rest).startswith(kept)
     assert all(json.loads(line) for line in kept.splitlines())
+
+
+def test_scores_of_a_session_are_logged_once_a_second(
+    session: Session, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    with drift_log(log, bundles["fp32"], session.manifest, "live") as lines:
+        for result in stream(session, Camera([frame(number) for number in range(5)]), log=lines, seconds=5):
+            if result.number == 4:
+                break
+    logged = read_drift(log)
+    assert logged.pictures == 1
+    assert logged.by.tolist() == [COMMANDS.index("live")]
+
+
+def test_a_log_that_cannot_be_written_stops_no_session(session: Session, tmp_path: Path) -> None:
+    def full(line: str) -> None:
+        raise TargetError("cannot write 'log': the disk is full")
+
+    Image.fromarray(picture(1)).save(tmp_path / "a.png")
+    Image.fromarray(picture(2)).save(tmp_path / "b.png")
+    reports: list[str] = []
+    log = DriftLog(full, Origin("ab" * 32, None), "infer", 1.0)
+    found = list(stream(session, tmp_path, keep_all=True, log=log, report=reports.append))
+    assert len(found) == 2
+    assert reports == ["no more scores are logged: cannot write 'log': the disk is full"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +117,7 @@ def with_guard(bundle: Path, copy: Path, threshold: float, **changes: object) ->
     shutil.copytree(bundle, copy)
     manifest = Manifest.from_json((copy / "manifest.json").read_bytes())
     network = network_sha256((copy / "model.onnx").read_bytes())
-    guard = asdict(replace(GUARD, threshold=threshold, **{"network_sha256": network, **changes}))
+    guard = replace(GUARD, threshold=threshold, **{"network_sha256": network, **changes}).facts
     (copy / "manifest.json").write_text(replace(manifest, guard=guard).to_json())
     return copy
 

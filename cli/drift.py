@@ -1,0 +1,51 @@
+"""`mmdeploy drift`: has the microscope changed since the calibration."""
+
+from __future__ import annotations
+
+import click
+
+from .help import Command, option
+from .options import tell
+from .output import say_lines
+
+
+@click.command(cls=Command, example="mmdeploy drift microscope.jsonl")
+@click.argument("log")
+@option(
+    "--against",
+    group="What is compared",
+    metavar="BUNDLE",
+    show_default="the log's own",
+    help="A calibrated bundle whose images to compare with.",
+)
+@option(
+    "--format",
+    "output_format",
+    group="Results",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="How the figures are printed.",
+)
+def drift(log: str, against: str | None, output_format: str) -> None:
+    """Tell whether the microscope has changed since the calibration.
+
+    LOG is what --drift of 'infer', 'slide' and 'live' wrote with a bundle of 'mmdeploy calibrate'. Its
+    pictures' focus, brightness and colours, and how certain the answers were, are compared with those of the
+    images that the bundle was calibrated on.
+
+    The exit status is 1 when something has changed.
+    """
+    import json
+
+    from ..calib.drift import drift_of
+    from ..errors import DriftError
+
+    found = drift_of(log, against)
+    tell(found.notes)
+    say_lines(
+        json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        if output_format == "json"
+        else found.to_text()
+    )
+    if found.changed:
+        raise DriftError(f"'{log}' is not as the images of the calibration were")
