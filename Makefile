@@ -9,7 +9,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 SOURCES := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard plugins/*/native/*)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types tests test-browser test-screen fuzz clean
+.PHONY: demo test lint types tests test-networks test-browser test-screen fuzz clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python demo/run.py demo-out
@@ -27,6 +27,10 @@ types: $(VENV)/test.stamp
 # they stay in one process; files are taken in the order of tests/conftest.py, the dearest first.
 tests: $(VENV)/test.stamp
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# The larger networks of the paper's Table I against their published outputs, which `make test` leaves out.
+test-networks: $(VENV)/test.stamp
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m networks
 
 # The page of `mmdeploy live` in a real browser: under four minutes beside other work, one of them a stream of a minute. Installs Debian's Chromium where there is none.
 test-browser: $(VENV)/browser.stamp

@@ -28,6 +28,7 @@ from .help import SETTINGS, Group
 from .infer import infer
 from .info import info
 from .live import live
+from .networks import networks
 from .output import say
 from .slide import slide
 from .stopping import Terminated, end_as_interrupted
@@ -92,6 +93,7 @@ for _command in (
     calibrate,
     infer,
     live,
+    networks,
     slide,
     drift,
     bench,

@@ -10,7 +10,7 @@ from .output import say
 
 
 @click.command(cls=Command, example="mmdeploy info t --no-parallel")
-@click.argument("model", metavar="CHECKPOINT|t|s|b")
+@click.argument("model", metavar="CHECKPOINT|NETWORK")
 @option(
     "--image-size",
     group="The network",
@@ -24,7 +24,8 @@ from .output import say
 def info(model: str, image_size: int, weights_of: str | None, **switches: bool | None) -> None:
     """Count parameters and multiply-adds, the paper's way and in full.
 
-    A checkpoint says itself which ablation it is; the switches are for sizes.
+    `mmdeploy networks` lists the networks by name. A checkpoint says itself which ablation it is; the
+    switches are for Microscopic-Mamba's sizes.
     """
     from ..model.networks.checkpoint import load_checkpoint
     from ..model.networks.complexity import complexity
@@ -43,5 +44,5 @@ def info(model: str, image_size: int, weights_of: str | None, **switches: bool |
     say(f"parameters      {count.parameters:>13,}  in a checkpoint (the paper's count)")
     say(f"                {count.used_parameters:>13,}  used by the forward pass")
     say(f"multiply-adds   {count.paper_macs:>13,}  the paper's count (ptflops)")
-    say(f"                {count.macs:>13,}  in full, with projections and the scan")
+    say(f"                {count.macs:>13,}  in full, with attention and the scan")
     say(f"state updates   {count.state_updates:>13,}  of the scan")

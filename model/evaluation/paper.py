@@ -120,6 +120,26 @@ class Peer:
     macs: float
     """10^9 at 224x224."""
 
+    @property
+    def network(self) -> str | None:
+        """Its name in the registry; None for one that cannot be built here."""
+        return _NETWORKS.get(self.name)
+
+
+_NETWORKS = {
+    "PVT-small": "pvt_small",
+    "PVT-medium": "pvt_medium",
+    "MpVit-tiny": "mpvit_tiny",
+    "MpVit-small": "mpvit_small",
+    "Uniformer-small": "uniformer_small",
+    "Uniformer-base": "uniformer_base",
+    "SMT-s": "smt_s",
+    "SMT-b": "smt_b",
+    "Medmamba-s": "medmamba_s",
+    "Medmamba-b": "medmamba_b",
+    "VMamba-t": "vmamba_t",
+    "VMamba-s": "vmamba_s",
+}
 
 PEERS = tuple(
     Peer(name, parameters, macs)

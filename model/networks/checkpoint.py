@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from .checkpoint_file import (
 )
 from .description import FORMAT_VERSION, problems_of
 from .family import Architecture, Network
-from .registry import family_of, recognise
+from .registry import canonical, family_of, recognise
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,7 @@ def save_checkpoint(
     }
     if problems := problems_of(description):
         raise InputError(f"cannot be saved as a checkpoint: {'; '.join(problems)}")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_atomically(Path(path), save(tensors, metadata={METADATA_KEY: json.dumps(description)}))
+    write_atomically(Path(path), save(_tensors(network), metadata={METADATA_KEY: json.dumps(description)}))
 
 
 def load_checkpoint(path: str | Path, weights_of: str | None = None) -> Checkpoint:
@@ -141,6 +140,7 @@ def load_checkpoint(path: str | Path, weights_of: str | None = None) -> Checkpoi
     file = read_checkpoint_file(path, weights_of)
     for note in file.notes:
         warnings.warn(note, Note, stacklevel=2)
+    file = replace(file, state=canonical(file.state))
     network = checkpoint_network(file, _network_of)
     labels, preprocessing = _what_it_says(file.description)
     if labels is not None and len(labels) != network.arch.num_classes:
@@ -153,6 +153,18 @@ def load_checkpoint(path: str | Path, weights_of: str | None = None) -> Checkpoi
     return Checkpoint(
         network, sha256_of(Path(path)), file.weights_of, labels, preprocessing, file.notes, seen
     )
+
+
+def _tensors(network: Network) -> dict[str, Tensor]:
+    """A network's state dict on the CPU, with weights that modules share under every name that they have."""
+    tensors: dict[str, Tensor] = {}
+    kept: set[int] = set()
+    for name, tensor in network.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        # Safetensors hold no tensor twice, but readers of published names look for all of them.
+        tensors[name] = tensor.clone() if tensor.data_ptr() in kept else tensor
+        kept.add(tensor.data_ptr())
+    return tensors
 
 
 def _network_of(state: Mapping[str, Tensor]) -> Network:

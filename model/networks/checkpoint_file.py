@@ -113,6 +113,7 @@ def checkpoint_network(
             f"{path}: {len(differences)} tensors differ from those of {type(network).__name__} with "
             f"{network.arch}: {some(sorted(differences))}"
         )
+    _check_shared(network, state, path)
     state = {name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
@@ -123,6 +124,25 @@ def checkpoint_network(
     network.load_state_dict(state, assign=True)
     network.eval()
     return network
+
+
+def _check_shared(network: Network, state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses a state dict that has two values for one weight, which modules share under several names.
+
+    Raises:
+        CheckpointError: it has; the names are told.
+    """
+    first: dict[int, str] = {}
+    differing = []
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        other = first.setdefault(id(tensor), name)
+        if other != name and not torch.equal(state[name], state[other]):
+            differing.append(f"{name} is not {other}")
+    if differing:
+        raise CheckpointError(
+            f"{path}: {len(differing)} tensors should be equal, as {type(network).__name__} shares them: "
+            f"{some(differing)}"
+        )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -24,6 +24,10 @@ from .registry import family_of
 MACS_PER_STATE_UPDATE = 3
 """Multiply-adds of one state at one position: the decay's exponent, the new value, the output's share."""
 
+_LAYERS = (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm)  # what layers come down to
+
+_COUNTED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm, nn.ReLU, nn.GELU)  # element by element, too
+
 
 @dataclass(frozen=True)
 class Complexity:
@@ -37,6 +41,8 @@ class Complexity:
     """Multiply-adds of convolutions and linear layers."""
     elementwise: int
     """What ptflops adds for biases, norms and activations."""
+    product_macs: int
+    """Those of activations with one another, as in attention, which ptflops does not see."""
     projection_macs: int
     """Those of the step-size, B and C projections."""
     state_updates: int
@@ -49,8 +55,9 @@ class Complexity:
 
     @property
     def macs(self) -> int:
-        """All multiply-adds: layers, projections and the scan."""
-        return self.layer_macs + self.projection_macs + MACS_PER_STATE_UPDATE * self.state_updates
+        """All multiply-adds: layers, attention, projections and the scan."""
+        scan = MACS_PER_STATE_UPDATE * self.state_updates
+        return self.layer_macs + self.product_macs + self.projection_macs + scan
 
 
 def complexity(arch: Architecture, image_size: int = 224) -> Complexity:
@@ -69,19 +76,22 @@ def complexity(arch: Architecture, image_size: int = 224) -> Complexity:
         elementwise += result.numel() * (has_bias + 2 * is_norm + is_activation)
 
     for module in network.modules():
-        module.register_forward_hook(count)
+        if isinstance(module, _COUNTED):
+            module.register_forward_hook(count)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         network(images)
-    counted = counter.get_total_flops() // 2
+    counted = {operator: flops // 2 for operator, flops in counter.get_flop_counts()["Global"].items()}
+    of_layers = sum(macs for operator, macs in counted.items() if operator in _LAYERS)
 
     scans = family.scan_work(network, image_size)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Complexity(
         parameters=parameters,
         used_parameters=parameters - family.unused_parameters(network),
-        layer_macs=counted - scans.projection_macs_counted,
+        layer_macs=of_layers - scans.projection_macs_counted,
         elementwise=elementwise,
+        product_macs=sum(counted.values()) - of_layers,
         projection_macs=scans.projection_macs,
         state_updates=scans.state_updates,
     )

@@ -17,6 +17,11 @@ View = Callable[[Tensor], Tensor]
 """How the exported graph shows a module's result, from the module's result."""
 
 
+def as_it_is(result: Tensor) -> Tensor:
+    """The `View` of a module whose result the graph has."""
+    return result
+
+
 @dataclass(frozen=True)
 class Architecture:
     """All that a checkpoint's tensors depend on; each family adds its own fields."""
@@ -96,6 +101,13 @@ class Family(ABC):
         Raises:
             TypeError, ValueError: these are not the fields, or they do not fit together.
         """
+
+    def canonical(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A state dict under the names of this implementation, where people publish it under others too.
+
+        State dicts of other families are to be left as they are.
+        """
+        return state
 
     @abstractmethod
     def architecture_of(self, state: Mapping[str, Tensor]) -> Architecture:

@@ -18,10 +18,8 @@ Where the paper and the released checkpoints differ, the checkpoints win; each p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +27,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...plugins.selective_scan import DIRECTIONS
-from ...plugins.selective_scan.operator import selective_scan_2d
 from .checkpoint_file import checkpoint_network, read_checkpoint_file
-from .family import Architecture as AnyArchitecture
 from .family import Network
+from .layers import (
+    DropPath,
+    PatchMerging,
+    channel_shuffle,
+    channels_first,
+    channels_last,
+    depthwise_conv,
+)
+from .ss2d import SS2D
+from .staged import StagedArchitecture, count
 
 GROUPS = 4
 """Channel groups that share one ARVSS block (the paper's parallel branches)."""
@@ -47,7 +52,7 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Architecture(AnyArchitecture):
+class Architecture(StagedArchitecture):
     """Depths, widths, states, and three switches.
 
     The three switches are the ablations of the paper's Tables II and III.
@@ -59,8 +64,6 @@ class Architecture(AnyArchitecture):
     """Channels of each stage."""
     d_state: int = 16
     """States per channel, N."""
-    drop_path_rate: float = 0.1
-    """Stochastic depth of the last block; it grows linearly from 0."""
     mifa: bool = True
     """Fuse the branches by MIFA; otherwise concatenate and shuffle them."""
     parallel: bool = True
@@ -68,32 +71,13 @@ class Architecture(AnyArchitecture):
     psffn: bool = True
     """End the ARVSS block in PSFFN; otherwise in a linear projection."""
 
-    def __post_init__(self) -> None:
-        wrong = []
-        for name in ("depths", "dims"):
-            values = getattr(self, name)
-            if not isinstance(values, tuple) or not all(type(each) is int and each > 0 for each in values):
-                wrong.append(f"{name} are {values!r}, expected a tuple of whole numbers above 0")
-        for name in ("num_classes", "d_state"):
-            if type(getattr(self, name)) is not int:
-                wrong.append(f"{name} is {getattr(self, name)!r}, expected a whole number")
-        if type(self.drop_path_rate) not in (int, float) or not 0 <= self.drop_path_rate < 1:
-            wrong.append(f"drop_path_rate is {self.drop_path_rate!r}, expected a number from 0 to below 1")
-        for name in ("mifa", "parallel", "psffn"):
-            if type(getattr(self, name)) is not bool:
-                wrong.append(f"{name} is {getattr(self, name)!r}, expected True or False")
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        if len(self.depths) != len(self.dims) or not self.dims:
-            wrong.append(f"depths {self.depths} and dims {self.dims} must name the same stages")
+    def misfits(self) -> list[str]:
+        wrong = super().misfits()
         if any(dim % 32 for dim in self.dims):
             wrong.append(f"dims {self.dims} must be multiples of 32 (halves, then groups, then quarters)")
         if any(after != 2 * before for before, after in zip(self.dims, self.dims[1:], strict=False)):
             wrong.append(f"dims {self.dims} must double from stage to stage (patch merging)")
-        if self.num_classes < 1:
-            wrong.append(f"num_classes is {self.num_classes}, expected at least 1")
-        if wrong:
-            raise ValueError("; ".join(wrong))
+        return wrong
 
     @classmethod
     def of_size(cls, size: str, **changes: Any) -> Architecture:
@@ -108,26 +92,6 @@ class Architecture(AnyArchitecture):
         return cls(**fields)
 
 
-def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Views the last axis as (groups, C/groups), transposes and flattens it; (…, C) to (…, C)."""
-    return x.unflatten(-1, (groups, -1)).transpose(-1, -2).flatten(-2)
-
-
-def channels_first(x: Tensor) -> Tensor:
-    """(B, H, W, C) to (B, C, H, W), a view."""
-    return x.permute(0, 3, 1, 2)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, H, W, C), a view."""
-    return x.permute(0, 2, 3, 1)
-
-
-def depthwise_conv(channels: int) -> nn.Conv2d:
-    """A 3x3 convolution of each channel by itself, with bias, keeping H and W."""
-    return nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
-
-
 class ConvNorm(nn.Sequential):
     """A 3x3 convolution of stride 2 without bias, and its batch norm (`c` and `bn` in checkpoints)."""
 
@@ -138,23 +102,6 @@ class ConvNorm(nn.Sequential):
         super().__init__()
         self.add_module("c", nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=False))
         self.add_module("bn", nn.BatchNorm2d(outputs))
-
-
-class PatchMerging(nn.Module):
-    """Gathers 2x2 neighbours into channels, LayerNorm, linear: (B, H, W, C) to (B, H/2, W/2, 2C)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * channels)
-        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        # Neighbours in the order (0,0) (1,0) (0,1) (1,1), (row, column): columns outermost.
-        x = x.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 4, 2, 5)
-        x = x.reshape(batch, height // 2, width // 2, 4 * channels)
-        merged: Tensor = self.reduction(self.norm(x))
-        return merged
 
 
 class PSFFN(nn.Module):
@@ -179,70 +126,19 @@ class PSFFN(nn.Module):
         return channel_shuffle(torch.cat([part, rest], dim=-1), self.groups).transpose(1, 2)
 
 
-class ARVSS(nn.Module):
+class ARVSS(SS2D):
     """The state-space block: (B, H, W, d_model) to the same shape (paper, section II-B).
 
-    One set of scan weights per direction. The projections of the step sizes, B and C act on one position
-    at a time, so they run once in raster order and only the scan knows directions.
+    SS2D with PSFFN at its end, and a residual.
     """
 
     def __init__(self, d_model: int, d_state: int, psffn: bool) -> None:
-        super().__init__()
-        d_inner = 2 * d_model
-        self.d_state = d_state
-        self.dt_rank = math.ceil(d_model / 16)
-        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
-        self.conv2d = depthwise_conv(d_inner)
-        self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, self.dt_rank + 2 * d_state, d_inner))
-        self.dt_projs_weight = nn.Parameter(torch.empty(DIRECTIONS, d_inner, self.dt_rank))
-        self.dt_projs_bias = nn.Parameter(torch.empty(DIRECTIONS, d_inner))
-        self.A_logs = nn.Parameter(torch.empty(DIRECTIONS * d_inner, d_state))
-        self.Ds = nn.Parameter(torch.empty(DIRECTIONS * d_inner))
-        self.out_norm = nn.LayerNorm(d_inner)
-        # In every checkpoint; part of the forward pass only where PSFFN is switched off.
-        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
-        self.PSFFN = PSFFN(d_inner, d_model) if psffn else None
-
-    @torch.no_grad()
-    def initialise_scan(self, shortest: float = 1e-3, longest: float = 0.1) -> None:
-        """Mamba's initialisation of the scan: A = -(1 … N), steps log-uniform in [shortest, longest]."""
-        for weight in self.x_proj_weight:
-            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # a linear layer's default
-        bound = self.dt_rank**-0.5
-        nn.init.uniform_(self.dt_projs_weight, -bound, bound)
-        step = torch.empty_like(self.dt_projs_bias).uniform_(math.log(shortest), math.log(longest)).exp()
-        self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
-        self.A_logs.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_logs))
-        nn.init.ones_(self.Ds)
-
-    def decay(self) -> Tensor:
-        """The scan's A, negative: (K, D, N)."""
-        return -torch.exp(self.A_logs.float()).view(DIRECTIONS, -1, self.d_state)
-
-    def scan(self, x: Tensor) -> Tensor:
-        """SS2D with its projections: (B, H, W, D) to (B, H, W, D)."""
-        batch, height, width, d_inner = x.shape
-        rank, states = self.dt_rank, self.d_state
-        steps, inputs, outputs = self.x_proj_weight.split([rank, states, states], dim=1)
-        # All directions in one product each; the second product is one block per direction.
-        delta = functional.linear(x, steps.flatten(0, 1))  # (B, H, W, K*R)
-        delta = functional.linear(delta, torch.block_diag(*self.dt_projs_weight))  # (B, H, W, K*D)
-        B = functional.linear(x, inputs.flatten(0, 1))  # (B, H, W, K*N)
-        C = functional.linear(x, outputs.flatten(0, 1))
-        return selective_scan_2d(
-            x,
-            delta.view(batch, height, width, DIRECTIONS, d_inner),
-            self.decay(),
-            B.view(batch, height, width, DIRECTIONS, states),
-            C.view(batch, height, width, DIRECTIONS, states),
-            self.Ds.float().view(DIRECTIONS, d_inner),
-            self.dt_projs_bias.float(),
-        )
+        # `out_proj` is in every checkpoint, and part of the forward pass only where PSFFN is switched off.
+        super().__init__(d_model, d_state)
+        self.PSFFN = PSFFN(2 * d_model, d_model) if psffn else None
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x, z = self.in_proj(tokens).chunk(2, dim=-1)  # (B, H, W, D) each
-        x = functional.silu(channels_last(self.conv2d(channels_first(x)))).contiguous()
-        y = self.out_norm(self.scan(x)) * functional.silu(z)
+        y = self.gated(tokens)
         y = self.out_proj(y) if self.PSFFN is None else self.PSFFN(y)
         return y + tokens
 
@@ -301,27 +197,6 @@ class MIFA(nn.Module):
         return self.attention(channel_shuffle(fused, self.groups))
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: in training, drops whole samples and scales the others up.
-
-    What is drawn may be for more images than pass here, those of other processes, so that each image is
-    dropped or kept as if all had been in one place.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.share: tuple[int, int, int] | None = None
-        """Images to draw for, and the first and last of them (excluded) that pass here; None for all."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        keep = 1 - self.rate
-        drawn, first, last = self.share or (x.shape[0], 0, x.shape[0])
-        return x * x.new_empty(drawn, 1, 1, 1).bernoulli_(keep).div_(keep)[first:last]
-
-
 class HybridBlock(nn.Module):
     """Convolutions on the first half of the channels, scans on the second: (B, H, W, C) to the same shape."""
 
@@ -375,8 +250,8 @@ def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
         KeyError: a tensor that every Microscopic-Mamba has is missing.
         ValueError: the shapes do not describe a network.
     """
-    stages = _count(state, "layers.")
-    depths = tuple(_count(state, f"layers.{i}.blocks.") for i in range(stages))
+    stages = count(state, "layers.")
+    depths = tuple(count(state, f"layers.{i}.blocks.") for i in range(stages))
     widest = state["head.weight"].shape[1]
     first = "layers.0.blocks.0"
     half = state[f"{first}.Conv_branch.0.weight"].shape[0]
@@ -394,14 +269,6 @@ def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
     )
 
 
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many of ``prefix0.``, ``prefix1.``, … begin a name."""
-    number = 0
-    while any(name.startswith(f"{prefix}{number}.") for name in state):
-        number += 1
-    return number
-
-
 class MicroscopicMamba(Network):
     """The classifier: images (B, 3, S, S) float32, normalised, to logits (B, num_classes).
 
@@ -416,11 +283,9 @@ class MicroscopicMamba(Network):
         self.arch = arch = arch or Architecture()
         first, last = arch.dims[0], arch.dims[-1]
         self.patch_embed = nn.Sequential(ConvNorm(3, first // 2), nn.GELU(), ConvNorm(first // 2, first))
-        blocks = sum(arch.depths)
-        rates = iter(arch.drop_path_rate * i / max(1, blocks - 1) for i in range(blocks))
         self.layers = nn.ModuleList(
-            Stage(channels, list(islice(rates, depth)), merge=channels != last, arch=arch)
-            for channels, depth in zip(arch.dims, arch.depths, strict=True)
+            Stage(channels, rates, merge=channels != last, arch=arch)
+            for channels, rates in zip(arch.dims, arch.drop_paths(), strict=True)
         )
         self.head = nn.Linear(last, arch.num_classes)
         self.initialise()
@@ -462,7 +327,7 @@ class MicroscopicMamba(Network):
                 if module.bias is not None:
                     bound = module.weight[0].numel() ** -0.5
                     nn.init.uniform_(module.bias, -bound, bound)
-            elif isinstance(module, ARVSS):
+            elif isinstance(module, SS2D):
                 module.initialise_scan()
 
     def without_weight_decay(self) -> list[str]:

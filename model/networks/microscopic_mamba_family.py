@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ...plugins.selective_scan import DIRECTIONS
 from .family import Architecture as AnyArchitecture
-from .family import Family, Network, ScanWork, View
+from .family import Family, Network, ScanWork, View, as_it_is
+from .layers import channel_shuffle, channels_last
 from .microscopic_mamba import (
     ARVSS,
     PEVM,
@@ -19,10 +19,9 @@ from .microscopic_mamba import (
     MicroscopicMamba,
     Stage,
     architecture_of,
-    channel_shuffle,
-    channels_last,
 )
 from .microscopic_mamba_inference import InferenceForm
+from .ss2d import scan_work
 
 FINEST_USEFUL = 7
 """Least side of a map that Grad-CAM takes by default, positions."""
@@ -63,20 +62,13 @@ class MicroscopicMambaFamily(Family):
         return f"depths {arch.depths}, dims {arch.dims}"
 
     def scan_work(self, network: Network, image_size: int) -> ScanWork:
-        projections = counted = updates = 0
-        side = image_size // 4
-        for stage in cast(MicroscopicMamba, network).layers:
-            for branch in (module for module in stage.modules() if isinstance(module, PEVM)):
-                block = branch.mamba
-                positions = side * side * branch.groups
-                d_inner, rank, states = block.conv2d.in_channels, block.dt_rank, block.d_state
-                features = positions * d_inner * DIRECTIONS * (rank + 2 * states)
-                projections += features + positions * DIRECTIONS * rank * d_inner
-                # The step sizes of all directions come from one product with a block-diagonal matrix.
-                counted += features + positions * (DIRECTIONS * rank) * (DIRECTIONS * d_inner)
-                updates += positions * DIRECTIONS * d_inner * states
-            side //= 2
-        return ScanWork(projections, counted, updates)
+        stages = cast(MicroscopicMamba, network).layers
+        return scan_work(
+            (branch.mamba, branch.groups * (image_size // (4 * 2**stage)) ** 2)
+            for stage, layer in enumerate(stages)
+            for branch in layer.modules()
+            if isinstance(branch, PEVM)
+        )
 
     def unused_parameters(self, network: Network) -> int:
         return sum(map(_unused, network.modules()))
@@ -90,9 +82,9 @@ class MicroscopicMambaFamily(Family):
             if isinstance(module, HybridBlock):
                 views[f"{name}.Conv_branch"] = channels_last
                 views[f"{name}.pvm_layer"] = _shuffled(module.shuffle_groups)
-                views[f"{name}.MIFA"] = _as_it_is
+                views[f"{name}.MIFA"] = as_it_is
             elif name in ("patch_embed.0", "patch_embed.2") or name.endswith(".reduction"):
-                views[name] = _as_it_is
+                views[name] = as_it_is
         return {name: view for name, view in views.items() if _has(network, name)}
 
     def map_layers(self, network: Network) -> Mapping[str, str]:
@@ -125,10 +117,6 @@ def _has(network: nn.Module, path: str) -> bool:
     """Whether a module is there and computes something: ablations leave some out."""
     owner, _, leaf = path.rpartition(".")
     return getattr(network.get_submodule(owner), leaf, None) is not None
-
-
-def _as_it_is(result: Tensor) -> Tensor:
-    return result
 
 
 def _shuffled(groups: int) -> View:

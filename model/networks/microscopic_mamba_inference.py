@@ -21,17 +21,9 @@ from torch.nn.utils import fuse_conv_bn_eval
 from ...plugins.hybrid_block import DOMAIN
 from ...plugins.selective_scan import DIRECTIONS
 from ...plugins.selective_scan.operator import selective_scan_2d
-from .microscopic_mamba import (
-    MIFA,
-    PEVM,
-    PSFFN,
-    ConvNorm,
-    HybridBlock,
-    MicroscopicMamba,
-    Stage,
-    channel_shuffle,
-    channels_last,
-)
+from .layers import channel_shuffle, channels_last
+from .microscopic_mamba import MIFA, PEVM, PSFFN, ConvNorm, HybridBlock, MicroscopicMamba, Stage
+from .ss2d import with_constant_scans
 
 
 def block_operator(
@@ -213,10 +205,7 @@ class ShuffledBranch(nn.Module):
 
     def __init__(self, block: HybridBlock) -> None:
         super().__init__()
-        self.branch = copy.deepcopy(block.pvm_layer)
-        # The exporter folds small tensors only, and engines' kernels need A as a constant.
-        decay = self.branch.mamba.decay().detach()
-        self.branch.mamba.decay = lambda: decay  # type: ignore[method-assign]  # of this copy alone
+        self.branch = with_constant_scans(copy.deepcopy(block.pvm_layer))
         self.shuffle_groups = block.shuffle_groups
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The networks by name: the one place that lists them.
 
-build_network("t", num_classes=4)     Microscopic-Mamba tiny; ``s`` small, ``b`` base
+build_network("t", num_classes=4)             Microscopic-Mamba tiny; ``s`` small, ``b`` base
+build_network("pvt_small", num_classes=4)     one that the paper compares it with (Table I)
 """
 
 from __future__ import annotations
@@ -13,13 +14,27 @@ from torch import Tensor
 
 from ...errors import InputError, some
 from .family import Architecture, Family, Network
+from .medmamba import MedMambaFamily
 from .microscopic_mamba import SIZES
 from .microscopic_mamba_family import MicroscopicMambaFamily
+from .mpvit import MPViTFamily
+from .pvt import PVTFamily
+from .smt import SMTFamily
+from .uniformer import UniFormerFamily
+from .vmamba import VMambaFamily
 
 DEFAULT = "t"
 """The network where nobody says which."""
 
-NETWORKS: dict[str, Family] = {**dict.fromkeys(SIZES, MicroscopicMambaFamily())}
+NETWORKS: dict[str, Family] = {
+    **dict.fromkeys(SIZES, MicroscopicMambaFamily()),
+    **dict.fromkeys(PVTFamily.sizes, PVTFamily()),
+    **dict.fromkeys(MPViTFamily.sizes, MPViTFamily()),
+    **dict.fromkeys(UniFormerFamily.sizes, UniFormerFamily()),
+    **dict.fromkeys(SMTFamily.sizes, SMTFamily()),
+    **dict.fromkeys(MedMambaFamily.sizes, MedMambaFamily()),
+    **dict.fromkeys(VMambaFamily.sizes, VMambaFamily()),
+}
 """The families by the names of their networks. A new network is a line here."""
 
 
@@ -88,18 +103,26 @@ def family_of(of: Network | Architecture) -> Family:
     raise ValueError(f"{type(of).__name__} is of no registered network")
 
 
+def canonical(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A state dict under the names that its network has here, where it is published under others too."""
+    for family in dict.fromkeys(NETWORKS.values()):
+        state = family.canonical(state)
+    return state
+
+
 def recognise(state: Mapping[str, Tensor]) -> tuple[Family, Architecture]:
     """The family and the architecture that a state dict is of.
 
     Raises:
         ValueError: of no network that is known; why it is not of each.
     """
-    reasons = []
+    unlike, wrong = [], []
     for family in dict.fromkeys(NETWORKS.values()):
         try:
             return family, family.architecture_of(state)
         except KeyError as error:
-            reasons.append(f"not a {family.title} checkpoint: it has no tensor {error}")
+            unlike.append(f"not a {family.title} checkpoint: it has no tensor {error}")
         except (ValueError, IndexError, TypeError) as error:
-            reasons.append(f"not a {family.title} checkpoint: {error}")
-    raise ValueError(some(reasons))
+            wrong.append(f"not a {family.title} checkpoint: {error}")
+    # One that has a family's tensors, and not as they should be, is hardly of another family.
+    raise ValueError(some(wrong or unlike))

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
 from ...errors import BackendError, MsmambaError, TrainingError
-from ..networks.microscopic_mamba import DropPath
+from ..networks.layers import DropPath
 from .loading import Key, ShuffledBatches
 
 T = TypeVar("T")

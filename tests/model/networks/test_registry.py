@@ -169,7 +169,7 @@ def test_build_network_takes_names_and_fields() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        pytest.param("resnet18", {}, "no network 'resnet18': choose one of t, s, b, toy_thin", id="unknown"),
+        pytest.param("resnet18", {}, "no network 'resnet18': choose one of t, s, b, pvt_small", id="unknown"),
         pytest.param("t", {"width": 3}, "network 't' cannot be built so.*width", id="no-such-field"),
         pytest.param("t", {"dims": (30,)}, "network 't' cannot be built so.*same stages", id="unfit"),
         pytest.param("toy_thin", {"mifa": False}, "'toy_thin' cannot be built so.*mifa", id="other-family's"),
@@ -182,7 +182,7 @@ def test_what_cannot_be_built_is_refused(name: str, changes: dict[str, Any], mes
 
 def test_a_state_dict_of_no_network_says_why_it_is_none(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.pth")
-    with pytest.raises(CheckpointError, match=r"not a Microscopic-Mamba.*not a Toy checkpoint"):
+    with pytest.raises(CheckpointError, match=r"not a Microscopic-Mamba.*no tensor.*not a PVT checkpoint"):
         load_checkpoint(tmp_path / "resnet.pth")
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from msmamba.data.folders import read_training_folder
 from msmamba.errors import BackendError
-from msmamba.model.networks.microscopic_mamba import DropPath
+from msmamba.model.networks.layers import DropPath
 from msmamba.model.training import parallel
 from msmamba.model.training.loading import ShuffledBatches, in_batches
 from msmamba.model.training.loop import Hardware, train
