@@ -130,13 +130,14 @@ def live(
         stack.enter_context(closing(results))
         for shown, result in enumerate(results, 1):
             line = _line_of(result)
-            if shown_on is None:
-                say(as_utf8(json.dumps(line, ensure_ascii=False)).decode())
-            else:
+            if shown_on is not None:
                 line["painted_age_ms"] = None
-                shown_on.show(result, line)
             if record is not None:
-                record.add(result, line)
+                record.add(result, line)  # before it is shown: an interrupt loses nothing that somebody saw
+            if shown_on is not None:
+                shown_on.show(result, line)
+            else:
+                say(as_utf8(json.dumps(line, ensure_ascii=False)).decode())
             if shown == frames:
                 return
         if shown_on is not None and time.monotonic() < ends:

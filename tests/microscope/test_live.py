@@ -237,8 +237,7 @@ def test_an_interrupted_session_is_kept_whole(bundles: dict[str, Path], tmp_path
         rest, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "interrupted\n")
     kept = (tmp_path / "s" / "session.jsonl").read_text(encoding="utf-8")
-    assert kept.startswith(first)
-    assert (first + rest).startswith(kept)
+    assert kept.startswith(first + rest)  # and perhaps one that was kept and not shown any more
     assert all(json.loads(line) for line in kept.splitlines())
 
 

@@ -224,7 +224,7 @@ def test_a_killed_session_gives_its_report(bundles: dict[str, Path], tmp_path: P
     done = CliRunner().invoke(mmdeploy, ["live", "report", str(folder)])
     assert (done.exit_code, done.stdout) == (0, f"the report: {folder / 'report.html'}\n")
     kept_lines = (folder / "session.jsonl").read_text(encoding="utf-8")
-    assert kept_lines.startswith("".join(shown[:-1]))
+    assert kept_lines.startswith("".join(shown))
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "the most certain pictures" in page
     assert page.rstrip().endswith("</html>")
