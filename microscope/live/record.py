@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Condition, Thread
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +71,9 @@ class Record:
         self.failure: TargetError | None = None
         self._paint_wait = paint_wait
         self._report = report
-        self._lock = Lock()
+        self._changed = Condition()
+        self._dealt_with = 0  # results whose lines are written, or could not be
+        self._done = False
         self._lines: deque[tuple[float, dict[str, Any]]] = deque()
         self._events: list[dict[str, Any]] = []
         self._best: dict[str, list[_Thumbnail]] = {}
@@ -84,12 +86,15 @@ class Record:
             result: the result; a small copy of its picture may be kept.
             line: what is said of it.
         """
-        with self._lock:
+        with self._changed:
             self.results += 1
             self._lines.append((time.monotonic(), line))
             self._consider(result)
-        if not self._paint_wait:
-            self._write(sync=False)
+            if not self._paint_wait:
+                # Written by the other thread, which no interrupt stops in the middle.
+                number = self.results
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._dealt_with >= number)
 
     @property
     def waiting(self) -> int:
@@ -98,7 +103,7 @@ class Record:
 
     def painted(self, number: int, age_ms: float) -> None:
         """Notes how old a result was when a page had painted it; the first page counts."""
-        with self._lock:
+        with self._changed:
             for _, line in reversed(self._lines):
                 if line["number"] == number:
                     if line["painted_age_ms"] is None:
@@ -107,7 +112,7 @@ class Record:
 
     def event(self, text: str) -> None:
         """Keeps what was reported."""
-        with self._lock:
+        with self._changed:
             self._events.append({"at": now(), "text": text})
 
     def snapshot(self, result: Result, line: dict[str, Any]) -> str:
@@ -121,11 +126,33 @@ class Record:
         content = io.BytesIO()
         # Level 1 takes a third of the time of 6, and a tenth more bytes.
         Image.fromarray(result.frame.pixels).save(content, "PNG", compress_level=1)
-        with self._lock:
+        with self._changed:
             text = as_json(line, indent=2)
         write_atomically(path.with_suffix(".json"), as_utf8(text + "\n"))
         write_atomically(path, content.getvalue())
         return f"{SNAPSHOTS}/{path.name}"
+
+    def keep(self) -> None:
+        """Writes what comes, until `finish` is called; what a thread of its own runs."""
+        tick = time.monotonic() + _TICK
+        done = False
+        while not done:
+            with self._changed:
+                self._changed.wait_for(self._has_work, max(tick - time.monotonic(), 0.0))
+                done = self._done
+            self._write(sync=False)
+            if done or time.monotonic() >= tick:
+                self.tick(last=done)
+                tick = time.monotonic() + _TICK
+
+    def finish(self) -> None:
+        """Has `keep` end, once all is written."""
+        with self._changed:
+            self._done = True
+            self._changed.notify_all()
+
+    def _has_work(self) -> bool:
+        return self._done or bool(self._lines and not self._paint_wait)
 
     def tick(self, *, last: bool = False) -> None:
         """Has what is new reach the device.
@@ -134,7 +161,7 @@ class Record:
             last: whether nothing comes any more, so that no line waits.
         """
         self._write(sync=True, last=last)
-        with self._lock:
+        with self._changed:
             new = [each for best in self._best.values() for each in best if each.pixels is not None]
             pictures = [(each, each.pixels) for each in new]
             wanted = {_name(each) for best in self._best.values() for each in best}
@@ -171,11 +198,13 @@ class Record:
         best.append(_Thumbnail(result.number, result.frame.taken, rank, small))
 
     def _write(self, *, sync: bool, last: bool = False) -> None:
-        with self._told(), self._lock:
+        with self._told(), self._changed:
             until = time.monotonic() - self._paint_wait
             due = []
             while self._lines and (last or self._lines[0][0] <= until):
                 due.append(self._lines.popleft()[1])
+            self._dealt_with += len(due)
+            self._changed.notify_all()  # who waits for it goes on once this lock is free
             events, self._events = self._events, []
             for name, lines in ((SESSION_NAME, due), (EVENTS_NAME, events)):
                 if lines:
@@ -222,13 +251,7 @@ def recording(
     """
     make_folder(folder, new=True)
     record = Record(folder, paint_wait, report)
-    done = Event()
-
-    def keep() -> None:
-        while not done.wait(_TICK):
-            record.tick()
-
-    thread = Thread(target=keep, name="record", daemon=True)
+    thread = Thread(target=record.keep, name="record", daemon=True)
     try:
         make_folder(folder / THUMBNAILS)
         content = as_json({"format_version": FORMAT, **facts, "began": now()}, indent=2)
@@ -236,10 +259,9 @@ def recording(
         thread.start()
         yield record
     finally:
-        done.set()
+        record.finish()
         if thread.ident is not None:
             thread.join()
-            record.tick(last=True)
         record.close()
         if not record.results:
             _remove(folder)

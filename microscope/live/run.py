@@ -26,7 +26,7 @@ from ..sources.demo import MOSAIC
 from .grid import Grid
 from .loop import Result, stream
 from .page.access import Access, Address, listen, url_of
-from .record import PAINT_WAIT, Record, recording
+from .record import PAINT_WAIT, SESSION_NAME, Record, recording
 from .report import REPORT_NAME, write_session_report
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _kept(
             finally:
                 results = record.results
     finally:
-        if results:
+        if results and (folder / SESSION_NAME).is_file():  # not where the disk was full from the start
             write_session_report(folder)
             if has_page:
                 say(f"the report: {folder / REPORT_NAME}")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,6 +235,28 @@ def test_the_report_of_what_is_no_session_is_one_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(mmdeploy, ["live", "report", str(tmp_path)])
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: '{tmp_path}' holds no session ('session.json' is missing)")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an interval timer")
+def test_an_interrupt_at_any_moment_loses_no_result_that_was_shown(
+    tmp_path: Path,
+) -> None:
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for delay in np.random.default_rng(0).uniform(1e-4, 5e-3, 25).tolist():
+            folder, shown = tmp_path / str(delay), 0
+            with suppress(KeyboardInterrupt), recording(folder, FACTS, 0.0, silent) as record:
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                for number in range(10_000):
+                    add(record, result(number))
+                    shown += 1
+            path = folder / "session.jsonl"
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            numbers = [json.loads(line)["number"] for line in lines]
+            assert numbers == list(range(len(numbers)))
+            assert len(numbers) in (shown, shown + 1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_long_sessions_take_little_memory_while_they_run(tmp_path: Path) -> None:
