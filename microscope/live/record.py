@@ -94,7 +94,7 @@ class Record:
                 # Written by the other thread, which no interrupt stops in the middle.
                 number = self.results
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._dealt_with >= number)
+                self._changed.wait_for(lambda: self._done or self._dealt_with >= number)
 
     @property
     def waiting(self) -> int:
@@ -136,14 +136,17 @@ class Record:
         """Writes what comes, until `finish` is called; what a thread of its own runs."""
         tick = time.monotonic() + _TICK
         done = False
-        while not done:
-            with self._changed:
-                self._changed.wait_for(self._has_work, max(tick - time.monotonic(), 0.0))
-                done = self._done
-            self._write(sync=False)
-            if done or time.monotonic() >= tick:
-                self.tick(last=done)
-                tick = time.monotonic() + _TICK
+        try:
+            while not done:
+                with self._changed:
+                    self._changed.wait_for(self._has_work, max(tick - time.monotonic(), 0.0))
+                    done = self._done
+                self._write(sync=False)
+                if done or time.monotonic() >= tick:
+                    self.tick(last=done)
+                    tick = time.monotonic() + _TICK
+        finally:
+            self.finish()  # nobody waits for a thread that failed
 
     def finish(self) -> None:
         """Has `keep` end, once all is written."""
