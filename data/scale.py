@@ -84,6 +84,12 @@ class Scale:
             return cls.of(None, None)
         return cls.of(microns / across, microns / down)
 
+    @classmethod
+    def of_dots(cls, dots: object) -> Scale:
+        """What Pillow's ``info["dpi"]`` says: two numbers or rationals of EXIF, or nothing."""
+        across, down = map(_number, dots if isinstance(dots, tuple) and len(dots) == 2 else (0, 0))
+        return cls.of(25_400 / across, 25_400 / down) if across and down else cls.of(None, None)
+
 
 def scale_of(path: Path) -> Scale:
     """The scale that an image file says: OME's physical size, TIFF's resolution, or dots an inch.
@@ -97,10 +103,9 @@ def scale_of(path: Path) -> Scale:
         with open_file(path) as file, Image.open(file) as image:
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 return _scale_of_tiff(image)
-            across, down = image.info.get("dpi", (0, 0))
+            return Scale.of_dots(image.info.get("dpi"))
     except (OSError, ValueError, SyntaxError, TypeError) as error:
         raise ImageError(f"'{path}' cannot be read: {error}") from error
-    return Scale.of(25_400 / across, 25_400 / down) if across and down else Scale.of(None, None)
 
 
 def _scale_of_tiff(image: TiffImagePlugin.TiffImageFile) -> Scale:

@@ -73,14 +73,13 @@ def header_of(path: Path) -> Header | None:
         if reader is None:
             return None
         with suppress(*_UNREADABLE), reader(file) as found:
-            across, down = found.info.get("dpi", (0, 0))
             exif = Image.Exif()
             exif.load(found.info.get("exif", b""))  # `getexif` of a PNG would decode all of it
             return Header(
                 *found.size,
                 bool(found.info.get("interlace") or found.info.get("progressive")),
                 int(exif.get(0x0112, 1)),
-                Scale.of(25_400 / across, 25_400 / down) if across and down else Scale.of(None, None),
+                Scale.of_dots(found.info.get("dpi")),
             )
     return None
 

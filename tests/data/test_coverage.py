@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,19 @@ def test_a_tiff_says_its_scale_in_several_ways(said: str, tmp_path: Path) -> Non
 def test_a_png_says_it_in_dots_an_inch(dots: int | None, microns: float | None, tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "a.png", **({} if dots is None else {"dpi": (dots, dots)}))
     found = scale_of(tmp_path / "a.png")
+    assert found.microns == (None if microns is None else pytest.approx(microns, rel=1e-3))
+
+
+@pytest.mark.parametrize(("dots", "microns"), [(50_800, 0.5), (72, None), (0, None)])
+def test_a_camera_says_it_in_the_rationals_of_exif(dots: int, microns: float | None, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[282], exif[283], exif[296] = float(dots), float(dots), 2
+    content = io.BytesIO()
+    Image.fromarray(PIXELS).save(content, "JPEG", exif=exif)
+    jfif = content.getvalue().index(b"JFIF")
+    bare = content.getvalue()[:2] + content.getvalue()[jfif + 14 :]  # without the dots of JFIF
+    (tmp_path / "a.jpg").write_bytes(bare)
+    found = scale_of(tmp_path / "a.jpg")
     assert found.microns == (None if microns is None else pytest.approx(microns, rel=1e-3))
 
 
