@@ -3,8 +3,9 @@
     python benchmarks/guard_cost.py BUNDLE IMAGES… [--rounds 101]
 
 BUNDLE has a guard. Each round times, on the next image: the network for logits, the network for logits and
-features, the picture's quality, the distance of the features, and the verdict with its candidates. Medians
-are told, with one thread. The figures stand in docs/guard.md.
+features, the picture's quality, the distance of the features, and the verdict with its candidates. Told are
+medians of processor time, with one thread (set OMP_NUM_THREADS=1 for NumPy), which other work disturbs less
+than wall time. The figures stand in docs/guard.md.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ def main() -> None:
     times = defaultdict[str, list[float]](list)
 
     def timed(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
-        begun = time.perf_counter()
+        begun = time.process_time()
         found = call(*arguments)
-        times[name].append(time.perf_counter() - begun)
+        times[name].append(time.process_time() - begun)
         return found
 
     with open_session(options.bundle, threads=1) as session:
