@@ -28,8 +28,10 @@ from itertools import count
 from pathlib import Path
 from typing import BinaryIO, TextIO, TypeVar
 
-from .errors import TargetError
+from .errors import InputError, TargetError
 
+LARGEST_READ = 2**31 - 1
+"""Bytes that are read at once: those of the largest ONNX file, which no other file of ours comes near to."""
 _CHUNK = 1 << 20
 
 # What a device answers to a write; an OSError with another number in a caller's block (a source file it
@@ -76,6 +78,18 @@ def as_utf8(text: str) -> bytes:
     """The text as UTF-8. Bytes of file names that are not UTF-8 reach Python as lone surrogates, which no
     encoder takes; they become U+FFFD."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """What a caller has given for a path.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return Path(os.fsdecode(path))
+    except TypeError as error:
+        raise InputError(f"expected a path, found {type(path).__name__}") from error
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
@@ -132,9 +146,14 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """A file's content.
 
     Raises:
-        OSError: whatever `open_file` raises.
+        OSError: whatever `open_file` raises, or it is larger than `LARGEST_READ`, as a file of holes may be.
     """
     with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST_READ:
+            raise OSError(
+                errno.EFBIG, f"it has {size:,} bytes: expected at most {LARGEST_READ:,}", os.fspath(path)
+            )
         return file.read()
 
 
@@ -149,6 +168,26 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def open_to_extend(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file of ours that grows where it stands, such as rows of results, for reading and writing.
+
+    It is made where there is none. In a folder that came from somebody else a link in its place may lead
+    anywhere, and a pipe never end: such things are taken away first.
+
+    Raises:
+        TargetError: it cannot be opened.
+    """
+    shown = Path(path)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        mode = shown.lstat().st_mode if os.path.lexists(shown) else stat.S_IFREG
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            shown.unlink()
+        return os.fdopen(os.open(shown, flags, 0o666), "r+b")
+    except (OSError, ValueError) as error:
+        raise _target_error(shown, error) from error
 
 
 @contextmanager

@@ -115,10 +115,13 @@ def directories(file: BinaryIO) -> Iterator[Directory]:
         directory, following = _directory(file, order, big, offset, page, False, seen)
         yield directory
         below = list(directory.integers(_SUB_DIRECTORIES, ()))[::-1]
+        listed = set(below)  # which writers link with one another, too
         while below:
             sub, after = _directory(file, order, big, below.pop(), page, True, seen)
             yield sub
-            below += [*([after] if after else []), *sub.integers(_SUB_DIRECTORIES, ())[::-1]]
+            deeper = sub.integers(_SUB_DIRECTORIES, ())[::-1]
+            listed.update(deeper)
+            below += [*([after] if after and after not in listed else []), *deeper]
         offset, page = following, page + 1
 
 

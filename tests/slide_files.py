@@ -22,6 +22,14 @@ def tissue(height: int = 300, width: int = 420) -> np.ndarray:
     return pixels
 
 
+def with_tag(path: Path, tag: int, value: object) -> Path:
+    """A TIFF whose first picture says something else by one of its tags."""
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        page: Any = file.pages[0]
+        page.tags[tag].overwrite(value, dtype="i" if isinstance(value, int) and value < 0 else None)
+    return path
+
+
 def write_tiff(path: Path, pixels: np.ndarray, *, levels: int = 1, sub: bool = False, **options: Any) -> Path:
     """A TIFF of tiles of 64 (or as the options say), each level half as large, in pages or in SubIFDs."""
     settings = {"tile": (64, 64), "compression": "deflate", "photometric": "rgb", **options}

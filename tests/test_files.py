@@ -17,15 +17,17 @@ from typing import BinaryIO
 import pytest
 
 from msmamba import files
-from msmamba.errors import TargetError
+from msmamba.errors import InputError, TargetError
 from msmamba.files import (
     appended_lines,
+    as_path,
     as_utf8,
     atomic_file,
     atomic_folder,
     check_is_file,
     folder_lock,
     open_file,
+    open_to_extend,
     read_file,
     remove_leftovers,
     resumable_folder,
@@ -632,3 +634,42 @@ def test_a_full_disk_is_told_of_a_log(tmp_path: Path) -> None:
     lines_added(log, "later")
     assert log.read_bytes().splitlines()[-1] == b"later"
     assert log.read_bytes().splitlines()[:3] == [b"head", b"x" * 30, b"x" * 30]
+
+
+def test_a_file_of_holes_is_not_read_into_memory(tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(files.LARGEST_READ + 1)
+    with pytest.raises(
+        OSError, match=r"it has 2,147,483,648 bytes: expected at most 2,147,483,647"
+    ) as caught:
+        read_file(tmp_path / "large")
+    assert caught.value.errno == errno.EFBIG
+
+
+@pytest.mark.parametrize("path", [None, 5, bytearray(b"a"), ["a"]])
+def test_what_is_no_path_is_an_input_error(path: object) -> None:
+    with pytest.raises(InputError, match="expected a path, found"):
+        as_path(path)  # type: ignore[arg-type]  # as callers without types give it
+
+
+def test_a_file_is_extended_where_it_stands(tmp_path: Path) -> None:
+    for content in (b"one", b"two"):
+        with open_to_extend(tmp_path / "rows") as file:
+            file.seek(0, os.SEEK_END)
+            file.write(content)
+    assert (tmp_path / "rows").read_bytes() == b"onetwo"
+    with pytest.raises(TargetError, match="cannot write"):
+        open_to_extend(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there, and there are no pipes in folders")
+def test_nothing_is_extended_through_a_link_or_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with open_to_extend(tmp_path / name) as file:
+            file.write(b"row")
+        assert (tmp_path / name).read_bytes() == b"row"
+        assert not (tmp_path / name).is_symlink()
+    assert (tmp_path / "precious").read_bytes() == b"precious"

@@ -154,16 +154,13 @@ def stream(
 
     Raises:
         SourceError: the source could not be opened at first, or cannot keep its frames.
-        InputError: the microns are none, or the grid needs them and the source does not know them.
+        InputError: the source or the microns are none, or the grid needs them and nobody knows them.
         ArtefactError: the artefact does not say its labels, mean or std, or answers with NaN.
         BackendError: the network failed.
     """
     check_microns(assume_mpp)
-    if isinstance(source, str | os.PathLike):
-        white = session.transform.white_level if session.transform else FULL_WHITE
-        opened = open_source(source, white, keep_all=keep_all)
-    else:
-        opened = source
+    white = session.transform.white_level if session.transform else FULL_WHITE
+    opened = open_source(source, white, keep_all=keep_all)
     if keep_all and not opened.keeps:
         raise SourceError(f"'{opened.name}' does not keep its frames until they are asked for: only files do")
     mapper = Mapper(session, grid, log) if grid else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import BackendError, ImageError, InputError
-from ...files import check_is_file
+from ...files import as_path, check_is_file
 from ...images import FULL_WHITE
 from .czi_reader import CziReader, is_czi
 from .field import Field
@@ -32,10 +32,10 @@ def open_slide(
 ) -> Slide:
     """Opens a slide or a field.
 
-    CZI goes to libCZI; a scanner's file to OpenSlide, and so does a plain tiled TIFF; OME-TIFF, levels in
-    SubIFDs and other TIFF that is too large to be decoded at once to tifffile; such PNG and JPEG to libvips,
-    which decodes them into a file; everything else is a field in memory, read by the rules of
-    `msmamba.images`.
+    CZI goes to libCZI; a scanner's file to OpenSlide, and so does a plain tiled TIFF of 8 bits; OME-TIFF,
+    levels in SubIFDs, 16 bits and other TIFF that is too large to be decoded at once to tifffile; such PNG
+    and JPEG to libvips, which decodes them into a file; everything else is a field in memory, read by the
+    rules of `msmamba.images`.
 
     Args:
         path: the file; of a slide in several files the one that OpenSlide expects.
@@ -45,18 +45,19 @@ def open_slide(
 
     Raises:
         ImageError: it does not exist, is damaged, or is of a kind that is not read.
+        InputError: it is no path.
         BackendError: the extra ``slides`` is not installed.
     """
     require_libraries()
-    path = Path(path)
+    path = as_path(path)
     try:
         check_is_file(path)
         if is_czi(path):
             return CziReader(path, white_level)
-        vendor, tiff, header = format_of(path), stored(path), header_of(path)
+        tiff, vendor, header = stored(path), format_of(path), header_of(path)
     except OSError as error:
         raise ImageError(f"'{path}' cannot be read: {(error.strerror or str(error)).lower()}") from error
-    if vendor is not None and (vendor != _GENERIC or tiff is None or not tiff.in_levels):
+    if vendor is not None and (vendor != _GENERIC or tiff is None or tiff.is_plain):
         return OpenSlideReader(path)
     if tiff is not None and (tiff.in_levels or tiff.in_parts):
         return TiffReader(path, white_level)

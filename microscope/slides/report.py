@@ -11,8 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from ...errors import InputError
+from ...errors import ImageError, InputError
 from ...files import as_utf8, write_atomically
+from ...images import read_image
 from ...pages.page import data_url, page_from_template
 from .engine import TileResult
 from .opening import open_slide
@@ -52,7 +53,7 @@ def write_report(
     """
     shown = []
     for name, facts in slides:
-        done = name in rows
+        done = name in rows and facts.get("shares", {}).keys() == {*labels}
         shown.append(
             {
                 "name": name,
@@ -60,8 +61,9 @@ def write_report(
                 "shares": [facts["shares"][label] for label in labels] if done else [],
                 **{each: facts.get(each) for each in ("tiles", "unreadable", "undecided", "tissue")},
                 "pictures": [
-                    {"caption": caption, "url": _url(Image.open(picture))}
+                    {"caption": caption, "url": url}
                     for caption, picture in pictures.get(name, {}).items()
+                    if (url := _url_of(picture)) is not None
                 ],
                 # A slide with an error and rows was replaced: its file would give other pictures.
                 "certain": []
@@ -95,7 +97,7 @@ def most_certain(results: Iterable[TileResult], classes: int, count: int) -> lis
 def _certain_tiles(
     facts: dict[str, Any], rows: Path, labels: Sequence[str], white_level: int
 ) -> list[dict[str, Any]]:
-    """The most certain tiles as pictures; none where the slide is not there any more."""
+    """The most certain tiles as pictures; none where the slide or its rows are not there any more."""
     groups = []
     try:
         with closing(open_slide(facts["path"], white_level=white_level)) as slide:
@@ -115,6 +117,14 @@ def _certain_tiles(
     except InputError:
         return []
     return groups
+
+
+def _url_of(picture: Path) -> str | None:
+    """A picture among the results; None where it is not there any more."""
+    try:
+        return _url(Image.fromarray(read_image(picture)))
+    except ImageError:
+        return None
 
 
 def _url(picture: Image.Image, longest: int = _PICTURE) -> str:

@@ -6,14 +6,15 @@ import colorsys
 import csv
 import gzip
 import io
-import json
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from ...errors import InputError
 from ...files import as_utf8, atomic_file, open_text
+from ...schema import as_json
 from ...text import as_cell, from_cell
 from .engine import TileResult
 from .tiles import Tile
@@ -31,6 +32,7 @@ UNDECIDED_COLOUR = (128, 128, 128)
 _FIXED = ("minx", "miny", "width", "height")
 _GUARD = ("decided", "reasons", "candidates")
 _GOLDEN = 0.618034
+_DIGITS = 10  # of the largest place in a slide
 
 
 def colour_of(index: int) -> tuple[int, int, int]:
@@ -58,21 +60,51 @@ def row(result: TileResult, classes: int, guarded: bool = False) -> bytes:
 
 
 def read_rows(path: Path) -> Iterator[TileResult]:
-    """The rows of a CSV that `header` and `row` have made."""
-    with open_text(path, newline="") as file:
-        rows = csv.reader(file)
-        guarded = next(rows)[-len(_GUARD) :] == [*_GUARD]
-        for x, y, side, _, *others in rows:
-            *probabilities, error = others[: -len(_GUARD)] if guarded else others
-            decided, reasons, candidates = others[-len(_GUARD) :] if guarded else ("yes", "", "")
-            yield TileResult(
-                Tile(int(x), int(y), int(side)),
-                () if error else tuple(map(float, probabilities)),
-                from_cell(error),
-                decided != "no",
-                tuple(reasons.split("; ")) if reasons else (),
-                tuple(from_cell(candidates).split("; ")) if candidates else (),
-            )
+    """The rows of a CSV that `header` and `row` have made.
+
+    Raises:
+        InputError: it cannot be read, or is something else.
+    """
+    number, classes, guarded = 0, 0, False
+    try:
+        with open_text(path, newline="") as file:
+            for number, cells in enumerate(csv.reader(file)):
+                if number:
+                    yield _result_of(cells, classes, guarded)
+                else:
+                    guarded = cells[-len(_GUARD) :] == [*_GUARD]
+                    classes = len(cells) - len(_FIXED) - 1 - guarded * len(_GUARD)
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"'{path}' is not what slide has written: row {number}: {error}: delete it, and run slide again"
+        ) from error
+
+
+def _result_of(cells: Sequence[str], classes: int, guarded: bool) -> TileResult:
+    """A row's tile.
+
+    Raises:
+        ValueError: it is none.
+    """
+    x, y, side, other, *others = cells
+    *probabilities, error = others[: -len(_GUARD)] if guarded else others
+    decided, reasons, candidates = others[-len(_GUARD) :] if guarded else ("yes", "", "")
+    if len(probabilities) != classes or classes < 1:
+        raise ValueError(f"it has {len(probabilities)} probabilities, expected {classes}")
+    place = [int(cell) if cell.isdecimal() and len(cell) <= _DIGITS else -1 for cell in (x, y, side, other)]
+    if min(place) < 0 or not side == other != "0":
+        raise ValueError("it has no place and side of a tile")
+    values = () if error else tuple(map(float, probabilities))
+    if not all(0 <= value <= 1 for value in values):
+        raise ValueError("a probability is none")
+    return TileResult(
+        Tile(*place[:3]),
+        values,
+        from_cell(error),
+        decided != "no",
+        tuple(reasons.split("; ")) if reasons else (),
+        tuple(from_cell(candidates).split("; ")) if candidates else (),
+    )
 
 
 def write_geojson(
@@ -108,7 +140,7 @@ def write_geojson(
         before = "\n"
         for result in results:
             if not result.error:
-                feature = json.dumps(_feature(result, space, labels, size), ensure_ascii=False)
+                feature = as_json(_feature(result, space, labels, size))
                 out.write(before + as_utf8(feature).decode())
                 before = ",\n"
         out.write("\n]}\n")

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import islice
@@ -32,11 +31,24 @@ from typing import Any
 from PIL import Image
 
 from ...data.scale import check_microns
+from ...decoding.files import reason
 from ...errors import ImageError, InputError, Note, TargetError, some
-from ...files import as_utf8, folder_lock, read_file, remove_leftovers, sha256_of, write_atomically
+from ...files import (
+    as_path,
+    as_utf8,
+    folder_lock,
+    open_file,
+    open_to_extend,
+    read_file,
+    remove_leftovers,
+    sha256_of,
+    write_atomically,
+)
 from ...runtime.artefact import artefact_sha256
 from ...runtime.drift import DriftLog
 from ...runtime.session import BATCH_SIZE, Session
+from ...schema import OBJECT, TEXT, Kind, as_json, is_whole, listed, maybe, number, parsed, record, whole
+from ...schema import by_name as object_of
 from ...text import as_cell
 from ...version import __version__
 from .engine import TileResult, Wanted, classify_tiles, scale_notes, transform_of, wanted_of
@@ -50,7 +62,33 @@ from .tiles import Keeps, Tile, grid, side_of, stride_of
 from .tissue import Thumbnail, TissueOptions, mask_of, thumbnail
 
 _RUN = "run.json"
+_SHARED = ("format_version", "artefact_sha256", "labels", "white_level")
 _FORMAT = 1
+_KEPT = record(
+    {
+        "format_version": whole(),
+        "options": OBJECT,
+        "slides": object_of(
+            record(
+                {"path": TEXT},
+                optional={
+                    "error": TEXT,
+                    "content": listed(
+                        Kind("a number or a text", lambda value: is_whole(value) or TEXT.holds(value))
+                    ),
+                    "size": listed(whole(1), 2, 2),
+                    "tissue": maybe(number(0, 1)),
+                    "tiles": whole(),
+                    "unreadable": whole(),
+                    "undecided": whole(),
+                    "shares": object_of(number(0, 1)),
+                    "seconds": number(0),
+                },
+            )
+        ),
+    }
+)
+"""What ``run.json`` holds of an earlier call, so far as it is read again."""
 _NO_NAME = re.compile(r"[^\w.-]+")  # what of a class's name does not go into a file's
 
 
@@ -84,8 +122,8 @@ class SlideOptions:
     def __post_init__(self) -> None:
         check_microns(self.mpp, self.assume_mpp)
         stride_of(1, self.overlap)
-        if self.batch_size < 1:
-            raise InputError(f"the batch size is {self.batch_size}: expected at least 1")
+        if not is_whole(self.batch_size, 1):
+            raise InputError(f"the batch size is {self.batch_size!r}: expected a whole number of at least 1")
 
 
 Progress = Callable[[str, int, int], None]
@@ -125,11 +163,15 @@ def classify_slides(
     """
     require_libraries()
     wanted = wanted_of(session, options.mpp, options.pixel_for_pixel)
+    given: object = slides
+    if isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable):
+        raise InputError(f"expected a list of slides, found {type(given).__name__}")
+    slides = [as_path(slide) for slide in given]
+    folder = as_path(output)
     _tell(wanted.notes)
     named = by_name(slides)
     if options.roi is not None:
         check_annotations(options.roi, slides)
-    folder = Path(output)
     _make_folder(folder)
     with folder_lock(folder, f"'{folder}' is at work already: wait for it, or choose another folder"):
         run = _Run(session, folder, _identity(session, artefact, options), options, progress, wanted, log)
@@ -173,7 +215,7 @@ class _Run:
             "model-outputs-csv",
             "model-outputs-geojson",
         ):
-            _make_folder(self._folder / below)
+            _make_folder(self._folder / below, by_us=True)
             remove_leftovers(self._folder / below)
         remove_leftovers(self._folder)
         for name, path in named.items():
@@ -212,6 +254,7 @@ class _Run:
                 raise InputError(f"{changed} that '{done}' is of: delete that to replace it")
             partial.unlink(missing_ok=True)
         if done.exists():
+            self._check_done(done, before)
             before.pop("error", None)
             return
         started = time.monotonic()
@@ -266,6 +309,22 @@ class _Run:
             self._save(interrupted=True)
         partial.replace(done)
 
+    def _check_done(self, done: Path, facts: dict[str, Any]) -> None:
+        """Looks at what an earlier call, or somebody else, has left of a slide.
+
+        Raises:
+            InputError: it is not what is written in the end.
+        """
+        with suppress(OSError), open_file(done) as file:
+            if file.readline() == header(self._labels, self._guarded) and facts.get("shares", {}).keys() == {
+                *self._labels
+            }:
+                return
+        raise InputError(
+            f"'{done}' is not what slide has written, or '{self._folder / _RUN}' does not say what was found "
+            "there: delete the former to classify the slide again"
+        )
+
     def _write_rows(self, name: str, slide: Slide, partial: Path, side: int, wanted: Keeps | None) -> None:
         """Writes the rows that are missing.
 
@@ -285,7 +344,8 @@ class _Run:
         there = _kept_rows(partial, first, tiles(), batch)
         self._progress(name, there, total)
         try:
-            with partial.open("ab") as file:
+            with open_to_extend(partial) as file:
+                file.seek(0, os.SEEK_END)
                 if not there:
                     file.write(first)
                 if self._log is not None:
@@ -303,7 +363,7 @@ class _Run:
 
     def _write_maps(self, name: str, slide: Slide, partial: Path, side: int, small: Thumbnail) -> None:
         folder = self._folder / "heat-maps" / name
-        _make_folder(folder)
+        _make_folder(folder, by_us=True)
         remove_leftovers(folder)
         level = slide.levels[0]
         pixels = MapGrid(level.width, level.height, side, stride_of(side, self._options.overlap))
@@ -322,7 +382,7 @@ class _Run:
 
     def _save(self, *, interrupted: bool) -> None:
         content = {**self._identity, "interrupted": interrupted, "slides": self._slides}
-        text = json.dumps(content, indent=1, ensure_ascii=False)
+        text = as_json(content, indent=1)
         write_atomically(self._folder / _RUN, as_utf8(text + "\n"))
 
     def _summarise(self, named: dict[str, Path]) -> None:
@@ -425,13 +485,17 @@ def _earlier(folder: Path, identity: dict[str, Any]) -> dict[str, dict[str, Any]
             raise TargetError(f"'{folder}' holds something else and no '{_RUN}': choose another folder")
         return {}
     try:
-        found = json.loads(read_file(path))
-        slides = dict(found["slides"])
-        before = {name: found[name] for name in ("format_version", "artefact_sha256", "labels")}
-        before.update({"guard": False, **found["options"]})  # earlier versions had none
-    except (ValueError, KeyError, TypeError) as error:
+        found = parsed(read_file(path))
+        if problems := _KEPT.problems(found):
+            raise ValueError("; ".join(problems))
+        slides = found["slides"]
+        before = {name: found.get(name) for name in _SHARED} | {
+            "guard": False,
+            **found["options"],
+        }  # earlier versions had none
+    except (ValueError, OSError) as error:
         raise TargetError(f"'{path}' is damaged ({error}): choose another folder") from error
-    now = {name: identity[name] for name in ("format_version", "artefact_sha256", "labels")}
+    now = {name: identity[name] for name in _SHARED}
     now.update(identity["options"])
     differing = [
         f"{name} is {before.get(name)!r} there and {value!r} here"
@@ -445,10 +509,8 @@ def _earlier(folder: Path, identity: dict[str, Any]) -> dict[str, dict[str, Any]
 
 def _kept_rows(partial: Path, first: bytes, tiles: Iterator[Tile], batch: int) -> int:
     """How many rows of whole batches are there of these tiles; what follows them is cut off."""
-    if not partial.exists():
-        return 0
     kept = count = 0
-    with partial.open("r+b") as file:
+    with open_to_extend(partial) as file:
         if file.readline() == first:
             for line, tile in zip(file, tiles, strict=False):
                 if not (line.endswith(b"\n") and line.startswith(f"{tile.x},{tile.y},{tile.side},".encode())):
@@ -489,11 +551,20 @@ def _roi_of(slide: Path, roi: Path | None) -> Path | None:
     return found
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, *, by_us: bool = False) -> None:
+    """Makes a folder, or takes the one that is there; one of ours is no link, which may lead anywhere.
+
+    Raises:
+        TargetError: it cannot be made.
+    """
+    if by_us and folder.is_symlink():
+        raise TargetError(
+            f"'{folder}' is a link: expected a folder of results: delete it, and run slide again"
+        )
     try:
         folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise TargetError(f"cannot make '{folder}': {(error.strerror or str(error)).lower()}") from error
+    except (OSError, ValueError) as error:
+        raise TargetError(f"cannot make '{folder}': {reason(error).lower()}") from error
 
 
 def _write_png(path: Path, picture: Image.Image) -> None:

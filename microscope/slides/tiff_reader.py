@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+from xml.etree import ElementTree
 
 import numpy as np
 
 from ...data.scale import Scale
+from ...decoding.directory import MOST_DIRECTORIES, DirectoryError, directories
 from ...errors import ImageError
 from ...files import check_is_file, open_file
 from ...images import MAX_PIXELS, read_image
@@ -27,6 +30,9 @@ _AXES = ("YX", "YXS", "SYX")
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR = 0, 1, 2, 6
 _JPEG = frozenset({6, 7, 33007, 34892})
 _CONVERTED = _JPEG | {33003, 33005, 34712}  # JPEG 2000 too: what comes out of the decoder is RGB
+_TILE_SIDES, _DESCRIPTION, _HAMAMATSU = (322, 323), 270, 65420
+_SIDES = (256, 257, 278, *_TILE_SIDES)
+_COUNTS, _PLANES = ("SizeC", "SizeZ", "SizeT"), ("IFD", "PlaneCount")
 
 
 class TiffReader:
@@ -53,17 +59,18 @@ class TiffReader:
             self._pages = [level.pages[0].aspage() for level in series.levels]
             for page in self._pages:
                 self._refuse_unknown_colours(page)
+                self._refuse_missing_parts(page)
             self.scale = _scale(self._tiff, self._pages[0])
+            width = self._pages[0].imagewidth
+            self.levels = tuple(
+                Level(page.imagewidth, page.imagelength, width / page.imagewidth) for page in self._pages
+            )
         except ImageError:
             self.close()
             raise
         except Exception as error:  # tifffile meets damage with whatever it stumbles over
             self.close()
             raise _damaged(path, error) from error
-        width = self._pages[0].imagewidth
-        self.levels = tuple(
-            Level(page.imagewidth, page.imagelength, width / page.imagewidth) for page in self._pages
-        )
         self._kept: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
         self._kept_bytes = 0
 
@@ -156,16 +163,28 @@ class TiffReader:
                 "save it tiled"
             )
 
+    def _refuse_missing_parts(self, page: Any) -> None:
+        high, wide = _segment_shape(page)
+        planes = page.samplesperpixel if page.planarconfig == 2 else 1
+        parts = planes * -(-page.imagewidth // wide) * -(-page.imagelength // high)
+        if min(len(page.dataoffsets), len(page.databytecounts)) < parts:
+            raise ImageError(
+                f"'{self.path}' is damaged: {page.imagewidth:,} x {page.imagelength:,} pixels need {parts:,} "
+                f"{'tiles' if page.is_tiled else 'strips'}, and it has {len(page.dataoffsets):,}"
+            )
+
 
 @dataclass(frozen=True)
 class Stored:
     """How a TIFF stores its pictures.
 
     Attributes:
+        is_plain: 8 bits a channel, upright, levels in pages of their own: what OpenSlide reads as it is.
         in_levels: it is OME-TIFF or has levels in SubIFDs, of which OpenSlide sees one.
         in_parts: its first picture is tiled, or has more pixels than are decoded at once.
     """
 
+    is_plain: bool
     in_levels: bool
     in_parts: bool
 
@@ -174,17 +193,54 @@ def stored(path: Path) -> Stored | None:
     """What decides which reader a TIFF is for; None for a file that is no TIFF.
 
     Raises:
-        ImageError: it is damaged.
+        ImageError: it is damaged, so that tifffile would never come back from it, or OpenSlide's allocation
+            end the process.
     """
     with open_file(path) as file:
         if file.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return None
+        _refuse_nonsense(file, path)
     try:
         with _opened(path) as tiff:
             page = tiff.pages[0].aspage()
             pixels = page.imagewidth * page.imagelength
-            return Stored(bool(tiff.is_ome or page.subifds), page.is_tiled or pixels > MAX_PIXELS)
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+            in_levels = bool(tiff.is_ome or page.subifds)
+            is_plain = page.dtype == np.uint8 and page.tags.valueof("Orientation", 1) == 1 and not in_levels
+            return Stored(is_plain, in_levels, page.is_tiled or pixels > MAX_PIXELS)
+    except Exception as error:  # tifffile meets damage with whatever it stumbles over
+        raise _damaged(path, error) from error
+
+
+def _refuse_nonsense(file: BinaryIO, path: Path) -> None:
+    """Reads what libraries trust: the way through the directories, sizes of tiles, numbers of planes."""
+    is_hamamatsu = False  # whose files of over 4 GB have pointers of a kind of their own
+    try:
+        for directory in directories(file):
+            is_hamamatsu = is_hamamatsu or _HAMAMATSU in directory
+            if min(directory.integer(tag, 1) for tag in _SIDES) < 1:  # their types may be signed
+                raise ImageError(f"'{path}' is damaged: a picture, strip or tile in it has no size")
+            sides = [directory.integer(tag, 1) for tag in _TILE_SIDES]
+            if 4 * sides[0] * sides[1] > _LARGEST_SEGMENT:
+                raise ImageError(f"'{path}' is damaged: its tiles have {sides[0]:,} x {sides[1]:,} pixels")
+            description = directory.content(_DESCRIPTION)
+            if description.rstrip(b"\0 \r\n").endswith(b"OME>"):
+                _refuse_planes(description.rstrip(b"\0"), path)
+    except DirectoryError as error:
+        if not is_hamamatsu:
+            raise _damaged(path, error) from error
+
+
+def _refuse_planes(xml: bytes, path: Path) -> None:
+    """tifffile makes room for as many planes as OME-XML speaks of."""
+    try:
+        for element in ElementTree.fromstring(xml).iter():
+            size = max(
+                prod(int(element.get(name, 1)) for name in _COUNTS),
+                *(int(element.get(name, 1)) for name in _PLANES),
+            )
+            if size > MOST_DIRECTORIES:
+                raise ImageError(f"'{path}' is damaged: its OME-XML speaks of {size:,} planes")
+    except (ElementTree.ParseError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
@@ -192,13 +248,13 @@ def _opened(path: Path) -> Any:
     from tifffile import TiffFile
 
     try:
-        return TiffFile(path)
+        return TiffFile(path, _multifile=False)  # OME-XML may name files anywhere, and pipes
     except Exception as error:  # as above
         raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> ImageError:
-    return ImageError(f"'{path}' is damaged: {error}")
+    return ImageError(f"'{path}' is damaged: {str(error).strip() or type(error).__name__}")
 
 
 def _segment_shape(page: Any) -> tuple[int, int]:

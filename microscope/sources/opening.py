@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.finding import Passed, images_below
-from ...errors import DataError, SourceError
+from ...errors import DataError, InputError, SourceError
 from ...images import FULL_WHITE
 from .demo import Demo, drawn_smear, stage_over
 from .frame import Source
@@ -44,7 +44,7 @@ class _Asked:
 
 
 def open_source(
-    text: str | os.PathLike[str],
+    what: Source | str | os.PathLike[str],
     white_level: int = FULL_WHITE,
     *,
     keep_all: bool = False,
@@ -53,19 +53,25 @@ def open_source(
     """The source that a string names; nothing of it is opened before its frames are asked for.
 
     Args:
-        text: a camera (``0``, ``/dev/video0``, ``camera:NAME``), a stream (``rtsp://…``, ``http://…``),
+        what: a camera (``0``, ``/dev/video0``, ``camera:NAME``), a stream (``rtsp://…``, ``http://…``),
             ``screen``, ``screen:N``, ``screen:x,y,w,h``, ``mm:CONFIG.cfg``, ``watch:FOLDER``, ``demo``,
-            ``demo:IMAGE``, or the path of a video, an image or a folder of them.
+            ``demo:IMAGE``, or the path of a video, an image or a folder of them; or a `Source`, which is
+            given back.
         white_level: the value of white in 16-bit pictures.
         keep_all: whether every frame is asked for: a video then waits, in place of keeping its pace.
         mosaic: what ``demo`` wanders over where that file is there; else over a drawn smear.
 
     Raises:
+        InputError: it is none of these.
         SourceError: it names nothing that is there.
         ImageError: the image of a demo cannot be used.
         BackendError: the extra that this kind of source needs is not installed.
     """
-    text = os.fsdecode(text)
+    if not isinstance(what, str | os.PathLike):
+        if not hasattr(what, "frames"):
+            raise InputError(f"expected a source or its name, found {type(what).__name__}")
+        return what
+    text = os.fsdecode(what)
     if not text:
         raise SourceError(f"no source is named: expected {FORMS}")
     kind, _, rest = text.partition(":")

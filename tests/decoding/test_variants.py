@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -23,6 +24,7 @@ from picture_variants import (
     written,
 )
 from PIL import Image
+from slide_files import tissue, write_tiff
 
 from msmamba.errors import ImageError
 from msmamba.images import load_image, read_image
@@ -197,3 +199,15 @@ def test_what_was_passed_over_is_told() -> None:
     )
     pages = written(np.stack([drawing(3, 8)] * 4), photometric="rgb")
     assert load_image(pages).notes == ("page 1 of 4",)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 5])
+@pytest.mark.parametrize("ome", [False, True], ids=["plain", "ome"])
+def test_the_levels_of_a_pyramid_may_be_listed_and_linked_with_one_another(
+    levels: int, ome: bool, tmp_path: Path
+) -> None:
+    pixels = tissue()
+    path = write_tiff(tmp_path / "a.tif", pixels, levels=levels, sub=True, ome=ome, metadata={"axes": "YXS"})
+    image = load_image(path)
+    np.testing.assert_array_equal(image.pixels, pixels)
+    assert image.notes == ()

@@ -246,6 +246,7 @@ def test_the_clocks_can_be_compared(page: Page) -> None:
         '{"dance": 1}',
         '{"clock": {}}',
         '{"painted": []}',
+        "[" * 4000,
     ],
 )
 def test_nonsense_ends_the_connection_and_nothing_else(page: Page, message: str) -> None:

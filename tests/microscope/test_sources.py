@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from msmamba.errors import ImageError, SourceError
+from msmamba.errors import ImageError, InputError, SourceError
 from msmamba.microscope.sources import Frame, demo, open_source
 from msmamba.microscope.sources.demo import Demo
 from msmamba.microscope.sources.stills import Watched
@@ -180,3 +181,9 @@ def test_a_folder_that_vanished_and_came_back_is_read_on(tmp_path: Path) -> None
     folder.mkdir()
     save(folder / "new.png", 5)  # before it is opened again, and still news
     assert isinstance(awaited(watched.frames()), Frame)
+
+
+@pytest.mark.parametrize("source", [None, 5, bytearray(b"a"), ["a"]])
+def test_what_is_no_string_is_refused(source: Any) -> None:
+    with pytest.raises(InputError, match="expected a source or its name, found"):
+        open_source(source)

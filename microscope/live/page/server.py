@@ -37,6 +37,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ....errors import MsmambaError
+from ....schema import parsed
 from ..loop import Result
 from .access import Access, Refusal
 
@@ -285,7 +286,7 @@ class PageServer:
         Raises:
             ValueError, TypeError, KeyError: it makes no sense.
         """
-        message = json.loads(text)
+        message = parsed(text)
         if not isinstance(message, dict):
             raise ValueError("a page says one thing at a time, by its name")
         ((what, value),) = message.items()

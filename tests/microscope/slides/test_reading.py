@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from slide_files import HALF_A_MICRON, tissue, write_tiff
+from slide_files import HALF_A_MICRON, tissue, with_tag, write_tiff
 
-from msmamba.errors import BackendError, ImageError
+from msmamba.errors import BackendError, ImageError, InputError
 from msmamba.images import read_image
 from msmamba.microscope import slides
 from msmamba.microscope.slides import open_slide
@@ -81,6 +83,106 @@ def test_sixteen_bits_become_eight_by_the_rule_of_images(tmp_path: Path) -> None
     first.close()
     assert (bright.read(0, 10, 20, 100, 90) == read_image(wide, white_level=0x7FFF)[20:110, 10:110]).all()
     bright.close()
+
+
+def test_sixteen_bits_of_a_plain_tiled_file_too_though_openslide_would_take_it(tmp_path: Path) -> None:
+    camera = PIXELS.astype(np.uint16) * 16 + 7  # 12 bits
+    path = write_tiff(tmp_path / "a.tif", camera, levels=2, **HALF_A_MICRON)
+    slide = open_slide(path, white_level=4095)
+    assert slide.reader == "tifffile"
+    assert (slide.read(0, 10, 20, 100, 90) == PIXELS[20:110, 10:110]).all()
+    slide.close()
+
+
+def test_a_plain_tiled_file_that_is_turned_is_refused(tmp_path: Path) -> None:
+    turned = [(274, 3, 1, 3, True)]
+    path = write_tiff(tmp_path / "a.tif", PIXELS, extratags=turned, **HALF_A_MICRON)
+    with pytest.raises(ImageError, match=r"is stored turned \(orientation 3\): save it upright"):
+        open_slide(path)
+
+
+STRIPS = {"tile": None, "rowsperstrip": 16, "metadata": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "said"),
+    [
+        ({}, {322: 2**31 - 16}, "damaged: its tiles have 2,147,483,632 x 64 pixels"),
+        ({}, {323: 2**31 - 16}, "damaged: its tiles have 64 x 2,147,483,632 pixels"),
+        (STRIPS, {256: 2**20, 257: 2**20}, "damaged: 1,048,576 x 1,048,576 pixels need 65,536 strips, and"),
+        (STRIPS, {256: 2**24, 257: 2**24}, "stores 16777216 x 16 pixels in one piece"),
+        (
+            {"ome": True, "metadata": {"axes": "YXS"}},
+            {257: 10**9},
+            "damaged: 420 x 1,000,000,000 pixels need",
+        ),
+        ({"levels": 2, "sub": True}, {257: -300}, "damaged: a picture, strip or tile in it has no size"),
+    ],
+    ids=["wide tiles", "high tiles", "huge", "huge strips", "long", "negative"],
+)
+def test_what_no_slide_has_is_refused_before_a_library_trusts_it(
+    options: dict[str, Any], changes: dict[int, int], said: str, tmp_path: Path
+) -> None:
+    path = write_tiff(tmp_path / "a.tif", PIXELS, **{"metadata": None, **options})
+    for tag, value in changes.items():
+        with_tag(path, tag, value)
+    with pytest.raises(ImageError, match=said):
+        open_slide(path)
+
+
+def test_directories_in_a_circle_are_refused(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", PIXELS, metadata=None)
+    content = bytearray(path.read_bytes())
+    (first,) = struct.unpack_from("<I", content, 4)
+    (tags,) = struct.unpack_from("<H", content, first)
+    struct.pack_into("<I", content, first + 2 + 12 * tags, first)
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match="is damaged: its directories lead round in a circle"):
+        open_slide(path)
+
+
+def ome_of(sizes: str, data: str) -> str:
+    """OME-XML that speaks of planes."""
+    return (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" '
+        'SizeX="420" SizeY="300" '
+        f'{sizes}><Channel ID="Channel:0" SamplesPerPixel="3"/>{data}</Pixels></Image></OME>'
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "data"),
+    [
+        ('SizeC="3000000000" SizeZ="1" SizeT="1"', '<TiffData IFD="0"/>'),
+        ('SizeC="3" SizeZ="1000000" SizeT="1000000"', '<TiffData IFD="0"/>'),
+        ('SizeC="3" SizeZ="1" SizeT="1"', '<TiffData IFD="999999999"/>'),
+        ('SizeC="3" SizeZ="1" SizeT="1"', '<TiffData IFD="0" PlaneCount="999999999"/>'),
+    ],
+    ids=["channels", "volumes", "a plane", "planes"],
+)
+def test_planes_that_a_description_makes_up_are_not_made_room_for(
+    sizes: str, data: str, tmp_path: Path
+) -> None:
+    path = write_tiff(tmp_path / "a.tif", PIXELS, metadata=None, description=ome_of(sizes, data))
+    with pytest.raises(ImageError, match=r"is damaged: its OME-XML speaks of [0-9,]+ planes"):
+        open_slide(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
+def test_files_that_a_description_names_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tif")  # would be waited for
+    data = '<TiffData IFD="0"><UUID FileName="pipe.tif">urn:uuid:2</UUID></TiffData>'
+    said = ome_of('SizeC="3" SizeZ="1" SizeT="1"', data)
+    slide = open_slide(write_tiff(tmp_path / "a.tif", PIXELS, metadata=None, description=said))
+    assert (slide.read(0, 0, 0, 420, 300) == PIXELS).all()
+    slide.close()
+
+
+@pytest.mark.parametrize("path", [None, 5, bytearray(b"a"), ["a"]])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(InputError, match="expected a path, found"):
+        open_slide(path)
 
 
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])

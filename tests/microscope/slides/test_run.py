@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import re
+import shutil
 import sys
 import uuid
 from collections.abc import Iterator
@@ -391,3 +393,164 @@ def test_without_the_extra_the_command_says_what_to_install(
 def test_options_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="expected"):
         SlideOptions(**{"mpp": 0.5, **change})
+
+
+CSV, PARTIAL = Path("model-outputs-csv/left.csv"), Path("partial/left.csv")
+
+
+@pytest.fixture
+def kept(results: Path, tmp_path: Path) -> Path:
+    """A copy of the results, to be changed."""
+    return Path(shutil.copytree(results, tmp_path / "kept"))
+
+
+def said_of(kept: Path, **changes: object) -> None:
+    """Lets ``run.json`` say something else of a slide."""
+    content = json.loads((kept / "run.json").read_text())
+    content["slides"]["left"].update(changes)
+    (kept / "run.json").write_text(json.dumps(content))
+
+
+def again(session: Session, bundles: dict[str, Path], slides: list[Path], kept: Path) -> None:
+    classify_slides(session, bundles["fp32"], slides, kept, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"[1]", b"[" * 100_000, b"\xff", b"{}"),
+        b'{"format_version": 1, "options": [1], "slides": {}}',
+        b'{"format_version": 1, "options": {}, "slides": [1, 2]}',
+        b'{"format_version": 1, "options": {}, "slides": {"left": 5}}',
+    ],
+)
+def test_a_record_of_results_that_is_none_is_refused(
+    content: bytes, session: Session, bundles: dict[str, Path], slides: list[Path], kept: Path
+) -> None:
+    (kept / "run.json").write_bytes(content)
+    with pytest.raises(TargetError, match=r"run\.json' is damaged"):
+        again(session, bundles, slides, kept)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shares": {"basophil": "x"}},
+        {"shares": {"basophil": float("nan")}},
+        {"path": 5},
+        {"error": ["a"]},
+        {"tiles": "x"},
+        {"tissue": "<b>"},
+        {"seconds": "=1+1"},
+        {"content": "x"},
+    ],
+    ids=str,
+)
+def test_facts_of_other_types_are_refused(
+    changes: dict[str, Any], session: Session, bundles: dict[str, Path], slides: list[Path], kept: Path
+) -> None:
+    said_of(kept, **changes)
+    with pytest.raises(TargetError, match=r"run\.json' is damaged"):
+        again(session, bundles, slides, kept)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\0,1\n", b"minx\n0,0,32,32,1,0,0,\n"], ids=str)
+def test_rows_that_are_none_are_named_and_stop_no_other_slide(
+    content: bytes, session: Session, bundles: dict[str, Path], slides: list[Path], kept: Path
+) -> None:
+    (kept / CSV).write_bytes(content)
+    with pytest.raises(
+        ImageError, match=r"1 of 2 slides could not be.*left.csv' is not what slide has written"
+    ):
+        again(session, bundles, slides, kept)
+    assert "right" in (kept / "summary.csv").read_text()
+
+
+def test_shares_of_other_classes_are_named_and_stop_no_other_slide(
+    session: Session, bundles: dict[str, Path], slides: list[Path], kept: Path
+) -> None:
+    said_of(kept, shares={"basophil": 1.0})
+    with pytest.raises(ImageError, match=r"1 of 2 slides could not be.*does not say what was found there"):
+        again(session, bundles, slides, kept)
+    assert (kept / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        *("a,0,32,32,1,0,0,", "0,0,32,32,1,0,0", "0,0,32,32,nan,0,0,", "0,0,32,32,2,0,0,", "0,0,0,0,1,0,0,"),
+        *("0,0,32,31,1,0,0,", "-1,0,32,32,1,0,0,", f"{'9' * 5000},0,32,32,1,0,0,", "0,0,32,32,,,,"),
+    ],
+)
+def test_cells_that_are_none_are_one_error(cells: str, session: Session, tmp_path: Path) -> None:
+    path = tmp_path / "left.csv"
+    path.write_bytes(header(session.labels or ()) + f"0,0,32,32,1,0,0,\n{cells}\n".encode())
+    with pytest.raises(InputError, match=r"left\.csv' is not what slide has written: row 2: "):
+        list(read_rows(path))
+
+
+def test_pictures_that_are_gone_or_damaged_are_left_out_of_the_page(
+    session: Session, bundles: dict[str, Path], slides: list[Path], kept: Path
+) -> None:
+    before = (kept / "report.html").read_text().count("<img")
+    (kept / "thumbnails" / "left.png").unlink()
+    (kept / "masks" / "left.png").write_bytes(b"no picture")
+    again(session, bundles, slides, kept)
+    assert (kept / "report.html").read_text().count("<img") == before - 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_nothing_is_written_through_links_in_a_folder_of_results(
+    session: Session, bundles: dict[str, Path], slides: list[Path], results: Path, kept: Path, tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious\n")
+    (kept / CSV).unlink()
+    for name in (PARTIAL, "summary.csv", "report.html", "thumbnails/left.png"):
+        (kept / name).unlink(missing_ok=True)
+        (kept / name).symlink_to(precious)
+    again(session, bundles, slides, kept)
+    assert precious.read_text() == "precious\n"
+    assert not (kept / CSV).is_symlink()
+    assert outputs(kept) == outputs(results)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+@pytest.mark.parametrize("name", ["partial", "heat-maps", "model-outputs-csv", "heat-maps/left"])
+def test_folders_of_results_are_no_links(
+    name: str, session: Session, bundles: dict[str, Path], slides: list[Path], kept: Path, tmp_path: Path
+) -> None:
+    (kept / CSV).unlink()
+    (tmp_path / "elsewhere").mkdir()
+    shutil.rmtree(kept / name)
+    (kept / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(TargetError, match="is a link: expected a folder of results"):
+        again(session, bundles, slides, kept)
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
+def test_a_pipe_in_the_place_of_rows_is_taken_away(
+    session: Session, bundles: dict[str, Path], slides: list[Path], results: Path, kept: Path
+) -> None:
+    (kept / CSV).unlink()
+    os.mkfifo(kept / PARTIAL)
+    again(session, bundles, slides, kept)
+    assert outputs(kept) == outputs(results)
+
+
+@pytest.mark.parametrize("slides", [None, "a.tif", Path("a.tif"), [None], [5]])
+def test_what_is_no_list_of_slides_is_refused(
+    slides: Any, session: Session, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"expected a (list of slides|path), found"):
+        classify_slides(session, bundles["fp32"], slides, tmp_path / "out", OPTIONS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are Unicode")
+def test_a_name_that_is_not_utf_8_gets_results_like_others(bundles: dict[str, Path], tmp_path: Path) -> None:
+    field = tmp_path / os.fsdecode(b"\xff.png")
+    Image.fromarray(tissue(64, 96)).save(field)
+    words = ["slide", str(bundles["fp32"]), str(field), "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(mmdeploy, [*words, "--pixel-for-pixel", "--no-tissue", "--threads", "1"])
+    assert done.exit_code == 0, done.stderr
