@@ -39,6 +39,10 @@ class Note(UserWarning):
     """What there is to say of something that was used all the same; the command line prints it."""
 
 
+class ArtefactNote(Note):
+    """What there is to say of an artefact that was opened; commands tell `Session.notes` in its place."""
+
+
 class InputError(MsmambaError):
     """What the user handed in cannot be used."""
 

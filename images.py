@@ -46,6 +46,7 @@ from .decoding.files import reason
 from .errors import ImageError, InputError
 from .files import check_is_file, open_file
 from .resize import Box
+from .schema import is_whole, shortened
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -240,10 +241,13 @@ def check_white_level(white: int) -> None:
     """Refuses what no 16-bit image has for white.
 
     Raises:
-        InputError: it is below `LEAST_WHITE` or above `FULL_WHITE`.
+        InputError: it is no whole number from `LEAST_WHITE` to `FULL_WHITE`.
     """
-    if not LEAST_WHITE <= white <= FULL_WHITE:
-        raise InputError(f"the white level is {white}: expected {LEAST_WHITE} to {FULL_WHITE}")
+    if not is_whole(white, LEAST_WHITE, FULL_WHITE):
+        raise InputError(
+            f"the white level is {shortened(white)}: expected a whole number from {LEAST_WHITE} to "
+            f"{FULL_WHITE}"
+        )
 
 
 def white_level_of(images: Iterable[tuple[int | None, int | None]]) -> int:
@@ -269,6 +273,17 @@ def white_note(white: int) -> str:
         f"16-bit images use {white.bit_length()} bits, so white is {white} of them and of all that the model "
         "will see; --white-level changes it"
     )
+
+
+def white_as_asked(asked: int | None, said: int | None) -> str:
+    """What is to be said of a white level that was given in place of the model's; empty if it is that.
+
+    Args:
+        asked: the level that was given, if any.
+        said: the model's; None where it has none, and so means all 16 bits.
+    """
+    said = FULL_WHITE if said is None else said
+    return "" if asked in (None, said) else f"white is {asked} of 16-bit images, as asked, not {said}"
 
 
 def read_image(

@@ -46,6 +46,15 @@ RULE = "bilinear-antialias-square-22bit"
 PILLOW_RULE = "bilinear-antialias-square"
 """What those from before it say, or mean where they say nothing: Pillow's resize, of whatever version."""
 
+RULES = {
+    RULE: "",
+    PILLOW_RULE: (
+        "its network was trained with Pillow's resize, of a version that it does not say: pictures are "
+        "resized as by Pillow 13.0; if it was older, tall ones may differ by a grey level from training's"
+    ),
+}
+"""The rules that are read, and what is to be said of networks that were trained by them."""
+
 _BITS = 22
 
 

@@ -213,6 +213,7 @@ def calibrate(
         taken: list[npt.NDArray[np.float32]] = []
 
         with open_session(bundle, guard=False, **device) as session:
+            of_the_artefact = session.notes
 
             def run(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
                 logits, features = session.run_with_features(images)
@@ -245,7 +246,7 @@ def calibrate(
             },
             mean_candidates=float(np.mean([len(each.candidates) for each in verdicts])),
             withheld=_counts(verdicts),
-            notes=(*notes, *((_NO_FEATURES,) if features is None else ())),
+            notes=(*of_the_artefact, *notes, *((_NO_FEATURES,) if features is None else ())),
         )
         shutil.copytree(bundle, folder, dirs_exist_ok=True, symlinks=True)
         answers = answer_scores(logits, guard.temperature)

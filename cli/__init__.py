@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from ..errors import MsmambaError, Note
+from ..errors import ArtefactNote, MsmambaError, Note
 from ..text import shown
 from ..version import __version__
 from .bench import bench
@@ -107,6 +107,7 @@ def main() -> None:
     prepare_streams()
     # Pillow warns of oddities in files that it reads all the same, and raises for the others.
     warnings.filterwarnings("ignore", module="PIL")
+    warnings.simplefilter("ignore", ArtefactNote)  # commands tell `Session.notes`
     show = warnings.showwarning
 
     def show_note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:

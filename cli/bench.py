@@ -109,14 +109,14 @@ def bench(
     ARTEFACTS are bundles, ONNX files or engines; ratios are to the first. Every combination of what is
     given under the first heading is measured.
     """
-    from ..files import write_atomically
+    from ..files import as_utf8, write_atomically
     from ..runtime.benchmark import BenchmarkOptions, benchmark
 
     options = BenchmarkOptions(**{name: value for name, value in chosen.items() if value not in (None, ())})
     with steps() as report:
         result = benchmark(artefacts, options, report=report)
     if output is not None:
-        write_atomically(output, result.to_json().encode(), through_links=True)
+        write_atomically(output, as_utf8(result.to_json()), through_links=True)
     if plot is not None:
         write_atomically(plot, result.to_png(), through_links=True)
     tell(result.notes)

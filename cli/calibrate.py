@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -76,11 +75,12 @@ def calibrate(bundle: str, data: str, output_format: str, **options: Any) -> Non
     they may belong to. BUNDLE is changed whole or not at all.
     """
     from ..calib.guard import calibrate as fit
+    from ..schema import as_json
 
     with told(), bar() as advance:
         calibration = fit(bundle, data, advance=advance, **options)
     tell(calibration.notes)
     if output_format == "json":
-        say_lines(json.dumps(calibration.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        say_lines(as_json(calibration.to_dict(), indent=2) + "\n")
     else:
         say_lines(calibration.to_text())

@@ -75,6 +75,7 @@ def evaluate(
     image_size: int | None,
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
+    white_level: int | None,
     weights_of: str | None,
     no_guard: bool,
     **options: Any,
@@ -92,7 +93,7 @@ def evaluate(
     from ..export.proof.evaluate import evaluate_model
     from ..model.networks.described import Described
 
-    described = Described(names(labels) if labels else None, mean, std, image_size, weights_of)
+    described = Described(names(labels) if labels else None, mean, std, image_size, weights_of, white_level)
     with bar() as advance:
         evaluation = evaluate_model(
             model, data, described=described, guard=not no_guard, advance=advance, **options

@@ -49,6 +49,7 @@ def explain(
     image_size: int | None,
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
+    white_level: int | None,
     weights_of: str | None,
     **chosen: Any,
 ) -> None:
@@ -67,7 +68,7 @@ def explain(
     from ..model.networks.described import Described
     from ..runtime.infer import find_images
 
-    described = Described(names(labels) if labels else None, mean, std, image_size, weights_of)
+    described = Described(names(labels) if labels else None, mean, std, image_size, weights_of, white_level)
     found, notes = find_images(images)
     tell(notes)
     failures = 0

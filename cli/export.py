@@ -30,7 +30,7 @@ _INT8_OPTIONS = {
 _INT8_LIMITS = ("max_flips", "max_accuracy_drop")
 
 
-_OF_CHECKPOINTS = ("image_size", "opset", "labels", "mean", "std")
+_OF_CHECKPOINTS = ("image_size", "opset", "labels", "mean", "std", "white_level")
 
 
 @click.command(
@@ -215,7 +215,7 @@ def export(
         result = export_bundle(source, output, options, force=force, report=report)
     nodes = ", ".join(f"{count} {kind}" for kind, count in result.proof.nodes.items())
     say(f"{result.path}: {result.bytes / 1e6:.1f} MB, {result.nodes} nodes ({nodes}), {result.scans} scans")
-    tell(result.notes)
+    tell((*result.manifest.notes, *result.notes))
     if result.int8 is not None:
         tell(result.int8.prepared.notes)
         say(f"  {result.int8.summary}")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import device_options, drift_logged, drift_option, guard_option, tell
+from .options import device_options, drift_logged, drift_option, guard_option, tell, white_option
 
 _RESULTS = "Results"
 
@@ -50,6 +50,7 @@ _RESULTS = "Results"
     show_default="1",
     help="How many images go through the network at once.",
 )
+@white_option
 @device_options
 def infer(
     artefact: str,
@@ -80,7 +81,7 @@ def infer(
         open_session(artefact, guard=not no_guard, **device) as session,
         drift_logged(drift, artefact, session, "infer") as log,
     ):
-        tell(session.manifest.notes if session.manifest else ())
+        tell(session.notes)
         classify(
             session,
             found.images,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import device_options, drift_logged, drift_option, guard_option, tell
+from .options import device_options, drift_logged, drift_option, guard_option, tell, white_option
 from .output import say
 
 _SESSION = "The session"
@@ -134,6 +134,7 @@ class _Live(Command):
     default=1,
     help="How many tiles go through the network at once.",
 )
+@white_option
 @guard_option
 @drift_option
 @device_options
@@ -183,7 +184,7 @@ def live(
         open_session(artefact, guard=not no_guard, **device) as session,
         drift_logged(drift, artefact, session, "live") as log,
     ):
-        tell(session.manifest.notes if session.manifest else ())
+        tell(session.notes)
         run(
             session,
             artefact,

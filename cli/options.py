@@ -125,9 +125,23 @@ def ablation_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def white_option(command: Callable[..., None]) -> Callable[..., None]:
+    """The value of white, which an artefact or a checkpoint says itself if it is of this version."""
+    decorate = option(
+        "--white-level",
+        group=_NOT_SAID,
+        type=click.IntRange(255, 65535),
+        metavar="VALUE",
+        show_default="the model's",
+        help="The value of white in 16-bit images.",
+    )
+    return decorate(command)
+
+
 def described_options(command: Callable[..., None]) -> Callable[..., None]:
     """The fields of `Described`: what a checkpoint may leave unsaid."""
     for decorate in (
+        white_option,
         option(
             "--std",
             group=_NOT_SAID,

@@ -13,7 +13,7 @@ import click
 
 from ..text import shown
 from .help import Command, option
-from .options import device_options, drift_logged, drift_option, given, guard_option, tell
+from .options import device_options, drift_logged, drift_option, given, guard_option, tell, white_option
 from .output import say
 
 _RESULTS = "Results"
@@ -146,6 +146,7 @@ _QUIET = 30.0  # seconds between two lines of a log
     default=1,
     help="How many tiles go through the network at once.",
 )
+@white_option
 @guard_option
 @drift_option
 @device_options
@@ -195,7 +196,7 @@ def slide(
         drift_logged(drift, artefact, session, "slide") as log,
         _tiles_shown() as progress,
     ):
-        tell(session.manifest.notes if session.manifest else ())
+        tell(session.notes)
         classify_slides(session, artefact, found.images, output, options, progress, log)
 
 

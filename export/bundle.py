@@ -21,10 +21,9 @@ from onnx import ModelProto
 
 from ..errors import ArtefactError, ExportError
 from ..files import as_utf8, atomic_folder
-from ..images import FULL_WHITE
+from ..images import FULL_WHITE, check_white_level
 from ..model.networks.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from ..model.networks.registry import family_of
-from ..resize import PILLOW_RULE
 from ..runtime.artefact import MODEL_NAME, SEEN_NAME, open_bundle
 from ..runtime.manifest import Manifest
 from ..runtime.probe import checksums
@@ -62,6 +61,8 @@ class ExportOptions:
     labels: Sequence[str] | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    white_level: int | None = None
+    """The value of white in 16-bit images."""
     weights_of: str | None = None
     """As `load_checkpoint` takes it."""
     target: str = "onnx"
@@ -119,6 +120,7 @@ def export_bundle(
     Raises:
         CheckpointError: the checkpoint cannot be used.
         ExportError: labels or channel statistics are missing, or the model cannot be exported as asked.
+        InputError: the white level is none.
         BackendError: an engine is asked for, and TensorRT is missing or would abort the process.
         TargetError: the bundle exists already, or cannot be written.
     """
@@ -246,6 +248,8 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
     ):
         if value not in known:
             raise ExportError(f"{name} {value!r} is unknown: choose one of {', '.join(known)}")
+    if options.white_level is not None:
+        check_white_level(options.white_level)
     classes = loaded.network.arch.num_classes
     labels = tuple(options.labels) if options.labels is not None else loaded.labels
     said = loaded.preprocessing
@@ -264,7 +268,7 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
         image_size=options.image_size or (said.image_size if said else 224),
         mean=tuple(options.mean if options.mean is not None else said.mean if said else ()),
         std=tuple(options.std if options.std is not None else said.std if said else ()),
-        white_level=said.white_level if said else FULL_WHITE,
+        white_level=options.white_level or (said.white_level if said else FULL_WHITE),
         covers=said.covers if said else None,
     )
     manifest = Manifest(
@@ -284,7 +288,7 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
             "python": platform.python_version(),
             **{name: version(name) for name in _VERSIONS_NOTED},
         },
-        resize=said.resize if said else PILLOW_RULE,
+        resize=loaded.resize,
     )
     return replace(manifest, probe=checksums(manifest.transform))
 

@@ -115,9 +115,7 @@ def benchmark(
         }
         runs = [_Run(case, sessions[_session_key(case)], encoded) for case in cases]
         notes = dict.fromkeys(
-            f"{name}: {note}"
-            for (name, *_), session in sessions.items()
-            for note in (session.manifest.notes if session.manifest else ())
+            f"{name}: {note}" for (name, *_), session in sessions.items() for note in session.notes
         )
         loop_ms = _measure(runs, options, report)
         report("measuring memory")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import BackendError
+from ..schema import as_json
 from ..text import shown
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Benchmark:
     def to_json(self) -> str:
         """Everything, as one JSON object."""
         everything = {**asdict(self), "warning": self.warning, "definitions": DEFINITIONS}
-        return json.dumps(everything, indent=2, ensure_ascii=False) + "\n"
+        return as_json(everything, indent=2) + "\n"
 
     def to_text(self) -> str:
         """A table for a reader, milliseconds a batch."""

@@ -9,7 +9,6 @@ can take the process down with them are imported in a process of their own.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import platform
 import subprocess
@@ -27,6 +26,7 @@ from ..plugins import cuda_driver, tensorrt_library
 from ..plugins.image_resize.cpu import why_unavailable as why_no_native_resize
 from ..plugins.selective_scan import cpu
 from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES, dotted
+from ..schema import as_json
 from ..version import __version__
 from . import probe
 from .engine_plan import NAMES as ENGINE_LIBRARIES
@@ -125,7 +125,7 @@ class Report:
         """The report as one JSON object."""
         abilities = [asdict(ability) for ability in self.abilities]
         report = {"best_for": self.best_for, "machine": self.machine, "abilities": abilities}
-        return json.dumps(report, indent=2, ensure_ascii=False)
+        return as_json(report, indent=2)
 
     def to_text(self) -> str:
         """The report as lines for a reader: the verdict, the facts, what works, what does not."""

@@ -10,7 +10,6 @@ import contextlib
 import csv
 import glob
 import io
-import json
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from ..data.finding import Passed, images_below
 from ..errors import ImageError, InputError, TargetError
 from ..files import as_utf8, atomic_file
 from ..images import SUFFIXES
+from ..schema import as_json
 from ..text import as_cell, shown
 from .drift import DriftLog
 from .session import BATCH_SIZE, Prediction, Session
@@ -143,7 +143,7 @@ def infer(
     writer = _writer(output_format, images, labels, min(top, len(labels)), session.guard is not None)
     failures = 0
     with _opened(output) as file, _shown(file, len(images)) as show:
-        for_eyes = output_format == "table" or file.isatty()
+        for_eyes = output_format == "table" or (output_format == "csv" and file.isatty())
         show(writer.header(), images=0)
         for source, result in results:
             row = _row(str(source), result, labels, top)
@@ -209,14 +209,17 @@ class _Table:
 
 
 class _JsonLines:
-    """One JSON object a line: ``image`` and either ``error`` or the prediction, with what the guard says."""
+    """One JSON object a line: ``image`` and either ``error`` or the prediction, with what the guard says.
+
+    Control characters are escaped as JSON has it, so that it is the same text wherever it is shown.
+    """
 
     def header(self) -> str:
         return ""
 
     def row(self, row: Row) -> str:
         if row.error:
-            return json.dumps({"image": row.image, "error": row.error}, ensure_ascii=False) + "\n"
+            return shown(as_json({"image": row.image, "error": row.error})) + "\n"
         (label, probability), *_ = row.ranked
         values = {
             "image": row.image,
@@ -231,7 +234,7 @@ class _JsonLines:
                 "reasons": list(row.reasons),
                 "candidates": list(row.candidates),
             }
-        return json.dumps(values, ensure_ascii=False) + "\n"
+        return shown(as_json(values)) + "\n"
 
 
 class _Csv:

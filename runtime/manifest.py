@@ -18,7 +18,7 @@ from ..data.coverage import COVERAGE, Coverage
 from ..data.labels import are_labels
 from ..errors import ArtefactError
 from ..images import FULL_WHITE, LEAST_WHITE, MAX_SIZE, Transform, are_deviations, are_means, is_image_size
-from ..resize import PILLOW_RULE, RULE
+from ..resize import RULE, RULES
 from ..schema import (
     LABELS,
     OBJECT,
@@ -41,15 +41,6 @@ FORMAT_VERSION = 1
 
 METADATA_KEY = "msmamba.manifest"
 """Key of the manifest in an ONNX file's ``metadata_props``."""
-
-RESIZE_RULES = {
-    RULE: "",
-    PILLOW_RULE: (
-        "its network was trained with Pillow's resize, of a version that it does not say: pictures are "
-        "resized as by Pillow 13.0; if it was older, tall ones may differ by a grey level from training's"
-    ),
-}
-"""The resize rules that are read, and what is to be said of artefacts with them; see `msmamba.resize`."""
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -99,7 +90,7 @@ class Manifest:
         versions: package name to version, of what made the artefact.
         compute_capabilities: GPUs that the engine is for (``"8.7"``); empty without an engine.
         engine: what a machine must have to run the engine, as `EngineFacts` names it; empty without one.
-        resize: the rule by which pictures were resized for the training, one of `RESIZE_RULES`.
+        resize: the rule by which pictures were resized for the training, one of `msmamba.resize.RULES`.
         probe: what some pictures were decoded and transformed to where it was exported, for `runtime.probe`
             to compare; empty in artefacts from before there were probes.
         white_level: the value of white in 16-bit images; artefacts of earlier versions take all 16 bits.
@@ -156,7 +147,7 @@ class Manifest:
     @property
     def notes(self) -> tuple[str, ...]:
         """What whoever uses the artefact should know of its transform; mostly empty."""
-        note = RESIZE_RULES[self.resize]
+        note = RULES[self.resize]
         return (note,) if note else ()
 
     def to_json(self) -> str:
@@ -251,7 +242,7 @@ _MANIFEST = record(
         "image_size": Kind(f"1 to {MAX_SIZE} pixels", is_image_size),
         "mean": Kind("three finite numbers", are_means),
         "std": Kind("three numbers above zero", are_deviations),
-        "resize": one_of(*RESIZE_RULES),
+        "resize": one_of(*RULES),
         "architecture": OBJECT,
         "precision_asked": one_of(*PRECISIONS),
         "precision_proven": OBJECT,

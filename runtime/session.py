@@ -19,8 +19,18 @@ import numpy as np
 
 from .. import machine
 from ..data.labels import are_labels
-from ..errors import ArtefactError, BackendError, ImageError, InputError
-from ..images import FULL_WHITE, MAX_PIXELS, ImageSource, Transform, describe_source, is_source, load_image
+from ..errors import ArtefactError, ArtefactNote, BackendError, ImageError, InputError
+from ..images import (
+    FULL_WHITE,
+    MAX_PIXELS,
+    ImageSource,
+    Transform,
+    check_white_level,
+    describe_source,
+    is_source,
+    load_image,
+    white_as_asked,
+)
 from ..plugins import cuda_driver
 from .artefact import ENGINE_NAME, MODEL_NAME, Bundle, Kind, open_bundle, read_file, recognise
 from .backend import Backend
@@ -40,6 +50,8 @@ if TYPE_CHECKING:
 BATCH_SIZE = 1
 """Default images a batch. One image keeps a CPU's cores busy (tiny at 224, batch 4 against 1: the same images
 a second, and 270 MB in place of 150); on a GPU larger ones pay."""
+
+_UNPROVEN = "answers may not be those that were proven"
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,7 @@ class Session:
         labels: tuple[str, ...] | None,
         transform: Transform | None,
         guard: Guard | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         """Use `open_session`; this takes parts that fit together already."""
         self._backend = backend
@@ -102,6 +115,7 @@ class Session:
         self._labels = labels
         self._transform = transform
         self._guard = guard
+        self._notes = notes
         self._home = Home(backend, name)
 
     @property
@@ -113,10 +127,11 @@ class Session:
     def notes(self) -> tuple[str, ...]:
         """Why answers on image files may not be quite those that were proven, one line each; mostly empty.
 
-        An artefact may be from before the resize was msmamba's own, and this machine may decode or transform
-        pictures otherwise than the one that exported it (`msmamba.runtime.probe`).
+        An artefact may be from before the resize was msmamba's own, this machine may decode or transform
+        pictures otherwise than the one that exported it (`msmamba.runtime.probe`), and white may have been
+        given in place of the artefact's own.
         """
-        return self._manifest.notes + differences(self._manifest) if self._manifest else ()
+        return self._notes
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -547,6 +562,7 @@ def open_session(
     labels: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    white_level: int | None = None,
     guard: bool = True,
 ) -> Session:
     """Opens an artefact, recognised by content: a bundle, an ONNX file or a TensorRT engine.
@@ -565,10 +581,11 @@ def open_session(
         labels: the classes' names, for a file that does not carry them, or in place of those it carries.
         mean: three means of the channels, in place of what the artefact says.
         std: three standard deviations of the channels, in place of what the artefact says.
+        white_level: the value of white in 16-bit images, in place of what the artefact says.
         guard: whether the artefact's guard is applied, where it has one.
 
     Warns:
-        RuntimeWarning: this machine makes other values of a picture than the one that exported the artefact;
+        ArtefactNote: this machine makes other values of a picture than the one that exported the artefact;
             `Session.notes` has it too.
 
     Raises:
@@ -576,12 +593,14 @@ def open_session(
             on another model.
         BackendError: the device, the kernels or a library asked for cannot be had.
         InputError: the path is none, or an option is not what it can be: means or deviations that are not
-            three sensible numbers, labels that are no names, threads.
+            three sensible numbers, a white level that is none, labels that are no names, threads.
     """
     name = _name_of(path)
     check_choices(device=(device, DEVICES), provider=(provider, PROVIDERS))
     threads = machine.threads_to_use(threads)
     labels = None if labels is None else _names(labels)
+    if white_level is not None:
+        check_white_level(white_level)
     kind = recognise(name)
     bundle = open_bundle(name) if kind is Kind.BUNDLE else None
     manifest = bundle.manifest if bundle else None
@@ -609,9 +628,13 @@ def open_session(
         if manifest is None and METADATA_KEY in backend.metadata:
             manifest = Manifest.from_metadata(backend.metadata, f"'{name}'")
         _check_fit(backend, name, manifest, labels)
-        if manifest and (found := differences(manifest)):
-            said = f"'{name}': {'; '.join(found)}: answers may not be those that were proven"
-            warnings.warn(said, RuntimeWarning, stacklevel=2)
+        found = differences(manifest) if manifest else ()
+        if found:
+            said = f"'{name}': {'; '.join(found)}: {_UNPROVEN}"
+            warnings.warn(said, ArtefactNote, stacklevel=2)
+        notes = [*(manifest.notes if manifest else ()), *(f"{each}: {_UNPROVEN}" for each in found)]
+        if white := white_as_asked(white_level, manifest.white_level if manifest else None):
+            notes.append(white)
         applied = Guard.of(manifest.guard) if manifest and guard else None
         if applied is not None:
             content = bundle.read(MODEL_NAME) if bundle else read_file(name)
@@ -627,8 +650,9 @@ def open_session(
             name,
             manifest,
             tuple(labels) if labels is not None else manifest.labels if manifest else None,
-            _transform(backend, manifest, mean, std),
+            _transform(backend, manifest, mean, std, white_level),
             applied,
+            tuple(notes),
         )
     except BaseException:  # whatever it is, what the backend holds on a GPU does not go by itself
         backend.close()
@@ -722,14 +746,16 @@ def _transform(
     manifest: Manifest | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    white_level: int | None,
 ) -> Transform | None:
     size = manifest.image_size if manifest else backend.image_size
     mean = mean if mean is not None else manifest.mean if manifest else None
     std = std if std is not None else manifest.std if manifest else None
     if size is None or mean is None or std is None:
         return None
-    white = manifest.white_level if manifest else FULL_WHITE
-    return Transform(size, _three("mean", mean), _three("std", std), white)
+    if white_level is None:
+        white_level = manifest.white_level if manifest else FULL_WHITE
+    return Transform(size, _three("mean", mean), _three("std", std), white_level)
 
 
 def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:

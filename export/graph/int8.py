@@ -9,7 +9,6 @@ measurements.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from onnx import ModelProto
 from ...calib import measure, range_of
 from ...errors import ExportError
 from ...images import Transform
+from ...schema import as_json
 from .inlining import block_nodes
 from .int8_options import Prepared, Report
 from .judging import Judge, Judgement
@@ -81,7 +81,7 @@ class Int8:
             "files": self.prepared.calibration.listing(),
             "ranges": self.ranges,
         }
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        return as_json(content, indent=2) + "\n"
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ the whole network meets the limits; nothing is kept where all of it does.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from onnx import ModelProto
 
 from ...errors import ExportError
+from ...schema import as_json
 from .judging import Judge, Judgement, Limits
 from .plan import Plan
 from .products import Product
@@ -54,7 +54,7 @@ class Sensitivity:
             "kinds": [asdict(harm) for harm in self.kinds],
             "kept": list(plan.kept),
         }
-        return json.dumps(content, indent=2) + "\n"
+        return as_json(content, indent=2) + "\n"
 
     def plot(self, plan: Plan) -> bytes:
         """The harm of each part, as a PNG."""

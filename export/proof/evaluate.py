@@ -29,7 +29,7 @@ from ...measures.confusion import write_confusion_matrix
 from ...measures.evaluation import BATCH_SIZE, Predictor, logits_of
 from ...measures.metrics import ClassMetrics, Metrics, metrics_of
 from ...measures.trust import Trust, trust_of, write_risk_coverage
-from ...model.networks.described import Described, described_by, undescribed
+from ...model.networks.described import Described, described_by, notes_on, undescribed
 from ...runtime import open_session
 from ...runtime.artefact import Kind, is_checkpoint, open_bundle, recognise
 from ...runtime.guard import Guard
@@ -262,6 +262,7 @@ def _opened(
         labels=described.labels,
         mean=described.mean,
         std=described.std,
+        white_level=described.white_level,
     ) as session:
         if session.labels is None or session.transform is None:
             raise undescribed(str(model), labels=session.labels, preprocessing=session.transform)
@@ -284,7 +285,7 @@ def _opened(
             session.transform,
             session.path,
             session.max_batch,
-            session.manifest.notes if session.manifest else (),
+            session.notes,
             open_bundle(model).seen if recognise(model) is Kind.BUNDLE else None,
             session.guard,
             features,
@@ -315,5 +316,10 @@ def _checkpoint_classifier(
         return logits
 
     return _Classifier(
-        predict, labels, transform, f"PyTorch {torch.__version__} on {device}", seen=checkpoint.seen
+        predict,
+        labels,
+        transform,
+        f"PyTorch {torch.__version__} on {device}",
+        notes=notes_on(checkpoint, described),
+        seen=checkpoint.seen,
     )

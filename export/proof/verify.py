@@ -136,6 +136,7 @@ def verify(
             runs: list[Run] = [opened.run, session.run]
             if network is not None and precision == "fp16":
                 runs.append(run_of(rounded_to_half(network), half=True))
+            notes = dict.fromkeys((*session.notes, *opened.notes))
             with noting() as tally:
                 expected, found, *rounded = _answers(
                     runs, images.sources, manifest.transform, batch_size, report
@@ -175,7 +176,7 @@ def verify(
             else compare_guarded(
                 session.guard, expected, found, [str(each) for each in images.sources], bound
             ),
-            notes=(*manifest.notes, *opened.notes, *images.notes, *tally.lines()),
+            notes=(*notes, *images.notes, *tally.lines()),
         )
     if images.truth is not None:
         report("resampling")
@@ -247,14 +248,13 @@ def _opened_reference(
                 f"{artefact} and {reference} differ in {', '.join(differing)}: compare artefacts that take "
                 "the same images to the same classes"
             )
-        notes = (
-            (
+        notes = tuple(f"{reference}: {note}" for note in session.notes)
+        if said.guard and not manifest.guard:
+            notes = (
+                *notes,
                 f"{reference} has a guard and {artefact} none: a guard is of one precision, so "
                 f"calibrate again: 'mmdeploy calibrate {artefact} DATA'",
             )
-            if said.guard and not manifest.guard
-            else ()
-        )
         yield _Reference(session.run, said.checkpoint_sha256, notes=notes)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import socket
@@ -19,6 +18,7 @@ from ...images import FULL_WHITE
 from ...runtime.artefact import artefact_sha256
 from ...runtime.drift import DriftLog
 from ...runtime.session import Session
+from ...schema import as_json
 from ...version import __version__
 from ..slides.results import colour_of
 from ..sources import Source, open_source
@@ -80,10 +80,8 @@ def live(
     """
     _require_libraries(page=page is not None, report=page is not None or output is not None)
     white_level = session.transform.white_level if session.transform else FULL_WHITE
-    opened = source
-    if isinstance(opened, str | os.PathLike):
-        mosaic = Path(artefact).parent / MOSAIC
-        opened = open_source(opened, white_level, keep_all=keep_all, mosaic=mosaic)
+    mosaic = Path(artefact).parent / MOSAIC
+    opened = open_source(source, white_level, keep_all=keep_all, mosaic=mosaic)
     facts = {
         "msmamba": __version__,
         "artefact": Path(artefact).name,
@@ -137,7 +135,7 @@ def live(
             if shown_on is not None:
                 shown_on.show(result, line)
             else:
-                say(as_utf8(json.dumps(line, ensure_ascii=False)).decode())
+                say(as_utf8(as_json(line)).decode())
             if shown == frames:
                 return
         if shown_on is not None and time.monotonic() < ends:

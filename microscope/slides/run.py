@@ -461,6 +461,7 @@ def _identity(session: Session, artefact: str | os.PathLike[str], options: Slide
         "artefact": Path(artefact).name,
         "artefact_sha256": artefact_sha256(artefact),
         "labels": list(session.labels or ()),
+        "white_level": transform_of(session).white_level,
         "options": {
             **asdict(options),
             "roi": options.roi is not None,
@@ -489,10 +490,8 @@ def _earlier(folder: Path, identity: dict[str, Any]) -> dict[str, dict[str, Any]
         if problems := _KEPT.problems(found):
             raise ValueError("; ".join(problems))
         slides = found["slides"]
-        before = {name: found.get(name) for name in _SHARED} | {
-            "guard": False,
-            **found["options"],
-        }  # earlier versions had none
+        before = {name: found.get(name) for name in _SHARED}
+        before |= {"guard": False, **found["options"]}  # earlier versions had none
     except (ValueError, OSError) as error:
         raise TargetError(f"'{path}' is damaged ({error}): choose another folder") from error
     now = {name: identity[name] for name in _SHARED}

@@ -13,6 +13,7 @@ Dims: B batch, H W an image's own size, S side of the square network input, h si
 from __future__ import annotations
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -26,12 +27,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ...errors import ArtefactError, BackendError, ImageError, InputError, TargetError
+from ...errors import ArtefactError, BackendError, ImageError, InputError, Note, TargetError
 from ...files import as_utf8, write_atomically
 from ...images import Transform, read_image
 from ...pages.figures import DOTS_PER_INCH, INK
 from ..networks.checkpoint import load_checkpoint
-from ..networks.described import Described, described_by
+from ..networks.described import Described, described_by, notes_on
 from ..networks.family import Network
 from ..networks.registry import family_of
 
@@ -101,6 +102,8 @@ def explain_images(
     described = described or Described()
     loaded = load_checkpoint(checkpoint, described.weights_of)
     labels, transform = described_by(loaded, described, str(checkpoint))
+    for note in notes_on(loaded, described):
+        warnings.warn(note, Note, stacklevel=2)
     explainer = Explainer(loaded.network, transform.size, method, layer)
     if label is not None and label not in labels:
         raise InputError(f"there is no class '{label}': choose one of {', '.join(labels)}")

@@ -74,6 +74,11 @@ class Checkpoint:
     seen: Seen | None = None
     """The images that training saw; None where the checkpoint does not say."""
 
+    @property
+    def resize(self) -> str:
+        """The rule by which images were resized for its training, one of `msmamba.resize.RULES`."""
+        return self.preprocessing.resize if self.preprocessing else PILLOW_RULE
+
 
 def save_checkpoint(
     path: str | Path,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...errors import ArtefactError
-from ...images import FULL_WHITE, Transform
+from ...images import FULL_WHITE, Transform, white_as_asked
+from ...resize import RULES
 from .checkpoint import Checkpoint
 
 DEFAULT_SIZE = 224
@@ -24,6 +25,8 @@ class Described:
     """S, pixels."""
     weights_of: str | None = None
     """Which are taken of a checkpoint that has both: ``model``, or ``ema``, their moving average."""
+    white_level: int | None = None
+    """The value of white in 16-bit images."""
 
 
 def described_by(
@@ -53,8 +56,16 @@ def described_by(
     red, green, blue = mean
     red_std, green_std, blue_std = std
     size = described.image_size or (said.image_size if said else DEFAULT_SIZE)
-    white = said.white_level if said else FULL_WHITE
+    white = described.white_level or (said.white_level if said else FULL_WHITE)
     return labels, Transform(size, (red, green, blue), (red_std, green_std, blue_std), white)
+
+
+def notes_on(checkpoint: Checkpoint, described: Described) -> tuple[str, ...]:
+    """What whoever shows pictures to a checkpoint's network should know, one line each; mostly empty."""
+    white = checkpoint.preprocessing.white_level if checkpoint.preprocessing else None
+    return tuple(
+        note for note in (RULES[checkpoint.resize], white_as_asked(described.white_level, white)) if note
+    )
 
 
 def undescribed(name: str, *, labels: object, preprocessing: object) -> ArtefactError:

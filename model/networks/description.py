@@ -12,7 +12,7 @@ from ...data.labels import are_labels
 from ...data.seen import SEEN
 from ...errors import CheckpointError
 from ...images import FULL_WHITE, LEAST_WHITE, MAX_SIZE, are_deviations, are_means, is_image_size
-from ...resize import PILLOW_RULE, RULE
+from ...resize import RULES
 from ...schema import is_whole
 
 FORMAT_VERSION = 1
@@ -31,7 +31,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "image_size": (f"1 to {MAX_SIZE} pixels", is_image_size),
     "mean": ("three finite numbers", are_means),
     "std": ("three numbers above zero", are_deviations),
-    "resize": (f"'{RULE}' or '{PILLOW_RULE}'", lambda value: value in (RULE, PILLOW_RULE)),
+    "resize": (f"one of {', '.join(RULES)}", lambda value: value in tuple(RULES)),
     "white_level": (
         f"a whole number from {LEAST_WHITE} to {FULL_WHITE}",
         lambda value: is_whole(value, LEAST_WHITE, FULL_WHITE),

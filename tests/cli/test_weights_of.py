@@ -96,6 +96,7 @@ def test_bundles_of_other_weights_are_no_references(of_average: Path, labelled: 
     assert verify(of_average, other, [labelled], split="val").passed
 
 
+@pytest.mark.filterwarnings("ignore:its network was trained with Pillow's resize:msmamba.errors.Note")
 def test_other_commands_take_the_choice_and_refuse_another(
     both: Path, labelled: Path, tmp_path: Path
 ) -> None:

@@ -161,6 +161,14 @@ def test_the_chart_is_a_picture(found: Benchmark) -> None:
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
 
 
+def test_json_has_no_number_that_its_standard_does_not_know(found: Benchmark) -> None:
+    first, *others = found.results
+    odd = dataclasses.replace(first, ratio=float("inf"), images_per_second=float("nan"))
+    written = dataclasses.replace(found, results=(odd, *others), noise=float("nan")).to_json()
+    read = json.loads(written, parse_constant=pytest.fail)
+    assert (read["noise"], read["results"][0]["ratio"]) == (None, None)
+
+
 def test_the_command_writes_its_files(bundle: Path, tmp_path: Path) -> None:
     arguments = ["bench", str(bundle), "--rounds", "2", "--warmup", "0", "--threads", "1"]
     record, plot = tmp_path / "bench.json", tmp_path / "bench.png"

@@ -284,3 +284,17 @@ def test_what_is_wrong_shows_in_the_exit_status(
     assert result.exit_code == status
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_json_is_the_same_escaped_text_in_files_and_on_terminals(session: Session, tmp_path: Path) -> None:
+    name = "\x9b31m\u202egnp.\x85\u2028red\x7f.png"  # sequences and line ends that JSON lets through
+    save(tmp_path / "in" / name)
+    (tmp_path / "in" / f"bad{name}").write_bytes(b"no image")
+    with pytest.raises(ImageError, match="1 of 2"):
+        infer(session, images(tmp_path / "in"), output_format="json", output=tmp_path / "out")
+    content = (tmp_path / "out").read_text()
+    assert content.isascii()
+    assert len(content.splitlines()) == 2
+    found = {Path(json.loads(line)["image"]).name for line in content.splitlines()}
+    assert found == {name, f"bad{name}"}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from msmamba import images
 from msmamba.cli import mmdeploy
-from msmamba.errors import ImageError
+from msmamba.errors import ArtefactNote, ImageError
 from msmamba.images import LoadedImage
 from msmamba.resize import PILLOW_RULE
 from msmamba.runtime import doctor, open_session, probe
@@ -104,7 +104,7 @@ def test_a_machine_that_answers_otherwise_is_told_what_differs(
 ) -> None:
     probe.checksums.cache_clear()
     monkeypatch.setattr(module, name, replacement)
-    with pytest.warns(RuntimeWarning, match=".*".join(said)):
+    with pytest.warns(ArtefactNote, match=".*".join(said)):
         session = open_session(probed)
     with session:
         assert [text in line for text, line in zip(said, session.notes, strict=True)] == [True] * len(said)
@@ -122,7 +122,7 @@ def test_an_artefact_that_was_exported_elsewhere_is_told_and_opened(
     picture: str, part: str, said: str, make_bundle: Callable[..., Path]
 ) -> None:
     path = make_bundle(probe=with_sums(picture, part))
-    with pytest.warns(RuntimeWarning, match=said), open_session(path) as session:
+    with pytest.warns(ArtefactNote, match=said), open_session(path) as session:
         assert said in session.notes[0]
     ability = next(item for item in doctor.examine(str(path)).abilities if "exporter" in item.name)
     assert not ability.works

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,15 @@ from click.testing import CliRunner
 from msmamba.cli import mmdeploy
 from msmamba.data.folders import read_training_folder
 from msmamba.data.published import ImportOptions, import_data_set
-from msmamba.errors import InputError
-from msmamba.export.bundle import ExportOptions, _manifest
+from msmamba.errors import InputError, Note
+from msmamba.export.bundle import ExportOptions, _manifest, export_bundle
 from msmamba.images import FULL_WHITE, read_image
 from msmamba.model.networks.checkpoint import load_checkpoint
 from msmamba.model.networks.described import Described, described_by
 from msmamba.model.networks.microscopic_mamba import Architecture
 from msmamba.model.training.loop import Hardware, train
 from msmamba.model.training.recipe import Recipe
+from msmamba.runtime import open_session
 from msmamba.runtime.manifest import Manifest
 
 pytestmark = pytest.mark.usefixtures("threads_as_before")
@@ -73,6 +75,85 @@ def test_the_checkpoint_carries_it_and_reads_as_training_did(run: Path, camera: 
     manifest = _manifest(loaded, ExportOptions(precision="fp32"), "the checkpoint")
     assert manifest.labels == labels
     assert Manifest.from_metadata(manifest.to_metadata()).transform == transform
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(run / "best.safetensors", tmp_path_factory.mktemp("exported") / "cells").path
+
+
+def test_an_exported_bundle_opens_with_it_and_reads_as_training_did(bundle: Path, camera: Path) -> None:
+    path = camera / "a" / "2.tif"
+    expected = np.repeat((tifffile.imread(path) >> 4).astype(np.uint8)[..., None], 3, axis=2)
+    for artefact in (bundle, bundle / "model.onnx"):
+        with open_session(artefact) as session:
+            assert session.transform is not None
+            assert session.transform.white_level == 4095
+            assert session.notes == ()
+            np.testing.assert_array_equal(session.prepare(path)[0], session.transform(expected))
+            assert session.classify([path]) == session.classify([expected])
+
+
+def test_what_is_given_in_its_place_is_taken_and_told(bundle: Path, camera: Path) -> None:
+    path = camera / "a" / "2.tif"
+    with open_session(bundle, white_level=FULL_WHITE) as session:
+        assert session.notes == ("white is 65535 of 16-bit images, as asked, not 4095",)
+        assert "read as dark, since white is 65535" in session.classify([path])[0].notes[0]
+    with open_session(bundle, white_level=4095) as session:
+        assert session.notes == ()
+
+
+@pytest.mark.parametrize("white", [254, 65536, True, 4095.0, float("nan"), "4095", 10**400])
+def test_what_is_no_white_level_is_refused(white: Any, bundle: Path) -> None:
+    with pytest.raises(InputError, match=r"the white level is .*: expected a whole number from 255 to 65535"):
+        open_session(bundle, white_level=white)
+
+
+@pytest.mark.parametrize("name", ["infer", "eval", "explain", "slide", "live"])
+def test_commands_that_read_images_take_it(
+    name: str, run: Path, bundle: Path, camera: Path, tmp_path: Path
+) -> None:
+    image, checkpoint = str(camera / "a" / "2.tif"), str(run / "best.safetensors")
+    words = {
+        "infer": [str(bundle), image],
+        "eval": [checkpoint, str(camera)],
+        "explain": [checkpoint, image, "--method", "occlusion", "-o", str(tmp_path / "maps")],
+        "slide": [str(bundle), image, "--pixel-for-pixel", "--no-tissue", "-o", str(tmp_path / "results")],
+        "live": [str(bundle), image, "--no-page"],
+    }[name]
+    said = "white is 65535 of 16-bit images, as asked, not 4095"
+    if name == "explain":  # a warning, which `cli.main` prints as a note
+        with pytest.warns(Note, match=said):
+            result = CliRunner().invoke(mmdeploy, [name, *words, "--white-level", "65535"])
+    else:
+        result = CliRunner().invoke(mmdeploy, [name, *words, "--white-level", "65535"])
+        assert f"note: {said}" in result.stderr
+    assert result.exit_code == 0, result.stderr
+    result = CliRunner().invoke(mmdeploy, [name, *words, "--white-level", "254"])
+    assert result.exit_code == 2
+    assert "254" in result.stderr
+
+
+def test_results_of_slides_with_another_white_are_not_mixed(
+    bundle: Path, camera: Path, tmp_path: Path
+) -> None:
+    words = ["slide", str(bundle), str(camera / "a" / "2.tif"), "--pixel-for-pixel", "--no-tissue", "-o"]
+    assert CliRunner().invoke(mmdeploy, [*words, str(tmp_path / "out")]).exit_code == 0
+    result = CliRunner().invoke(mmdeploy, [*words, str(tmp_path / "out"), "--white-level", "65535"])
+    assert result.exit_code == 1
+    assert "white_level is 4095 there and 65535 here" in result.stderr
+
+
+def test_an_export_may_be_told_and_an_exported_bundle_not(run: Path, bundle: Path, tmp_path: Path) -> None:
+    words = ["export", str(run / "best.safetensors"), "-o", str(tmp_path / "out"), "--white-level", "1023"]
+    assert CliRunner().invoke(mmdeploy, words).exit_code == 0
+    with open_session(tmp_path / "out") as session:
+        assert session.manifest is not None
+        assert session.manifest.white_level == 1023
+    words[1] = str(bundle)
+    result = CliRunner().invoke(mmdeploy, [*words, "--target", "tensorrt-rtx", "--sm", "8.6"])
+    assert result.exit_code == 2
+    assert "settled --white-level: leave it out" in result.stderr
 
 
 def test_older_artefacts_mean_all_16_bits() -> None:
