@@ -41,7 +41,7 @@ test-screen: $(VENV)/test.stamp
 	command -v Xvfb || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends xvfb; }
 	$(BIN)/python -m pytest tests/microscope/test_screen.py
 
-# Damaged and hostile input, kills and a soak: about five minutes; more with FUZZ_SCALE=10, other input with FUZZ_SEED=1.
+# Damaged and hostile input, kills and a soak: about ten minutes; more with FUZZ_SCALE=10, other input with FUZZ_SEED=1.
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python fuzz/run.py $(TARGETS)
 

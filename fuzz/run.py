@@ -6,7 +6,7 @@ Whatever a door answers to bad input but an `MsmambaError` is a finding: another
 one that takes too long or too much memory. Findings are kept in ``fuzz-out/findings``, each with the input
 and what was said; the exit status is 1 where there are any.
 
-The default takes about five minutes on two cores. ``FUZZ_SCALE=10`` tries ten times as much, and
+The default takes about ten minutes on two cores. ``FUZZ_SCALE=10`` tries ten times as much, and
 ``FUZZ_SEED=1`` other inputs: the same seed and number always give the same input.
 """
 
@@ -15,6 +15,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import kills
@@ -25,7 +27,11 @@ from targets import TARGETS
 
 OUT = Path("fuzz-out")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or PyTorch's idle threads take the cores
-EXTRA = {"kills": kills.run, "soak": soak.run}
+EXTRA: dict[str, Callable[..., Count]] = {
+    **{f"kill-{command.name}": partial(kills.run, command) for command in kills.COMMANDS},
+    "soak-runs": soak.run,
+    "soak-opens": soak.run_opens,
+}
 
 
 def main(names: list[str]) -> int:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from campaign import Count
 from seeds import SIDE, Seeds
 
@@ -18,13 +19,12 @@ ALLOWED_BYTES = 64 << 20
 
 
 def run(seeds: Seeds, out: Path, *, scale: float, seed: int) -> Count:
-    """Runs and opens; what grew is a finding."""
+    """Runs one session on many threads; what grew, and other logits, are findings."""
     from msmamba.runtime import open_session
 
-    runs, opens = max(THREADS * 10, round(RUNS * scale)), max(10, round(OPENS * scale))
-    count = Count("soak", tried=runs + opens)
-    images = np.random.default_rng(seed).normal(size=(1, 3, SIDE, SIDE)).astype(np.float32)
-    notes = []
+    runs = max(THREADS * 10, round(RUNS * min(scale, 1)))
+    count = Count("soak-runs", tried=runs)
+    images = _images(seed)
     with open_session(seeds.bundle, threads=2) as session, ThreadPoolExecutor(THREADS) as pool:
         expected = session.run(images)
 
@@ -35,18 +35,31 @@ def run(seeds: Seeds, out: Path, *, scale: float, seed: int) -> Count:
         first = _state()
         wrong -= sum(pool.map(same, range(runs - runs // 10)))
         last = _state()
-    count.findings += _grown(first, last, f"{runs} runs on {THREADS} threads", notes)
+    count.note = f"{THREADS} threads, {_grown(first, last, count)}"
     if wrong:
         count.findings += 1
         print(f"  {wrong} of {runs} runs gave other logits", flush=True)
+    return count
+
+
+def run_opens(seeds: Seeds, out: Path, *, scale: float, seed: int) -> Count:
+    """Opens, runs and closes sessions; what grew is a finding."""
+    from msmamba.runtime import open_session
+
+    opens = max(10, round(OPENS * min(scale, 1)))
+    count = Count("soak-opens", tried=opens)
+    images = _images(seed)
     for number in range(opens):
         if number == opens // 10:
             first = _state()
         with open_session(seeds.bundle, threads=2) as session:
             session.run(images)
-    count.findings += _grown(first, _state(), f"{opens} opens", notes)
-    count.note = "; ".join(notes)
+    count.note = _grown(first, _state(), count)
     return count
+
+
+def _images(seed: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(1, 3, SIDE, SIDE)).astype(np.float32)
 
 
 def _state() -> tuple[int, int, int]:
@@ -59,10 +72,8 @@ def _state() -> tuple[int, int, int]:
     )
 
 
-def _grown(first: tuple[int, int, int], last: tuple[int, int, int], what: str, notes: list[str]) -> int:
+def _grown(first: tuple[int, int, int], last: tuple[int, int, int], count: Count) -> str:
+    """What grew, in words; more than is allowed is counted as a finding."""
     memory, files, threads = (after - before for before, after in zip(first, last, strict=True))
-    notes.append(f"{what}: {memory / 1e6:+.1f} MB, {files:+d} descriptors, {threads:+d} threads")
-    wrong = memory > ALLOWED_BYTES or files > 0 or threads > 0
-    if wrong:
-        print(f"  {notes[-1]}", flush=True)
-    return int(wrong)
+    count.findings += memory > ALLOWED_BYTES or files > 0 or threads > 0
+    return f"{memory / 1e6:+.1f} MB, {files:+d} descriptors, {threads:+d} threads"

@@ -26,8 +26,8 @@ from msmamba.errors import MsmambaError  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the campaign bounds its children as POSIX can")
 
-IN_A_PROCESS_OF_THEIR_OWN = ("nodes", "onnx")
-"""What ONNX Runtime may die of."""
+IN_A_PROCESS_OF_THEIR_OWN = ("nodes", "onnx", "slides")
+"""What ONNX Runtime and OpenSlide may die of."""
 
 
 @pytest.fixture(scope="module")

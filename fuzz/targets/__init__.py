@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from .artefacts import EngineFile, KernelPackages, Manifests, Onnx, OnnxMetadata, Plans
+from .artefacts import EngineFile, Guards, KernelPackages, Manifests, Onnx, OnnxMetadata, Plans
 from .checkpoints import PickledCheckpoints, SafeCheckpoints
 from .data_sets import DataManifests, Index, Npz, Tables
 from .images import Pictures
 from .nodes import Nodes
 from .runs import CalibrationCaches, PredictionFiles, Runs, RunStates
+from .slides import SlideResults, Slides
 from .target import Target
 
 TARGETS: dict[str, type[Target]] = {
     "images": Pictures,
     "nodes": Nodes,
+    "slides": Slides,
+    "results": SlideResults,
     "manifests": Manifests,
+    "guards": Guards,
     "onnx": Onnx,
     "metadata": OnnxMetadata,
     "engines": EngineFile,

@@ -36,15 +36,43 @@ class Manifests(_Opened):
     inputs = 1500
 
     def make(self, generator: random.Random, folder: Path) -> Path:
+        return self._bundle(folder, mutated_json(json_of(self._seeds.bundle / "manifest.json"), generator))
+
+    def _bundle(self, folder: Path, manifest: bytes) -> Path:
         bundle = folder / "bundle"
         bundle.mkdir()
         for path in self._seeds.bundle.iterdir():
             (bundle / path.name).hardlink_to(path)
         (bundle / "manifest.json").unlink()
-        written(
-            bundle / "manifest.json", mutated_json(json_of(self._seeds.bundle / "manifest.json"), generator)
-        )
+        written(bundle / "manifest.json", manifest)
         return bundle
+
+
+class Guards(Manifests):
+    """A bundle whose guard is something else; what it withholds is asked for as well."""
+
+    inputs = 600
+
+    def __init__(self, seeds: Seeds) -> None:
+        from msmamba.runtime.guard import network_sha256
+
+        super().__init__(seeds)
+        self._good = {
+            "network_sha256": network_sha256((seeds.bundle / "model.onnx").read_bytes()),
+            "max_error": 0.05,
+            "confidence": 0.95,
+            "temperature": 1.5,
+            "threshold": 0.7,
+            "candidate_bound": 0.9,
+            "images": 100,
+            "answered": 80,
+            "errors": 1,
+        }
+
+    def make(self, generator: random.Random, folder: Path) -> Path:
+        manifest = (self._seeds.bundle / "manifest.json").read_text()
+        guard = mutated_json(self._good, generator).decode("utf-8", "replace")
+        return self._bundle(folder, manifest.replace('"guard": {}', f'"guard": {guard}', 1).encode())
 
 
 class Onnx(_Opened):
@@ -150,8 +178,11 @@ class Plans:
 
     def __init__(self, seeds: Seeds) -> None:
         from msmamba.export.graph.plan import Plan
+        from msmamba.export.graph.products import KINDS, Product
 
-        self._good = json.loads(Plan().to_json())
+        units = [f"layers.{number}" for number in range(4)]
+        self._found = [Product(unit, unit, kind, "in", "out", 1) for unit in units for kind in KINDS]
+        self._good = json.loads(Plan(kept=("layers.1", "layers.2")).to_json())
 
     def make(self, generator: random.Random, folder: Path) -> Path:
         return written(folder / "plan.json", mutated_json(self._good, generator))
@@ -159,7 +190,7 @@ class Plans:
     def open(self, path: Path) -> object:
         from msmamba.export.graph.plan import Plan
 
-        return Plan.from_json(path.read_bytes(), str(path)).chosen([])
+        return Plan.from_json(path.read_bytes(), str(path)).chosen(self._found)
 
 
 def copied(folder: Path, target: Path) -> Path:

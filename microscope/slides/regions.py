@@ -259,7 +259,7 @@ def _read(feature: dict[str, Any], name: str) -> tuple[str, str, Any, str]:
         with np.errstate(invalid="ignore"):
             shape = shapely.geometry.shape(geometry)
         coordinates = shapely.get_coordinates(shape)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, shapely.errors.ShapelyError):
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, shapely.errors.ShapelyError):
         return name, label, None, "have no coordinates that could be read"
     if not np.isfinite(coordinates).all():
         return name, label, None, "have no coordinates that could be read"

@@ -66,6 +66,7 @@ def test_every_form_that_qupath_has_written_is_read(form: str, packed: bool, tmp
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "outside": (feature("x", box(500, 0, 600, 90)), "lie outside the slide and are left out: region 2 (x)"),
     "empty": (feature("x", box(5, 5, 5, 90)), "are empty"),
+    "far": (feature("x", box(5, 5, 10**400, 90)), "have no coordinates that could be read"),
     "nothing": (feature("x"), "are empty"),
     "point": (written({"type": "Point", "coordinates": [1, 2]}, name="mark"), "points or lines"),
     "no-geometry": ({"type": "Feature", "geometry": None}, "points or lines"),
