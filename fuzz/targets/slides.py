@@ -93,7 +93,11 @@ class SlideResults:
         from msmamba.microscope.slides.run import SlideOptions, classify_slides
 
         classify_slides(
-            self._session, self._bundle, [self._slide], folder, SlideOptions(None, overlap=0.5, tissue=None)
+            self._session,
+            self._bundle,
+            [self._slide],
+            folder,
+            SlideOptions(pixel_for_pixel=True, overlap=0.5, tissue=None),
         )
 
 
