@@ -55,7 +55,7 @@ class _Thumbnail:
 
     number: int
     taken: float
-    rank: tuple[bool, float]
+    rank: tuple[bool, bool, float]
     pixels: NDArray[np.uint8] | None  # until it is on disk
 
 
@@ -186,7 +186,7 @@ class Record:
 
     def _consider(self, result: Result) -> None:
         """Takes a picture among the most certain of its class, or leaves it."""
-        rank = (not result.quality.faults, result.probability)
+        rank = (result.decided, not result.quality.faults, result.probability)
         best = self._best.setdefault(result.label, [])
         near = next((each for each in best if abs(each.taken - result.frame.taken) < _APART), None)
         if near is None and len(best) == _THUMBNAILS:

@@ -22,7 +22,7 @@ from ...errors import InputError
 from ...files import as_utf8, open_file, read_file, write_atomically
 from ...pages.page import data_url, page_from_template
 from ...runtime.quality import OUT_OF_FOCUS
-from ...schema import LABELS, NAME, SHA256, listed, maybe, number, one_of, parsed, record, whole
+from ...schema import LABELS, NAME, SHA256, TRUTH, listed, maybe, number, one_of, parsed, record, whole
 from ..slides.results import colour_of
 from .record import EVENTS_NAME, FACTS_NAME, FORMAT, SESSION_NAME, SNAPSHOTS, THUMBNAILS
 
@@ -61,7 +61,7 @@ _LINE = record(
         "dropped": whole(),
         "quality": record({"focus": maybe(_PART), "faults": listed(_TEXT)}),
     },
-    optional={"painted_age_ms": maybe(number())},
+    optional={"painted_age_ms": maybe(number()), "decided": TRUTH},
 )
 _EVENT = record({"at": NAME, "text": NAME})
 
@@ -115,6 +115,8 @@ class _Session:
     steps: dict[str, array[float]] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
     faulty: int = 0
+    guarded: int = 0
+    withheld: int = 0
     pictured: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)
 
     def add(self, line: dict[str, Any] | None, has_picture: bool) -> None:
@@ -139,6 +141,8 @@ class _Session:
         for step, value in {**line["latency_ms"], **ages}.items():
             if value is not None:
                 self.steps.setdefault(step, array("f")).append(value)
+        self.guarded += "decided" in line
+        self.withheld += not line.get("decided", True)
         faults = line["quality"]["faults"]
         self.faults.update(faults)
         self.faulty += bool(faults)
@@ -175,6 +179,8 @@ class _Session:
             "focus": _percentiles(known) if len(known) else None,
             "faults": self.faults.most_common(),
             "faulty": self.faulty,
+            "guarded": self.guarded,
+            "withheld": self.withheld,
             "line": self._time_line(taken, classes, focus),
         }
 

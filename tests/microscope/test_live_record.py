@@ -178,6 +178,25 @@ def test_the_report_has_the_session(tmp_path: Path) -> None:
     assert page.count('src="data:image/jpeg') == 1 + len(pictures(tmp_path / "s"))
 
 
+def test_the_report_says_how_many_answers_the_guard_withheld(tmp_path: Path) -> None:
+    with recording(tmp_path / "s", FACTS, 0.0, silent) as record:
+        for number in range(4):
+            decided = number > 0
+            shown = replace(
+                result(number, 10.0 * number, probability=0.9 - number / 10),
+                decided=decided,
+                reasons=() if decided else ("uncertain",),
+                candidates=tuple(LABELS[:2]),
+            )
+            record.add(shown, line_of(shown))
+        for number in range(4, 12):
+            add(record, result(number, 10.0 * number, probability=0.5))
+    assert 0 not in pictures(tmp_path / "s")  # however certain, it was no answer
+    page = write_session_report(tmp_path / "s").read_text(encoding="utf-8")
+    assert "answers withheld by the guard" in page
+    assert "1 of 4;" in page
+
+
 def test_lines_that_are_torn_or_damaged_are_counted_and_left_out(tmp_path: Path) -> None:
     folder = kept(tmp_path / "s")
     path = folder / "session.jsonl"
