@@ -9,7 +9,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 SOURCES := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard plugins/*/native/*)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types tests test-networks test-browser test-screen fuzz clean
+.PHONY: demo test lint types tests test-networks test-browser test-screen test-ray fuzz clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python demo/run.py demo-out
@@ -41,6 +41,10 @@ test-screen: $(VENV)/test.stamp
 	command -v Xvfb || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends xvfb; }
 	$(BIN)/python -m pytest tests/microscope/test_screen.py
 
+# Slides over Ray's workers, of which one is killed: in an environment of its own, without PyTorch.
+test-ray: .venv-ray/test.stamp
+	OMP_WAIT_POLICY=passive .venv-ray/bin/python -m pytest tests/microscope/slides/test_ray.py
+
 # Damaged and hostile input, kills and a soak: about ten minutes; more with FUZZ_SCALE=10, other input with FUZZ_SEED=1.
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python fuzz/run.py $(TARGETS)
@@ -62,5 +66,11 @@ $(VENV)/browser.stamp: $(VENV)/test.stamp
 		{ $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends chromium chromium-driver; }
 	touch $@
 
+.venv-ray/test.stamp: $(SOURCES)
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[slides,ray]' pytest onnx
+	touch $@
+
 clean:
-	rm -rf $(VENV) build demo-out fuzz-out *.egg-info plugins/selective_scan/_native*.so
+	rm -rf $(VENV) .venv-ray build demo-out fuzz-out *.egg-info plugins/selective_scan/_native*.so

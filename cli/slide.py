@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,20 @@ _QUIET = 30.0  # seconds between two lines of a log
     default=1,
     help="How many tiles go through the network at once.",
 )
+@option(
+    "--ray-address",
+    group=_RUNNING,
+    metavar="ADDRESS",
+    show_default="a cluster of this machine's cores",
+    help="The Ray cluster to join.",
+)
+@option(
+    "--executor",
+    group=_RUNNING,
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Classify in this process, or by the workers of a Ray cluster.",
+)
 @white_option
 @guard_option
 @drift_option
@@ -164,6 +179,8 @@ def slide(
     batch_size: int,
     no_guard: bool,
     drift: str | None,
+    executor: str,
+    ray_address: str | None,
     **others: Any,
 ) -> None:
     """Classify whole slides and fields, tile by tile, for QuPath and for tables.
@@ -173,6 +190,12 @@ def slide(
     """
     if mpp is not None and pixel_for_pixel:
         raise click.UsageError("--pixel-for-pixel takes the slides' pixels as they are: leave --mpp out")
+    if ray_address is not None and executor != "ray":
+        raise click.UsageError("--ray-address goes with --executor ray")
+    if drift is not None and executor == "ray":
+        raise click.UsageError(
+            "--drift needs the tiles' pixels, which stay with Ray's workers: leave one out"
+        )
     segmentation = given({name: others.pop(name) for name in _SEGMENTATION})
     if no_tissue and segmentation:
         raise click.UsageError("--no-tissue classifies everything, so no other option of tissue goes with it")
@@ -180,8 +203,10 @@ def slide(
     # What tifffile logs of a damaged file is raised, too.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
+    from ..machine import threads_to_use
+    from ..microscope.slides.engine import classify_tiles
     from ..microscope.slides.opening import SUFFIXES
-    from ..microscope.slides.run import SlideOptions, classify_slides
+    from ..microscope.slides.run import Engine, SlideOptions, classify_slides
     from ..microscope.slides.tissue import TissueOptions
     from ..runtime.infer import find_images
     from ..runtime.session import open_session
@@ -191,13 +216,22 @@ def slide(
     options = SlideOptions(mpp, assume_mpp, overlap, tissue, batch_size, gzip, pixel_for_pixel, where)
     found = find_images(slides, SUFFIXES)
     tell(found.notes)
-    with (
-        open_session(artefact, guard=not no_guard, **others) as session,
-        drift_logged(drift, artefact, session, "slide") as log,
-        _tiles_shown() as progress,
-    ):
+    with ExitStack() as stack:
+        # Lanes of one thread wait for nobody, and answer the same bits whatever their number.
+        lanes = threads_to_use(others.pop("threads"))
+        others["guard"] = not no_guard
+        session = stack.enter_context(open_session(artefact, threads=1, **others))
         tell(session.notes)
-        classify_slides(session, artefact, found.images, output, options, progress, log)
+        log = stack.enter_context(drift_logged(drift, artefact, session, "slide"))
+        on_cpu = session.provider == "CPUExecutionProvider"
+        engine: Engine = partial(classify_tiles, lanes=lanes if on_cpu else 1)
+        if executor == "ray":
+            from ..microscope.slides.ray_engine import RayEngine
+
+            ray_engine = RayEngine(artefact, address=ray_address, cpus=lanes, **others)
+            engine = stack.enter_context(ray_engine).classify
+        progress = stack.enter_context(_tiles_shown())
+        classify_slides(session, artefact, found.images, output, options, progress, log, engine)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import kills
 import soak
+import stops
 from campaign import Count, attack
 from seeds import Seeds
 from targets import TARGETS
@@ -29,6 +30,7 @@ OUT = Path("fuzz-out")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or PyTorch's idle threads take the cores
 EXTRA: dict[str, Callable[..., Count]] = {
     **{f"kill-{command.name}": partial(kills.run, command) for command in kills.COMMANDS},
+    "stops": stops.run,
     "soak-runs": soak.run,
     "soak-opens": soak.run_opens,
 }

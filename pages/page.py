@@ -1,11 +1,14 @@
 """Pages that can be mailed: one HTML file with its pictures inside, and nothing to load from elsewhere.
 
-A page extends ``frame.html.jinja``, which has the colours, tables and galleries that all pages share.
+A page extends ``frame.html.jinja``, which has the colours, tables and galleries that all pages share. Its
+policy (Content-Security-Policy) lets a browser load nothing and run nothing, but for one script of ours by
+its hash: whatever text gets into a page, it is never executed.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,17 @@ from PIL import Image, ImageOps
 
 from ..images import FULL_WHITE, ImageSource, read_image
 
+COMPARE = Path(__file__).with_name("compare.js")
+"""The script that gives each ``.compare`` of the frame a handle; without it the upper picture shows."""
 
-def page_from_template(template: Path, **values: Any) -> str:
+
+def page_from_template(template: Path, script: Path | None = None, /, **values: Any) -> str:
     """Fills a Jinja template; text is escaped, and a name that it uses but is not given is an error.
+
+    Args:
+        template: the page; its folder may hold what it includes.
+        script: the one script that may run in the page, such as `COMPARE`; None for a page without.
+        values: the template's names.
 
     Raises:
         jinja2.TemplateError: the template and the values do not fit together.
@@ -30,7 +41,9 @@ def page_from_template(template: Path, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template.name).render(**values)
+    code = script.read_text(encoding="utf-8") if script else ""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    return environment.get_template(template.name).render(script=code, script_sha256=digest, **values)
 
 
 def data_url(content: bytes, kind: str = "image/png") -> str:
@@ -56,3 +69,12 @@ def thumbnail(source: ImageSource, side: int, white_level: int = FULL_WHITE) -> 
     buffer = io.BytesIO()
     square.save(buffer, "PNG")
     return data_url(buffer.getvalue())
+
+
+def photograph(picture: Image.Image, longest: int) -> str:
+    """A picture as a data URL of a JPEG, no side longer than so many pixels."""
+    small = picture.convert("RGB")
+    small.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return data_url(buffer.getvalue(), "image/jpeg")

@@ -1,8 +1,9 @@
-"""Slides of seeded noise for tissue on white glass, written as scanners and microscopes write them."""
+"""Slides of seeded noise for tissue on glass, as scanners write them, and what QuPath expects of results."""
 
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,32 @@ def write_geojson_of(path: Path, *features: dict[str, Any]) -> Path:
     """Features as QuPath exports them."""
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return path
+
+
+def check_geojson(text: str, width: int, height: int) -> list[dict[str, Any]]:
+    """Checks what QuPath expects of objects that it imports; gives the features.
+
+    By its reader (`GsonTools`, `QuPathTypeAdapters`): a UUID each, a closed ring in pixels of the slide, one
+    of its types of objects, a class's name without line breaks and its colour, measurements that are numbers.
+    """
+    collection = json.loads(text)
+    assert set(collection) == {"type", "features"}
+    assert collection["type"] == "FeatureCollection"
+    for feature in collection["features"]:
+        assert feature["type"] == "Feature"
+        assert uuid.UUID(feature["id"]).version == 5
+        assert feature["geometry"]["type"] == "Polygon"
+        (ring,) = feature["geometry"]["coordinates"]
+        assert ring[0] == ring[-1]
+        assert len({tuple(corner) for corner in ring}) == 4
+        assert all(0 <= x <= width and 0 <= y <= height for x, y in ring)
+        properties = feature["properties"]
+        assert properties["objectType"] == "tile"
+        assert set(properties) == {"objectType", "isLocked", "classification", "measurements"}
+        assert "\n" not in properties["classification"]["name"]
+        assert properties["isLocked"] is False
+        assert all(type(each) is int and 0 <= each <= 255 for each in properties["classification"]["color"])
+        assert len(properties["classification"]["color"]) == 3
+        assert all(type(value) is float for value in properties["measurements"].values())
+    assert len({feature["id"] for feature in collection["features"]}) == len(collection["features"])
+    return list(collection["features"])

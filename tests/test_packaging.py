@@ -80,6 +80,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {
         PurePosixPath("msmamba/export/proof/decision.html.jinja"),
         PurePosixPath("msmamba/pages/frame.html.jinja"),
+        PurePosixPath("msmamba/pages/compare.js"),
         PurePosixPath("msmamba/microscope/slides/report.html.jinja"),
         PurePosixPath("msmamba/microscope/live/report.html.jinja"),
         *(PurePosixPath("msmamba/microscope/live/page/assets", name) for name in ASSETS),

@@ -1,10 +1,14 @@
-"""The tiles of a slide through a session: threads read ahead, the network runs, results come in order."""
+"""The tiles of a slide through a session: threads read and classify batches, results come in order.
+
+A thread reads a batch and takes it through the network, so nothing is handed over, and what is decoded is
+soon gone. There are more threads than lanes, so that the network does not wait for a disk or a decoder.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -25,8 +29,6 @@ from .tiles import Keeps, Tile, read_tile, tiles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    _Read = tuple[NDArray[np.float32], Quality | None]
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ def classify_slide(
     mask: Keeps | None = None,
     assume_mpp: float | None = None,
     batch_size: int = BATCH_SIZE,
+    lanes: int = 1,
 ) -> Iterator[TileResult]:
-    """Classifies the tiles of a slide, row by row, while threads read at most two batches ahead.
+    """Classifies the tiles of a slide, row by row, while threads read some batches ahead.
 
     Args:
         session: an opened artefact that knows its labels, mean and std.
@@ -78,6 +81,8 @@ def classify_slide(
         mask: leaves out tiles without tissue, or outside of regions (`Within`); None keeps all.
         assume_mpp: the slide's microns a pixel, in place of what the file says.
         batch_size: tiles that go through the network at once.
+        lanes: batches that do so side by side. A session of ``threads=1`` with a lane for each core is the
+            fastest on a CPU, where a lane takes the memory of one more batch.
 
     Raises:
         InputError: the model's or the slide's scale is not known, or a number is not what it can be.
@@ -86,7 +91,7 @@ def classify_slide(
     """
     wanted = wanted_of(session, mpp, pixel_for_pixel)
     found = tiles(slide, wanted.mpp, wanted.size, overlap, mask, assume_mpp=assume_mpp)
-    return classify_tiles(session, slide, found, batch_size)
+    return classify_tiles(session, slide, found, batch_size, lanes=lanes)
 
 
 def transform_of(session: Session) -> Transform:
@@ -183,38 +188,44 @@ def scale_notes(slide: Slide, wanted: Wanted, assume_mpp: float | None = None) -
 
 
 def classify_tiles(
-    session: Session, slide: Slide, found: Iterable[Tile], batch_size: int, log: DriftLog | None = None
+    session: Session,
+    slide: Slide,
+    found: Iterable[Tile],
+    batch_size: int,
+    log: DriftLog | None = None,
+    *,
+    lanes: int = 1,
+    readers: int | None = None,
 ) -> Generator[TileResult]:
-    """Classifies these tiles, in their order; see `classify_slide`. A log gets scores of those it wants."""
-    if batch_size < 1:
-        raise InputError(f"the batch size is {batch_size}: expected at least 1")
+    """Classifies these tiles, in their order; see `classify_slide`.
+
+    Args:
+        session: an opened artefact that knows its labels, mean and std.
+        slide: an open slide.
+        found: the tiles.
+        batch_size: tiles that go through the network at once.
+        log: gets scores of those tiles that it wants.
+        lanes: batches that do so side by side.
+        readers: threads that read meanwhile; None for one on every core.
+
+    Raises:
+        InputError: the batch size or the lanes are less than one.
+    """
+    if batch_size < 1 or lanes < 1:
+        raise InputError(f"the batch size is {batch_size}, the lanes are {lanes}: expected at least 1")
     batch_size = min(batch_size, session.max_batch or batch_size)
+    threads = lanes + threads_to_use(readers)
     waiting = iter(found)
-    workers = threads_to_use(None)
-    with _Readers(slide, transform_of(session), session.judges_pictures, workers) as readers:
-        ahead = deque((tile, readers.read(tile, log)) for tile in islice(waiting, 2 * batch_size + workers))
+    batches = iter(lambda: list(islice(waiting, batch_size)), [])
+    with _Workers(session, slide, lanes, threads) as workers:
+        ahead = deque(workers.classify(each, log) for each in islice(batches, 2 * threads))
         while ahead:
-            batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
-            inputs = [_outcome(reading) for _, reading in batch]
-            ahead.extend((tile, readers.read(tile, log)) for tile in islice(waiting, len(batch)))
-            readable = [each for each in inputs if not isinstance(each, ImageError)]
-            predictions: Iterator[Prediction] = iter(())
-            if readable:
-                images = np.stack([each.image for each in readable])
-                qualities = [each.quality for each in readable if each.quality is not None]
-                logits, said = session.answers(
-                    images, qualities=qualities if session.judges_pictures else None
-                )
-                predictions = iter(said)
-                for each, own in zip(readable, logits, strict=True):
-                    if log is not None and each.scores is not None:
-                        log.add(each.scores, own)
-            for (tile, _), outcome in zip(batch, inputs, strict=True):
-                if isinstance(outcome, ImageError):
-                    yield TileResult(tile, error=str(outcome))
-                else:
-                    one = next(predictions)
-                    yield TileResult(tile, one.probabilities, "", one.decided, one.reasons, one.candidates)
+            answers = ahead.popleft().result()
+            ahead.extend(workers.classify(each, log) for each in islice(batches, 1))
+            for answer in answers:
+                if log is not None and answer.scores is not None and answer.logits is not None:
+                    log.add(answer.scores, answer.logits)
+                yield answer.result
 
 
 class _Input(NamedTuple):
@@ -228,30 +239,69 @@ class _Input(NamedTuple):
     """`picture_scores` of it, where a log wants them."""
 
 
-class _Readers:
-    """Threads that read tiles, each through a handle of its own; a context manager that closes them."""
+class _Answer(NamedTuple):
+    """A tile on its way back."""
 
-    def __init__(self, slide: Slide, transform: Transform, judged: bool, workers: int) -> None:
+    result: TileResult
+    scores: Mapping[str, float | None] | None = None
+    """As in `_Input`."""
+    logits: NDArray[np.float32] | None = None
+    """(classes,), where the tile could be read."""
+
+
+class _Workers:
+    """Threads that read and classify, each by a handle of its own; a context manager that closes these."""
+
+    def __init__(self, session: Session, slide: Slide, lanes: int, threads: int) -> None:
+        self._session = session
         self._slide = slide
-        self._transform = transform
-        self._judged = judged
+        self._transform = transform_of(session)
+        self._lanes = threading.Semaphore(lanes)
         self._own = threading.local()
         self._handles: list[Slide] = []
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="msmamba-tiles")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="msmamba-tiles")
 
-    def read(self, tile: Tile, log: DriftLog | None) -> Future[_Input]:
-        """The network's input of a tile, some time."""
-        return self._pool.submit(self._input, tile, log is not None and log.wants())
+    def classify(self, tiles: list[Tile], log: DriftLog | None) -> Future[list[_Answer]]:
+        """The answers on a batch, some time."""
+        wanted = [log is not None and log.wants() for _ in tiles]
+        return self._pool.submit(self._classify, tiles, wanted)
 
-    def _input(self, tile: Tile, scored: bool) -> _Input:
+    def _classify(self, tiles: list[Tile], wanted: list[bool]) -> list[_Answer]:
+        inputs = [self._input(*each) for each in zip(tiles, wanted, strict=True)]
+        readable = [each for each in inputs if not isinstance(each, ImageError)]
+        answered = self._answered(readable) if readable else iter(())
+        answers = []
+        for tile, each in zip(tiles, inputs, strict=True):
+            if isinstance(each, ImageError):
+                answers.append(_Answer(TileResult(tile, error=str(each))))
+                continue
+            logits, one = next(answered)
+            result = TileResult(tile, one.probabilities, "", one.decided, one.reasons, one.candidates)
+            answers.append(_Answer(result, each.scores, logits))
+        return answers
+
+    def _answered(self, read: Sequence[_Input]) -> Iterator[tuple[NDArray[np.float32], Prediction]]:
+        images = np.stack([each.image for each in read])
+        qualities = [each.quality for each in read if each.quality is not None]
+        judged = self._session.judges_pictures
+        with self._lanes:
+            logits, said = self._session.answers(images, qualities=qualities if judged else None)
+        return zip(logits, said, strict=True)
+
+    def _input(self, tile: Tile, scored: bool) -> _Input | ImageError:
+        """What the network and the log get of a tile, or why there is nothing."""
         if not hasattr(self._own, "handle"):
             self._own.handle = self._slide.reopened()
             self._handles.append(self._own.handle)
-        pixels = read_tile(self._own.handle, tile, self._transform.size)
-        quality = quality_of(pixels) if self._judged or scored else None
-        return _Input(self._transform(pixels), quality, picture_scores(pixels, quality) if scored else None)
+        try:
+            pixels = read_tile(self._own.handle, tile, self._transform.size)
+            quality = quality_of(pixels) if self._session.judges_pictures or scored else None
+            scores = picture_scores(pixels, quality) if scored else None
+            return _Input(self._transform(pixels), quality, scores)
+        except ImageError as error:
+            return error
 
-    def __enter__(self) -> _Readers:
+    def __enter__(self) -> _Workers:
         return self
 
     def __exit__(
@@ -261,10 +311,3 @@ class _Readers:
         for handle in self._handles:
             if handle is not self._slide:
                 handle.close()
-
-
-def _outcome(reading: Future[_Input]) -> _Input | ImageError:
-    try:
-        return reading.result()
-    except ImageError as error:
-        return error

@@ -158,7 +158,9 @@ def overlay(
     small: Thumbnail,
     hatched: NDArray[np.bool_] | None = None,
 ) -> Image.Image:
-    """A map over the slide's thumbnail: the more likely the class, the more of its colour.
+    """A map over the slide's thumbnail in grey: the more likely the class, the more of its colour.
+
+    In grey, since a stain would pass for a class, and change the colour of one.
 
     Args:
         found: what `class_map` gives.
@@ -167,7 +169,7 @@ def overlay(
         small: the thumbnail.
         hatched: (rows, columns), what is to be hatched (`undecided_map`).
     """
-    picture = picture_of(small)
+    picture = picture_of(small).convert("L").convert("RGB")
     height, width = small.damaged.shape
     covered = [side * small.scale / grid.pixel for side in (width, height)]  # map pixels below the thumbnail
     rows, columns = found.shape

@@ -16,6 +16,8 @@ from .slide import Level
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_KEPT = 96 << 20  # bytes of decoded tiles: of 256 pixels, a row across 90,000
+
 
 class OpenSlideReader:
     """A slide that OpenSlide reads.
@@ -24,8 +26,12 @@ class OpenSlideReader:
         ImageError: OpenSlide knows the format but cannot open this file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cache: Any = None) -> None:
+        """Opens it; handles of one slide share a cache of decoded tiles."""
+        from openslide import OpenSlideCache
+
         self.path = path
+        self._cache = OpenSlideCache(_KEPT) if cache is None else cache
         self._handle = self._opened()
         found = self._handle.properties
         self.reader = f"OpenSlide ({found['openslide.vendor']})"
@@ -55,20 +61,22 @@ class OpenSlideReader:
         return np.asarray(Image.alpha_composite(white, region).convert("RGB"))
 
     def reopened(self) -> OpenSlideReader:
-        """A handle of its own, with a cache of its own; see `Slide.reopened`."""
-        return OpenSlideReader(self.path)
+        """A handle of its own; see `Slide.reopened`."""
+        return OpenSlideReader(self.path, self._cache)
 
     def close(self) -> None:
-        """Frees the file and the cache of tiles."""
+        """Frees the file, and with the last handle the cache."""
         self._handle.close()
 
     def _opened(self) -> Any:
         from openslide import OpenSlide, OpenSlideError
 
         try:
-            return OpenSlide(self.path)
+            handle = OpenSlide(self.path)
         except (OpenSlideError, OSError) as error:
             raise ImageError(f"'{self.path}' cannot be opened by OpenSlide: {error}") from error
+        handle.set_cache(self._cache)
+        return handle
 
 
 def format_of(path: Path) -> str | None:

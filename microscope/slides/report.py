@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import heapq
-import io
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,31 @@ from PIL import Image
 from ...errors import ImageError, InputError
 from ...files import as_utf8, write_atomically
 from ...images import read_image
-from ...pages.page import data_url, page_from_template
+from ...pages.page import COMPARE, page_from_template, photograph
 from .engine import TileResult
 from .opening import open_slide
 from .results import colour_of, read_rows
 from .tiles import read_tile
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_FACTS = ("tiles", "unreadable", "undecided", "tissue", "size", "microns_a_pixel", "tile", "reader")
 _PICTURE = 640  # longest side on the page, pixels
 _TILES, _TILE = 6, 168  # of each class, and their side in pixels
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A slide's pictures as files.
+
+    Attributes:
+        slide: its thumbnail.
+        mask: where tissue was found; None where it was not looked for.
+        maps: each class over the thumbnail, in the order of the labels.
+    """
+
+    slide: Path
+    mask: Path | None
+    maps: tuple[Path, ...]
 
 
 def write_report(
@@ -32,7 +48,7 @@ def write_report(
     sha256: str,
     labels: Sequence[str],
     slides: Iterable[tuple[str, dict[str, Any]]],
-    pictures: dict[str, dict[str, Path]],
+    pictures: dict[str, Pictures],
     rows: dict[str, Path],
     white_level: int,
 ) -> None:
@@ -44,7 +60,7 @@ def write_report(
         sha256: the artefact's.
         labels: the classes.
         slides: each slide's name, and what ``run.json`` says of it.
-        pictures: for each slide that is done, its pictures by their captions.
+        pictures: those of each slide that is done.
         rows: for each slide that is done, its CSV.
         white_level: the value of white in 16-bit pictures.
 
@@ -59,12 +75,8 @@ def write_report(
                 "name": name,
                 "error": facts.get("error", ""),
                 "shares": [facts["shares"][label] for label in labels] if done else [],
-                **{each: facts.get(each) for each in ("tiles", "unreadable", "undecided", "tissue")},
-                "pictures": [
-                    {"caption": caption, "url": url}
-                    for caption, picture in pictures.get(name, {}).items()
-                    if (url := _url_of(picture)) is not None
-                ],
+                **{each: facts.get(each) for each in _FACTS},
+                **(_shown_pictures(pictures[name]) if done else {}),
                 # A slide with an error and rows was replaced: its file would give other pictures.
                 "certain": []
                 if not done or facts.get("error")
@@ -73,6 +85,7 @@ def write_report(
         )
     page = page_from_template(
         _TEMPLATE,
+        COMPARE,
         artefact=artefact,
         sha256=sha256,
         labels=labels,
@@ -94,6 +107,14 @@ def most_certain(results: Iterable[TileResult], classes: int, count: int) -> lis
     return [[result for _, _, result in sorted(heap, reverse=True)] for heap in best]
 
 
+def _shown_pictures(of: Pictures) -> dict[str, Any]:
+    return {
+        "slide": _url_of(of.slide),
+        "mask": None if of.mask is None else _url_of(of.mask),
+        "maps": [_url_of(each) for each in of.maps],
+    }
+
+
 def _certain_tiles(
     facts: dict[str, Any], rows: Path, labels: Sequence[str], white_level: int
 ) -> list[dict[str, Any]]:
@@ -109,7 +130,7 @@ def _certain_tiles(
                         "x": each.tile.x,
                         "y": each.tile.y,
                         "probability": max(each.probabilities),
-                        "url": _url(Image.fromarray(read_tile(slide, each.tile, _TILE)), _TILE),
+                        "url": photograph(Image.fromarray(read_tile(slide, each.tile, _TILE)), _TILE),
                     }
                     for each in results
                 ]
@@ -122,14 +143,6 @@ def _certain_tiles(
 def _url_of(picture: Path) -> str | None:
     """A picture among the results; None where it is not there any more."""
     try:
-        return _url(Image.fromarray(read_image(picture)))
+        return photograph(Image.fromarray(read_image(picture)), _PICTURE)
     except ImageError:
         return None
-
-
-def _url(picture: Image.Image, longest: int = _PICTURE) -> str:
-    picture = picture.convert("RGB")
-    picture.thumbnail((longest, longest))
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=85)
-    return data_url(content.getvalue(), "image/jpeg")

@@ -20,7 +20,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -55,7 +55,7 @@ from .engine import TileResult, Wanted, classify_tiles, scale_notes, transform_o
 from .maps import MapGrid, class_map, overlay, picture_of, undecided_map, write_map
 from .opening import by_name, open_slide, require_libraries
 from .regions import Within, check_annotations, file_of, read_regions
-from .report import write_report
+from .report import Pictures, write_report
 from .results import header, read_rows, row, write_geojson
 from .slide import Slide
 from .tiles import Keeps, Tile, grid, side_of, stride_of
@@ -129,6 +129,9 @@ class SlideOptions:
 Progress = Callable[[str, int, int], None]
 """Is told a slide's name, how many of its tiles are done, and how many there are."""
 
+Engine = Callable[[Session, Slide, Iterable[Tile], int, DriftLog | None], Generator[TileResult]]
+"""Classifies tiles in their order, in batches of a size: `classify_tiles`, or `RayEngine.classify`."""
+
 
 def classify_slides(
     session: Session,
@@ -138,6 +141,7 @@ def classify_slides(
     options: SlideOptions,
     progress: Progress = lambda name, done, tiles: None,
     log: DriftLog | None = None,
+    engine: Engine = classify_tiles,
 ) -> None:
     """Classifies slides and writes what is found, slide by slide, into a folder.
 
@@ -152,6 +156,7 @@ def classify_slides(
         options: how slides are cut and classified.
         progress: is called before the first tile and after every batch.
         log: gets scores of tiles.
+        engine: what classifies the tiles; a `RayEngine`'s for those of a cluster.
 
     Raises:
         ImageError: slides or tiles could not be classified; all others were.
@@ -174,7 +179,16 @@ def classify_slides(
         check_annotations(options.roi, slides)
     _make_folder(folder)
     with folder_lock(folder, f"'{folder}' is at work already: wait for it, or choose another folder"):
-        run = _Run(session, folder, _identity(session, artefact, options), options, progress, wanted, log)
+        run = _Run(
+            session,
+            folder,
+            _identity(session, artefact, options),
+            options,
+            progress,
+            wanted,
+            log,
+            engine,
+        )
         run.classify(named)
 
 
@@ -188,9 +202,11 @@ class _Run:
         progress: Progress,
         wanted: Wanted,
         log: DriftLog | None,
+        engine: Engine,
     ) -> None:
         self._wanted = wanted
         self._log = log
+        self._engine = engine
         self._guarded = session.guard is not None
         self._session = session
         self._labels = session.labels or ()
@@ -350,7 +366,7 @@ class _Run:
                     file.write(first)
                 if self._log is not None:
                     self._log.begin(total - there)
-                results = classify_tiles(self._session, slide, islice(tiles(), there, None), batch, self._log)
+                results = self._engine(self._session, slide, islice(tiles(), there, None), batch, self._log)
                 with closing(results):
                     for done, result in enumerate(results, start=there + 1):
                         file.write(row(result, len(self._labels), self._guarded))
@@ -406,15 +422,11 @@ class _Run:
         rows = {name: path for name, path in csvs.items() if path.exists()}
         pictures = {}
         for name in rows:
-            mask = self._folder / "masks" / f"{name}.png"
-            pictures[name] = {
-                "slide": self._folder / "thumbnails" / f"{name}.png",
-                **({} if self._options.tissue is None else {"tissue": mask}),
-                **{
-                    label: Path(f"{self._map_of(name, index)}.png")
-                    for index, label in enumerate(self._labels)
-                },
-            }
+            pictures[name] = Pictures(
+                slide=self._folder / "thumbnails" / f"{name}.png",
+                mask=self._folder / "masks" / f"{name}.png" if self._options.tissue else None,
+                maps=tuple(Path(f"{self._map_of(name, index)}.png") for index in range(len(self._labels))),
+            )
         write_report(
             self._folder / "report.html",
             artefact=self._identity["artefact"],

@@ -8,9 +8,12 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
-import uuid
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import pytest
 import tifffile
 from click.testing import CliRunner
 from PIL import Image
-from slide_files import HALF_A_MICRON, tissue, write_tiff
+from slide_files import HALF_A_MICRON, check_geojson, tissue, write_tiff
 
 import msmamba
 from msmamba.cli import mmdeploy
@@ -33,6 +36,11 @@ from msmamba.runtime.session import Session
 
 SMALL = TissueOptions(thumbsize=210, median_filter_size=3, closing_kernel_size=3, min_object_size_um2=200)
 OPTIONS = SlideOptions(mpp=0.5, overlap=0.25, tissue=SMALL, batch_size=3)
+AS_OPTIONS = [
+    *("--threads", "1", "--mpp", "0.5", "--overlap", "0.25", "--batch-size", "3", "--seg-thumbsize", "210"),
+    *("--seg-median-filter-size", "3", "--seg-closing-kernel-size", "3", "--seg-min-object-size-um2", "200"),
+]
+"""`OPTIONS` as the command takes them."""
 NAMES = ("left", "right")
 
 
@@ -99,29 +107,6 @@ def test_a_row_is_read_as_it_was_written(session: Session, results: Path, tmp_pa
     assert header(session.labels) + again == content
 
 
-def check_geojson(text: str, width: int, height: int) -> list[dict[str, Any]]:
-    """What QuPath expects of objects that it imports; gives the features."""
-    collection = json.loads(text)
-    assert set(collection) == {"type", "features"}
-    assert collection["type"] == "FeatureCollection"
-    for feature in collection["features"]:
-        assert feature["type"] == "Feature"
-        assert uuid.UUID(feature["id"]).version == 5
-        assert feature["geometry"]["type"] == "Polygon"
-        (ring,) = feature["geometry"]["coordinates"]
-        assert ring[0] == ring[-1]
-        assert len({tuple(corner) for corner in ring}) == 4
-        assert all(0 <= x <= width and 0 <= y <= height for x, y in ring)
-        properties = feature["properties"]
-        assert properties["objectType"] == "tile"
-        assert properties["isLocked"] is False
-        assert all(type(each) is int and 0 <= each <= 255 for each in properties["classification"]["color"])
-        assert len(properties["classification"]["color"]) == 3
-        assert all(type(value) is float for value in properties["measurements"].values())
-    assert len({feature["id"] for feature in collection["features"]}) == len(collection["features"])
-    return list(collection["features"])
-
-
 def test_the_geojson_is_what_qupath_reads(results: Path, session: Session) -> None:
     features = check_geojson((results / "model-outputs-geojson" / "left.geojson").read_text(), 420, 300)
     rows = list(read_rows(results / "model-outputs-csv" / "left.csv"))
@@ -167,8 +152,16 @@ def test_the_report_is_one_page_with_the_surest_tiles(results: Path, session: Se
     tiles = sum(
         len(group) for group in most_certain(read_rows(results / "model-outputs-csv" / "right.csv"), 3, 6)
     )
-    pictures = 2 * (2 + len(session.labels))  # thumbnail, mask and maps of two slides
+    classes = len(session.labels)
+    pictures = 2 * (2 + classes)  # thumbnail, mask and maps of two slides
     assert page.count("<img ") == pictures + tiles + sum(map(len, groups))
+    # Each map lies over its own slide, whose picture is in the page once more for all of them.
+    for number in (1, 2):
+        (below,) = re.findall(rf'\.slide-{number} {{ background-image: url\("([^"]*)"\)', page)
+        assert page.count(f'src="{below}"') == 1
+        assert page.count(f'<div class="compare slide-{number}">') == classes
+    assert page.count('<input type="range"') == 2 * classes
+    assert "420 x 300 pixels of 0.5 µm, in tiles of 32 (16 µm), read by OpenSlide" in page
 
 
 def test_every_class_has_a_colour_of_its_own() -> None:
@@ -232,6 +225,28 @@ def test_stopped_at_any_moment_it_ends_with_the_same_bytes(
                 partial.write_bytes(content[: len(content) - int(generator.integers(0, 120))])
     assert stops >= 3
     assert outputs(tmp_path / "out") == outputs(results)
+
+
+def test_killed_and_started_again_it_ends_with_the_same_bytes(
+    session: Session, bundles: dict[str, Path], slides: list[Path], tmp_path: Path
+) -> None:
+    """Two real SIGKILLs in the middle of a slide, so two processes, of a second or two each."""
+    options = replace(OPTIONS, overlap=0.75)
+    classify_slides(session, bundles["fp32"], slides[:1], tmp_path / "whole", options)
+    arguments = ["slide", str(bundles["fp32"]), str(slides[0]), "-o", str(tmp_path / "out"), *AS_OPTIONS]
+    arguments[arguments.index("--overlap") + 1] = "0.75"
+    partial = tmp_path / "out" / "partial" / "left.csv"
+    for rows in (20, 120):
+        process = subprocess.Popen([sys.executable, "-m", "msmamba", *arguments], stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            if partial.exists() and partial.read_bytes().count(b"\n") > rows:
+                process.kill()
+            time.sleep(0.002)
+        assert process.returncode == -signal.SIGKILL
+        assert partial.exists()
+    done = CliRunner().invoke(mmdeploy, arguments)
+    assert done.exit_code == 0, done.stderr
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
 
 
 def test_what_is_done_is_not_done_again(
@@ -325,11 +340,8 @@ def test_bad_slides_and_tiles_stop_nothing_and_are_told(
     (folder / "cut.svs").write_bytes(b"II*\0\xff\xff\xff\x7f")
     Image.fromarray(tissue()).save(folder / "unscaled.png")
     (folder / "notes.txt").write_text("passed over")
-    arguments = ["slide", str(bundles["fp32"]), str(folder), "-o", str(tmp_path / "out"), "--threads", "1"]
-    arguments += ["--mpp", "0.5", "--overlap", "0.25", "--seg-thumbsize", "210", "--batch-size", "3"]
-    arguments += ["--seg-median-filter-size", "3", "--seg-closing-kernel-size", "3"]
-    arguments += ["--seg-min-object-size-um2", "200"]
-    done = CliRunner().invoke(mmdeploy, arguments)
+    arguments = ["slide", str(bundles["fp32"]), str(folder), "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(mmdeploy, [*arguments, *AS_OPTIONS])
     assert done.exit_code == 1
     assert "error: 2 of 4 slides could not be classified (cut, unscaled): " in done.stderr
     assert "1 .txt (read: .bif," in done.stderr
@@ -358,8 +370,9 @@ def test_bad_slides_and_tiles_stop_nothing_and_are_told(
     [
         (["--mpp", "0.5", "--pixel-for-pixel"], "leave --mpp out"),
         (["--mpp", "0.5", "--no-tissue", "--min-tissue", "0.5"], "no other option of tissue"),
+        (["--mpp", "0.5", "--ray-address", "auto"], "--executor ray"),
     ],
-    ids=["two-scales", "no-tissue"],
+    ids=["two-scales", "no-tissue", "no-ray"],
 )
 def test_options_that_do_not_go_together_are_wrong_usage(arguments: list[str], said: str) -> None:
     done = CliRunner().invoke(mmdeploy, ["slide", "x", "y", "-o", "z", *arguments])
@@ -384,6 +397,17 @@ def test_without_the_extra_the_command_says_what_to_install(
     done = CliRunner().invoke(mmdeploy, arguments)
     assert done.exit_code == 1
     assert "pip install 'msmamba[slides]'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_ray_the_command_says_what_to_install(
+    bundles: dict[str, Path], slides: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    arguments = ["slide", str(bundles["fp32"]), str(slides[0]), "-o", str(tmp_path / "out"), "--mpp", "0.5"]
+    done = CliRunner().invoke(mmdeploy, [*arguments, "--executor", "ray"])
+    assert done.exit_code == 1
+    assert "pip install 'msmamba[slides,ray]'" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
