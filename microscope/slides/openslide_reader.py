@@ -55,7 +55,7 @@ class OpenSlideReader:
             self.close()
             self._handle = self._opened()
             raise ImageError(f"'{self.path}' cannot be read at {x}, {y} of level {level}: {error}") from error
-        if region.getextrema()[3][0] == 255:
+        if region.getchannel("A").getextrema()[0] == 255:
             return np.asarray(region.convert("RGB"))
         white = Image.new("RGBA", region.size, "white")
         return np.asarray(Image.alpha_composite(white, region).convert("RGB"))
