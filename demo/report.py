@@ -36,7 +36,7 @@ def write_report(out: Path, run: Path, bundles: Mapping[str, Path], tissue: Path
     tested = read_predictions(run / PREDICTIONS)["test"]
     page = page_from_template(
         Path(__file__).parent / "report.html.jinja",
-        script=COMPARE,
+        COMPARE,
         seconds=seconds,
         classes=class_counts(out / "plankton"),
         metrics=metrics,

@@ -127,7 +127,7 @@ def test_a_worker_that_is_killed_is_made_good(
             killed.append(at_work[0])
             assert done < total
 
-    classify_slides(session, artefact, [slide], tmp_path / "out", OPTIONS, kill, engine.classify)
+    classify_slides(session, artefact, [slide], tmp_path / "out", OPTIONS, kill, engine=engine.classify)
     assert len(killed) == 1
     assert killed[0] not in workers()
     assert (tmp_path / "out" / "model-outputs-csv" / "a.csv").read_bytes() == local
@@ -144,7 +144,7 @@ def test_what_a_worker_cannot_read_is_told_as_here(
         path.unlink(missing_ok=True)
 
     with pytest.raises(ImageError, match=r"gone\.tif"):
-        classify_slides(session, artefact, [path], tmp_path / "out", OPTIONS, remove, engine.classify)
+        classify_slides(session, artefact, [path], tmp_path / "out", OPTIONS, remove, engine=engine.classify)
 
 
 def test_a_cluster_that_is_not_there_is_told(artefact: Path) -> None:
