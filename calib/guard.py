@@ -248,7 +248,7 @@ def calibrate(
             withheld=_counts(verdicts),
             notes=(*of_the_artefact, *notes, *((_NO_FEATURES,) if features is None else ())),
         )
-        shutil.copytree(bundle, folder, dirs_exist_ok=True, symlinks=True)
+        _copy(Path(bundle), folder)
         answers = answer_scores(logits, guard.temperature)
         scores = CalibratedScores.of([{**one, **other} for one, other in zip(pictures, answers, strict=True)])
         _write(folder, manifest, guard, model, scores)
@@ -444,6 +444,21 @@ def _ranges(qualities: Sequence[Quality]) -> dict[str, list[float | None]]:
             least, most = limits(np.array(values), OUTSIDE)
             ranges[name] = [least if has_least else None, most if has_most else None]
     return ranges
+
+
+def _copy(bundle: Path, folder: Path) -> None:
+    """Copies a bundle's files beside it.
+
+    Raises:
+        ArtefactError: it holds something that is no file, such as a pipe, or that cannot be read.
+    """
+    try:
+        shutil.copytree(bundle, folder, dirs_exist_ok=True, symlinks=True)
+    except shutil.Error as error:
+        reasons = [f"{Path(source).name}: {reason}" for source, _, reason in error.args[0]]
+        raise ArtefactError(
+            f"{bundle}: cannot be copied ({some(reasons)}): expected the files of an export and nothing else"
+        ) from error
 
 
 def _write(folder: Path, manifest: Manifest, guard: Guard, model: bytes, scores: CalibratedScores) -> None:

@@ -245,8 +245,20 @@ def bar() -> Iterator[Callable[[int, int], None]]:
 
 
 def names(text: str) -> list[str]:
-    """Class names from a comma-separated list, or from a file with one a line."""
-    file = Path(text)
-    if file.is_file():
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [name.strip() for name in text.split(",")]
+    """Class names from a comma-separated list, or from a file with one a line.
+
+    Raises:
+        InputError: the file cannot be read, or is not text in UTF-8.
+    """
+    from ..errors import InputError
+    from ..files import read_file
+
+    if not Path(text).is_file():
+        return [name.strip() for name in text.split(",")]
+    try:
+        lines = read_file(text).decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"{text}: cannot read the labels: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{text}: is not text in UTF-8: expected one label a line") from error
+    return [line.strip() for line in lines if line.strip()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -73,7 +74,7 @@ def calibrate(*arguments: object) -> Result:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.is_fifo()}
 
 
 def test_the_figures_are_told(pictures: Path, tmp_path: Path) -> None:
@@ -370,6 +371,10 @@ def _changed_file(bundle: Path) -> None:
         file.write(b"\x08\x01")
 
 
+def _pipe(bundle: Path) -> None:
+    os.mkfifo(bundle / "extra")
+
+
 def _nan(bundle: Path) -> None:
     shutil.rmtree(bundle)
     model = classifier(metadata=manifest().to_metadata())
@@ -382,6 +387,7 @@ def _nan(bundle: Path) -> None:
     [
         pytest.param(_changed_file, "was changed after export", id="hash"),
         pytest.param(_nan, "logits of 180 of 180 images are not finite", id="nan"),
+        pytest.param(_pipe, "cannot be copied (extra:", id="pipe"),
     ],
 )
 def test_bundles_that_do_not_do_are_one_line(

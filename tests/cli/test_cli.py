@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import msmamba
 from msmamba.cli import mmdeploy
-from msmamba.errors import MsmambaError
+from msmamba.errors import InputError, MsmambaError
 
 
 @pytest.fixture
@@ -197,3 +197,21 @@ def test_a_signal_ends_a_command_and_leaves_nothing(tmp_path: Path, name: str, s
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals")
 def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
     assert ended_by(signal.SIGHUP, tmp_path / "out", nohup=True) == (143, "ended by SIGTERM\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param("lymphocyte\nmonöcyte\n".encode("latin-1"), "is not text in UTF-8", id="latin-1"),
+        pytest.param("\ufefflymphocyte\nmonöcyte\n".encode(), None, id="byte-order-mark"),
+    ],
+)
+def test_a_file_of_labels_is_text_in_utf_8(content: bytes, message: str | None, tmp_path: Path) -> None:
+    from msmamba.cli.options import names
+
+    (tmp_path / "labels.txt").write_bytes(content)
+    if message is None:
+        assert names(str(tmp_path / "labels.txt")) == ["lymphocyte", "monöcyte"]
+    else:
+        with pytest.raises(InputError, match=message):
+            names(str(tmp_path / "labels.txt"))
