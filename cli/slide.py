@@ -192,10 +192,6 @@ def slide(
         raise click.UsageError("--pixel-for-pixel takes the slides' pixels as they are: leave --mpp out")
     if ray_address is not None and executor != "ray":
         raise click.UsageError("--ray-address goes with --executor ray")
-    if drift is not None and executor == "ray":
-        raise click.UsageError(
-            "--drift needs the tiles' pixels, which stay with Ray's workers: leave one out"
-        )
     segmentation = given({name: others.pop(name) for name in _SEGMENTATION})
     if no_tissue and segmentation:
         raise click.UsageError("--no-tissue classifies everything, so no other option of tissue goes with it")

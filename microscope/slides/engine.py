@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -211,21 +212,47 @@ def classify_tiles(
     Raises:
         InputError: the batch size or the lanes are less than one.
     """
+    asked = ((tile, log is not None and log.wants()) for tile in found)
+    with closing(answers_on(session, slide, asked, batch_size, lanes=lanes, readers=readers)) as answers:
+        for answer in answers:
+            answer.add_to(log)
+            yield answer.result
+
+
+def answers_on(
+    session: Session,
+    slide: Slide,
+    asked: Iterable[tuple[Tile, bool]],
+    batch_size: int,
+    *,
+    lanes: int = 1,
+    readers: int | None = None,
+) -> Generator[Answer]:
+    """What `classify_tiles` makes of tiles, and what a log gets of those that it wants.
+
+    Args:
+        session: an opened artefact that knows its labels, mean and std.
+        slide: an open slide.
+        asked: the tiles, and whether a log wants their scores.
+        batch_size: tiles that go through the network at once.
+        lanes: batches that do so side by side.
+        readers: threads that read meanwhile; None for one on every core.
+
+    Raises:
+        InputError: the batch size or the lanes are less than one.
+    """
     if batch_size < 1 or lanes < 1:
         raise InputError(f"the batch size is {batch_size}, the lanes are {lanes}: expected at least 1")
     batch_size = min(batch_size, session.max_batch or batch_size)
     threads = lanes + threads_to_use(readers)
-    waiting = iter(found)
+    waiting = iter(asked)
     batches = iter(lambda: list(islice(waiting, batch_size)), [])
     with _Workers(session, slide, lanes, threads) as workers:
-        ahead = deque(workers.classify(each, log) for each in islice(batches, 2 * threads))
+        ahead = deque(map(workers.classify, islice(batches, 2 * threads)))
         while ahead:
             answers = ahead.popleft().result()
-            ahead.extend(workers.classify(each, log) for each in islice(batches, 1))
-            for answer in answers:
-                if log is not None and answer.scores is not None and answer.logits is not None:
-                    log.add(answer.scores, answer.logits)
-                yield answer.result
+            ahead.extend(map(workers.classify, islice(batches, 1)))
+            yield from answers
 
 
 class _Input(NamedTuple):
@@ -239,14 +266,19 @@ class _Input(NamedTuple):
     """`picture_scores` of it, where a log wants them."""
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
     """A tile on its way back."""
 
     result: TileResult
     scores: Mapping[str, float | None] | None = None
-    """As in `_Input`."""
+    """`picture_scores` of it, where a log wants them."""
     logits: NDArray[np.float32] | None = None
-    """(classes,), where the tile could be read."""
+    """(classes,), where a log wants them."""
+
+    def add_to(self, log: DriftLog | None) -> None:
+        """Gives a log what it wants of the tile."""
+        if log is not None and self.scores is not None and self.logits is not None:
+            log.add(self.scores, self.logits)
 
 
 class _Workers:
@@ -261,23 +293,22 @@ class _Workers:
         self._handles: list[Slide] = []
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="msmamba-tiles")
 
-    def classify(self, tiles: list[Tile], log: DriftLog | None) -> Future[list[_Answer]]:
+    def classify(self, asked: list[tuple[Tile, bool]]) -> Future[list[Answer]]:
         """The answers on a batch, some time."""
-        wanted = [log is not None and log.wants() for _ in tiles]
-        return self._pool.submit(self._classify, tiles, wanted)
+        return self._pool.submit(self._classify, asked)
 
-    def _classify(self, tiles: list[Tile], wanted: list[bool]) -> list[_Answer]:
-        inputs = [self._input(*each) for each in zip(tiles, wanted, strict=True)]
+    def _classify(self, asked: list[tuple[Tile, bool]]) -> list[Answer]:
+        inputs = [self._input(*each) for each in asked]
         readable = [each for each in inputs if not isinstance(each, ImageError)]
         answered = self._answered(readable) if readable else iter(())
         answers = []
-        for tile, each in zip(tiles, inputs, strict=True):
+        for (tile, scored), each in zip(asked, inputs, strict=True):
             if isinstance(each, ImageError):
-                answers.append(_Answer(TileResult(tile, error=str(each))))
+                answers.append(Answer(TileResult(tile, error=str(each))))
                 continue
             logits, one = next(answered)
             result = TileResult(tile, one.probabilities, "", one.decided, one.reasons, one.candidates)
-            answers.append(_Answer(result, each.scores, logits))
+            answers.append(Answer(result, each.scores, logits if scored else None))
         return answers
 
     def _answered(self, read: Sequence[_Input]) -> Iterator[tuple[NDArray[np.float32], Prediction]]:

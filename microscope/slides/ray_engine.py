@@ -1,4 +1,4 @@
-"""The tiles of a slide over a Ray cluster: coordinates go out, rows come back, pixels never travel.
+"""The tiles of a slide over a Ray cluster: coordinates go out, answers come back, pixels never travel.
 
 A task is a range of whole batches that begin where they would begin in one process, so rows are the same.
 Every worker opens the artefact once and the slide for each task, from the paths of the process that asks:
@@ -18,18 +18,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ...errors import BackendError, InputError, MsmambaError
+from ...errors import BackendError, MsmambaError
 from ...runtime.drift import DriftLog
 from ...runtime.session import Session, open_session
 from ...version import __version__
-from .engine import TileResult, classify_tiles, transform_of
+from .engine import Answer, TileResult, answers_on, transform_of
 from .opening import open_slide
 from .slide import Slide
 from .tiles import Tile
 
 TILES_A_TASK = 64
-_Row = tuple[tuple[float, ...], str, bool, tuple[str, ...], tuple[str, ...]]
-"""A `TileResult` without its tile."""
 _AHEAD = 2  # tasks for each worker, at work or waiting for it
 _RETRIES = 5  # of a task whose worker is lost
 
@@ -89,7 +87,7 @@ class RayEngine:
             num_cpus=1,
             num_gpus=1 if options.get("device") == "cuda" else 0,
             max_retries=_RETRIES,
-        )(_rows)
+        )(_answers_of_task)
 
     def classify(
         self,
@@ -104,21 +102,16 @@ class RayEngine:
         No more tasks are out than the cluster's cores take, and as many again.
 
         Raises:
-            InputError: there is a log, which needs the pixels.
             BackendError: a task failed more often than it is tried, or a worker has another version.
             MsmambaError: as `classify_tiles`.
         """
-        if log is not None:
-            raise InputError(
-                "scores for a log need the tiles' pixels, which stay with Ray's workers: leave it out"
-            )
         batch_size = min(batch_size, session.max_batch or batch_size)
         size = -(-self.tiles_a_task // batch_size) * batch_size
         white_level = transform_of(session).white_level
         job = (__version__, self._artefact, self._options, os.path.abspath(slide.path), white_level)  # noqa: PTH100  # as above
         level = slide.levels[0]
         waiting = iter(found)
-        out: deque[tuple[list[Tile], Any]] = deque()
+        out: deque[Any] = deque()
 
         def fill() -> None:
             workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
@@ -126,22 +119,22 @@ class RayEngine:
                 tiles = list(islice(waiting, size))
                 if not tiles:
                     return
-                places = [(each.x, each.y, each.side) for each in tiles]
-                out.append((tiles, self._task.remote(job, (level.width, level.height), places, batch_size)))
+                asked = [(tile, log is not None and log.wants()) for tile in tiles]
+                out.append(self._task.remote(job, (level.width, level.height), asked, batch_size))
 
         fill()
         try:
             while out:
-                tiles, reference = out.popleft()
-                rows = self._answer(reference)
+                answers = self._answers(out.popleft())
                 fill()
-                for tile, row in zip(tiles, rows, strict=True):
-                    yield TileResult(tile, *row)
+                for answer in answers:
+                    answer.add_to(log)
+                    yield answer.result
         finally:
-            for _, reference in out:
+            for reference in out:
                 self._ray.cancel(reference, force=False)
 
-    def _answer(self, reference: Any) -> list[_Row]:
+    def _answers(self, reference: Any) -> list[Answer]:
         try:
             return list(self._ray.get(reference))
         except self._ray.exceptions.RayTaskError as error:
@@ -174,13 +167,13 @@ def _termination_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _rows(
+def _answers_of_task(
     job: tuple[str, str, dict[str, Any], str, int],
     size: tuple[int, int],
-    places: list[tuple[int, int, int]],
+    asked: list[tuple[Tile, bool]],
     batch_size: int,
-) -> list[_Row]:
-    """A worker's task: what becomes of each tile."""
+) -> list[Answer]:
+    """A worker's task: what becomes of each tile, with its scores where a log wants them."""
     version, artefact, options, path, white_level = job
     if version != __version__:
         raise BackendError(
@@ -191,11 +184,7 @@ def _rows(
         if (level.width, level.height) != size:
             raise BackendError(f"'{path}' is another slide for a Ray worker than where it was asked")
         session = _session(artefact, tuple(options.items()))
-        tiles = (Tile(*each) for each in places)
-        found = classify_tiles(session, slide, tiles, batch_size, readers=1)
-        return [
-            (each.probabilities, each.error, each.decided, each.reasons, each.candidates) for each in found
-        ]
+        return list(answers_on(session, slide, asked, batch_size, readers=1))
 
 
 @lru_cache(maxsize=1)

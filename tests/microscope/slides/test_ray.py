@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -21,8 +22,10 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import msmamba  # noqa: E402
 from msmamba.errors import BackendError, ImageError  # noqa: E402
+from msmamba.microscope.slides.engine import classify_tiles  # noqa: E402
 from msmamba.microscope.slides.ray_engine import RayEngine  # noqa: E402
 from msmamba.microscope.slides.run import SlideOptions, classify_slides  # noqa: E402
+from msmamba.runtime.drift import drift_log  # noqa: E402
 from msmamba.runtime.manifest import Manifest  # noqa: E402
 from msmamba.runtime.session import Session  # noqa: E402
 
@@ -99,7 +102,7 @@ def workers() -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if (process / "cmdline").read_bytes().startswith(b"ray::_rows"):
+            if (process / "cmdline").read_bytes().startswith(b"ray::_answers_of_task"):
                 found.append(int(process.name))
         except OSError:  # ended meanwhile
             continue
@@ -111,6 +114,19 @@ def test_rows_are_those_of_one_process(
 ) -> None:
     classify_slides(session, artefact, [slide], tmp_path / "out", OPTIONS, engine=engine.classify)
     assert (tmp_path / "out" / "model-outputs-csv" / "a.csv").read_bytes() == local
+
+
+def test_a_log_gets_the_scores_of_one_process(
+    engine: RayEngine, session: Session, artefact: Path, slide: Path, tmp_path: Path
+) -> None:
+    scores = []
+    for name, taken in (("local", classify_tiles), ("ray", engine.classify)):
+        path = tmp_path / f"{name}.jsonl"
+        with drift_log(path, artefact, session.manifest, "slide") as log:
+            classify_slides(session, artefact, [slide], tmp_path / name, OPTIONS, log=log, engine=taken)
+        scores.append([json.loads(line)["scores"] for line in path.read_text().splitlines()[1:]])
+    assert len(scores[0]) > 100
+    assert scores[1] == scores[0]
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="workers are found as Linux shows them")

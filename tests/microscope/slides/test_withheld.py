@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +23,9 @@ from msmamba.cli import mmdeploy
 from msmamba.errors import TargetError
 from msmamba.measures.selective import certainty
 from msmamba.microscope.slides import open_slide, tiles
-from msmamba.microscope.slides.engine import TileResult
+from msmamba.microscope.slides.engine import TileResult, classify_tiles
 from msmamba.microscope.slides.maps import MapGrid, overlay, undecided_map
+from msmamba.microscope.slides.ray_engine import RayEngine, _session
 from msmamba.microscope.slides.results import UNDECIDED, header, read_rows, row
 from msmamba.microscope.slides.run import SlideOptions, classify_slides
 from msmamba.microscope.slides.tiles import Tile, read_tile
@@ -144,3 +150,72 @@ def test_undecided_tiles_are_hatched_and_no_others() -> None:
     share = (picture[:, 122:] < 255).any(axis=2).mean()
     assert 0.2 < share < 0.4
     assert isinstance(overlay(found, 0, grid, small), Image.Image)
+
+
+class OneProcess:
+    """In the place of Ray: a task is done at once, in this process, after its arguments went through pickle.
+
+    It has of Ray what `RayEngine` calls. Ray itself has an environment of its own (`make test-ray`).
+    """
+
+    exceptions = SimpleNamespace(RayTaskError=RuntimeError, RayError=RuntimeError)
+
+    @staticmethod
+    def init(*_: object, **__: object) -> None: ...
+
+    @staticmethod
+    def shutdown() -> None: ...
+
+    @staticmethod
+    def cancel(_: object, *, force: bool) -> None: ...
+
+    @staticmethod
+    def cluster_resources() -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    @staticmethod
+    def remote(**_: object) -> Callable[[Callable[..., object]], SimpleNamespace]:
+        def of(task: Callable[..., object]) -> SimpleNamespace:
+            def done(*arguments: object) -> bytes:
+                return pickle.dumps(task(*pickle.loads(pickle.dumps(arguments))))
+
+            return SimpleNamespace(remote=done)
+
+        return of
+
+    get = staticmethod(pickle.loads)
+
+
+def test_a_cluster_and_lanes_say_and_log_the_same(
+    withheld: Withheld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", OneProcess)
+    monkeypatch.setattr("msmamba.runtime.drift.SLIDE_TILES", 40)  # so that not every tile is logged
+    files, lines = [], []
+    with RayEngine(withheld.bundle) as cluster, msmamba.open(withheld.bundle, threads=1) as session:
+        cluster.tiles_a_task = 8
+        for name, engine in (
+            ("local", classify_tiles),
+            ("lanes", partial(classify_tiles, lanes=2)),
+            ("ray", cluster.classify),
+        ):
+            path, out = tmp_path / f"{name}.jsonl", tmp_path / name
+            with drift_log(path, withheld.bundle, session.manifest, "slide") as log:
+                classify_slides(
+                    session, withheld.bundle, [withheld.slide], out, OPTIONS, log=log, engine=engine
+                )
+            files.append(
+                {
+                    below: (out / below / f"slide.{below.rpartition('-')[2]}").read_bytes()
+                    for below in ("model-outputs-csv", "model-outputs-geojson")
+                }
+                | {"undecided": json.loads((out / "run.json").read_text())["slides"]["slide"]["undecided"]}
+            )
+            lines.append([json.loads(line)["scores"] for line in path.read_text().splitlines()[1:]])
+    _session.cache_clear()
+    assert files[0]["undecided"] > 5
+    assert files[1] == files[0]
+    assert files[2] == files[0]
+    assert 20 < len(lines[0]) < len(withheld.scores)
+    assert lines[1] == lines[0]
+    assert lines[2] == lines[0]
