@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from ...pages.page import COMPARE, page_from_template, photograph
 from .engine import TileResult
 from .opening import open_slide
 from .results import colour_of, read_rows
+from .slide import Slide
 from .tiles import read_tile
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -50,7 +51,9 @@ def write_report(
     slides: Iterable[tuple[str, dict[str, Any]]],
     pictures: dict[str, Pictures],
     rows: dict[str, Path],
+    certain: Mapping[str, list[dict[str, Any]]],
     white_level: int,
+    scratch: Path,
 ) -> None:
     """Writes the page, whole or not at all.
 
@@ -62,7 +65,9 @@ def write_report(
         slides: each slide's name, and what ``run.json`` says of it.
         pictures: those of each slide that is done.
         rows: for each slide that is done, its CSV.
+        certain: `certain_tiles` of those slides where they are known; the others are opened for them.
         white_level: the value of white in 16-bit pictures.
+        scratch: the folder for a large slide's pixels, as `open_slide` takes it.
 
     Raises:
         TargetError: it cannot be written.
@@ -70,6 +75,11 @@ def write_report(
     shown = []
     for name, facts in slides:
         done = name in rows and facts.get("shares", {}).keys() == {*labels}
+        # A slide with an error and rows was replaced: its file would give other pictures.
+        tiles: list[dict[str, Any]] = []
+        if done and not facts.get("error"):
+            known = certain.get(name)
+            tiles = _opened_for(facts, rows[name], labels, white_level, scratch) if known is None else known
         shown.append(
             {
                 "name": name,
@@ -77,10 +87,7 @@ def write_report(
                 "shares": [facts["shares"][label] for label in labels] if done else [],
                 **{each: facts.get(each) for each in _FACTS},
                 **(_shown_pictures(pictures[name]) if done else {}),
-                # A slide with an error and rows was replaced: its file would give other pictures.
-                "certain": []
-                if not done or facts.get("error")
-                else _certain_tiles(facts, rows[name], labels, white_level),
+                "certain": tiles,
             }
         )
     page = page_from_template(
@@ -115,29 +122,41 @@ def _shown_pictures(of: Pictures) -> dict[str, Any]:
     }
 
 
-def _certain_tiles(
-    facts: dict[str, Any], rows: Path, labels: Sequence[str], white_level: int
-) -> list[dict[str, Any]]:
-    """The most certain tiles as pictures; none where the slide or its rows are not there any more."""
+def certain_tiles(slide: Slide, rows: Path, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """The most certain tiles of each class as pictures; none where the slide cannot be read any more.
+
+    Args:
+        slide: an open slide.
+        rows: its CSV.
+        labels: the classes.
+    """
     groups = []
     try:
-        with closing(open_slide(facts["path"], white_level=white_level)) as slide:
-            for label, results in zip(
-                labels, most_certain(read_rows(rows), len(labels), _TILES), strict=True
-            ):
-                tiles = [
-                    {
-                        "x": each.tile.x,
-                        "y": each.tile.y,
-                        "probability": max(each.probabilities),
-                        "url": photograph(Image.fromarray(read_tile(slide, each.tile, _TILE)), _TILE),
-                    }
-                    for each in results
-                ]
-                groups.append({"label": label, "tiles": tiles})
+        for label, results in zip(labels, most_certain(read_rows(rows), len(labels), _TILES), strict=True):
+            tiles = [
+                {
+                    "x": each.tile.x,
+                    "y": each.tile.y,
+                    "probability": max(each.probabilities),
+                    "url": photograph(Image.fromarray(read_tile(slide, each.tile, _TILE)), _TILE),
+                }
+                for each in results
+            ]
+            groups.append({"label": label, "tiles": tiles})
     except InputError:
         return []
     return groups
+
+
+def _opened_for(
+    facts: dict[str, Any], rows: Path, labels: Sequence[str], white_level: int, scratch: Path
+) -> list[dict[str, Any]]:
+    """`certain_tiles` of a slide that an earlier call classified; none where it is not there any more."""
+    try:
+        with closing(open_slide(facts["path"], white_level=white_level, scratch=scratch)) as slide:
+            return certain_tiles(slide, rows, labels)
+    except InputError:
+        return []
 
 
 def _url_of(picture: Path) -> str | None:

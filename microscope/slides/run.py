@@ -55,7 +55,7 @@ from .engine import TileResult, Wanted, classify_tiles, scale_notes, transform_o
 from .maps import MapGrid, class_map, overlay, picture_of, undecided_map, write_map
 from .opening import by_name, open_slide, require_libraries
 from .regions import Within, check_annotations, file_of, read_regions
-from .report import Pictures, write_report
+from .report import Pictures, certain_tiles, write_report
 from .results import header, read_rows, row, write_geojson
 from .slide import Slide
 from .tiles import Keeps, Tile, grid, side_of, stride_of
@@ -215,6 +215,7 @@ class _Run:
         self._options = options
         self._progress = progress
         self._slides: dict[str, dict[str, Any]] = _earlier(folder, identity)
+        self._certain: dict[str, list[dict[str, Any]]] = {}  # of slides that were open anyhow
 
     def classify(self, named: dict[str, Path]) -> None:
         """Every slide that is not done, then the summary.
@@ -313,6 +314,7 @@ class _Run:
                 compressed=options.gzip,
             )
             self._write_maps(name, slide, partial, side, small)
+            self._certain[name] = certain_tiles(slide, partial, self._labels)
             shares = {label: counts.share(index) for index, label in enumerate(self._labels)}
             self._slides[name] = {
                 **facts,
@@ -435,7 +437,9 @@ class _Run:
             slides=[(name, self._slides[name]) for name in named],
             pictures=pictures,
             rows=rows,
+            certain=self._certain,
             white_level=transform_of(self._session).white_level,
+            scratch=self._folder,
         )
 
 

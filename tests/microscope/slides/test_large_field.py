@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 from slide_files import tissue
 
+import msmamba
 from msmamba.errors import ImageError
 from msmamba.images import read_image
-from msmamba.microscope.slides import Slide, open_slide
+from msmamba.microscope.slides import Slide, large_field, open_slide
+from msmamba.microscope.slides.run import SlideOptions, classify_slides
 
 pytest.importorskip("pyvips", reason="needs the extra fields")
 PIXELS = tissue()
@@ -145,3 +147,21 @@ def test_what_is_small_stays_in_memory(tmp_path: Path) -> None:
     Image.fromarray(PIXELS[:20, :30]).save(tmp_path / "a.png")
     slide: Slide = open_slide(tmp_path / "a.png")
     assert slide.reader == "field"
+
+
+def test_a_run_decodes_it_once_and_beside_its_results(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, decode = [], large_field._decoded
+    monkeypatch.setattr(large_field, "_decoded", lambda *given: decoded.append(given[0]) or decode(*given))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no-such-folder"))
+    path, out = tmp_path / "field.png", tmp_path / "out"
+    Image.fromarray(tissue(70, 100)).save(path)
+    with msmamba.open(bundles["fp32"], threads=1) as session:
+        for opened in (1, 2):  # the second call finds all done, and opens it for the page's tiles only
+            options = SlideOptions(pixel_for_pixel=True, tissue=None, batch_size=4)
+            classify_slides(session, bundles["fp32"], [path], out, options)
+            assert decoded == opened * [path]
+            page = (out / "report.html").read_text()
+            assert "the most certain tiles" in page
+            (out / "report.html").unlink()
