@@ -96,12 +96,19 @@ class _Live(Command):
     help="Classify every file of a folder or picture of a video, in place of the newest one each time.",
 )
 @option(
+    "--grid",
+    "own_scale",
+    group=_GRID,
+    is_flag=True,
+    help="Classify tiles that cover as many microns as a training image did, and map what they say.",
+)
+@option(
     "--tiles",
     group=_GRID,
     type=click.IntRange(1, 64),
     metavar="N",
     show_default="the field as one picture",
-    help="Classify tiles, N of them along the field's shorter side, and map what they say.",
+    help="Tiles, N of them along the field's shorter side.",
 )
 @option(
     "--mpp",
@@ -148,6 +155,7 @@ def live(
     frames: int | None,
     seconds: float | None,
     keep_all: bool,
+    own_scale: bool,
     tiles: int | None,
     mpp: float | None,
     assume_mpp: float | None,
@@ -170,10 +178,13 @@ def live(
     """
     if no_page and (port is not None or host is not None):
         raise click.UsageError("--port and --host are the page's: leave out --no-page, or leave them out")
-    if tiles is not None and mpp is not None:
-        raise click.UsageError("--tiles and --mpp both say how large a tile is: give one of them")
-    if fps is not None and tiles is None and mpp is None:
-        raise click.UsageError("--fps says for how long tiles are classified: give --tiles or --mpp, too")
+    sizes = own_scale + (tiles is not None) + (mpp is not None)
+    if sizes > 1:
+        raise click.UsageError("--grid, --tiles and --mpp all say how large a tile is: give one of them")
+    if fps is not None and not sizes:
+        raise click.UsageError(
+            "--fps says for how long tiles are classified: give --grid, --tiles or --mpp, too"
+        )
 
     from ..microscope.live.grid import Grid
     from ..microscope.live.page.access import PORT, Address
@@ -192,7 +203,7 @@ def live(
             say,
             page=None if no_page else Address(PORT if port is None else port, host),
             output=output,
-            grid=None if tiles is None and mpp is None else Grid(tiles, mpp, fps, batch_size),
+            grid=Grid(tiles, mpp, fps, batch_size) if sizes else None,
             assume_mpp=assume_mpp,
             keep_all=keep_all,
             frames=frames,

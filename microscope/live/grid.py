@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from ...data.scale import Scale, check_microns
 from ...errors import ImageError, InputError
 from ...runtime.drift import DriftLog
 from ...runtime.session import BATCH_SIZE, Session
-from ..slides.engine import classify_tiles, transform_of
+from ..slides.engine import classify_tiles, trained_on, transform_of
 from ..slides.field import Field
 from ..slides.tiles import Tile, grid, side_of
 from ..sources import Frame
@@ -44,13 +44,14 @@ class Grid:
 
     Attributes:
         tiles: how many lie along the shorter side of a frame; or
-        mpp: microns that a pixel of the network's input covers, for frames whose scale is known.
+        mpp: microns that a pixel of the network's input covers, for frames whose scale is known. Where
+            neither is given, tiles cover what the artefact says that a training image covered.
         frames_a_second: how many maps a second there are to be, each of as many tiles as its time allows;
             None classifies all tiles of each frame.
         batch_size: tiles that go through the network at once.
 
     Raises:
-        InputError: a number is not what it can be, or ``tiles`` and ``mpp`` are both given or both left out.
+        InputError: a number is not what it can be, or ``tiles`` and ``mpp`` are both given.
     """
 
     tiles: int | None = None
@@ -59,7 +60,7 @@ class Grid:
     batch_size: int = BATCH_SIZE
 
     def __post_init__(self) -> None:
-        if (self.tiles is None) == (self.mpp is None):
+        if self.tiles is not None and self.mpp is not None:
             raise InputError(
                 "a grid takes either a number of tiles or the microns a pixel of the network's input"
             )
@@ -126,8 +127,17 @@ class Mapper:
             log: gets scores of the tiles that it wants.
 
         Raises:
+            InputError: the grid is to be of the model's scale, which the artefact does not say.
             ArtefactError: the artefact does not say its labels, mean or std.
         """
+        if grid.tiles is None and grid.mpp is None:
+            known = trained_on(session)
+            if known is None:
+                raise InputError(
+                    "the model does not say its microns a pixel, so tiles cannot be cut at its scale: say "
+                    "with --mpp how many a pixel of its input covers, or give --tiles"
+                )
+            grid = replace(grid, mpp=known / transform_of(session).size)
         self._session = session
         self._grid = grid
         self._log = log
@@ -177,7 +187,7 @@ class Mapper:
             if frame.mpp is None:
                 raise InputError(
                     "the source does not say its microns a pixel, without which tiles cannot be cut by "
-                    "--mpp: say them with --assume-mpp, or give --tiles"
+                    "microns: say them with --assume-mpp, or give --tiles"
                 )
             return side_of(field, self._size, self._grid.mpp)
         except InputError as error:

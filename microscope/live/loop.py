@@ -24,6 +24,7 @@ from ...images import FULL_WHITE
 from ...runtime.drift import DriftLog, picture_scores
 from ...runtime.quality import Quality, quality_of
 from ...runtime.session import Session
+from ..slides.engine import differ, trained_on
 from ..sources import Frame, Source, open_source
 from .channel import Channel, Ended
 from .grid import Grid, Mapper, TileMap
@@ -148,7 +149,8 @@ def stream(
         keep_all: drop no frame: the source waits until the one before has been taken. For files only.
         seconds: time after which to end, whether frames come or not; None for no end.
         report: is told of each frame that cannot be used and of a source that stalls, went away or is back,
-            one line each, by the thread that iterates.
+            one line each, by the thread that iterates; and once, where field or tiles cover over a quarter
+            more or less than a training image.
         log: gets scores of the frames that it wants; where it cannot be written any more, that is reported
             and stops nothing.
 
@@ -195,6 +197,7 @@ class _Loop:
         self._last_frame = time.monotonic()
         self._gone = False
         self._looks: _Looks | None = None
+        self._scale_told = False
         self._fault = ""
 
     def results(self, seconds: float | None) -> Generator[Result, None, None]:
@@ -254,7 +257,22 @@ class _Loop:
         looks = _Looks(width, height, frame.mpp)
         if self._looks not in (None, looks) and not self._source.keeps:
             self._reports.append(f"'{self._source.name}' now gives {looks}; before, {self._looks}")
+            self._scale_told = False
         self._looks = looks
+
+    def _tell_of_the_scale(self, frame: Frame, tiles: TileMap | None) -> None:
+        """Reports that pictures are of another scale than in training: once, or once an objective."""
+        trained = trained_on(self._session)
+        if trained is None or frame.mpp is None or self._scale_told:
+            return
+        height, width, _ = frame.pixels.shape
+        side = math.sqrt(height * width) if tiles is None else tiles.side  # as those of training are measured
+        if differ(side * frame.mpp, trained):
+            self._reports.append(
+                f"'{self._source.name}': {'the field' if tiles is None else 'a tile'} covers "
+                f"{side * frame.mpp:.4g} microns, but a training image {trained:.4g}"
+            )
+        self._scale_told = True
 
     def _leave_out(self, frame: Frame, fault: str) -> None:
         """Reports a frame that cannot be used; of several in a row that have the same fault, the first."""
@@ -344,6 +362,7 @@ class _Loop:
             probabilities = tiles.mean
             label = (self._session.labels or ())[probabilities.index(max(probabilities))]
         times.append(time.monotonic())
+        self._tell_of_the_scale(frame, tiles)
         judged, prepare, network = ((after - before) * 1e3 for before, after in pairwise(times))
         latency_ms = {
             "grab": frame.grab_ms,

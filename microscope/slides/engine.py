@@ -142,11 +142,11 @@ def wanted_of(session: Session, mpp: float | None = None, pixel_for_pixel: bool 
     size = transform_of(session).size
     covers = session.manifest.coverage if session.manifest else None
     known = covers.mpp(size) if covers else None
-    trained_on = None if known is None else known * size
+    covered = trained_on(session)
     if pixel_for_pixel:
         if mpp is not None:
             raise InputError("tiles are taken pixel for pixel or at a number of microns a pixel: choose one")
-        return Wanted(round(covers.pixels.median) if covers else size, None, trained_on)
+        return Wanted(round(covers.pixels.median) if covers else size, None, covered)
     if mpp is None and known is None:
         raise InputError(
             "the model does not say its microns a pixel: say with --mpp how many a pixel of its input covers "
@@ -156,7 +156,13 @@ def wanted_of(session: Session, mpp: float | None = None, pixel_for_pixel: bool 
     notes: tuple[str, ...] = ()
     if mpp is not None and known is not None and differ(mpp, known):
         notes = (f"tiles are read at {mpp:g} microns a pixel, but the model was trained at {known:.4g}",)
-    return Wanted(size, mpp or known, trained_on, notes)
+    return Wanted(size, mpp or known, covered, notes)
+
+
+def trained_on(session: Session) -> float | None:
+    """Microns that a training image's side covered, in the median; None where the artefact does not say."""
+    covers = session.manifest.coverage if session.manifest else None
+    return covers.microns.median if covers and covers.microns else None
 
 
 def differ(one: float, other: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,16 +117,54 @@ def test_a_source_that_never_knew_its_scale_ends_it(session: Session, tmp_path: 
     assert result.tiles.microns == 16
 
 
+@pytest.fixture(scope="module")
+def trained(session: Session) -> Session:
+    """A session whose model was trained on images of 64 microns."""
+    assert session.manifest is not None
+    assert session.transform is not None
+    manifest = replace(session.manifest, covers={"pixels": [40, 48, 60], "microns": [60, 64, 70]})
+    return Session(session._backend, "cells", manifest, session.labels, session.transform)
+
+
+def test_a_grid_is_of_the_models_own_scale(trained: Session, session: Session) -> None:
+    found = Mapper(trained, Grid()).map(frame(field(), 2.0))
+    assert (found.side, found.microns, found.probabilities.shape[:2]) == (32, 64.0, (3, 5))
+    with pytest.raises(InputError, match="the model does not say its microns a pixel"):
+        Mapper(session, Grid())
+
+
+@pytest.mark.parametrize(
+    ("grid", "mpp", "said"),
+    [
+        (None, 0.5, []),  # the field is as large as a square of 124 pixels
+        (None, 1.0, ["the field covers 123.9 microns, but a training image 64"]),
+        (None, 0.4, ["the field covers 49.57 microns, but a training image 64"]),
+        (Grid(), 1.0, []),
+        (Grid(tiles=1), 1.0, ["a tile covers 96 microns, but a training image 64"]),
+        (Grid(mpp=1.0), 1.0, ["a tile covers 32 microns, but a training image 64"]),
+    ],
+    ids=["right", "too much", "too little", "own", "tiles", "microns"],
+)
+def test_another_scale_than_in_training_is_noted_once(
+    grid: Grid | None, mpp: float, said: list[str], trained: Session, tmp_path: Path
+) -> None:
+    for name in "ab":
+        Image.fromarray(field()).save(tmp_path / f"{name}.png")
+    reports: list[str] = []
+    results = stream(trained, tmp_path, grid=grid, assume_mpp=mpp, keep_all=True, report=reports.append)
+    assert len(list(results)) == 2
+    assert reports == [f"'{tmp_path}': {each}" for each in said]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({}, "either a number of tiles or"),
         ({"tiles": 2, "mpp": 1.0}, "either a number of tiles or"),
         ({"tiles": 0}, "0 tiles along a frame: expected 1 to 64"),
         ({"mpp": 0.0}, "0.0 microns a pixel cannot be"),
         ({"tiles": 2, "frames_a_second": 0.0}, "0.0 frames a second: expected more than 0"),
     ],
-    ids=["neither", "both", "no tile", "no size", "no time"],
+    ids=["both", "no tile", "no size", "no time"],
 )
 def test_what_is_no_grid_is_named(arguments: dict[str, float], said: str) -> None:
     with pytest.raises(InputError) as raised:
@@ -147,8 +186,12 @@ def test_the_command_prints_the_map(bundles: dict[str, Path], tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--tiles", "2", "--mpp", "1"], "give one of them"), (["--fps", "10"], "give --tiles or --mpp, too")],
-    ids=["two sizes", "no tiles"],
+    [
+        (["--tiles", "2", "--mpp", "1"], "give one of them"),
+        (["--grid", "--tiles", "2"], "give one of them"),
+        (["--fps", "10"], "give --grid, --tiles or --mpp, too"),
+    ],
+    ids=["two sizes", "own size and another", "no tiles"],
 )
 def test_options_that_do_not_go_together_are_wrong_usage(options: list[str], said: str) -> None:
     done = CliRunner().invoke(mmdeploy, ["live", "a.fp32", "demo", *options])
