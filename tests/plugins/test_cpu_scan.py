@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import platform
+import re
 import threading
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +35,7 @@ CASES = {
     "long": (1, 40, 37, 17, 16),
 }
 KERNELS = ("avx512", "avx2", "baseline")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 pytestmark = pytest.mark.usefixtures("default_settings")
@@ -305,6 +310,20 @@ def test_the_default_is_the_best_this_machine_has() -> None:
         available.append(name)
     assert available[-1] == "baseline"
     assert cpu.why_unavailable() is None
+
+
+@pytest.mark.skipif(
+    not CPUINFO.is_file() or platform.machine() != "x86_64", reason="Linux tells of x86-64 in /proc/cpuinfo"
+)
+def test_the_kernels_are_those_that_linux_says_the_processor_runs() -> None:
+    found = re.search(r"^flags\s*:\s*(.+)$", CPUINFO.read_text(), re.MULTILINE)
+    assert found is not None
+    flags = set(found.group(1).split())
+    avx2 = flags >= {"avx2", "fma", "f16c"}
+    avx512 = avx2 and flags >= {"avx512f", "avx512vl", "avx512bw", "avx512dq"}
+    for name, expected in {"avx512": avx512, "avx2": avx2, "baseline": True}.items():
+        with nullcontext() if expected else pytest.raises(ValueError, match=f"no '{name}' kernels"):
+            cpu.select_kernels(name)
 
 
 def test_a_missing_or_broken_library_is_explained(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
 #include "block.h"
 
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <new>
 #include <thread>
+
+#include "../../selective_scan/native/aligned_memory.h"
 
 namespace msmamba {
 
@@ -28,24 +29,20 @@ const BlockKernels& block_kernels() {
   return kBaselineBlockKernels;
 }
 
-constexpr size_t kAlignment = 64;
-
-void* allocate(size_t bytes) { return std::aligned_alloc(kAlignment, (bytes + kAlignment) / kAlignment * kAlignment); }
-
 // Memory that a thread keeps from one call to the next: fresh memory costs a page fault every 4 KiB, more than
 // the arithmetic done in it.
 class KeptMemory {
  public:
   KeptMemory() = default;
-  ~KeptMemory() { std::free(memory_); }
+  ~KeptMemory() { free_aligned(memory_); }
   KeptMemory(const KeptMemory&) = delete;
   KeptMemory& operator=(const KeptMemory&) = delete;
 
   // At least `bytes`, contents undefined; null when out of memory.
   void* at_least(size_t bytes) {
     if (bytes > bytes_) {
-      std::free(memory_);
-      memory_ = allocate(bytes);
+      free_aligned(memory_);
+      memory_ = allocate_aligned(bytes);
       bytes_ = memory_ == nullptr ? 0 : bytes;
     }
     return memory_;
@@ -176,16 +173,16 @@ const char* unfit_map(const MapShape& map) {
 PackedOperator::PackedOperator(const OperatorKernels& kernels, const BlockSizes& sizes, void* packed)
     : kernels_(kernels), sizes_(sizes), packed_(packed) {}
 
-PackedOperator::~PackedOperator() { std::free(packed_); }
+PackedOperator::~PackedOperator() { free_aligned(packed_); }
 
 std::unique_ptr<PackedOperator> PackedOperator::create(BlockOperator op, const BlockSizes& sizes,
                                                        const float* const* weights) {
   const OperatorKernels& kernels = block_kernels().operators[static_cast<int>(op)];
-  void* const packed = allocate(kernels.packed_bytes(sizes));
+  void* const packed = allocate_aligned(kernels.packed_bytes(sizes));
   if (packed == nullptr) return nullptr;
   kernels.pack(sizes, weights, packed);
   std::unique_ptr<PackedOperator> made(new (std::nothrow) PackedOperator(kernels, sizes, packed));
-  if (made == nullptr) std::free(packed);
+  if (made == nullptr) free_aligned(packed);
   return made;
 }
 

@@ -1,8 +1,7 @@
 // The door for ctypes to the block's operators: plain functions over pointers, threads from the scan's pool.
+#include "../../selective_scan/native/export.h"
 #include "../../selective_scan/native/thread_pool.h"
 #include "block.h"
-
-#define MSMAMBA_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
 

@@ -1,8 +1,7 @@
 // The door for ctypes to the resize: plain functions over pointers, threads from the scan's pool.
+#include "../../selective_scan/native/export.h"
 #include "../../selective_scan/native/thread_pool.h"
 #include "resize.h"
-
-#define MSMAMBA_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Resizes the part of `picture` (height, width, 3) from `left` and `top` on to a square of `size` pixels: to `pixels`
 // or, through `tables`, to `tensor`; see msmamba::Square. Returns null when done, otherwise what went wrong (a static

@@ -1,8 +1,7 @@
 // The door for ctypes: plain functions over pointers, threads from the pool of thread_pool.h.
+#include "export.h"
 #include "scan.h"
 #include "thread_pool.h"
-
-#define MSMAMBA_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
 

@@ -6,7 +6,8 @@
 // assertions on the table's length per version agree with the count: 101 ReleaseCustomOpDomain (version 1),
 // 265 KernelContext_GetResource (16), 275 SessionOptionsAppendExecutionProvider_OpenVINO_V2 (17).
 //
-// On Linux and macOS, where ORT_API_CALL and the wide-character paths of Windows play no part.
+// Its calling convention on Windows (ORT_API_CALL, __stdcall) is the only one that 64-bit Windows has; none of the slots
+// takes a path, which is of wide characters there.
 #pragma once
 
 #include <cstddef>

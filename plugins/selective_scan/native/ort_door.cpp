@@ -2,6 +2,7 @@
 // native operators of the domain msmamba to the session. They run on the session's own threads.
 #include <mutex>
 
+#include "export.h"
 #include "ort_support.h"
 
 namespace msmamba::ort {
@@ -30,8 +31,8 @@ Status* shared_domain(const Api& api, CustomOpDomain** domain) {
 }  // namespace msmamba::ort
 
 // ONNX Runtime's entry into a library of custom operators.
-extern "C" __attribute__((visibility("default"))) msmamba::ort::Status* RegisterCustomOps(
-    msmamba::ort::SessionOptions* options, const msmamba::ort::ApiBase* base) {
+MSMAMBA_EXPORT msmamba::ort::Status* RegisterCustomOps(msmamba::ort::SessionOptions* options,
+                                                       const msmamba::ort::ApiBase* base) {
   using namespace msmamba::ort;
   const Api* api = base->get_api(kApiVersion);
   if (api == nullptr) {

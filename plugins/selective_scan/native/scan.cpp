@@ -1,9 +1,10 @@
 #include "scan.h"
 
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <new>
+
+#include "aligned_memory.h"
+#include "processor.h"
 
 namespace msmamba {
 
@@ -22,13 +23,9 @@ constexpr const char* kOutOfMemory = "out of memory";
 int runnable_kernels(const Kernels* sets[kMaxSets]) {
   int count = 0;
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-    sets[count++] = &kAvx512Kernels;
-  }
-  if (avx2) sets[count++] = &kAvx2Kernels;
+  const Processor processor = this_processor();
+  if (processor.avx512) sets[count++] = &kAvx512Kernels;
+  if (processor.avx2) sets[count++] = &kAvx2Kernels;
 #endif
   sets[count++] = &kBaselineKernels;
   return count;
@@ -47,11 +44,11 @@ int64_t divided_up(int64_t value, int64_t divisor) { return (value + divisor - 1
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Memory aligned to 64 bytes.
+// Aligned memory, freed at the end of its scope.
 class AlignedBuffer {
  public:
-  explicit AlignedBuffer(size_t bytes) : memory_(std::aligned_alloc(64, (bytes + 63) / 64 * 64)) {}
-  ~AlignedBuffer() { std::free(memory_); }
+  explicit AlignedBuffer(size_t bytes) : memory_(allocate_aligned(bytes)) {}
+  ~AlignedBuffer() { free_aligned(memory_); }
   AlignedBuffer(const AlignedBuffer&) = delete;
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;
 

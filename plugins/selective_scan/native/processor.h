@@ -1,0 +1,38 @@
+// Which instruction sets this processor and its system offer, asked of the processor itself: the compilers' own
+// __builtin_cpu_supports needs a part of their runtime that a library linked elsewhere may lack.
+#pragma once
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace msmamba {
+
+#if defined(__x86_64__)
+
+struct Processor {
+  bool avx2;    // with FMA and F16C, which the kernels of that name use
+  bool avx512;  // F, VL, BW and DQ, beside the former
+};
+
+inline Processor this_processor() {
+  // Intel's Software Developer's Manual, volume 2A, CPUID, and volume 1, 13.3: a register file may be used where
+  // the system saves it, which it says in XCR0.
+  constexpr unsigned kFma = 1u << 12, kOsXsave = 1u << 27, kF16c = 1u << 29;                  // leaf 1, ECX
+  constexpr unsigned kAvx2 = 1u << 5;                                                          // leaf 7, EBX
+  constexpr unsigned kAvx512 = 1u << 16 /* F */ | 1u << 17 /* DQ */ | 1u << 30 /* BW */ | 1u << 31 /* VL */;
+  constexpr unsigned kYmmSaved = 0x06, kZmmSaved = 0xE6;                                       // XCR0
+
+  unsigned eax, ebx, ecx, edx;
+  constexpr unsigned kNeeded = kFma | kOsXsave | kF16c;
+  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & kNeeded) != kNeeded) return {false, false};
+  unsigned saved, upper;
+  asm volatile("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));
+  if ((saved & kYmmSaved) != kYmmSaved) return {false, false};
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (ebx & kAvx2) == 0) return {false, false};
+  return {true, (saved & kZmmSaved) == kZmmSaved && (ebx & kAvx512) == kAvx512};
+}
+
+#endif
+
+}  // namespace msmamba
