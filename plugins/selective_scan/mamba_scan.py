@@ -10,7 +10,7 @@ Dims as in the package: batch, H W map, L = H*W, D channels, N states, K = 4 dir
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -23,9 +23,19 @@ SequenceScan = Callable[..., Tensor]
 (batch, dim, L); A (dim, N); B and C (batch, groups, N, L); D and delta_bias (dim)."""
 
 
-def is_installed() -> bool:
-    """Whether ``mamba_ssm`` is there; it is not imported."""
-    return find_spec("mamba_ssm") is not None
+@cache
+def why_unavailable() -> str | None:
+    """Why ``mamba_ssm``'s kernel cannot run, None where it loads; importing it is the only way to know."""
+    try:
+        from mamba_ssm.ops import selective_scan_interface  # noqa: F401  # only whether it loads
+    except ModuleNotFoundError as error:
+        if error.name == "mamba_ssm":
+            return "mamba_ssm is not installed"
+        return f"mamba_ssm does not load ({error})"
+    # What its extension raises where it was built for another PyTorch, Python or CUDA.
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return f"mamba_ssm does not load ({(str(error).splitlines() or [type(error).__name__])[0]})"
+    return None
 
 
 def selective_scan_2d(

@@ -3,11 +3,12 @@
 Importing this module registers the operator with its gradient and its shape rule, so that autograd,
 ``torch.compile`` and ``torch.export`` treat it as one node. Shapes and meaning: the package's contract.
 
-On the CPU it runs the compiled scan (`cpu`). On CUDA it runs ``mamba_ssm``'s kernel where that is installed
-(`mamba_scan`), forward and backward; else the Triton kernel (`triton_scan`), which has no backward: gradients
-then come from the plain recurrence, slowly, so train with ``mamba_ssm``. The plain recurrence (`reference`)
-computes what none of them takes: float64, other devices, and machines where the package was installed without
-a compiler. Whatever is slow is said once. Nothing on CUDA has been executed yet.
+On the CPU it runs the compiled scan (`cpu`). On CUDA it runs ``mamba_ssm``'s kernel where that loads
+(`mamba_scan`), forward and, outside of compiled graphs, backward; else the Triton kernel (`triton_scan`),
+which has no backward: gradients then come from the plain recurrence, slowly, so train with ``mamba_ssm``. The
+plain recurrence (`reference`) computes what none of them takes: float64, other devices, and machines where
+the package was installed without a compiler. Whatever is slow is said once. Nothing on CUDA has been executed
+yet.
 """
 
 from __future__ import annotations
@@ -114,13 +115,13 @@ def selective_scan_2d_backward(
     """
     inputs = (x, delta, A, B, C, D, delta_bias)
     chosen = _implementation(x, A, D, delta_bias)
-    if chosen == "mamba_ssm":
-        with torch.enable_grad():
-            leaves = tuple(tensor.detach().requires_grad_() for tensor in inputs)
-            y = mamba_scan.selective_scan_2d(*leaves)  # type: ignore[arg-type]  # mypy counts no starred ones
-        return torch.autograd.grad(y, leaves, grad)  # type: ignore[return-value]  # as many as leaves
+    if chosen == "mamba_ssm":  # otherwise `_backward` computes it
+        _warn_slow("mamba_ssm's backward does not run inside a compiled graph: train without torch.compile")
     if chosen == "triton":
-        _warn_slow("the Triton scan has no backward: install mamba_ssm to train on CUDA")
+        _warn_slow(
+            f"the Triton scan has no backward, and {mamba_scan.why_unavailable()}: "
+            "install mamba_ssm to train on CUDA"
+        )
     if chosen != "cpu":
         return reference.selective_scan_2d_backward(grad, *inputs)
     held = [tensor.float().contiguous() for tensor in (grad, *inputs)]
@@ -180,18 +181,19 @@ def _implementation(x: Tensor, A: Tensor, *states: Tensor) -> str:
 @cache
 def _cuda_implementation(dtype: torch.dtype, states: int, compute_capability: int) -> tuple[str, str]:
     """What runs a scan on CUDA, and why nothing faster, which is empty where something fast does."""
-    if mamba_scan.is_installed():
+    obstacle = mamba_scan.why_unavailable()
+    if obstacle is None:
         return "mamba_ssm", ""
-    wrong = []
+    wrong = [obstacle]
     if find_spec("triton") is None:
-        wrong.append("neither mamba_ssm nor triton is installed")
+        wrong.append("triton is not installed")
     if dtype == torch.bfloat16:
         wrong.append("the Triton scan takes float32 and float16, not bfloat16")
     if states < 2 or states & (states - 1):
         wrong.append(f"the Triton scan takes a power of two of states, not {states}")
     if compute_capability not in BLOCK_SHAPES:
         wrong.append(f"the Triton scan has no blocks for compute capability {compute_capability / 10:.1f}")
-    return ("reference", "; ".join(wrong)) if wrong else ("triton", "")
+    return ("reference", "; ".join(wrong)) if len(wrong) > 1 else ("triton", "")
 
 
 @cache
@@ -220,7 +222,17 @@ def _save_inputs(
 
 
 def _backward(ctx: Any, grad: Tensor) -> Gradients:
-    return selective_scan_2d_backward(grad, *ctx.saved_tensors)
+    inputs = ctx.saved_tensors
+    x, _, A, _, _, D, delta_bias = inputs
+    # Tracing hands in tensors of its own kinds, and what they go through must be one operator.
+    is_traced = torch.compiler.is_compiling() or type(grad) is not Tensor
+    if not is_traced and _implementation(x, A, D, delta_bias) == "mamba_ssm":
+        # Here and not in the operator: its body runs below autograd, which records nothing there.
+        with torch.enable_grad():
+            leaves = tuple(tensor.detach().requires_grad_() for tensor in inputs)
+            y = mamba_scan.selective_scan_2d(*leaves)
+        return torch.autograd.grad(y, leaves, grad)  # type: ignore[return-value]  # as many as leaves
+    return selective_scan_2d_backward(grad, *inputs)
 
 
 selective_scan_2d.register_autograd(_backward, setup_context=_save_inputs)

@@ -46,6 +46,13 @@ def constants(kernel: str, states: int, block: BlockShape) -> dict[str, int]:
     return {"STATES": states, "BLOCK": block.channels, "STEPS": block.steps}
 
 
+def _options(kernel: str) -> dict[str, Any]:
+    """How Triton compiles a kernel, ahead of time and at its first launch alike."""
+    warps = SUM_WARPS if kernel == "sum_directions" else 1
+    # Fused multiply-add is asked for explicitly: Triton's default changes in 3.10.
+    return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+
+
 def compile_kernel(name: str, element_type: str, states: int, compute_capability: int) -> Any:
     """Compiles one kernel for one compute capability, without a GPU.
 
@@ -78,13 +85,11 @@ def compile_kernel(name: str, element_type: str, states: int, compute_capability
         constexprs={(function.arg_names.index(key),): value for key, value in fixed.items()},
         attrs={(i,): [["tt.divisibility", POINTER_ALIGNMENT]] for i in range(len(pointers))},
     )
-    warps = SUM_WARPS if name == "sum_directions" else 1
-    # Fused multiply-add is asked for explicitly: Triton's default changes in 3.10.
-    options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+    target = GPUTarget("cuda", compute_capability, WARP)
     with triton.knobs.compilation.scope():
         # Line information would double the machine code and put this machine's paths into engines.
         triton.knobs.compilation.disable_line_info = True
-        return triton.compile(source, target=GPUTarget("cuda", compute_capability, WARP), options=options)
+        return triton.compile(source, target=target, options=_options(name))
 
 
 def _hidden_pointers(name: str, ptx: str) -> int:
@@ -163,10 +168,12 @@ def selective_scan_2d(
     y = torch.empty_like(x)
     tensors = {"x": x, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias, "y": y}
     for array, offset in plan.workspace_addresses(0).items():
-        tensors[array] = workspace[offset // FLOAT32_BYTES :]
-    for launch in plan.launches:
-        pointers = [tensors[name] for name in KERNEL_POINTERS[launch.kernel]]
-        fixed = constants(launch.kernel, shape.states, block)
-        warps = SUM_WARPS if launch.kernel == "sum_directions" else 1
-        KERNELS[launch.kernel][launch.grid](*pointers, *launch.scalars, **fixed, num_warps=warps)
+        start = offset // FLOAT32_BYTES
+        tensors[array] = workspace.narrow(0, start, workspace.numel() - start)
+    with torch.cuda.device_of(x):  # Triton launches on the current device, whosever the tensors are
+        for launch in plan.launches:
+            pointers = [tensors[name] for name in KERNEL_POINTERS[launch.kernel]]
+            fixed = constants(launch.kernel, shape.states, block)
+            kernel = KERNELS[launch.kernel][launch.grid]
+            kernel(*pointers, *launch.scalars, **fixed, **_options(launch.kernel))
     return y

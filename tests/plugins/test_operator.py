@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from msmamba.plugins.selective_scan import DIRECTIONS, mamba_scan, operator, reference
 from msmamba.plugins.selective_scan.operator import selective_scan_2d
@@ -176,6 +184,59 @@ def test_the_scan_by_sequences_is_the_scan_in_value_and_gradient(
         torch.testing.assert_close(found, truth, msg=name)
 
 
+@pytest.fixture
+def played_mamba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """``mamba_ssm`` that scans on the CPU, taken for every tensor."""
+    interface = ModuleType("mamba_ssm.ops.selective_scan_interface")
+    interface.selective_scan_fn = sequence_scan  # type: ignore[attr-defined]  # what mamba_ssm's module has
+    monkeypatch.setitem(sys.modules, "mamba_ssm", ModuleType("mamba_ssm"))
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops", ModuleType("mamba_ssm.ops"))
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    monkeypatch.setattr(operator, "_implementation", lambda *tensors: "mamba_ssm")
+    operator._warn_slow.cache_clear()
+    yield
+    operator._warn_slow.cache_clear()
+
+
+@pytest.mark.usefixtures("played_mamba")
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["eager", "compiled"])
+def test_the_operator_has_gradients_where_mamba_runs_it(is_compiled: bool) -> None:
+    inputs = [tensor.requires_grad_() for tensor in arguments(dtype=torch.float64)]
+    plain = [tensor.detach() for tensor in inputs]
+    grad = torch.linspace(-1, 1, inputs[0].numel(), dtype=torch.float64).view_as(inputs[0])
+    if is_compiled:
+        y = torch.compile(selective_scan_2d, backend="aot_eager")(*inputs)
+        told = pytest.warns(RuntimeWarning, match="mamba_ssm's backward does not run inside a compiled")
+    else:
+        y, told = selective_scan_2d(*inputs), nullcontext()
+    torch.testing.assert_close(y, reference.selective_scan_2d(*plain))
+    with told:
+        found = torch.autograd.grad(y, inputs, grad)
+    expected = reference.selective_scan_2d_backward(grad, *plain)
+    for name, ours, truth in zip(NAMES, found, expected, strict=True):
+        torch.testing.assert_close(ours, truth, msg=name)
+
+
+def test_an_install_of_mamba_that_does_not_load_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mamba_ssm" / "ops").mkdir(parents=True)
+    module = tmp_path / "mamba_ssm" / "ops" / "selective_scan_interface.py"
+    module.write_text("raise ImportError('selective_scan_cuda.so: undefined symbol: _ZN3c105Error')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for function in (mamba_scan.why_unavailable, operator._cuda_implementation):
+        function.cache_clear()
+    try:
+        chosen, obstacle = operator._cuda_implementation(torch.bfloat16, 16, 89)
+    finally:
+        for function in (mamba_scan.why_unavailable, operator._cuda_implementation):
+            function.cache_clear()
+        for name in [name for name in sys.modules if name.partition(".")[0] == "mamba_ssm"]:
+            del sys.modules[name]
+    assert chosen == "reference"
+    assert obstacle.startswith("mamba_ssm does not load (selective_scan_cuda.so: undefined symbol")
+
+
 @pytest.mark.parametrize(
     ("installed", "scan", "expected"),
     [
@@ -186,7 +247,7 @@ def test_the_scan_by_sequences_is_the_scan_in_value_and_gradient(
         pytest.param(
             set(),
             (torch.float32, 16, 89),
-            ("reference", "neither mamba_ssm nor triton is installed"),
+            ("reference", "mamba_ssm is not installed; triton is not installed"),
             id="nothing-installed",
         ),
         pytest.param(
@@ -194,6 +255,7 @@ def test_the_scan_by_sequences_is_the_scan_in_value_and_gradient(
             (torch.bfloat16, 5, 70),
             (
                 "reference",
+                "mamba_ssm is not installed; "
                 "the Triton scan takes float32 and float16, not bfloat16; "
                 "the Triton scan takes a power of two of states, not 5; "
                 "the Triton scan has no blocks for compute capability 7.0",
@@ -208,13 +270,57 @@ def test_what_runs_on_cuda_is_chosen_by_what_is_there(
     expected: tuple[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (mamba_scan, operator):
-        monkeypatch.setattr(module, "find_spec", lambda name: name in installed or None)
+    monkeypatch.setattr(operator, "find_spec", lambda name: name in installed or None)
+    obstacle = None if "mamba_ssm" in installed else "mamba_ssm is not installed"
+    monkeypatch.setattr(mamba_scan, "why_unavailable", lambda: obstacle)
     operator._cuda_implementation.cache_clear()
     try:
         assert operator._cuda_implementation(*scan) == expected
     finally:
         operator._cuda_implementation.cache_clear()
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors_and_compiled_as_ahead_of_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from msmamba.plugins.selective_scan import triton_scan
+
+    current = [0]
+    launches: list[tuple[str, int, dict[str, Any]]] = []
+    ahead: dict[str, dict[str, Any]] = {}
+
+    def exchange(device: int) -> int:
+        before = current[0]
+        if device >= 0:
+            current[0] = device
+        return before
+
+    def recording(name: str) -> dict[Any, Any]:
+        def launch(*arguments: Any, **named: Any) -> None:
+            options = {key: value for key, value in named.items() if key.islower()}
+            launches.append((name, current[0], options))
+
+        return defaultdict(lambda: launch)  # any grid
+
+    def compiled(source: Any, target: Any, options: dict[str, Any]) -> None:
+        ahead[source.fn.__name__] = options
+
+    monkeypatch.setattr(triton_scan.triton, "compile", compiled)
+    for name in triton_scan.KERNELS:
+        triton_scan.compile_kernel(name, "float32", 16, 86)
+    device = SimpleNamespace(major=8, minor=6, multi_processor_count=128)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device_of_x: device)
+    monkeypatch.setattr(torch.cuda, "_exchange_device", exchange)
+    monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", exchange)
+    monkeypatch.setattr(triton_scan, "KERNELS", {name: recording(name) for name in triton_scan.KERNELS})
+    with FakeTensorMode():  # tensors of a second GPU, of which there is none
+        inputs = [tensor.to("cuda:1") for tensor in arguments(1, 56, 56, 24, 16)]
+        y = triton_scan.selective_scan_2d(*inputs)  # type: ignore[arg-type]  # mypy counts no starred ones
+    assert y.device == torch.device("cuda:1")
+    assert [name for name, _, _ in launches] == ["chunk_state", "scan", "sum_directions"]
+    assert {device for _, device, _ in launches} == {1}
+    assert {name: options for name, _, options in launches} == ahead
+    assert current == [0]
 
 
 @pytest.mark.gpu
