@@ -8,10 +8,15 @@ meaning. Which of the two happened, and why, is in `OnnxRuntimeBackend.path`.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import mmap
+import os
 import re
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -35,12 +40,16 @@ PROVIDERS = ("auto", "engine", "cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
 """What may be insisted on; ``engine`` is the bundle's own, and not ONNX Runtime's."""
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_TENSORRT = "TensorrtExecutionProvider"
+# On by default: float32 products would round their inputs to 10 bits of mantissa, as our engines do not.
+_OPTIONS = {_CUDA: {"use_tf32": "0"}}
+_ASK_DOCTOR = "'mmdeploy doctor' shows the driver and libraries that it needs"
 NV_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 """Module that brings the provider to an ONNX Runtime that lacks it."""
 GPU_PROVIDERS = {
     "cuda": (_CUDA, "pip install onnxruntime-gpu in place of onnxruntime"),
     "tensorrt": (
-        "TensorrtExecutionProvider",
+        _TENSORRT,
         "pip install onnxruntime-gpu in place of onnxruntime, and TensorRT of the version that it asks for",
     ),
     "nv-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
@@ -86,7 +95,7 @@ class OnnxRuntimeBackend:
         Args:
             model: the file's content, or its path (which weights kept in files beside it need).
             name: what messages call the artefact.
-            device: ``auto`` (CUDA where it works, else the CPU), ``cpu`` or ``cuda``.
+            device: ``auto`` (CUDA where it starts, else the CPU, and `path` says why), ``cpu`` or ``cuda``.
             threads: CPU threads; None takes every core that this process may use.
             kernels: ``auto`` (native where they are built, on the CPU), ``native`` or ``functions``.
             provider: one of `PROVIDERS` but ``engine``.
@@ -102,29 +111,27 @@ class OnnxRuntimeBackend:
         )
         threads = machine.threads_to_use(threads)
         runtime = import_onnxruntime()
-        options = runtime.SessionOptions()
-        providers = _providers(runtime, options, device, provider)
-        options.intra_op_num_threads = threads
-        options.log_severity_level = _LOG_NOTHING_BUT_FATAL
-        options.add_session_config_entry(*_IDLE_THREADS_SLEEP)
-        obstacle = _why_not_native(options, kernels, providers)
+        is_free = device == provider == "auto"
+        if is_free:
+            # Native kernels are for the CPU, so who asks for them asks for it.
+            may_be_cuda = kernels != "native" and _CUDA in runtime.get_available_providers()
+            provider = "cuda" if may_be_cuda else "cpu"
+        not_cuda = ""
         try:
-            # No fallback: ONNX Runtime would print a banner and try the same again.
-            # One that `options` has from a plugin must not be named again, nor must another be.
-            plugged = providers[0] not in runtime.get_available_providers()
-            named = None if plugged else providers
-            session = runtime.InferenceSession(model, options, providers=named, enable_fallback=False)
-            self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
-            interface = _interface(session, name)
-        except UnicodeDecodeError as error:
-            raise ArtefactError(f"'{name}' holds names that are not text: copy or export it again") from error
-        except _errors() as error:
-            raise ArtefactError(f"ONNX Runtime cannot load '{name}': {_first_line(error)}") from error
-        self.provider = _provider_in_use(session, providers, insisted=device == "cuda" or provider != "auto")
+            loaded = _load(runtime, model, name, threads, device, kernels, provider)
+        except (ArtefactError, BackendError) as error:
+            if not (is_free and provider == "cuda"):
+                raise
+            # Opened anew, since the session that fell back to the CPU by itself lacks the native kernels.
+            loaded = _load(runtime, model, name, threads, device, kernels, "cpu")
+            not_cuda = f"; {error}"
+        interface = loaded.interface
+        self.provider = loaded.provider
+        self.metadata: Mapping[str, str] = loaded.metadata
         self._answer = _answer(model, name)
-        self.path = _path(self.provider, obstacle, self._answer)
+        self.path = _path(self.provider, loaded.no_native_kernels, self._answer) + not_cuda
         self._name = name
-        self._session: onnxruntime.InferenceSession | None = session
+        self._session: onnxruntime.InferenceSession | None = loaded.session
         self._input, self._output = interface.image, interface.logits
         self.max_batch, self.image_size = interface.max_batch, interface.image_size
         self.classes, self.features = interface.classes, interface.features
@@ -222,7 +229,7 @@ def _providers(runtime: Any, options: Any, device: str, provider: str) -> list[s
                 f"device 'cuda' needs ONNX Runtime with CUDA; this one offers {', '.join(available)}: "
                 f"{GPU_PROVIDERS['cuda'][1]}, or use --device cpu"
             )
-        return [_CUDA, _CPU] if device != "cpu" and _CUDA in available else [_CPU]
+        return [_CUDA, _CPU] if device == "cuda" else [_CPU]
     if (provider == "cpu") != (device == "cpu") and device != "auto":
         raise BackendError(f"provider '{provider}' and device '{device}' exclude each other: leave one out")
     if provider == "cpu":
@@ -259,14 +266,90 @@ def _add_nv_plugin(runtime: Any, options: Any) -> bool:
     return True
 
 
-def _provider_in_use(session: Any, providers: list[str], insisted: bool) -> str:
+class _Interface(NamedTuple):
+    image: str
+    """The input's name."""
+    logits: str
+    """The first output's name."""
+    max_batch: int | None
+    image_size: int | None
+    classes: int
+    features: int | None
+
+
+class _Loaded(NamedTuple):
+    session: Any
+    provider: str
+    metadata: Mapping[str, str]
+    interface: _Interface
+    no_native_kernels: str | None
+    """Why the native kernels do not run."""
+
+
+def _load(
+    runtime: Any, model: bytes | str, name: str, threads: int, device: str, kernels: str, provider: str
+) -> _Loaded:
+    """A session on the provider asked for, and on no other.
+
+    Raises:
+        BackendError: the provider, or the kernels, asked for cannot be had.
+        ArtefactError: ONNX Runtime cannot load the model, or it is no image classifier.
+    """
+    options = runtime.SessionOptions()
+    providers = _providers(runtime, options, device, provider)
+    needs_cuda = providers[0] in (_CUDA, _TENSORRT)
+    missing = _start_cuda(runtime, providers[0]) if needs_cuda else ""
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _LOG_NOTHING_BUT_FATAL
+    options.add_session_config_entry(*_IDLE_THREADS_SLEEP)
+    no_native_kernels = _why_not_native(options, kernels, providers)
+    try:
+        # No fallback: ONNX Runtime would print a banner and try the same again.
+        # One that `options` has from a plugin must not be named again, nor must another be.
+        plugged = providers[0] not in runtime.get_available_providers()
+        named = None if plugged else [(each, _OPTIONS.get(each, {})) for each in providers]
+        session = runtime.InferenceSession(model, options, providers=named, enable_fallback=False)
+        metadata = session.get_modelmeta().custom_metadata_map
+        interface = _interface(session, name)
+    except UnicodeDecodeError as error:
+        raise ArtefactError(f"'{name}' holds names that are not text: copy or export it again") from error
+    except _errors() as error:
+        raise ArtefactError(f"ONNX Runtime cannot load '{name}': {_first_line(error)}") from error
     found: str = session.get_providers()[0]
-    if insisted and found != providers[0]:
-        raise BackendError(
-            f"{providers[0]} was asked for, but ONNX Runtime could not start it: "
-            "'mmdeploy doctor' shows the driver and libraries that it needs"
-        )
-    return found
+    if found != providers[0]:
+        raise BackendError(f"{providers[0]} does not start{missing}: {_ASK_DOCTOR}")
+    return _Loaded(session, found, metadata, interface, no_native_kernels)
+
+
+def _start_cuda(runtime: Any, provider: str) -> str:
+    """Readies CUDA for a provider; what its libraries lack, in words that go on from "does not start".
+
+    Raises:
+        BackendError: there is no driver, or no GPU.
+    """
+    library = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError as error:
+        raise BackendError(f"{provider} does not start: no {library}, NVIDIA's driver") from error
+    count = ctypes.c_int()
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if status or not count.value:
+        why = f"NVIDIA's driver gives error {status}" if status else "NVIDIA's driver shows no GPU"
+        raise BackendError(f"{provider} does not start: {why}: check nvidia-smi and CUDA_VISIBLE_DEVICES")
+    return _preload(runtime)
+
+
+@cache
+def _preload(runtime: Any) -> str:
+    """Loads the CUDA libraries that pip installed, which the system's loader does not find."""
+    preload = getattr(runtime, "preload_dlls", None)  # from 1.21 on
+    if preload is None:
+        return ""
+    with redirect_stdout(StringIO()) as printed:  # where it says what it could not load
+        preload()
+    failures = [line for line in printed.getvalue().splitlines() if line.startswith("Failed to load")]
+    return f" ({failures[0]})" if failures else ""
 
 
 def register_native_kernels(options: onnxruntime.SessionOptions) -> str | None:
@@ -335,17 +418,6 @@ def _logarithms(probabilities: NDArray[np.float32], name: str) -> NDArray[np.flo
             "export it without that layer"
         )
     return np.log(np.maximum(rows, np.finfo(np.float32).tiny)).astype(np.float32)
-
-
-class _Interface(NamedTuple):
-    image: str
-    """The input's name."""
-    logits: str
-    """The first output's name."""
-    max_batch: int | None
-    image_size: int | None
-    classes: int
-    features: int | None
 
 
 def _interface(session: Any, name: str) -> _Interface:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +23,13 @@ from PIL import Image
 import msmamba
 from msmamba.errors import ArtefactError, BackendError, ImageError, InputError
 from msmamba.images import Transform, read_image
-from msmamba.runtime import Prediction, Session, open_session
+from msmamba.plugins.selective_scan import cpu
+from msmamba.runtime import Prediction, Session, onnxruntime_backend, open_session
 
 from .conftest import LABELS, SIZE, classifier, manifest
+
+CTYPES = {"c_int": ctypes.c_int, "byref": ctypes.byref}
+"""What a played driver leaves of the module."""
 
 
 @pytest.fixture
@@ -450,6 +457,122 @@ def test_cuda_without_cuda_says_what_to_install(bundle: Path, monkeypatch: pytes
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(BackendError, match="pip install onnxruntime-gpu"):
         open_session(bundle, device="cuda")
+
+
+@pytest.fixture
+def played_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """ONNX Runtime with CUDA and a driver with one GPU; CUDA's libraries are not all there, so that a session
+    falls back to the CPU, as `onnxruntime-gpu` does. Gives the providers of each session."""
+    import onnxruntime
+
+    asked: list[Any] = []
+    open_one = onnxruntime.InferenceSession
+
+    def session(model: Any, options: Any, providers: Any, **named: Any) -> Any:
+        asked.append(providers)
+        return open_one(model, options, providers=["CPUExecutionProvider"], **named)
+
+    def count(pointer: Any) -> int:
+        pointer._obj.value = 1
+        return 0
+
+    driver = SimpleNamespace(cuInit=lambda flags: 0, cuDeviceGetCount=count)
+    offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    missing = "Failed to load libcublasLt.so.13: cannot open shared object file"
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: offered)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(missing))
+    monkeypatch.setattr(onnxruntime_backend, "ctypes", SimpleNamespace(CDLL=lambda name: driver, **CTYPES))
+    onnxruntime_backend._preload.cache_clear()
+    yield asked
+    onnxruntime_backend._preload.cache_clear()
+
+
+def test_cuda_that_does_not_start_leaves_the_native_kernels(
+    bundle: Path, played_cuda: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_session(bundle, device="cpu") as session:
+        on_cpu = session.path
+    played_cuda.clear()
+    with open_session(bundle) as session:
+        assert session.path == (
+            f"{on_cpu}; CUDAExecutionProvider does not start (Failed to load libcublasLt.so.13: cannot open "
+            "shared object file): 'mmdeploy doctor' shows the driver and libraries that it needs"
+        )
+    plain_float32 = ("CUDAExecutionProvider", {"use_tf32": "0"})
+    assert played_cuda == [
+        [plain_float32, ("CPUExecutionProvider", {})],
+        [("CPUExecutionProvider", {})],
+    ]
+    assert capsys.readouterr().out == ""  # where commands write their answers
+
+
+@pytest.mark.parametrize("options", [{"device": "cuda"}, {"provider": "cuda"}], ids=["device", "provider"])
+def test_cuda_that_is_asked_for_and_does_not_start_says_why(
+    bundle: Path, played_cuda: list[Any], options: dict[str, str]
+) -> None:
+    with pytest.raises(
+        BackendError, match=r"CUDAExecutionProvider does not start \(Failed to load libcublas"
+    ):
+        open_session(bundle, **options)
+
+
+def test_cuda_that_breaks_leaves_the_native_kernels(
+    bundle: Path, played_cuda: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+
+    falls_back = onnxruntime.InferenceSession
+
+    def breaks(model: Any, options: Any, providers: Any, **named: Any) -> Any:
+        if len(providers) > 1:
+            raise RuntimeException("CUDA failure 35: CUDA driver version is insufficient")
+        return falls_back(model, options, providers, **named)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", breaks)
+    with open_session(bundle, device="cpu") as session:
+        on_cpu = session.path
+    with open_session(bundle) as session:
+        assert session.path.startswith(f"{on_cpu}; ONNX Runtime cannot load ")
+        assert session.path.endswith("CUDA failure 35: CUDA driver version is insufficient")
+
+
+@pytest.mark.parametrize(
+    ("driver", "message"),
+    [
+        pytest.param(None, r"no (nvcuda\.dll|libcuda\.so\.1), NVIDIA's driver", id="no-driver"),
+        pytest.param((100, 0), "NVIDIA's driver gives error 100: check nvidia-smi", id="driver-fails"),
+        pytest.param((0, 0), "NVIDIA's driver shows no GPU: check nvidia-smi", id="no-gpu"),
+    ],
+)
+def test_without_a_gpu_no_session_is_tried_on_cuda(
+    bundle: Path,
+    played_cuda: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    driver: tuple[int, int] | None,
+    message: str,
+) -> None:
+    def library(name: str) -> Any:
+        if driver is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        return SimpleNamespace(cuInit=lambda flags: driver[0], cuDeviceGetCount=lambda pointer: 0)
+
+    monkeypatch.setattr(onnxruntime_backend, "ctypes", SimpleNamespace(CDLL=library, **CTYPES))
+    with pytest.raises(BackendError, match=message):
+        open_session(bundle, device="cuda")
+    with open_session(bundle) as session:
+        assert re.search(message, session.path)
+        assert session.path.startswith("onnxruntime CPU, ")
+    assert played_cuda == [[("CPUExecutionProvider", {})]]
+
+
+def test_native_kernels_asked_for_are_run_where_they_can_be(bundle: Path, played_cuda: list[Any]) -> None:
+    if cpu.why_unavailable() is not None:
+        pytest.skip("the native library is not built")
+    with open_session(bundle, kernels="native") as session:
+        assert "native kernels" in session.path
+    assert played_cuda == [[("CPUExecutionProvider", {})]]
 
 
 @pytest.mark.parametrize(
