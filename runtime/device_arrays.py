@@ -6,6 +6,7 @@ address, and the stream on which the content is produced.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,24 +55,34 @@ class DeviceArray:
         if interface is None:
             return None
         try:
-            return cls._read(interface)
+            return cls._read(interface, _stream_of(value))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"'image' has a {ATTRIBUTE} that cannot be read: {error!r}") from error
 
     @classmethod
-    def _read(cls, interface: Mapping[str, Any]) -> DeviceArray:
+    def _read(cls, interface: Mapping[str, Any], unsaid: int) -> DeviceArray:
         if interface.get("mask") is not None:
             raise InputError("'image' is a masked array: expected one without a mask")
         shape = tuple(int(length) for length in interface["shape"])
         dtype = np.dtype(interface["typestr"])
         address, _ = interface["data"]
         strides = interface.get("strides")
-        # Without an entry nobody said: PyTorch and PyCUDA work on the legacy default stream unless told.
-        stream = interface.get("stream", LEGACY_DEFAULT_STREAM)
+        stream = interface.get("stream", unsaid)
         if stream == 0:
             raise InputError("'image' names stream 0, which is ambiguous: expected 1, 2 or a stream's handle")
         contiguous = strides is None or _is_c_order(shape, strides, dtype.itemsize)
         return cls(shape, dtype, int(address), None if stream is None else int(stream), contiguous)
+
+
+def _stream_of(value: Any) -> int:
+    """The stream that an array is made on whose interface names none, as PyTorch's and PyCUDA's do not.
+
+    PyTorch works on its current stream, PyCUDA on the legacy default stream unless told.
+    """
+    torch = sys.modules.get("torch")  # not imported here: without it, nothing is a tensor of its
+    if torch is None or not isinstance(value, torch.Tensor):
+        return LEGACY_DEFAULT_STREAM
+    return int(torch.cuda.current_stream(value.device).cuda_stream) or LEGACY_DEFAULT_STREAM
 
 
 def _is_c_order(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:

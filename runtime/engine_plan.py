@@ -1,10 +1,10 @@
 """What can be read off a TensorRT plan without loading it, and whether this machine runs it.
 
 A plan is checked before TensorRT gets it, because TensorRT answers late, for a person to read in a log, or
-not at all. Of both libraries' plans the first bytes are known: a magic number, and at offset 16 the plan's
-size. TensorRT-RTX says more (measured with 1.7.1, whose header is 64 bytes): its version at offset 24, and at
-offset 32 a bit for each compute capability. A plan of TensorRT says no more than its name; there its manifest
-speaks, and the compute capabilities of the scan kernels inside.
+not at all. Both libraries' plans begin with a magic number. TensorRT-RTX says more (measured with 1.7.1,
+whose header is 64 bytes): the plan's size at offset 16, its version at offset 24, and at offset 32 a bit for
+each compute capability. A plan of TensorRT says no more than its name; there its manifest speaks, and the
+compute capabilities of the scan kernels inside.
 
 TensorRT-RTX has a check of its own, ``Runtime.get_engine_validity``. It is not used: without a driver it
 answers that an engine is invalid and gives no reason, and users report the same of engines that run.
@@ -64,11 +64,12 @@ class Plan:
         library = ENGINE_MAGICS.get(content[:4])
         if library is None:
             raise ArtefactError(f"'{name}' is no TensorRT engine: it begins with {content[:4]!r}")
-        size = int.from_bytes(content[_SIZE], "little")
-        if len(content) < max(_HEADER_BYTES, size):
+        size = _HEADER_BYTES
+        if library == "tensorrt_rtx":
+            size = max(size, int.from_bytes(content[_SIZE], "little"))
+        if len(content) < size:
             raise ArtefactError(
-                f"'{name}' is a truncated engine: {len(content)} of {max(_HEADER_BYTES, size)} bytes: "
-                "copy or build it again"
+                f"'{name}' is a truncated engine: {len(content)} of {size} bytes: copy or build it again"
             )
         start = content.find(_KERNELS_PREFIX)
         named = content[start : start + _LONGEST_NAME].split(b"\n")[0] if start >= 0 else b""

@@ -157,8 +157,9 @@ class LoadedEngine:
         return not self._rtx or bool(self._context.is_stream_capturable(stream))
 
     def runtime_cache(self) -> bytes | None:
-        """TensorRT-RTX's compiled kernels, for a later `start`; None for TensorRT, which compiles none."""
-        return None if self._cache is None else bytes(self._cache.serialize())
+        """TensorRT-RTX's compiled kernels, for a later `start`; None where it has none, as TensorRT."""
+        content = None if self._cache is None else self._cache.serialize()
+        return None if content is None else bytes(content)
 
     def close(self) -> None:
         """Frees everything, in the order in which one part uses the other."""

@@ -433,7 +433,13 @@ def _configure(
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatibility != "none":
         level = options.hardware_compatibility.replace("-", "_").upper()
-        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
+        levels = trt.HardwareCompatibilityLevel
+        if not hasattr(levels, level):
+            raise ExportError(
+                f"TensorRT {trt.__version__} has no hardware compatibility "
+                f"'{options.hardware_compatibility}': take 'none' or 'ampere-plus', or a newer TensorRT"
+            )
+        config.hardware_compatibility_level = getattr(levels, level)
     (image,) = (network.get_input(i) for i in range(network.num_inputs))
     if image.name != INPUT:
         raise ExportError(f"the model's input is {image.name!r}, expected {INPUT!r}: export it with mmdeploy")

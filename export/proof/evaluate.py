@@ -311,7 +311,8 @@ def _checkpoint_classifier(
     network = checkpoint.network.to(device)
 
     def predict(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        with torch.inference_mode():
+        # Without TF32, in which convolutions on CUDA would differ from every exported file by 1e-3.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             logits: npt.NDArray[np.float32] = network(torch.from_numpy(images).to(device)).cpu().numpy()
         return logits
 

@@ -227,6 +227,8 @@ def _backward(ctx: Any, grad: Tensor) -> Gradients:
     # Tracing hands in tensors of its own kinds, and what they go through must be one operator.
     is_traced = torch.compiler.is_compiling() or type(grad) is not Tensor
     if not is_traced and _implementation(x, A, D, delta_bias) == "mamba_ssm":
+        if torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError("mamba_ssm's backward adds by atomics and has no deterministic algorithm")
         # Here and not in the operator: its body runs below autograd, which records nothing there.
         with torch.enable_grad():
             leaves = tuple(tensor.detach().requires_grad_() for tensor in inputs)

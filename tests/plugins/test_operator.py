@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from msmamba.errors import BackendError
+from msmamba.model.training.loop import deterministic_algorithms
 from msmamba.plugins.selective_scan import DIRECTIONS, mamba_scan, operator, reference
 from msmamba.plugins.selective_scan.operator import selective_scan_2d
 
@@ -215,6 +217,17 @@ def test_the_operator_has_gradients_where_mamba_runs_it(is_compiled: bool) -> No
     expected = reference.selective_scan_2d_backward(grad, *plain)
     for name, ours, truth in zip(NAMES, found, expected, strict=True):
         torch.testing.assert_close(ours, truth, msg=name)
+
+
+@pytest.mark.usefixtures("played_mamba")
+def test_deterministic_training_by_mamba_is_refused() -> None:
+    """In the words by which training tells such an error from others."""
+    y = selective_scan_2d(*(tensor.requires_grad_() for tensor in arguments()))
+    with (
+        pytest.raises(BackendError, match="cannot be deterministic: mamba_ssm's backward adds by atomics"),
+        deterministic_algorithms(True),
+    ):
+        y.sum().backward()
 
 
 def test_an_install_of_mamba_that_does_not_load_is_not_taken(

@@ -154,8 +154,8 @@ def test_the_command_keeps_to_an_engine_without_the_plugin(rtx: Any) -> None:
 
 
 def full_tensorrt(content: bytes = b"") -> bytes:
-    """A plan of TensorRT as far as it is known: name and size."""
-    return b"ftrt" + bytes(12) + (64 + len(content)).to_bytes(8, "little") + bytes(40) + content
+    """A plan of TensorRT as far as it is known: its name, and what is not the size where RTX has that."""
+    return b"ftrt" + bytes(12) + b"\xff" * 8 + bytes(40) + content
 
 
 def kernels(*compute_capabilities: int) -> bytes:

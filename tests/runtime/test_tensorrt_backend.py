@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from recording_gpu import LEGACY, Array, Engine, Operation, RecordingDriver, Rec
 from msmamba.errors import ArtefactError, BackendError, InputError
 from msmamba.plugins import cuda_driver
 from msmamba.runtime import open_session, tensorrt_backend
+from msmamba.runtime.device_arrays import DeviceArray
 from msmamba.runtime.manifest import EngineFacts
 from msmamba.runtime.session import Session
 from msmamba.runtime.tensorrt_engine import MOST_CONTEXTS
@@ -342,6 +344,25 @@ def test_an_array_that_its_owner_withholds_is_refused(session: Session) -> None:
         session.run(Tensor())
 
 
+@pytest.mark.parametrize(("current", "awaited"), [(0xABC, 0xABC), (0, 1)], ids=["side", "default"])
+def test_a_tensor_of_pytorch_is_awaited_on_its_current_stream(
+    current: int, awaited: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's interface names no stream, whichever the tensor is made on."""
+    import torch
+
+    class Tensor(torch.Tensor):
+        @property
+        def __cuda_array_interface__(self) -> dict[str, Any]:
+            return {"shape": (1,), "typestr": "<f4", "data": (256, False), "version": 2}
+
+    stream = SimpleNamespace(cuda_stream=current)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    array = DeviceArray.of(Tensor())
+    assert array is not None
+    assert array.stream == awaited
+
+
 def test_onnx_runtime_takes_no_array_on_the_gpu(onnx_file: Path, driver: RecordingDriver) -> None:
     array = Array(driver, images(1))
     with (
@@ -564,6 +585,15 @@ def test_the_cache_outlives_the_context_that_uses_it(session: Session, engine: E
     loaded = session._backend._loaded.engine
     assert loaded._cache is engine.configs[-1].cache
     assert "EAGER" in str(engine.configs[-1].dynamic_shapes_kernel_specialization_strategy)
+
+
+def test_a_cache_that_tensorrt_does_not_hand_out_is_not_kept(
+    session: Session, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.configs[-1].cache, "serialize", lambda: None)
+    np.testing.assert_allclose(session.run(images(2)), logits_of(images(2)), rtol=1e-6)
+    assert session._backend._loaded.engine.runtime_cache() is None
+    assert not list((tmp_path / "cache").rglob("*.rtx-cache"))
 
 
 def test_tensorrt_itself_has_neither_cache_nor_configuration(

@@ -227,6 +227,19 @@ def test_without_a_driver_tensorrt_builds_nothing(no_gpu: None) -> None:
         engine._for_this_gpu(EngineOptions(library="tensorrt"))
 
 
+def test_a_hardware_compatibility_that_this_tensorrt_lacks_is_refused() -> None:
+    """TensorRT 10.3, of JetPack 6, has two levels."""
+    trt = SimpleNamespace(
+        __version__="10.3.0.30",
+        BuilderFlag=SimpleNamespace(TF32=0),
+        HardwareCompatibilityLevel=SimpleNamespace(NONE=0, AMPERE_PLUS=1),
+    )
+    config = SimpleNamespace(clear_flag=lambda flag: None)
+    options = EngineOptions(library="tensorrt", hardware_compatibility="same-compute-capability")
+    with pytest.raises(ExportError, match=r"10\.3\.0\.30 has no hardware compatibility 'same-compute"):
+        engine._configure(trt, None, None, config, options, lambda phase, done: None)
+
+
 def test_an_engine_for_many_gpus_carries_their_kernels() -> None:
     options = EngineOptions((86,), library="tensorrt", hardware_compatibility="ampere-plus")
     assert options.kernel_targets == (80, 86, 87, 89, 90, 100, 110, 120, 121)

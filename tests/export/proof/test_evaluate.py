@@ -76,6 +76,22 @@ def command(*arguments: object) -> Result:
     return CliRunner().invoke(mmdeploy, [str(argument) for argument in arguments], prog_name="mmdeploy")
 
 
+def test_a_checkpoint_is_evaluated_in_float32_and_not_in_tf32(checkpoint: Path, photos: Path) -> None:
+    seen = set()
+    before = torch.backends.cudnn.allow_tf32
+
+    def note(module: torch.nn.Module, inputs: object) -> None:
+        seen.add(torch.backends.cudnn.allow_tf32)
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        evaluate_model(checkpoint, photos, threads=1)
+    finally:
+        hook.remove()
+    assert seen == {False}
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
 def test_a_checkpoint_a_bundle_and_an_onnx_file_get_the_same_metrics(
     checkpoint: Path, bundle: Path, photos: Path
 ) -> None:
