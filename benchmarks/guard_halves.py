@@ -84,7 +84,7 @@ def main() -> None:
         for first in halves(groups, options.draws):
             fitting, other = everything.of(first), everything.of(~first)
             try:
-                guard, _ = fit_guard(
+                guard, _, _ = fit_guard(
                     fitting.logits,
                     None if options.no_features else fitting.features,
                     fitting.qualities,

@@ -24,7 +24,7 @@ from msmamba.runtime.guard import Guard
 
 def fitted(answers: Answers, max_error: float) -> Guard:
     """The guard of answers on the calibration images."""
-    guard, _ = fit_guard(
+    guard, _, _ = fit_guard(
         answers.logits,
         answers.features,
         answers.qualities,

@@ -88,7 +88,7 @@ def separation(like: Floats, unlike: Floats) -> tuple[float, float]:
 
 def withheld_by(reference: Answers, others: list[Answers]) -> dict[str, list[float]]:
     """What the guard of the calibration images withholds of others, by the reason."""
-    guard, _ = fit_guard(
+    guard, _, _ = fit_guard(
         reference.logits,
         reference.features,
         reference.qualities,

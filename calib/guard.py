@@ -39,7 +39,7 @@ from ..measures.selective import (
 from ..measures.uncertainty import Interval, proportion_interval, resample
 from ..runtime import Manifest, open_session
 from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME, SCORES_NAME, Kind, open_bundle, recognise
-from ..runtime.drift import CalibratedScores, answer_scores, picture_scores
+from ..runtime.drift import CalibratedScores, answer_scores, picture_scores, unlikeness
 from ..runtime.guard import LIMITED, REASONS, Guard, Verdict, metadata, network_sha256
 from ..runtime.likeness import METADATA_KEY, Likeness
 from ..runtime.protobuf import encoded, fields
@@ -230,7 +230,7 @@ def calibrate(
                 look=look,
             )
         features = np.concatenate(taken) if taken else None
-        guard, verdicts = fit_guard(
+        guard, verdicts, distances = fit_guard(
             logits, features, qualities, truth, max_error, confidence, network_sha256(model), str(data)
         )
         given = logits.argmax(axis=1)
@@ -250,7 +250,12 @@ def calibrate(
         )
         _copy(Path(bundle), folder)
         answers = answer_scores(logits, guard.temperature)
-        scores = CalibratedScores.of([{**one, **other} for one, other in zip(pictures, answers, strict=True)])
+        unlike = (
+            [{}] * len(answers) if distances is None else [unlikeness(each) for each in distances.tolist()]
+        )
+        scores = CalibratedScores.of(
+            [{**one, **two, **three} for one, two, three in zip(pictures, answers, unlike, strict=True)]
+        )
         _write(folder, manifest, guard, model, scores)
         if page is not None:
             write_page(
@@ -349,8 +354,8 @@ def fit_guard(
     confidence: float,
     network: str,
     data: str,
-) -> tuple[Guard, list[Verdict]]:
-    """The guard of labelled images, and what it says of each of them.
+) -> tuple[Guard, list[Verdict], npt.NDArray[np.float64] | None]:
+    """The guard of labelled images, what it says of each, and how far (N,) each is from the others.
 
     Args:
         logits: (N, C).
@@ -405,7 +410,7 @@ def fit_guard(
     guard = replace(
         guard, threshold=selection.threshold, answered=selection.answered, errors=selection.errors
     )
-    return guard, guard.judge(logits, qualities, distances)
+    return guard, guard.judge(logits, qualities, distances), distances
 
 
 def _likeness(

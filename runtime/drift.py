@@ -4,7 +4,8 @@ A log's first line says which network's scores it holds, and those of the images
 calibrated on, where it has them; each further line is of one picture. `mmdeploy drift` compares the two.
 
 Of the answer, from its logits: the largest probability (at the guard's temperature), the certainty (log-odds
-of the likeliest class) and the energy (log-sum-exp of the logits; Liu et al., 2020). Of the picture: what
+of the likeliest class) and the energy (log-sum-exp of the logits; Liu et al., 2020), and of its features how
+unlike those of the calibration they are, where the guard compares them (`likeness`). Of the picture: what
 `quality` measures, the shares of red and blue in its background, and the shares of red and blue in what it
 absorbs, so that a stain's colour hides neither behind brightness nor behind how much of it there is.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import time
@@ -46,7 +48,9 @@ PICTURE_SCORES = (
     *("focus", "brightest", "brightness", "black", "white", "emptiness"),
     *("background_red", "background_blue", "stain_red", "stain_blue"),
 )
-SCORES = (*PICTURE_SCORES, *ANSWER_SCORES)
+UNLIKENESS = "unlikeness"
+"""The natural logarithm of `Prediction.distance`, so that a difference is a share of it."""
+SCORES = (*PICTURE_SCORES, *ANSWER_SCORES, UNLIKENESS)
 COMMANDS = ("infer", "slide", "live")
 
 MOST_VALUES = 400
@@ -60,6 +64,7 @@ _FORMAT = 1
 _LINES = 128  # rows, and columns, of a picture that are looked at for its colours at least
 _STAINED = 0.3  # the optical density, summed over the channels, from which a pixel counts as stained
 _LEAST_STAINED = 0.005  # the part of pixels that must be, to speak of a stain
+_LEAST_DISTANCE = 1e-6  # squared, in deviations: only a class's very mean is nearer
 _DIGITS = 5
 _CALIBRATED = record(
     {"images": whole(1), "scores": by_name(Kind("numbers in order", listed(number(), 1, MOST_VALUES).holds))}
@@ -176,17 +181,20 @@ class DriftLog:
         self._last = now
         return True
 
-    def add(self, picture: Mapping[str, float | None], logits: NDArray[Any]) -> None:
+    def add(
+        self, picture: Mapping[str, float | None], logits: NDArray[Any], distance: float | None = None
+    ) -> None:
         """One line.
 
         Args:
             picture: `picture_scores` of it.
             logits: (C,), finite.
+            distance: its features' (`Prediction.distance`), where the guard compares them.
 
         Raises:
             TargetError: it cannot be written, and nobody is to be told otherwise.
         """
-        scores = {**picture, **answer_scores(logits[None], self._temperature)[0]}
+        scores = {**picture, **answer_scores(logits[None], self._temperature)[0], **unlikeness(distance)}
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         line = {"time": now, "by": self._by, "session": self._session, "artefact": self._artefact}
         try:
@@ -365,6 +373,11 @@ def answer_scores(logits: NDArray[Any], temperature: float) -> list[dict[str, fl
         np.log(np.exp(rows - largest).sum(axis=1)) + largest[:, 0],
     )
     return [dict(zip(ANSWER_SCORES, map(float, row), strict=True)) for row in zip(*values, strict=True)]
+
+
+def unlikeness(distance: float | None) -> dict[str, float]:
+    """What is kept of a distance of features; nothing where there is none."""
+    return {} if distance is None else {UNLIKENESS: math.log(max(distance, _LEAST_DISTANCE))}
 
 
 def _bounded(values: NDArray[np.float64]) -> tuple[float, ...]:

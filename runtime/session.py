@@ -67,6 +67,8 @@ class Prediction:
         decided: whether the label is an answer; without a guard it always is.
         reasons: why it is none, of `msmamba.runtime.guard.REASONS`; empty where it is decided.
         candidates: the classes that the image may belong to, the likeliest first; empty without a guard.
+        distance: how far its features are from the calibration's (`Likeness.distances`); None where the
+            guard compares none.
     """
 
     label: str
@@ -77,6 +79,7 @@ class Prediction:
     decided: bool = True
     reasons: tuple[str, ...] = ()
     candidates: tuple[str, ...] = ()
+    distance: float | None = None
 
 
 class _Prepared(NamedTuple):
@@ -371,15 +374,17 @@ class Session:
             )
         if self._guard is not None:
             distances = self._guard.distances(features)
+            each_distance = [None] * len(results) if distances is None else distances.tolist()
             results = [
                 replace(
                     result,
                     decided=not verdict.reasons,
                     reasons=verdict.reasons,
                     candidates=tuple(labels[index] for index in verdict.candidates),
+                    distance=distance,
                 )
-                for result, verdict in zip(
-                    results, self._guard.judge(logits, qualities, distances), strict=True
+                for result, verdict, distance in zip(
+                    results, self._guard.judge(logits, qualities, distances), each_distance, strict=True
                 )
             ]
         return results
@@ -453,8 +458,8 @@ class Session:
             logits, found = self.answers(images, notes, qualities if self.judges_pictures else None)
             predictions = iter(found)
             if log is not None:
-                for each, row in zip(read, logits, strict=True):
-                    log.add(each.scores, row)
+                for each, row, said in zip(read, logits, found, strict=True):
+                    log.add(each.scores, row, said.distance)
         for (source, _), error in zip(batch, errors, strict=True):
             yield source, error if isinstance(error, ImageError) else next(predictions)
 

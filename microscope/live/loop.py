@@ -352,7 +352,7 @@ class _Loop:
             times.append(time.monotonic())
             logits, (prediction,) = self._session.answers(image[None], qualities=[quality])
             if self._log is not None and self._log.wants():
-                self._log.add(picture_scores(frame.pixels, quality), logits[0])
+                self._log.add(picture_scores(frame.pixels, quality), logits[0], prediction.distance)
             label, probabilities = prediction.label, prediction.probabilities
             verdict = (prediction.decided, prediction.reasons, prediction.candidates)
         else:

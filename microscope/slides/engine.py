@@ -280,11 +280,13 @@ class Answer(NamedTuple):
     """`picture_scores` of it, where a log wants them."""
     logits: NDArray[np.float32] | None = None
     """(classes,), where a log wants them."""
+    distance: float | None = None
+    """`Prediction.distance`, where a log wants it."""
 
     def add_to(self, log: DriftLog | None) -> None:
         """Gives a log what it wants of the tile."""
         if log is not None and self.scores is not None and self.logits is not None:
-            log.add(self.scores, self.logits)
+            log.add(self.scores, self.logits, self.distance)
 
 
 class _Workers:
@@ -314,7 +316,7 @@ class _Workers:
                 continue
             logits, one = next(answered)
             result = TileResult(tile, one.probabilities, "", one.decided, one.reasons, one.candidates)
-            answers.append(Answer(result, each.scores, logits if scored else None))
+            answers.append(Answer(result, each.scores, logits, one.distance) if scored else Answer(result))
         return answers
 
     def _answered(self, read: Sequence[_Input]) -> Iterator[tuple[NDArray[np.float32], Prediction]]:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image, ImageFilter
 
+import msmamba
 from msmamba.calib.drift import (
     LEAST_D,
     LEVEL,
@@ -23,9 +24,9 @@ from msmamba.calib.drift import (
 )
 from msmamba.cli import mmdeploy
 from msmamba.errors import InputError
-from msmamba.runtime.drift import SCORES, CalibratedScores, drift_log
+from msmamba.runtime.drift import SCORES, UNLIKENESS, CalibratedScores, drift_log, read_drift
 from tests.calib.test_guard import write_bundle
-from tests.runtime.conftest import LABELS, SIZE
+from tests.runtime.conftest import LABELS, SIZE, classifier, manifest
 from tests.runtime.test_drift import add_scores
 
 
@@ -79,7 +80,7 @@ def test_the_calibrations_own_images_are_no_change(bundle: Path, pictures: Path,
     found = drift_of(tmp_path / "log.jsonl")
     assert (found.pictures, found.calibrated) == (120, 120)
     assert max(score.distance for score in found.scores) < 0.02
-    assert {score.name for score in found.scores} == set(SCORES)
+    assert {score.name for score in found.scores} == {*SCORES} - {UNLIKENESS}  # the network tells no features
 
 
 def test_other_images_of_the_same_kind_are_no_change(bundle: Path, tmp_path: Path) -> None:
@@ -124,6 +125,36 @@ def test_a_change_is_seen_and_named(
     told = json.loads(command("drift", tmp_path / "log.jsonl", "--format=json").stdout)
     assert told["verdict"] == "changed"
     assert any(score["changed"] and score["distance"] >= LEAST_D for score in told["scores"])
+
+
+def test_features_less_like_the_calibrations_are_named_and_nearer_ones_are_no_change(
+    pictures: Path, tmp_path: Path
+) -> None:
+    model = classifier(metadata=manifest().to_metadata(), features=True)
+    bundle = write_bundle(tmp_path / "bundle", model)
+    assert command("calibrate", bundle, pictures, "--max-error", "10%").exit_code == 0
+    for name, change in (("as they are", lambda image: image), ("changed", _shifted)):
+        for path in (pictures / LABELS[0]).glob("*.png"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            change(Image.open(path)).save(tmp_path / name / path.name)
+        found = drift_of(logged(bundle, tmp_path / name, tmp_path / f"{name}.jsonl"))
+        (score,) = (each for each in found.scores if each.name == UNLIKENESS)
+        assert score.changed == (name == "changed")
+        assert ("features less like the calibration's" in found.sentence) == score.changed
+    with msmamba.open(bundle) as session:
+        (one,) = session.classify([tmp_path / "changed" / "0.png"])
+    for arguments in (
+        ["infer", bundle, tmp_path / "changed" / "0.png", "--format=csv"],
+        ["live", bundle, tmp_path / "changed" / "0.png", "--no-page"],
+        ["live", bundle, tmp_path / "changed" / "0.png", "--no-page", "--tiles=1"],
+    ):
+        log = tmp_path / f"{len(arguments)}.jsonl"
+        log.unlink(missing_ok=True)
+        assert command(*arguments, "--drift", log).exit_code == 0
+        assert read_drift(log).scores[UNLIKENESS] == pytest.approx([np.log(one.distance)], abs=1e-3)
+        log.unlink()
+        assert command(*arguments, "--no-guard", "--drift", log).exit_code == 0
+        assert np.isnan(read_drift(log).scores[UNLIKENESS]).all()
 
 
 def test_another_bundle_may_be_compared_with(bundle: Path, pictures: Path, tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_the_promise_is_of_the_images_that_no_other_gate_withholds() -> None:
     good = Quality(0.6, 0.9, 0.7, 0.0, 0.0, 0.1, (0.9, 0.9, 0.9))
     qualities = [replace(good, brightest=0.9 + generator.random() / 20) for _ in truth]
     qualities[:2] = [replace(good, brightest=0.2), replace(good, brightest=0.3)]
-    guard, verdicts = fit_guard(logits, None, qualities, truth, 0.05, 0.95, "ab" * 32, "these")
+    guard, verdicts, _ = fit_guard(logits, None, qualities, truth, 0.05, 0.95, "ab" * 32, "these")
     decided = np.array([not each.reasons for each in verdicts])
     assert verdicts[0].reasons == ("too dark",)
     assert (guard.images, guard.answered) == (1000, decided.sum())
