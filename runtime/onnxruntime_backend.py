@@ -13,8 +13,8 @@ import importlib
 import mmap
 import os
 import re
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +26,7 @@ from ..errors import ArtefactError, BackendError
 from ..files import open_file
 from ..images import MAX_SIZE, is_image_size
 from ..plugins.selective_scan import cpu
+from ..plugins.selective_scan.onnx_function import OP_TYPE
 from .backend import FEATURES
 from .onnx_answer import Answer, answer_of
 from .onnxruntime_library import import_onnxruntime
@@ -43,6 +44,9 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 # On by default: float32 products would round their inputs to 10 bits of mantissa, as our engines do not.
 _OPTIONS = {_CUDA: {"use_tf32": "0"}}
+# The smallest network at 224 pixels has 8,722 steps of six nodes. At some microseconds a launch, that alone
+# outlasts the native kernels.
+_NO_SCAN_ON_CUDA = "where the scan is an ONNX loop of thousands of launches an image: device 'cuda' insists"
 _ASK_DOCTOR = "'mmdeploy doctor' shows the driver and libraries that it needs"
 NV_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 """Module that brings the provider to an ONNX Runtime that lacks it."""
@@ -95,7 +99,8 @@ class OnnxRuntimeBackend:
         Args:
             model: the file's content, or its path (which weights kept in files beside it need).
             name: what messages call the artefact.
-            device: ``auto`` (CUDA where it starts, else the CPU, and `path` says why), ``cpu`` or ``cuda``.
+            device: ``auto`` (CUDA where it starts and the file has no scan, which the CPU's native kernels
+                run faster; else the CPU, and `path` says why), ``cpu`` or ``cuda``.
             threads: CPU threads; None takes every core that this process may use.
             kernels: ``auto`` (native where they are built, on the CPU), ``native`` or ``functions``.
             provider: one of `PROVIDERS` but ``engine``.
@@ -112,11 +117,15 @@ class OnnxRuntimeBackend:
         threads = machine.threads_to_use(threads)
         runtime = import_onnxruntime()
         is_free = device == provider == "auto"
-        if is_free:
-            # Native kernels are for the CPU, so who asks for them asks for it.
-            may_be_cuda = kernels != "native" and _CUDA in runtime.get_available_providers()
-            provider = "cuda" if may_be_cuda else "cpu"
         not_cuda = ""
+        if is_free:
+            provider = "cpu"
+            # Native kernels are for the CPU, so who asks for them asks for it.
+            if kernels != "native" and _CUDA in runtime.get_available_providers():
+                if kernels == "auto" and cpu.why_unavailable() is None and _scans(model):
+                    not_cuda = f"; not CUDA, {_NO_SCAN_ON_CUDA}"
+                else:
+                    provider = "cuda"
         try:
             loaded = _load(runtime, model, name, threads, device, kernels, provider)
         except (ArtefactError, BackendError) as error:
@@ -386,17 +395,30 @@ def _path(provider: str, obstacle: str | None, answer: Answer) -> str:
     return f"{name}, {kernels}{softmax}"
 
 
+@contextmanager
+def _content(model: bytes | str) -> Iterator[bytes | mmap.mmap]:
+    """The bytes of a model, or of its file without reading all of it."""
+    if isinstance(model, bytes):
+        yield model
+    else:
+        with open_file(model) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
+
+
+def _scans(model: bytes | str) -> bool:
+    """Whether a selective scan is among the model's nodes; ONNX writes their kinds in plain letters."""
+    with _content(model) as content:
+        return content.find(OP_TYPE.encode()) >= 0
+
+
 def _answer(model: bytes | str, name: str) -> Answer:
     """What the model answers with.
 
     Raises:
         ArtefactError: with a probability of each class by itself.
     """
-    if isinstance(model, bytes):
-        answer = answer_of(model)
-    else:
-        with open_file(model) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            answer = answer_of(content)
+    with _content(model) as content:
+        answer = answer_of(content)
     if answer is Answer.ONE_BY_ONE:
         raise ArtefactError(
             f"'{name}' ends in a sigmoid, which gives each class a probability by itself, and here classes "

@@ -567,6 +567,24 @@ def test_without_a_gpu_no_session_is_tried_on_cuda(
     assert played_cuda == [[("CPUExecutionProvider", {})]]
 
 
+def test_a_network_with_a_scan_stays_on_the_cpu_unless_cuda_is_asked_for(
+    bundles: dict[str, Path], played_cuda: list[Any]
+) -> None:
+    if cpu.why_unavailable() is not None:
+        pytest.skip("the native library is not built")
+    for artefact in (bundles["fp32"], bundles["fp32"] / "model.onnx"):
+        with open_session(artefact) as session:
+            assert re.fullmatch(
+                r"onnxruntime CPU, native kernels .*; not CUDA, where the scan is .*: device 'cuda' insists",
+                session.path,
+            )
+    assert played_cuda == [[("CPUExecutionProvider", {})]] * 2
+    with pytest.raises(BackendError, match="CUDAExecutionProvider does not start"):
+        open_session(bundles["fp32"], device="cuda")
+    with open_session(bundles["fp32"], kernels="functions") as session:
+        assert "CUDAExecutionProvider does not start" in session.path
+
+
 def test_native_kernels_asked_for_are_run_where_they_can_be(bundle: Path, played_cuda: list[Any]) -> None:
     if cpu.why_unavailable() is not None:
         pytest.skip("the native library is not built")
