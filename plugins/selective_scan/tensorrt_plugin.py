@@ -209,7 +209,7 @@ def _plugin_classes(trt: Any) -> Any:
             self.package = package
             self.kernels: LoadedKernels | None = None
             self.plan: LaunchPlan | None = None
-            self.serialised: NDArray[np.int8] | None = None
+            self.serialised: tuple[Any, list[Any], NDArray[np.int8]] | None = None
 
         def get_capability_interface(self, kind: Any) -> Any:
             return self
@@ -263,11 +263,14 @@ def _plugin_classes(trt: Any) -> Any:
 
         def get_fields_to_serialize(self) -> Any:
             if self.package is None:  # refused when it was configured
-                return trt.PluginFieldCollection([])
-            # A PluginField points at its data without owning it, so the plugin keeps it.
-            self.serialised = np.frombuffer(self.package.to_bytes(), dtype=np.int8)
-            field = trt.PluginField(KERNEL_FIELD, self.serialised, trt.PluginFieldType.CHAR)
-            return trt.PluginFieldCollection([field])
+                self.serialised = (trt.PluginFieldCollection([]), [], np.empty(0, np.int8))
+                return self.serialised[0]
+            # A PluginField points at its data without owning it, and TensorRT at the collection, after this
+            # call: the plugin keeps all of them.
+            data = np.frombuffer(self.package.to_bytes(), dtype=np.int8)
+            fields = [trt.PluginField(KERNEL_FIELD, data, trt.PluginFieldType.CHAR)]
+            self.serialised = (trt.PluginFieldCollection(fields), fields, data)
+            return self.serialised[0]
 
         def loaded(self) -> LoadedKernels:
             """The kernels on the current device; a builder that times the layer may not have attached it."""

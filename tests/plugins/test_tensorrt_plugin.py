@@ -223,7 +223,9 @@ def test_a_plugin_survives_its_serialisation(trt: Any) -> None:
     runtime = trt.TensorRTPhase.RUNTIME
     creator = _creator(trt)
     plugin = creator.create_plugin("scan", _fields(trt, kernels=_package().to_bytes()), runtime)
-    (field,) = plugin.get_fields_to_serialize()
+    fields = plugin.get_fields_to_serialize()
+    assert plugin.serialised[0] is fields  # TensorRT reads it after the call
+    (field,) = fields
     again = creator.create_plugin(
         "scan", _fields(trt, **{field.name: np.asarray(field.data).tobytes()}), runtime
     )
