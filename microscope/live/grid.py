@@ -84,12 +84,15 @@ class TileMap:
             known.
         classified: how many tiles of this very frame went through the network; the others that have
             something keep it from earlier frames, of the same picture.
+        undecided: (rows, columns) of bool: tiles whose likeliest class is no answer, by the artefact's guard;
+            None without one.
     """
 
     side: int
     microns: float | None
     probabilities: NDArray[np.float32]
     classified: int
+    undecided: NDArray[np.bool_] | None = None
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -98,7 +101,10 @@ class TileMap:
         return tuple(known.mean(axis=0, dtype=np.float64).tolist())
 
     def as_json(self) -> dict[str, Any]:
-        """``map``: rows of columns of probabilities, None where nothing is known; and ``tiles``."""
+        """``map``: rows of columns of probabilities, None where nothing is known; and ``tiles``.
+
+        With a guard ``undecided``, too: row and column of each tile that it withholds.
+        """
         known = ~np.isnan(self.probabilities[..., 0])
         cells = np.round(self.probabilities.astype(np.float64), 4).tolist()
         return {
@@ -112,6 +118,7 @@ class TileMap:
                 "classified": self.classified,
                 "kept": int(known.sum()) - self.classified,
             },
+            **({} if self.undecided is None else {"undecided": np.argwhere(self.undecided).tolist()}),
         }
 
 
@@ -144,6 +151,7 @@ class Mapper:
         self._size = transform_of(session).size
         self._shape: tuple[int, ...] = ()  # of the frame, and the side of its tiles: what memory is of
         self._probabilities = np.empty((0, 0, session.classes), np.float32)
+        self._undecided = np.empty((0, 0), np.bool_)
         self._gists = np.empty((0, 0, _GIST, _GIST), np.int16)  # of the pictures that were classified
         self._turns = np.empty((0, 0), np.int64)  # the frame in which a tile was classified last
         self._frames = 0
@@ -178,7 +186,9 @@ class Mapper:
         done = self._classify(field, [(int(place), tiles[place]) for place in order], gists, ends)
         self._frames += 1
         microns = None if frame.mpp is None else side * frame.mpp
-        return TileMap(side, microns, self._probabilities.copy(), done)
+        found = self._probabilities.copy()
+        withheld = self._undecided & ~np.isnan(found[..., 0]) if self._session.guard else None
+        return TileMap(side, microns, found, done, withheld)
 
     def _side(self, field: Field, frame: Frame) -> int:
         if self._grid.tiles is not None:
@@ -202,6 +212,7 @@ class Mapper:
         if (height, width, side) != self._shape:
             self._shape = height, width, side
             self._probabilities = np.full((*shape, self._session.classes), np.nan, np.float32)
+            self._undecided = np.zeros(shape, np.bool_)
             self._gists = np.zeros((*shape, _GIST, _GIST), np.int16)
             self._turns = np.full(shape, -1, np.int64)
 
@@ -225,6 +236,7 @@ class Mapper:
             for (place, _), result in zip(order, results, strict=True):
                 at = divmod(place, columns)
                 self._probabilities[at] = result.probabilities
+                self._undecided[at] = not result.decided
                 self._gists[at] = gists[place]
                 self._turns[at] = self._frames
                 done += 1

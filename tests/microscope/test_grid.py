@@ -16,10 +16,12 @@ from PIL import Image
 import msmamba
 from msmamba.cli import mmdeploy
 from msmamba.errors import ImageError, InputError
+from msmamba.measures.selective import certainty
 from msmamba.microscope import Grid, stream
 from msmamba.microscope.live.grid import Mapper, TileMap
 from msmamba.microscope.sources import Frame
 from msmamba.runtime import Session
+from tests.export.proof.test_guarded import with_guard
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,26 @@ def test_a_source_that_never_knew_its_scale_ends_it(session: Session, tmp_path: 
     assert result.frame.mpp == 0.25
     assert result.tiles is not None
     assert result.tiles.microns == 16
+
+
+def test_tiles_that_the_guard_withholds_are_told(
+    session: Session, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    pixels = field()
+    tiles = [pixels[y : y + 32, x : x + 32] for y in (0, 32, 64) for x in range(0, 160, 32)]
+    logits = session.run(np.stack([session.prepare(each)[0] for each in tiles]))
+    scores = certainty(logits).reshape(3, 5)
+    threshold = float(np.sort(scores, axis=None)[6:8].mean())  # between two: seven are withheld
+    with msmamba.open(with_guard(bundles["fp32"], tmp_path / "guarded", threshold), threads=1) as guarded:
+        mapper = Mapper(guarded, Grid(tiles=3))
+        found = mapper.map(frame(pixels)).as_json()
+        assert found["undecided"] == np.argwhere(scores < threshold).tolist()
+        assert len(found["undecided"]) == 7
+        assert mapper.map(frame(pixels)).as_json()["undecided"] == found["undecided"]
+        part = mapper.map(frame(pixels[:, :96]))
+        assert part.undecided is not None
+        assert part.undecided.tolist() == (scores < threshold)[:, :3].tolist()
+    assert "undecided" not in Mapper(session, Grid(tiles=3)).map(frame(pixels)).as_json()
 
 
 @pytest.fixture(scope="module")

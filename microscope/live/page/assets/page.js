@@ -279,7 +279,7 @@ function snapshot() {
 function showMapState(result) {
   state.hasMap = Boolean(result.map);
   byId("map").disabled = !state.hasMap;
-  byId("map").title = state.hasMap ? "" : "There is a map where mmdeploy live is given --tiles";
+  byId("map").title = state.hasMap ? "" : "There is a map where mmdeploy live is given --grid or --tiles";
   byId("map").setAttribute("aria-pressed", state.hasMap && state.isMapOn);
   bars.forEach(({ button }, index) => {
     button.disabled = !(state.hasMap && state.isMapOn);
@@ -306,17 +306,18 @@ function chooseClass(index) {
 }
 
 // Each tile in the colour of its likeliest class, or all in that of one, the stronger the likelier. Tiles lie
-// from the upper left corner on, and reach over the right and lower border.
+// from the upper left corner on, and reach over the right and lower border. What the guard withholds is left out.
 function drawMap(context, { result, width }) {
   if (!result.map || !state.isMapOn) return;
   const side = (result.tiles.side * context.canvas.width) / width;
   const line = Math.max(side / 60, 0.5);
   context.lineWidth = line;
+  const undecided = new Set((result.undecided ?? []).map(String)); // without a guard there are none
   result.map.forEach((row, y) =>
     row.forEach((tile, x) => {
       if (!tile) return; // nothing is known of it
       const index = state.mapClass ?? tile.indexOf(Math.max(...tile));
-      if (state.mapClass === null && tile[index] < state.threshold) return;
+      if (state.mapClass === null && (tile[index] < state.threshold || undecided.has(`${y},${x}`))) return;
       context.fillStyle = context.strokeStyle = colourOf(index);
       context.globalAlpha = MAP_STRENGTH * tile[index];
       context.fillRect(x * side, y * side, side, side);
