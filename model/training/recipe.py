@@ -14,13 +14,17 @@ from .augmentation import Augmentation
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "micrographs": {
-        "epochs": 40,
-        "learning_rate": 1e-3,
+        "epochs": 38,
+        "learning_rate": 2e-3,
         "warmup_epochs": 3,
-        "patience": 10,
-        "crop_scale": (0.4, 1.0),
+        "label_smoothing": 0.1,
+        "average_epochs": 8.0,
+        "crop_scale": (0.6, 1.0),
         "horizontal_flip": True,
         "vertical_flip": True,
+        "keep_shape": True,
+        "colour": 0.05,
+        "focus": 0.005,
     },
 }
 """What recipes by name change of the paper's; ``micrographs`` is for a few hundred, of one object each."""

@@ -71,10 +71,10 @@ class TestRecipe:
         assert Recipe.of_preset("paper") == Recipe()
         assert Recipe().overridden() == {}
         changed = Recipe.of_preset("micrographs").with_figures(image_size=64, crop_scale=(0.5, 1.0))
-        assert (changed.learning_rate, changed.augmentation.vertical_flip) == (1e-3, True)
+        assert (changed.learning_rate, changed.augmentation.vertical_flip) == (2e-3, True)
         assert changed.overridden() == {
             "image_size": {"preset": 224, "run": 64},
-            "crop_scale": {"preset": (0.4, 1.0), "run": (0.5, 1.0)},
+            "crop_scale": {"preset": (0.6, 1.0), "run": (0.5, 1.0)},
         }
         with pytest.raises(ValueError, match="preset is 'vogue', expected one of paper, micrographs"):
             Recipe.of_preset("vogue")
@@ -443,9 +443,9 @@ def test_the_config_names_every_figure_the_preset_and_what_overrides_it(
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["recipe"].keys() == asdict(Recipe()).keys()
     assert config["recipe"]["preset"] == "micrographs"
-    assert config["recipe"]["learning_rate"] == 1e-3
+    assert config["recipe"]["learning_rate"] == 2e-3
     assert config["overridden"] == {
-        "epochs": {"preset": 40, "run": 2},
+        "epochs": {"preset": 38, "run": 2},
         "warmup_epochs": {"preset": 3, "run": 1},
         "image_size": {"preset": 224, "run": 32},
         "accumulate": {"preset": 1, "run": 2},
