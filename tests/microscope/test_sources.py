@@ -47,7 +47,7 @@ def test_the_demo_wanders_at_its_pace() -> None:
     assert {frame.pixels.shape for frame in frames} == {(300, 300, 3)}
     assert {frame.pixels.dtype for frame in frames} == {np.dtype(np.uint8)}
     assert before <= frames[0].taken < frames[-1].taken <= time.monotonic()
-    assert frames[-1].taken - frames[0].taken >= 0.19  # late ticks are left out, none come early
+    assert frames[-1].taken - before >= 0.2  # a tick may be late, and none comes early
     assert not np.array_equal(frames[0].pixels, frames[-1].pixels)
 
 
