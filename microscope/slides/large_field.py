@@ -130,7 +130,7 @@ class LargeField:
             self.close()
             why = (error.strerror or str(error)).lower()
             raise ImageError(f"{pixels}, which '{folder}' cannot hold while it is read: {why}") from error
-        except BaseException:
+        except BaseException:  # raised again: an interrupt, too, is to leave no file open
             self.close()
             raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -68,7 +69,7 @@ class StagedArchitecture(Architecture):
         return (list(islice(rates, depth)) for depth in self.depths)
 
 
-class StagedNetwork(Network):
+class StagedNetwork(Network, ABC):
     """A network in stages: images (B, 3, S, S) to logits, S a multiple of 32."""
 
     arch: StagedArchitecture
@@ -88,13 +89,13 @@ class StagedNetwork(Network):
                 f"images are {shape[2]}x{shape[3]}; the side must be a multiple of {self.step}: resize them"
             )
 
+    @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
         """The output of every stage: (B, H, W, C), channels last.
 
         Raises:
             ValueError: the images are of another shape (see `check_image_shape`).
         """
-        raise NotImplementedError
 
 
 class StagedFamily(Family):
