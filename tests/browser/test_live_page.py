@@ -110,6 +110,28 @@ def test_frozen_it_stays_as_it_is_and_goes_on_with_the_newest(browser: WebDriver
     assert pressed(browser, "freeze") == "true"
 
 
+def test_frozen_it_shows_nothing_that_was_still_being_decoded(browser: WebDriver, page: Live) -> None:
+    browser.execute_script("""
+        const decode = window.createImageBitmap;
+        window.decoding = 0;
+        window.createImageBitmap = async (blob) => {
+            window.decoding += 1;
+            const bitmap = await decode(blob);
+            await new Promise((then) => setTimeout(then, 300));
+            window.decoding -= 1;
+            return bitmap;
+        };""")
+    until(lambda: browser.execute_script("return window.decoding"))
+    frozen = browser.execute_script("""
+        document.getElementById("freeze").click();
+        return [window.decoding, document.getElementById("picture").getAttribute("aria-label")]""")
+    assert frozen[0] == 1
+    until(lambda: not browser.execute_script("return window.decoding"))
+    assert f"Picture number {number(browser)}" == frozen[1]
+    browser.find_element("id", "freeze").click()
+    until(lambda: f"Picture number {number(browser)}" != frozen[1])
+
+
 def test_a_snapshot_is_of_the_picture_that_is_shown(browser: WebDriver, page: Live, tmp_path: Path) -> None:
     press(browser, Keys.SPACE)
     frozen, shown = number(browser), pixels(browser)

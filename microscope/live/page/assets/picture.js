@@ -13,6 +13,7 @@ export class Picture {
     this.painted = painted;
     this.waiting = null; // newer than the one that is being decoded
     this.isDecoding = false;
+    this.forgotten = 0; // how often all that had come and was not shown was let go
     this.shown = null; // {head, bitmap}
     this.isReporting = false;
     this.overlay = null; // (context, head) => void
@@ -24,17 +25,24 @@ export class Picture {
     if (!this.isDecoding) this.decode();
   }
 
+  // Of what has come nothing more is shown: neither what waits nor what is being decoded.
   forget() {
     this.waiting = null;
+    this.forgotten += 1;
   }
 
   async decode() {
     this.isDecoding = true;
     while (this.waiting) {
       const { head, blob } = this.waiting;
+      const { forgotten } = this;
       this.waiting = null;
       try {
         const bitmap = await createImageBitmap(blob);
+        if (forgotten !== this.forgotten) {
+          bitmap.close();
+          continue;
+        }
         this.shown?.bitmap.close();
         this.shown = { head, bitmap };
         this.draw();
