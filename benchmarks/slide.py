@@ -1,6 +1,6 @@
 """`mmdeploy slide` on 60,000 x 60,000 pixels: tiles a second beside what the network alone can, and memory.
 
-    python benchmarks/slide.py WORK REGION [--seconds 60] [--batch-size 1] [--only 0 1]
+    python benchmarks/slide.py WORK REGION [--seconds 60] [--batch-size 1] [--only 0 1] [--peers PYTHON]
 
 REGION is a slide with tissue, such as `make demo` leaves at demo-out/cmu_small_region.svs. Slides are made of
 it in WORK once: a mosaic of its pixels in JPEG tiles of quality 90, with levels of a quarter and a sixteenth,
@@ -11,7 +11,8 @@ a process of its own that is stopped after so many seconds:
 - the command with `--mpp 0.25`, where a level has the model's scale, and with `--mpp 0.5`, where the best
   level is twice as fine; and the first on a slide of 20,000 x 20,000, for its memory;
 - the same network in PyTorch, with its compiled kernels, fed by a DataLoader whose processes read by
-  OpenSlide, in batches of 32: how WSInfer and TIAToolbox go about it, written out here; neither is installed.
+  OpenSlide, in batches of 32: how WSInfer and TIAToolbox go about it, written out here;
+- where an interpreter is given that has them, WSInfer and TIAToolbox themselves (slide_peers.py).
 
 Tiles are counted from the first rows on. Memory is the high-water mark of the resident set, for the
 DataLoader the sum over its processes of what each does not share (PSS).
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -123,16 +125,23 @@ def sampled(process: subprocess.Popen[bytes], done: Path, seconds: float) -> tup
 
 
 def memory_mb(pid: int) -> float:
-    """What a process and its children hold now: the high-water mark of one alone, the PSS of several."""
+    """What a process and its children hold now: the high-water mark of one alone, the PSS of several.
+
+    One that is about to end holds nothing.
+    """
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     if not children:
-        status = Path(f"/proc/{pid}/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1000
-    total = 0
-    for each in (str(pid), *children):
-        rollup = Path(f"/proc/{each}/smaps_rollup").read_text()
-        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-    return total / 1000
+        return kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:") / 1000
+    return sum(kilobytes(Path(f"/proc/{each}/smaps_rollup"), "Pss:") for each in (pid, *children)) / 1000
+
+
+def kilobytes(facts: Path, name: str) -> int:
+    """A line of what the system says of a process; 0 where it says nothing any more."""
+    try:
+        lines = facts.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)
 
 
 def command(
@@ -152,6 +161,14 @@ def dataloader(
     words = [str(checkpoint), str(slide), str(out)]
     process = subprocess.Popen([sys.executable, str(Path(__file__)), "--dataloader", *words])
     return sampled(process, out, options.seconds)
+
+
+def of_peer(
+    tool: str, checkpoint: Path, slide: Path, mpp: float, out: Path, options: argparse.Namespace
+) -> tuple[float, float]:
+    """Another tool's tiles a second and MB; at the scale of level 0, whatever the microns are."""
+    words = [str(Path(__file__).with_name("slide_peers.py")), tool, str(checkpoint), str(slide), str(out)]
+    return sampled(subprocess.Popen([options.peers, *words]), out, options.seconds)
 
 
 def run_dataloader(checkpoint: str, slide: str, out: str) -> None:
@@ -195,7 +212,8 @@ def main() -> None:
     parser.add_argument("region", type=Path)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--only", type=int, nargs="*", default=range(4), help="Of the runs, by their place.")
+    parser.add_argument("--peers", help="An interpreter that has WSInfer and TIAToolbox.")
+    parser.add_argument("--only", type=int, nargs="*", default=range(6), help="Of the runs, by their place.")
     options = parser.parse_args()
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
@@ -214,12 +232,16 @@ def main() -> None:
     print(f"{machine.processor()}, {machine.usable_cores()} cores; the network alone:")
     best = alone(bundle, work / "bench.json")
     large, small = (slides[side] for side in SIDES)
-    runs = (
+    runs = [
         ("level of the model's scale", command, bundle, large, 0.25),
         ("level twice as fine", command, bundle, large, 0.5),
         ("model's scale, 20,000 x 20,000", command, bundle, small, 0.25),
         ("PyTorch and a DataLoader", dataloader, checkpoint, large, 0.25),
-    )
+    ]
+    if options.peers:
+        runs += [
+            (tool, partial(of_peer, tool), checkpoint, large, 0.25) for tool in ("wsinfer", "tiatoolbox")
+        ]
     for number, (name, measured, model, slide, mpp) in enumerate(runs):
         if number not in options.only:
             continue

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from full_disk import no_file_larger_than
 
 from msmamba.data.published.tissuemnist import write_index
 from msmamba.errors import TargetError
 from msmamba.model.training.run import STATE, RunFolder, State
-
-resource = pytest.importorskip("resource", reason="limits a file's size as Unix does")
-
-
-@contextmanager
-def no_file_larger_than(size: int) -> Iterator[None]:
-    """What a full disk is to a writer: at this size the system takes no more."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def state(size: int) -> State:

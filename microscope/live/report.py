@@ -297,18 +297,19 @@ def _events(path: Path) -> dict[str, Any]:
 
 
 def _thumbnails(session: _Session, paths: dict[str, Path]) -> list[dict[str, Any]]:
-    """The pictures of each class, the likeliest first."""
+    """The pictures of each class, the likeliest first, and those that the guard withheld last."""
     groups: list[dict[str, Any]] = []
     for index, label in enumerate(session.labels):
         own = [(name, line) for name, (place, line) in session.pictured.items() if place == index]
-        own.sort(key=lambda each: -each[1]["probability"])
+        own.sort(key=lambda each: (not each[1].get("decided", True), -each[1]["probability"]))
         pictures = []
         for name, line in own:
             try:
                 url = data_url(read_file(paths[name]), "image/jpeg")
             except OSError:  # the session goes on, and a better one took its place
                 continue
-            pictures.append({"url": url, "probability": line["probability"], "taken": line["taken"]})
+            facts = {"probability": line["probability"], "taken": line["taken"]}
+            pictures.append({"url": url, "decided": line.get("decided", True), **facts})
         if pictures:
             groups.append({"label": label, "pictures": pictures})
     return groups

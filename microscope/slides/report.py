@@ -103,10 +103,13 @@ def write_report(
 
 
 def most_certain(results: Iterable[TileResult], classes: int, count: int) -> list[list[TileResult]]:
-    """The tiles of each class that are likeliest it, the likeliest first; of equals the earlier."""
+    """The tiles of each class that are likeliest it, the likeliest first; of equals the earlier.
+
+    Those that the guard does not decide stand for nothing.
+    """
     best: list[list[tuple[float, int, TileResult]]] = [[] for _ in range(classes)]
     for place, result in enumerate(results):
-        if not result.error:
+        if result.decided and not result.error:
             heap = best[result.likeliest]
             heapq.heappush(heap, (max(result.probabilities), -place, result))
             if len(heap) > count:

