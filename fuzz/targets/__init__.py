@@ -6,6 +6,7 @@ from .artefacts import EngineFile, Guards, KernelPackages, Manifests, Onnx, Onnx
 from .checkpoints import PickledCheckpoints, SafeCheckpoints
 from .data_sets import DataManifests, Index, Npz, Tables
 from .images import Pictures
+from .microscope import DrawnRegions, DriftLogs, LargeFields, Sessions
 from .nodes import Nodes
 from .runs import CalibrationCaches, PredictionFiles, Runs, RunStates
 from .slides import SlideResults, Slides
@@ -16,6 +17,10 @@ TARGETS: dict[str, type[Target]] = {
     "nodes": Nodes,
     "slides": Slides,
     "results": SlideResults,
+    "fields": LargeFields,
+    "regions": DrawnRegions,
+    "sessions": Sessions,
+    "drift": DriftLogs,
     "manifests": Manifests,
     "guards": Guards,
     "onnx": Onnx,

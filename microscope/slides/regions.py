@@ -253,7 +253,7 @@ def _read(feature: dict[str, Any], name: str) -> tuple[str, str, Any, str]:
     kind = str(properties.get("objectType", properties.get("object_type", "annotation"))).lower()
     if kind in _NO_REGIONS:
         return name, label, None, "are detections or tiles"
-    if not isinstance(geometry, dict) or geometry.get("type") not in _AREAS:
+    if not isinstance(geometry, dict) or str(geometry.get("type")) not in _AREAS:
         return name, label, None, "are points or lines"
     try:
         with np.errstate(invalid="ignore"):

@@ -22,7 +22,7 @@ from .slide import Slide
 from .tiles import read_tile
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
-_FACTS = ("tiles", "unreadable", "undecided", "tissue", "size", "microns_a_pixel", "tile", "reader")
+_FACTS = ("tiles", "unreadable", "tissue", "size", "microns_a_pixel", "tile", "reader")
 _PICTURE = 640  # longest side on the page, pixels
 _TILES, _TILE = 6, 168  # of each class, and their side in pixels
 
@@ -74,7 +74,7 @@ def write_report(
     """
     shown = []
     for name, facts in slides:
-        done = name in rows and facts.get("shares", {}).keys() == {*labels}
+        done = name in rows and is_done(facts, labels)
         # A slide with an error and rows was replaced: its file would give other pictures.
         tiles: list[dict[str, Any]] = []
         if done and not facts.get("error"):
@@ -85,7 +85,7 @@ def write_report(
                 "name": name,
                 "error": facts.get("error", ""),
                 "shares": [facts["shares"][label] for label in labels] if done else [],
-                **{each: facts.get(each) for each in _FACTS},
+                **{each: facts.get(each) for each in (*_FACTS, "undecided")},
                 **(_shown_pictures(pictures[name]) if done else {}),
                 "certain": tiles,
             }
@@ -100,6 +100,11 @@ def write_report(
         slides=shown,
     )
     write_atomically(path, as_utf8(page))
+
+
+def is_done(facts: Mapping[str, Any], labels: Sequence[str]) -> bool:
+    """Whether ``run.json`` says of a slide all that is known of one whose last row is."""
+    return facts.keys() >= {*_FACTS} and facts.get("shares", {}).keys() == {*labels}
 
 
 def most_certain(results: Iterable[TileResult], classes: int, count: int) -> list[list[TileResult]]:

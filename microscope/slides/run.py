@@ -55,7 +55,7 @@ from .engine import TileResult, Wanted, classify_tiles, scale_notes, transform_o
 from .maps import MapGrid, class_map, overlay, picture_of, undecided_map, write_map
 from .opening import by_name, open_slide, require_libraries
 from .regions import Within, check_annotations, file_of, read_regions
-from .report import Pictures, certain_tiles, write_report
+from .report import Pictures, certain_tiles, is_done, write_report
 from .results import header, read_rows, row, write_geojson
 from .slide import Slide
 from .tiles import Keeps, Tile, grid, side_of, stride_of
@@ -77,6 +77,9 @@ _KEPT = record(
                         Kind("a number or a text", lambda value: is_whole(value) or TEXT.holds(value))
                     ),
                     "size": listed(whole(1), 2, 2),
+                    "microns_a_pixel": maybe(number(0)),
+                    "tile": whole(1),
+                    "reader": TEXT,
                     "tissue": maybe(number(0, 1)),
                     "tiles": whole(),
                     "unreadable": whole(),
@@ -334,9 +337,7 @@ class _Run:
             InputError: it is not what is written in the end.
         """
         with suppress(OSError), open_file(done) as file:
-            if file.readline() == header(self._labels, self._guarded) and facts.get("shares", {}).keys() == {
-                *self._labels
-            }:
+            if file.readline() == header(self._labels, self._guarded) and is_done(facts, self._labels):
                 return
         raise InputError(
             f"'{done}' is not what slide has written, or '{self._folder / _RUN}' does not say what was found "

@@ -69,6 +69,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "far": (feature("x", box(5, 5, 10**400, 90)), "have no coordinates that could be read"),
     "nothing": (feature("x"), "are empty"),
     "point": (written({"type": "Point", "coordinates": [1, 2]}, name="mark"), "points or lines"),
+    "no-type": ({"type": "Feature", "geometry": {"type": {}, "coordinates": []}}, "points or lines"),
     "no-geometry": ({"type": "Feature", "geometry": None}, "points or lines"),
     "short": (feature("x", [[0, 0], [1, 1]]), "no coordinates that could be read"),
     "words": (written({"type": "Polygon", "coordinates": [[["a", "b"]] * 4]}), "no coordinates"),

@@ -478,6 +478,9 @@ def test_a_record_of_results_that_is_none_is_refused(
         {"tissue": "<b>"},
         {"seconds": "=1+1"},
         {"content": "x"},
+        {"reader": {}},
+        {"tile": "32"},
+        {"microns_a_pixel": "x"},
     ],
     ids=str,
 )
@@ -499,6 +502,18 @@ def test_rows_that_are_none_are_named_and_stop_no_other_slide(
     ):
         again(session, bundles, slides, kept)
     assert "right" in (kept / "summary.csv").read_text()
+
+
+@pytest.mark.parametrize("gone", ["shares", "size", "tile", "reader", "tissue"])
+def test_a_record_that_lacks_what_was_found_is_named_and_stops_no_other_slide(
+    gone: str, session: Session, bundles: dict[str, Path], slides: list[Path], kept: Path
+) -> None:
+    content = json.loads((kept / "run.json").read_text())
+    del content["slides"]["left"][gone]
+    (kept / "run.json").write_text(json.dumps(content))
+    with pytest.raises(ImageError, match=r"1 of 2 slides could not be.*does not say what was found there"):
+        again(session, bundles, slides, kept)
+    assert (kept / "report.html").exists()
 
 
 def test_shares_of_other_classes_are_named_and_stop_no_other_slide(
