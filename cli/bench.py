@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import EVERY_CORE, PROVIDERS, steps, tell
+from .options import EVERY_CORE, PROVIDERS, format_option, rounds_option, steps, tell
 from .output import say, say_lines
 
 _CASES = "What is measured (each may be given several times)"
@@ -60,14 +60,7 @@ _RESULTS = "Results"
     default="auto",
     help="Run on the CPU or on an NVIDIA GPU.",
 )
-@option(
-    "--rounds",
-    group=_MEASURING,
-    type=click.IntRange(1),
-    metavar="N",
-    show_default="50",
-    help="How many rounds to measure.",
-)
+@rounds_option(_MEASURING)
 @option(
     "--warmup",
     group=_MEASURING,
@@ -93,14 +86,7 @@ _RESULTS = "Results"
 )
 @option("-o", "--output", group=_RESULTS, metavar="FILE", help="Also write all figures to FILE as JSON.")
 @option("--plot", group=_RESULTS, metavar="FILE", help="Also draw a chart into FILE as PNG.")
-@option(
-    "--format",
-    "output_format",
-    group=_RESULTS,
-    type=click.Choice(["table", "json"]),
-    default="table",
-    help="How the figures are printed.",
-)
+@format_option("table", "json")
 def bench(
     artefacts: tuple[str, ...], output_format: str, output: str | None, plot: str | None, **chosen: Any
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import bar, device_options, tell, told
+from .options import bar, device_options, format_option, tell, told
 from .output import say_lines
 
 _PROMISE = "The promise"
@@ -51,14 +51,7 @@ def _share(context: click.Context, parameter: click.Parameter, text: str) -> flo
     show_default="val",
     help="Which split to take, where DATA has splits.",
 )
-@option(
-    "--format",
-    "output_format",
-    group="Results",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    help="How the figures are printed.",
-)
+@format_option("table", "json")
 @option(
     "--report",
     "page",

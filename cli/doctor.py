@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import click
 
-from .help import Command, option
+from .help import Command
+from .options import format_option
 from .output import say_lines
 
 
 @click.command(cls=Command, example="mmdeploy doctor")
 @click.argument("artefact", required=False)
-@option(
-    "--format",
-    "output_format",
-    group="Results",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    help="How the findings are printed.",
-)
+@format_option("text", "json", meaning="How the findings are printed.")
 @click.pass_context
 def doctor(context: click.Context, artefact: str | None, output_format: str) -> None:
     """Tell what this machine is best for, and what the rest would need.

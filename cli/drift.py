@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .help import Command, option
-from .options import tell
+from .options import format_option, tell
 from .output import say_lines
 
 
@@ -18,14 +18,7 @@ from .output import say_lines
     show_default="the log's own",
     help="A calibrated bundle whose images to compare with.",
 )
-@option(
-    "--format",
-    "output_format",
-    group="Results",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    help="How the figures are printed.",
-)
+@format_option("table", "json")
 def drift(log: str, against: str | None, output_format: str) -> None:
     """Tell whether the microscope has changed since the calibration.
 

@@ -11,6 +11,7 @@ from .options import (
     bar,
     described_options,
     device_options,
+    format_option,
     guard_option,
     let_idle_threads_sleep,
     names,
@@ -33,14 +34,7 @@ _IMAGES = "The images"
     metavar="DIR",
     help="Also write metrics.json and two pictures into DIR.",
 )
-@option(
-    "--format",
-    "output_format",
-    group=_RESULTS,
-    type=click.Choice(["table", "json"]),
-    default="table",
-    help="How the figures are printed.",
-)
+@format_option("table", "json")
 @guard_option
 @option(
     "--split",

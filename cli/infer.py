@@ -7,7 +7,15 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import device_options, drift_logged, drift_option, guard_option, tell, white_option
+from .options import (
+    device_options,
+    drift_logged,
+    drift_option,
+    format_option,
+    guard_option,
+    tell,
+    white_option,
+)
 
 _RESULTS = "Results"
 
@@ -24,14 +32,7 @@ _RESULTS = "Results"
     metavar="FILE",
     help="Write to FILE, whole or not at all, instead of printing.",
 )
-@option(
-    "--format",
-    "output_format",
-    group=_RESULTS,
-    type=click.Choice(["table", "json", "csv"]),
-    default="table",
-    help="How the predictions are written.",
-)
+@format_option("table", "json", "csv", meaning="How the predictions are written.")
 @option(
     "--top",
     group=_RESULTS,

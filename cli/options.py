@@ -28,69 +28,114 @@ _ABLATIONS = "Ablations"
 _NOT_SAID = "What the model does not say itself"
 
 
-def device_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of `open_session` that every command which runs an artefact takes."""
-    for decorate in (
-        option(
-            "--trust-engine-code",
-            group=_RUNNING,
-            is_flag=True,
-            help="Run the library that a --version-compatible engine carries.",
-        ),
-        option(
-            "--kernels",
-            group=_RUNNING,
-            type=click.Choice(["auto", "native", "functions"]),
-            default="auto",
-            help="Run by compiled kernels, or as plain ONNX.",
-        ),
-        option(
-            "--threads",
-            group=_RUNNING,
-            type=click.IntRange(1),
-            metavar="N",
-            show_default=EVERY_CORE,
-            help="How many CPU threads to use.",
-        ),
-        option(
-            "--provider",
-            group=_RUNNING,
-            type=click.Choice(PROVIDERS),
-            default="auto",
-            help="Insist on an engine or ONNX Runtime provider.",
-        ),
-        option(
-            "--device",
-            group=_RUNNING,
-            type=click.Choice(["auto", "cpu", "cuda"]),
-            default="auto",
-            help="Run on the CPU or on an NVIDIA GPU.",
-        ),
-    ):
-        command = decorate(command)
-    return command
+_Command = Callable[..., None]
 
 
-def guard_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Whether an artefact's guard is applied."""
-    decorate = option(
-        "--no-guard",
+def together(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Several options as one decorator, shown in this order."""
+
+    def decorate(command: _Command) -> _Command:
+        for each in reversed(options):
+            command = each(command)
+        return command
+
+    return decorate
+
+
+def format_option(
+    *formats: str, meaning: str = "How the figures are printed."
+) -> Callable[[_Command], _Command]:
+    """How results are printed or written, as ``output_format``; the first format where nobody says."""
+    return option(
+        "--format",
+        "output_format",
+        group="Results",
+        type=click.Choice(formats),
+        default=formats[0],
+        help=meaning,
+    )
+
+
+def resamples_option(group: str) -> Callable[[_Command], _Command]:
+    """How many resamples a bootstrap draws."""
+    return option(
+        "--resamples",
+        group=group,
+        type=click.IntRange(100),
+        metavar="N",
+        default=2000,
+        help="How many resamples the intervals rest on.",
+    )
+
+
+def rounds_option(group: str) -> Callable[[_Command], _Command]:
+    """How many rounds a benchmark measures."""
+    return option(
+        "--rounds",
+        group=group,
+        type=click.IntRange(1),
+        metavar="N",
+        show_default="50",
+        help="How many rounds to measure.",
+    )
+
+
+device_options = together(
+    option(
+        "--device",
+        group=_RUNNING,
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        help="Run on the CPU or on an NVIDIA GPU.",
+    ),
+    option(
+        "--provider",
+        group=_RUNNING,
+        type=click.Choice(PROVIDERS),
+        default="auto",
+        help="Insist on an engine or ONNX Runtime provider.",
+    ),
+    option(
+        "--threads",
+        group=_RUNNING,
+        type=click.IntRange(1),
+        metavar="N",
+        show_default=EVERY_CORE,
+        help="How many CPU threads to use.",
+    ),
+    option(
+        "--kernels",
+        group=_RUNNING,
+        type=click.Choice(["auto", "native", "functions"]),
+        default="auto",
+        help="Run by compiled kernels, or as plain ONNX.",
+    ),
+    option(
+        "--trust-engine-code",
         group=_RUNNING,
         is_flag=True,
-        help="Leave out the guard that the artefact carries.",
-    )
-    return decorate(command)
+        help="Run the library that a --version-compatible engine carries.",
+    ),
+)
+"""Options of `open_session` that every command which runs an artefact takes."""
 
 
-def drift_option(command: Callable[..., None]) -> Callable[..., None]:
-    """A log of scores for 'mmdeploy drift'."""
-    decorate = option(
-        "--drift",
-        group="Results",
-        metavar="FILE",
-        help="Add scores of each picture to FILE, for 'mmdeploy drift'; no pictures.",
-    )
-    return decorate(command)
+guard_option = option(
+    "--no-guard",
+    group=_RUNNING,
+    is_flag=True,
+    help="Leave out the guard that the artefact carries.",
+)
+"""Whether an artefact's guard is applied."""
+
+
+drift_option = option(
+    "--drift",
+    group="Results",
+    metavar="FILE",
+    help="Add scores of each picture to FILE, for 'mmdeploy drift'; no pictures.",
+)
+"""A log of scores for 'mmdeploy drift'."""
 
 
 def drift_logged(
@@ -102,79 +147,74 @@ def drift_logged(
     return nullcontext() if path is None else drift_log(path, artefact, session.manifest, by)
 
 
-def weights_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Which weights are read from a checkpoint."""
-    decorate = option(
-        "--weights-of",
-        group=_NOT_SAID,
-        type=click.Choice(["model", "ema"]),
-        show_default="model",
-        help="Take a checkpoint's weights, or their moving average, where it has both.",
+weights_option = option(
+    "--weights-of",
+    group=_NOT_SAID,
+    type=click.Choice(["model", "ema"]),
+    show_default="model",
+    help="Take a checkpoint's weights, or their moving average, where it has both.",
+)
+"""Which weights are read from a checkpoint."""
+
+
+ablation_options = together(
+    *(
+        option(f"--{name}/--no-{name}", group=_ABLATIONS, default=None, help=meaning)
+        for name, meaning in (
+            ("mifa", "Weigh the two branches by MIFA, or just concatenate them."),
+            ("parallel", "Scan four groups of channels by a shared block, or all by one."),
+            ("psffn", "End the scan's block in PSFFN, or without it in a linear layer."),
+        )
     )
-    return decorate(command)
+)
+"""The switches of `Architecture`."""
 
 
-def ablation_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The switches of `Architecture`."""
-    for name, meaning in (
-        ("psffn", "End the scan's block in PSFFN, or without it in a linear layer."),
-        ("parallel", "Scan four groups of channels by a shared block, or all by one."),
-        ("mifa", "Weigh the two branches by MIFA, or just concatenate them."),
-    ):
-        command = option(f"--{name}/--no-{name}", group=_ABLATIONS, default=None, help=meaning)(command)
-    return command
+white_option = option(
+    "--white-level",
+    group=_NOT_SAID,
+    type=click.IntRange(255, 65535),
+    metavar="VALUE",
+    show_default="the model's",
+    help="The value of white in 16-bit images.",
+)
+"""The value of white, which an artefact or a checkpoint says itself if it is of this version."""
 
 
-def white_option(command: Callable[..., None]) -> Callable[..., None]:
-    """The value of white, which an artefact or a checkpoint says itself if it is of this version."""
-    decorate = option(
-        "--white-level",
+described_options = together(
+    option(
+        "--size",
+        "image_size",
         group=_NOT_SAID,
-        type=click.IntRange(255, 65535),
-        metavar="VALUE",
-        show_default="the model's",
-        help="The value of white in 16-bit images.",
-    )
-    return decorate(command)
-
-
-def described_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The fields of `Described`: what a checkpoint may leave unsaid."""
-    for decorate in (
-        white_option,
-        option(
-            "--std",
-            group=_NOT_SAID,
-            type=float,
-            nargs=3,
-            metavar="R G B",
-            help="Standard deviations of the channels, of values in [0, 1].",
-        ),
-        option(
-            "--mean",
-            group=_NOT_SAID,
-            type=float,
-            nargs=3,
-            metavar="R G B",
-            help="Means of the channels, of values in [0, 1].",
-        ),
-        option(
-            "--labels",
-            group=_NOT_SAID,
-            metavar="NAMES|FILE",
-            help="Class names, by commas, or a file with one a line.",
-        ),
-        option(
-            "--size",
-            "image_size",
-            group=_NOT_SAID,
-            type=click.IntRange(32),
-            metavar="PIXELS",
-            help="Side of the square input.",
-        ),
-    ):
-        command = decorate(command)
-    return command
+        type=click.IntRange(32),
+        metavar="PIXELS",
+        help="Side of the square input.",
+    ),
+    option(
+        "--labels",
+        group=_NOT_SAID,
+        metavar="NAMES|FILE",
+        help="Class names, by commas, or a file with one a line.",
+    ),
+    option(
+        "--mean",
+        group=_NOT_SAID,
+        type=float,
+        nargs=3,
+        metavar="R G B",
+        help="Means of the channels, of values in [0, 1].",
+    ),
+    option(
+        "--std",
+        group=_NOT_SAID,
+        type=float,
+        nargs=3,
+        metavar="R G B",
+        help="Standard deviations of the channels, of values in [0, 1].",
+    ),
+    white_option,
+)
+"""The fields of `Described`: what a checkpoint may leave unsaid."""
 
 
 def let_idle_threads_sleep() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
+from .options import format_option, resamples_option
 from .output import say_lines
 
 _ROWS = "Rows"
@@ -28,14 +29,7 @@ _RESULTS = "Results"
     metavar="FILE",
     help="Take the paper's results from a csv file of yours.",
 )
-@option(
-    "--resamples",
-    group=_ROWS,
-    type=click.IntRange(100),
-    metavar="N",
-    default=2000,
-    help="How many resamples the intervals rest on.",
-)
+@resamples_option(_ROWS)
 @option(
     "-o",
     "--output",
@@ -43,14 +37,7 @@ _RESULTS = "Results"
     metavar="FILE",
     help="Write to FILE, whole or not at all, instead of printing.",
 )
-@option(
-    "--format",
-    "output_format",
-    group=_RESULTS,
-    type=click.Choice(["text", "csv", "latex"]),
-    default="text",
-    help="How the table is written.",
-)
+@format_option("text", "csv", "markdown", "latex", meaning="How the table is written.")
 def table(
     runs: tuple[str, ...], output_format: str, ablations: bool, output: str | None, **options: Any
 ) -> None:
@@ -66,7 +53,12 @@ def table(
     if ablations == bool(runs):
         raise click.UsageError("give either run folders or --ablations")
     result = ablations_table() if ablations else compare(runs, **options)
-    text = {"text": result.to_text, "csv": result.to_csv, "latex": result.to_latex}[output_format]()
+    text = {
+        "text": result.to_text,
+        "csv": result.to_csv,
+        "markdown": result.to_markdown,
+        "latex": result.to_latex,
+    }[output_format]()
     if output is not None:
         write_atomically(output, text.encode(), through_links=True)
     else:

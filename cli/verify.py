@@ -8,7 +8,7 @@ import click
 
 from ..errors import ParityError
 from .help import Command, option
-from .options import guard_option, let_idle_threads_sleep, steps, tell, weights_option
+from .options import format_option, guard_option, let_idle_threads_sleep, steps, tell, weights_option
 from .output import say_lines
 
 _COMPARED = "What is compared"
@@ -96,14 +96,7 @@ _RESULTS = "Results"
     metavar="FILE.html",
     help="Write a page on what the differences mean for decisions.",
 )
-@option(
-    "--format",
-    "output_format",
-    group=_RESULTS,
-    type=click.Choice(["table", "json"]),
-    default="table",
-    help="How the figures are printed.",
-)
+@format_option("table", "json")
 @guard_option
 @weights_option
 def verify(

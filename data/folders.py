@@ -81,6 +81,11 @@ class ImageFolder:
     notes: tuple[str, ...] = ()
     """What was passed over, and what else a user has to know of the data, a line each."""
 
+    @property
+    def name(self) -> str:
+        """What people call it: the published data set that it is, or the folder."""
+        return self.kind if self.kind not in (None, "folder") else self.root.resolve().name
+
     def split(self, name: str) -> Sequence[Sample]:
         """The samples of one split.
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ...measures.predictions import PREDICTIONS, read_predictions
 from ...measures.uncertainty import RESAMPLES, Interval
 from ...text import as_cell, shown
 from ..networks.complexity import complexity
+from ..networks.family import Architecture
 from ..networks.registry import family_of
 from ..training.run import RunFolder
 from .paper import (
@@ -29,6 +31,8 @@ from .paper import (
     PUBLISHED,
     Doubt,
     PaperRow,
+    Peer,
+    Published,
     Results,
     printed_results,
     read_published,
@@ -112,13 +116,19 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
         if split not in predictions:
             raise DataError(f"{folder.path / PREDICTIONS}: has no images of the {split} split")
         intervals = predictions[split].intervals(resamples)
-    row = PaperRow.of(begun.arch)
+    row, peer = PaperRow.of(begun.arch), peer_of(begun.arch)
     data = config.get("dataset") or Path(config["root"]).name
-    count = complexity(row.architecture(row.published.classes) if row else begun.arch, PAPER_SIZE)
+    printed = printed_row(begun.arch, data, published)
+    as_counted = begun.arch
+    if row:
+        as_counted = row.architecture(row.published.classes)
+    elif peer:
+        as_counted = replace(begun.arch, num_classes=Published.classes)
+    count = complexity(as_counted, PAPER_SIZE)
     own = Row(
-        network=row.name if row else family_of(begun.arch).describe(begun.arch),
+        network=row.name if row else peer.name if peer else family_of(begun.arch).describe(begun.arch),
         source=str(run),
-        table=row.table if row and row.key in PUBLISHED else UNKNOWN,
+        table=printed.table if printed else UNKNOWN,
         data=data,
         split=split,
         images=found["images"],
@@ -132,7 +142,7 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
         best_epoch=results["best_epoch"],
         seconds=results["seconds"],
     )
-    return [own, paper_row(row, data, published)] if row and row.key in PUBLISHED else [own]
+    return [own, printed] if printed else [own]
 
 
 def paper_row(row: PaperRow, data: str | None = None, published: Results | None = None) -> Row:
@@ -144,9 +154,26 @@ def paper_row(row: PaperRow, data: str | None = None, published: Results | None 
 
 def peer_rows(data: str | None = None, published: Results | None = None) -> list[Row]:
     """The other networks of Table I, on a data set."""
-    return [
-        _printed(peer.name, peer.name, "I", data, peer.parameters, peer.macs, published) for peer in PEERS
-    ]
+    return [peer_row(peer, data, published) for peer in PEERS]
+
+
+def peer_row(peer: Peer, data: str | None = None, published: Results | None = None) -> Row:
+    """What the paper prints of another network, on a data set."""
+    return _printed(peer.name, peer.name, "I", data, peer.parameters, peer.macs, published)
+
+
+def printed_row(arch: Architecture, data: str | None = None, published: Results | None = None) -> Row | None:
+    """What the paper prints of a network, whatever its classes, on a data set; None where it has none."""
+    row, peer = PaperRow.of(arch), peer_of(arch)
+    if row is not None:
+        return paper_row(row, data, published) if row.key in PUBLISHED else None
+    return peer_row(peer, data, published) if peer else None
+
+
+def peer_of(arch: Architecture) -> Peer | None:
+    """The other network of Table I that an architecture is, whatever its classes."""
+    name = family_of(arch).name_of(arch)
+    return next((peer for peer in PEERS if peer.network == name), None)
 
 
 def _printed(
@@ -352,6 +379,13 @@ class Table:
         )
         return text.getvalue()
 
+    def to_markdown(self) -> str:
+        """A table for a page in Markdown, with the notes below."""
+        rule = ["---"] * self.words + ["---:"] * (len(self.head) - self.words)
+        rows = [[_markdown(cell) for cell in line] for line in (self.head, *self.lines)]
+        lines = [f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:])]
+        return "\n".join([*lines, *(f"\n{_markdown(note)}" for note in (*self.notes, *self.footnotes)), ""])
+
     def to_latex(self) -> str:
         """A tabular with the rules of the package booktabs, the notes as comments, the footnotes below."""
         columns = "l" * self.words + "r" * (len(self.head) - self.words)
@@ -397,6 +431,11 @@ _LATEX = {
     UNKNOWN: "--",
     MARK: r"\textsuperscript{\dag}",
 }
+
+
+def _markdown(text: str) -> str:
+    """Text as it stands: names of data sets and folders are no markup, no links and no HTML."""
+    return re.sub(r"([\\`*<>|]|(?<=\])\()", r"\\\1", shown(text))
 
 
 def _latex(text: str) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...errors import InputError
 from .family import Architecture
 from .registry import family_of
 
@@ -61,11 +62,19 @@ class Complexity:
 
 
 def complexity(arch: Architecture, image_size: int = 224) -> Complexity:
-    """Counts for one image of ``image_size`` pixels square; nothing is computed."""
+    """Counts for one image of ``image_size`` pixels square; nothing is computed.
+
+    Raises:
+        InputError: the network takes no such images.
+    """
     family = family_of(arch)
     with torch.device("meta"):
         network = family.build(arch).eval()
         images = torch.empty(1, 3, image_size, image_size)
+    try:
+        network.check_image_shape((1, 3, image_size, image_size))
+    except ValueError as error:
+        raise InputError(f"network '{family.name_of(arch)}' cannot take them: {error}") from error
     elementwise = 0
 
     def count(module: nn.Module, inputs: Any, result: torch.Tensor) -> None:

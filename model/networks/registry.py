@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
@@ -47,7 +48,7 @@ def family_named(name: str) -> Family:
     for network, family in NETWORKS.items():
         if name in (network, family.name):
             return family
-    raise InputError(f"there is no network '{name}': choose one of {', '.join(NETWORKS)}")
+    raise InputError(_no_network(name))
 
 
 def architecture_named(name: str, **changes: Any) -> Architecture:
@@ -57,11 +58,18 @@ def architecture_named(name: str, **changes: Any) -> Architecture:
         InputError: there is no such network, it has no such field, or the fields do not fit together.
     """
     if name not in NETWORKS:
-        raise InputError(f"there is no network '{name}': choose one of {', '.join(NETWORKS)}")
+        raise InputError(_no_network(name))
     try:
         return NETWORKS[name].architecture(name, **changes)
     except (TypeError, ValueError) as error:
         raise InputError(f"network '{name}' cannot be built so: {error}") from error
+
+
+def _no_network(name: str) -> str:
+    """What to say where a name is nobody's: those like it, or where all of them stand."""
+    like = get_close_matches(name.lower().replace("-", "_"), NETWORKS)
+    meant = f"did you mean {' or '.join(like)}? " if like else ""
+    return f"there is no network '{name}': {meant}'mmdeploy networks' lists all names"
 
 
 def with_switches(arch: Architecture, switches: Mapping[str, Any]) -> Architecture:

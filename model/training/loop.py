@@ -57,7 +57,7 @@ from .loading import (
 )
 from .parallel import ALONE, Part, Processes, Shards, averaging_gradients, collected, dealt, take
 from .recipe import Recipe
-from .run import RunFolder, State
+from .run import RunFolder, State, differences, flat
 from .threads import set_threads
 
 _Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -238,25 +238,16 @@ def train_folder(
         arch = architecture_named(network or DEFAULT, **(switches or {}))
     else:
         arch = with_switches(begun.arch, switches or {})
-    pattern = group_by if group_by is not None else begun.group_by if begun else None
-    try:
-        # A preset's figures may have changed since the run began: it goes on with those that it has.
-        if begun and preset in (None, begun.recipe.preset):
-            base = begun.recipe
-        else:
-            base = Recipe.of_preset(preset or "paper")
-        recipe = base.with_figures(**(figures or {}))
-        groups = re.compile(pattern) if pattern is not None else None
-    except ValueError as error:
-        raise InputError(f"the recipe makes no sense: {error}") from error
-    except re.error as error:
-        raise InputError(f"the group pattern {pattern!r} is no regular expression: {error}") from error
-    together = begun is None or begun.copies_together
-    data = read_training_folder(folder, seed=recipe.seed, group_by=groups, copies_together=together)
-    if skip_bad or (begun is not None and begun.skipped):
-        threads = (hardware or Hardware()).threads
-        data = without(data, processes.from_first(lambda: unreadable_images(data, threads=threads)))
-        check_trainable(data)
+    recipe = recipe_asked(preset, figures, begun.recipe if begun else None)
+    data = data_asked(
+        folder,
+        recipe.seed,
+        group_by if group_by is not None else begun.group_by if begun else None,
+        copies_together=begun is None or begun.copies_together,
+        skip_bad=skip_bad or (begun is not None and begun.skipped),
+        threads=(hardware or Hardware()).threads,
+        processes=processes,
+    )
     return train(
         data,
         run,
@@ -269,6 +260,63 @@ def train_folder(
         mpp=mpp,
         listeners=listeners,
     )
+
+
+def recipe_asked(
+    preset: str | None = None, figures: Mapping[str, Any] | None = None, begun: Recipe | None = None
+) -> Recipe:
+    """A recipe from what somebody asks for.
+
+    Args:
+        preset: name of the recipe to start from; the paper's by default.
+        figures: what the recipe and its augmentation have in place of the preset's figures, by field name.
+        begun: the recipe of what is to go on, which stands for its preset: a preset's figures may have
+            changed since.
+
+    Raises:
+        InputError: figures that make no sense.
+    """
+    try:
+        base = begun if begun and preset in (None, begun.preset) else Recipe.of_preset(preset or "paper")
+        return base.with_figures(**(figures or {}))
+    except ValueError as error:
+        raise InputError(f"the recipe makes no sense: {error}") from error
+
+
+def data_asked(
+    folder: str | Path,
+    seed: int,
+    group_by: str | None = None,
+    *,
+    copies_together: bool = True,
+    skip_bad: bool = False,
+    threads: int | None = None,
+    processes: Processes = ALONE,
+) -> ImageFolder:
+    """The data to train on, from what somebody asks for.
+
+    Args:
+        folder: holds the images (see `read_training_folder`).
+        seed: decides the split of a flat folder.
+        group_by: regular expression of the groups in file names.
+        copies_together: keep copies of an image in one split of a flat folder.
+        skip_bad: read every image first, and leave out those that cannot be read.
+        threads: how many CPU threads read them.
+        processes: those that train together, of which the first reads for all.
+
+    Raises:
+        InputError: a pattern that makes no sense.
+        DataError: a folder that cannot be trained on.
+    """
+    try:
+        groups = re.compile(group_by) if group_by is not None else None
+    except re.error as error:
+        raise InputError(f"the group pattern {group_by!r} is no regular expression: {error}") from error
+    data = read_training_folder(folder, seed=seed, group_by=groups, copies_together=copies_together)
+    if skip_bad:
+        data = without(data, processes.from_first(lambda: unreadable_images(data, threads=threads)))
+        check_trainable(data)
+    return data
 
 
 class _Trainer:
@@ -462,7 +510,7 @@ class _Trainer:
                 "root": str(data.root),
                 "skipped": dict(data.skipped),
                 "notes": notes,
-                "dataset": data.kind if data.kind not in (None, "folder") else data.root.resolve().name,
+                "dataset": data.name,
                 "hardware": {
                     **asdict(self.hardware),
                     "threads": torch.get_num_threads(),
@@ -817,34 +865,16 @@ def _check_same_run(
     digests = dict(known.get("digests", {}))
     tested = digests.pop("test", None)
     known |= {"digests": digests} if digests else {}
-    was, now = _flat({**{key: config.get(key) for key in identity}, "data": known}), _flat(identity)
+    was, now = flat({**{key: config.get(key) for key in identity}, "data": known}), flat(identity)
     # Figures that a run of an earlier version does not name were what their defaults are.
-    was = {**_flat({"recipe": _plain(asdict(Recipe()))}), **was}
+    was = {**flat({"recipe": _plain(asdict(Recipe()))}), **was}
     was["network"] = was["network"] or now["network"]  # not named by an earlier version
-    differences = [
-        f"the images of the {name.rpartition('.')[2]} split are not those it was begun with"
-        if name.startswith("data.digests.")
-        else f"{name} was {was.get(name)!r} and is {now.get(name)!r}"
-        for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name)
-    ]
-    if differences:
+    if differing := differences(was, now):
         raise TrainingError(
-            f"{run}: cannot be resumed with other figures: {'; '.join(differences)}. "
+            f"{run}: cannot be resumed with other figures: {'; '.join(differing)}. "
             f"Give the same ones, or train in a new folder"
         )
     whole = data.whole or data
     if digests and tested != (whole.digest_of("test") if "test" in whole.splits else None):
         return ("the images of the test split are not those that the run was begun with",)
     return ()
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {
-        name: leaf
-        for key, value in values.items()
-        for name, leaf in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
-    }

@@ -69,7 +69,7 @@ _AUGMENTATION = record(
     optional={"crop_scale": _RANGE, "crop_ratio": _RANGE, "horizontal_flip": TRUTH, "vertical_flip": TRUTH},
 )
 _WHOLE_FIGURES = ("epochs", "batch_size", "warmup_epochs", "patience", "accumulate", "seed")
-_RECIPE = record(
+RECIPE = record(
     {"augmentation": _AUGMENTATION},
     optional={
         **dict.fromkeys(_WHOLE_FIGURES, whole()),
@@ -78,6 +78,7 @@ _RECIPE = record(
         "preset": TEXT,
     },
 )
+"""A recipe as `dataclasses.asdict` and JSON have it."""
 _DATA = record(
     {"labels": LABELS, "group_by": maybe(TEXT)},
     optional={"copies_together": TRUTH, "digest": TEXT, "digests": by_name(TEXT), "counts": by_name(OBJECT)},
@@ -89,7 +90,7 @@ _PART = Kind(
 )
 _CONFIG = record(
     {
-        "recipe": _RECIPE,
+        "recipe": RECIPE,
         "architecture": by_name(_PART),
         "data": _DATA,
         "normalisation": record(
@@ -149,6 +150,33 @@ class State:
     """State of the mixed-precision loss's scaling; empty without."""
     averaged: dict[str, Tensor] = field(default_factory=dict)
     """The averaged weights; empty where the recipe has none."""
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        name: leaf
+        for key, value in values.items()
+        for name, leaf in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, where what goes on is not what was begun.
+
+    Args:
+        was: the `flat` figures that it was begun with.
+        now: those that it shall go on with.
+    """
+    return [
+        f"the images of the {name.rpartition('.')[2]} split are not those it was begun with"
+        if name.startswith("data.digests.")
+        else f"{name} was {was.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    ]
 
 
 class _Telling:

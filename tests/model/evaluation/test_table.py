@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from msmamba.model.evaluation.table import (
     runs_table,
 )
 from msmamba.model.networks.microscopic_mamba import Architecture
+from msmamba.model.networks.registry import architecture_named
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,18 @@ def test_a_run_stands_above_its_row_of_the_paper(run: Path, published: Path) -> 
     assert own.intervals.keys() >= own.metrics.keys()
     assert (paper.parameters, paper.macs, paper.image_size) == (4.30, None, 224)
     assert paper.metrics == {"accuracy": 0.9125, "auc": 0.987, "precision": 0.905}
+
+
+def test_another_network_of_table_one_stands_above_its_row_too(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    arch = architecture_named("pvt_small", num_classes=2).to_dict()
+    changed = {**config, "network": "pvt_small", "architecture": arch, "dataset": "rpe"}
+    (other / "config.json").write_text(json.dumps(changed))
+    own, paper = run_rows(other, resamples=100)
+    assert own.network == paper.network == "PVT-small"
+    assert (own.table, round(own.parameters or 0, 2), paper.parameters) == ("I", 24.49, 24.49)
+    assert paper.metrics["accuracy"] == printed_results()["rpe", "PVT-small"]["accuracy"]
 
 
 def test_what_the_paper_does_not_have_stays_open(run: Path) -> None:
@@ -119,6 +133,16 @@ def test_the_records_are_unrounded_and_the_latex_compiles_as_text(run: Path, pub
     assert not re.search(r"(?<!\\)[%_#$]", body)
     cells = [line for line in body.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
     assert {line.count("&") for line in cells} == {8}
+
+
+def test_markdown_takes_names_as_they_stand(run: Path) -> None:
+    (row, _) = run_rows(run, resamples=100)
+    row = replace(row, source="r*|[n](x)<b>")
+    lines = runs_table([row]).to_markdown().splitlines()
+    assert lines[1] == "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines[:3]} == {10}
+    assert r"| r\*\|[n]\(x)\<b\> | cells (test, 4) | 32 |" in lines[2]
+    assert "95 % bootstrap interval" in lines[-1]
 
 
 def test_ablations_are_counted_beside_the_papers_figures() -> None:

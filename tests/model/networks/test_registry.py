@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import Tensor, nn
+from toy_network import TOYS, Toy, ToyArchitecture, ToyFamily
 
 from msmamba.cli import mmdeploy
 from msmamba.data.folders import read_training_folder
@@ -20,68 +18,19 @@ from msmamba.export.bundle import ExportOptions, export_bundle
 from msmamba.export.proof.verify import verify
 from msmamba.model import MicroscopicMamba, build_network
 from msmamba.model.evaluation.explanation import Explainer
-from msmamba.model.networks import family, registry
+from msmamba.model.networks import registry
 from msmamba.model.networks.checkpoint import load_checkpoint
 from msmamba.model.networks.complexity import complexity
-from msmamba.model.networks.family import Family, Network, View
+from msmamba.model.networks.family import Family
 from msmamba.model.training.loop import Hardware, train, train_folder
 from msmamba.model.training.recipe import Recipe
 from msmamba.model.training.run import RunFolder
 from msmamba.runtime import open_session
 
 
-@dataclass(frozen=True)
-class ToyArchitecture(family.Architecture):
-    width: int = 8
-
-
-class Toy(Network):
-    """One convolution, a ReLU, and the mean of its map through a linear layer."""
-
-    def __init__(self, arch: ToyArchitecture) -> None:
-        super().__init__()
-        self.arch = arch
-        self.stem = nn.Conv2d(3, arch.width, 3, stride=4)
-        self.last = nn.Linear(arch.width, arch.num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.check_image_shape(tuple(images.shape))
-        logits: Tensor = self.last(self.stem(images).relu().mean((2, 3)))
-        return logits
-
-
-class ToyFamily(Family):
-    name, title, head = "toy", "Toy", "last"
-    architecture_type, network_type = ToyArchitecture, Toy
-
-    def architecture(self, name: str, **changes: Any) -> ToyArchitecture:
-        return ToyArchitecture(**{"width": {"toy_thin": 4, "toy_wide": 16}[name], **changes})
-
-    def architecture_from(self, values: Mapping[str, Any]) -> ToyArchitecture:
-        return ToyArchitecture(**values)
-
-    def architecture_of(self, state: Mapping[str, Tensor]) -> ToyArchitecture:
-        classes, width = state["last.weight"].shape
-        return ToyArchitecture(classes, width)
-
-    def name_of(self, arch: family.Architecture) -> str:
-        assert isinstance(arch, ToyArchitecture)
-        return {4: "toy_thin", 16: "toy_wide"}.get(arch.width, self.name)
-
-    def build(self, arch: family.Architecture) -> Toy:
-        assert isinstance(arch, ToyArchitecture)
-        return Toy(arch)
-
-    def probes(self, network: Network) -> Mapping[str, View]:
-        return {"stem": lambda result: result}
-
-    def map_layers(self, network: Network) -> Mapping[str, str]:
-        return {"stem": "stem"}
-
-
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("toy_thin", "toy_wide"):
+    for name in TOYS:
         monkeypatch.setitem(registry.NETWORKS, name, ToyFamily())
 
 
@@ -169,7 +118,8 @@ def test_build_network_takes_names_and_fields() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        pytest.param("resnet18", {}, "no network 'resnet18': choose one of t, s, b, pvt_small", id="unknown"),
+        pytest.param("resnet18", {}, "no network 'resnet18': 'mmdeploy networks' lists all", id="unknown"),
+        pytest.param("PVT-smal", {}, "no network 'PVT-smal': did you mean pvt_small or", id="misspelt"),
         pytest.param("t", {"width": 3}, "network 't' cannot be built so.*width", id="no-such-field"),
         pytest.param("t", {"dims": (30,)}, "network 't' cannot be built so.*same stages", id="unfit"),
         pytest.param("toy_thin", {"mifa": False}, "'toy_thin' cannot be built so.*mifa", id="other-family's"),
