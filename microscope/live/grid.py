@@ -22,6 +22,7 @@ from PIL import Image
 from ...data.scale import Scale, check_microns
 from ...errors import ImageError, InputError
 from ...runtime.drift import DriftLog
+from ...runtime.guard import REASONS
 from ...runtime.session import BATCH_SIZE, Session
 from ..slides.engine import classify_tiles, trained_on, transform_of
 from ..slides.field import Field
@@ -35,6 +36,7 @@ MOST_TILES = 64
 """Tiles along the shorter side of a frame."""
 
 _GIST = 8  # a tile's picture is compared by the means of so many squares a side
+_HALF = 0.5
 _CHANGED = 3  # of 255: noise of deviation 5 moves a mean by 2 at most, the stage by a fortieth of a tile by 5
 
 
@@ -86,6 +88,7 @@ class TileMap:
             something keep it from earlier frames, of the same picture.
         undecided: (rows, columns) of bool: tiles whose likeliest class is no answer, by the artefact's guard;
             None without one.
+        reasons: why, for at least half of these.
     """
 
     side: int
@@ -93,19 +96,43 @@ class TileMap:
     probabilities: NDArray[np.float32]
     classified: int
     undecided: NDArray[np.bool_] | None = None
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(rows, columns): of which tiles something is known."""
+        return ~np.isnan(self.probabilities[..., 0])
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """(rows, columns): the tiles that the mean is of: those decided; all that are known where none is."""
+        known = self.known
+        decided = known if self.undecided is None else known & ~self.undecided
+        return decided if decided.any() else known
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """The mean probability of each class over the tiles of which something is known."""
-        known = self.probabilities[~np.isnan(self.probabilities[..., 0])]
-        return tuple(known.mean(axis=0, dtype=np.float64).tolist())
+        """The mean probability of each class over the tiles that count."""
+        return tuple(self.probabilities[self.counted].mean(axis=0, dtype=np.float64).tolist())
+
+    @property
+    def decided(self) -> bool:
+        """Whether the guard decides at least half of the tiles of which something is known."""
+        return self.undecided is None or 2 * int(self.undecided.sum()) <= int(self.known.sum())
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """The classes that are the likeliest of some tile, those of a larger mean first."""
+        found = set(self.probabilities[self.known].argmax(axis=1).tolist())
+        order = np.argsort([-share for share in self.mean], kind="stable")
+        return tuple(index for index in order.tolist() if index in found)
 
     def as_json(self) -> dict[str, Any]:
         """``map``: rows of columns of probabilities, None where nothing is known; and ``tiles``.
 
         With a guard ``undecided``, too: row and column of each tile that it withholds.
         """
-        known = ~np.isnan(self.probabilities[..., 0])
+        known = self.known
         cells = np.round(self.probabilities.astype(np.float64), 4).tolist()
         return {
             "map": [
@@ -117,6 +144,7 @@ class TileMap:
                 "microns": None if self.microns is None else round(self.microns, 3),
                 "classified": self.classified,
                 "kept": int(known.sum()) - self.classified,
+                "mean_of": int(self.counted.sum()),
             },
             **({} if self.undecided is None else {"undecided": np.argwhere(self.undecided).tolist()}),
         }
@@ -151,7 +179,7 @@ class Mapper:
         self._size = transform_of(session).size
         self._shape: tuple[int, ...] = ()  # of the frame, and the side of its tiles: what memory is of
         self._probabilities = np.empty((0, 0, session.classes), np.float32)
-        self._undecided = np.empty((0, 0), np.bool_)
+        self._reasons = np.empty((0, 0, len(REASONS)), np.bool_)  # why each tile is withheld
         self._gists = np.empty((0, 0, _GIST, _GIST), np.int16)  # of the pictures that were classified
         self._turns = np.empty((0, 0), np.int64)  # the frame in which a tile was classified last
         self._frames = 0
@@ -187,8 +215,13 @@ class Mapper:
         self._frames += 1
         microns = None if frame.mpp is None else side * frame.mpp
         found = self._probabilities.copy()
-        withheld = self._undecided & ~np.isnan(found[..., 0]) if self._session.guard else None
-        return TileMap(side, microns, found, done, withheld)
+        if self._session.guard is None:
+            return TileMap(side, microns, found, done)
+        why = self._reasons & ~np.isnan(found[..., :1])
+        withheld = np.asarray(why.any(axis=2))
+        shares = why[withheld].mean(axis=0) if withheld.any() else np.zeros(len(REASONS))
+        reasons = tuple(reason for reason, share in zip(REASONS, shares, strict=True) if share >= _HALF)
+        return TileMap(side, microns, found, done, withheld, reasons)
 
     def _side(self, field: Field, frame: Frame) -> int:
         if self._grid.tiles is not None:
@@ -212,7 +245,7 @@ class Mapper:
         if (height, width, side) != self._shape:
             self._shape = height, width, side
             self._probabilities = np.full((*shape, self._session.classes), np.nan, np.float32)
-            self._undecided = np.zeros(shape, np.bool_)
+            self._reasons = np.zeros((*shape, len(REASONS)), np.bool_)
             self._gists = np.zeros((*shape, _GIST, _GIST), np.int16)
             self._turns = np.full(shape, -1, np.int64)
 
@@ -236,7 +269,7 @@ class Mapper:
             for (place, _), result in zip(order, results, strict=True):
                 at = divmod(place, columns)
                 self._probabilities[at] = result.probabilities
-                self._undecided[at] = not result.decided
+                self._reasons[at] = [reason in result.reasons for reason in REASONS]
                 self._gists[at] = gists[place]
                 self._turns[at] = self._frames
                 done += 1

@@ -47,7 +47,7 @@ class Result:
         label: name of the likeliest class.
         probability: the probability of that class.
         probabilities: the probability of every class, in the order of the labels; they sum to 1. With a
-            grid, the mean over the tiles of which something is known.
+            grid, the mean over the tiles that count (`TileMap.counted`).
         latency_ms: milliseconds by step: ``grab`` (reading it), ``prepare`` (resizing it; with a grid that
             is done beside the network, and counted there), ``network``, ``quality`` (judging the picture),
             and ``total``, from when it was taken until all was known, waiting included.
@@ -55,9 +55,11 @@ class Result:
         dropped: frames that the source took since the result before this one and that nobody saw.
         quality: what the picture is worth.
         tiles: what is known of each tile; None without a grid.
-        decided: whether the label is an answer, by the artefact's guard; without one it always is.
+        decided: whether the label is an answer, by the artefact's guard; without one it always is. With a
+            grid, whether the guard decides at least half of the tiles.
         reasons: why it is none; empty where it is one.
-        candidates: the classes that the frame may show, the likeliest first; empty without a guard.
+        candidates: the classes that the frame may show, the likeliest first; empty without a guard. With a
+            grid, those that are the likeliest of some tile.
     """
 
     frame: Frame
@@ -358,9 +360,12 @@ class _Loop:
         else:
             times.append(times[-1])
             tiles = self._mapper.map(frame, times[-1] - times[0])
-            verdict = (True, (), ())  # a guard is of single pictures, not of their mean
-            probabilities = tiles.mean
-            label = (self._session.labels or ())[probabilities.index(max(probabilities))]
+            probabilities, labels = tiles.mean, self._session.labels or ()
+            label = labels[probabilities.index(max(probabilities))]
+            verdict = (True, (), ())
+            if tiles.undecided is not None:
+                candidates = tuple(labels[index] for index in tiles.candidates)
+                verdict = (tiles.decided, () if tiles.decided else tiles.reasons, candidates)
         times.append(time.monotonic())
         self._tell_of_the_scale(frame, tiles)
         judged, prepare, network = ((after - before) * 1e3 for before, after in pairwise(times))

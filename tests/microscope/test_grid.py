@@ -129,13 +129,30 @@ def test_tiles_that_the_guard_withholds_are_told(
     threshold = float(np.sort(scores, axis=None)[6:8].mean())  # between two: seven are withheld
     with msmamba.open(with_guard(bundles["fp32"], tmp_path / "guarded", threshold), threads=1) as guarded:
         mapper = Mapper(guarded, Grid(tiles=3))
-        found = mapper.map(frame(pixels)).as_json()
+        mapped = mapper.map(frame(pixels))
+        decided = [
+            each
+            for each, score in zip(guarded.classify(tiles), scores.ravel(), strict=True)
+            if score > threshold
+        ]
+        assert np.allclose(mapped.mean, np.mean([each.probabilities for each in decided], axis=0), atol=1e-6)
+        assert (mapped.decided, mapped.reasons) == (True, ("uncertain",))  # eight of fifteen
+        found = mapped.as_json()
+        assert found["tiles"]["mean_of"] == 8
         assert found["undecided"] == np.argwhere(scores < threshold).tolist()
         assert len(found["undecided"]) == 7
         assert mapper.map(frame(pixels)).as_json()["undecided"] == found["undecided"]
         part = mapper.map(frame(pixels[:, :96]))
         assert part.undecided is not None
         assert part.undecided.tolist() == (scores < threshold)[:, :3].tolist()
+    with msmamba.open(with_guard(bundles["fp32"], tmp_path / "strict", 1e9), threads=1) as strict:
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        (result,) = stream(strict, tmp_path / "a.png", grid=Grid(tiles=3), keep_all=True)
+    assert (result.decided, result.reasons) == (False, ("uncertain",))
+    assert result.label == result.candidates[0]
+    assert set(result.candidates) == {each.label for each in session.classify(tiles)}
+    line = result.as_json()
+    assert (line["decided"], line["tiles"]["mean_of"]) == (False, 15)
     assert "undecided" not in Mapper(session, Grid(tiles=3)).map(frame(pixels)).as_json()
 
 
@@ -201,7 +218,7 @@ def test_the_command_prints_the_map(bundles: dict[str, Path], tmp_path: Path) ->
     done = CliRunner().invoke(mmdeploy, command)
     assert done.exit_code == 0, done.output
     line = json.loads(done.stdout)
-    assert line["tiles"] == {"side": 32, "microns": 16.0, "classified": 15, "kept": 0}
+    assert line["tiles"] == {"side": 32, "microns": 16.0, "classified": 15, "kept": 0, "mean_of": 15}
     assert np.shape(line["map"]) == (3, 5, 3)
     assert np.allclose(np.mean(line["map"], axis=(0, 1)), line["probabilities"], atol=1e-4)
 

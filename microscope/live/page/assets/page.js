@@ -124,9 +124,9 @@ function showAnswer(head) {
   speak(byId("label").textContent);
 }
 
-// With a grid the answer is the mean over the tiles of which something is known.
+// With a grid the answer is a mean over tiles: those that the guard decides, where there is one.
 function meanOf({ tiles }) {
-  return tiles ? `mean of ${tiles.classified + tiles.kept} tiles` : "";
+  return tiles ? `mean of ${tiles.mean_of} ${tiles.mean_of === 1 ? "tile" : "tiles"}` : "";
 }
 
 // What it may be, where nothing is said for sure: the guard's candidates, or the likeliest class.
