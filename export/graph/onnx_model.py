@@ -77,7 +77,7 @@ def onnx_from_network(
     except ValueError as error:
         raise ExportError(f"cannot export for {image_size}x{image_size} images: {error}") from error
 
-    model = _traced(family_of(network).inference_form(network).eval(), image_size)
+    model = _traced(family_of(network).inference_form(network, image_size).eval(), image_size)
     _set_opset(model, opset)
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
     functions = (scan_function(opset), *block_functions(opset))

@@ -20,6 +20,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from os.path import commonpath
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ from ...images import Transform, read_image
 from ...pages.figures import DOTS_PER_INCH, INK
 from ..networks.checkpoint import load_checkpoint
 from ..networks.described import Described, described_by, notes_on
-from ..networks.family import Network
+from ..networks.family import CHANNELS_FIRST, MapLayout, Network
 from ..networks.registry import family_of
 
 Floats = npt.NDArray[np.float32]
@@ -169,7 +170,7 @@ class Explainer:
             if chosen not in layers:
                 raise InputError(f"there is no layer '{chosen}': choose one of {', '.join(layers)}")
             self.description = f"Grad-CAM at {chosen}"
-            self._shown = _shown_in_place(self.network, layers[chosen], family.maps_channels_last)
+            self._shown = _shown_in_place(self.network, layers[chosen], family.map_layout)
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) to (B, classes)."""
@@ -217,25 +218,26 @@ class Explainer:
         return heat
 
 
-class _ChannelsFirst(nn.Module):
-    """A module of channels-last maps, whose map passes through `map` as Captum expects it, channels first."""
+class _Shown(nn.Module):
+    """A module whose map passes through `map` as Captum expects it, channels first."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, layout: MapLayout) -> None:
         super().__init__()
         self.module = module
+        self.layout = layout
         self.map = nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        shown: Tensor = self.map(self.module(x).permute(0, 3, 1, 2))
-        return shown.permute(0, 2, 3, 1)
+    def forward(self, *inputs: Any) -> Tensor:
+        result = self.module(*inputs)
+        return self.layout.restored(self.map(self.layout.shown(result)), result)
 
 
-def _shown_in_place(network: Network, path: str, channels_last: bool) -> nn.Module:
+def _shown_in_place(network: Network, path: str, layout: MapLayout) -> nn.Module:
     """The module whose result is the map of the module at a path, channels first; put there if need be."""
     module = network.get_submodule(path)
-    if not channels_last:
+    if layout is CHANNELS_FIRST:
         return module
-    shown = _ChannelsFirst(module)
+    shown = _Shown(module, layout)
     owner, _, leaf = path.rpartition(".")
     setattr(network.get_submodule(owner), leaf, shown)
     return shown.map

@@ -23,6 +23,23 @@ def as_it_is(result: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class MapLayout:
+    """How a module's result holds a map."""
+
+    shown: View
+    """The map, (B, C, H, W), from the result."""
+    restored: Callable[[Tensor, Tensor], Tensor]
+    """The result again, from the map and what it was taken from."""
+
+
+CHANNELS_FIRST = MapLayout(as_it_is, lambda shown, result: shown)
+CHANNELS_LAST = MapLayout(
+    lambda result: result.permute(0, 3, 1, 2),  # (B, H, W, C)
+    lambda shown, result: shown.permute(0, 2, 3, 1),
+)
+
+
+@dataclass(frozen=True)
 class Architecture:
     """All that a checkpoint's tensors depend on; each family adds its own fields."""
 
@@ -39,14 +56,21 @@ class Network(nn.Module):
 
     arch: Architecture
 
+    step: ClassVar[int] = 1
+    """What S must be a multiple of, pixels."""
+
     def check_image_shape(self, shape: tuple[int, ...]) -> None:
         """Refuses batches that the network cannot take.
 
         Raises:
-            ValueError: not (B, 3, S, S), or of a size that the network does not take.
+            ValueError: not (B, 3, S, S) with S a positive multiple of `step`.
         """
         if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or not shape[2]:
             raise ValueError(f"images are {tuple(shape)}; expected (batch, 3, S, S)")
+        if shape[2] % self.step:
+            raise ValueError(
+                f"images are {shape[2]}x{shape[3]}; the side must be a multiple of {self.step}: resize them"
+            )
 
     def without_weight_decay(self) -> list[str]:
         """Names of the parameters that take no weight decay."""
@@ -78,8 +102,8 @@ class Family(ABC):
     """The class of its networks; of no other family's."""
     head: ClassVar[str] = "head"
     """The module that gives the logits."""
-    maps_channels_last: ClassVar[bool] = False
-    """Whether the modules of `map_layers` give (B, H, W, C) rather than (B, C, H, W)."""
+    map_layout: ClassVar[MapLayout] = CHANNELS_FIRST
+    """How the results of the modules of `map_layers` hold their maps."""
 
     @abstractmethod
     def architecture(self, name: str, **changes: Any) -> Architecture:
@@ -138,11 +162,12 @@ class Family(ABC):
         """Weights that are in every checkpoint and in no forward pass."""
         return 0
 
-    def inference_form(self, network: Network) -> nn.Module:
+    def inference_form(self, network: Network, image_size: int) -> nn.Module:
         """What is traced for export: images (B, 3, S, S) to logits, of standard operators and msmamba's own.
 
         Args:
             network: in evaluation mode; it is left as it is.
+            image_size: S, pixels.
         """
         return network
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from .family import CHANNELS_LAST, Family, Network, ScanWork, View, as_it_is
 from .family import Architecture as AnyArchitecture
-from .family import Family, Network, ScanWork, View, as_it_is
 from .layers import channel_shuffle, channels_last
 from .microscopic_mamba import (
     ARVSS,
@@ -34,7 +34,7 @@ class MicroscopicMambaFamily(Family):
     title = "Microscopic-Mamba"
     architecture_type = Architecture
     network_type = MicroscopicMamba
-    maps_channels_last = True
+    map_layout = CHANNELS_LAST
 
     def architecture(self, name: str, **changes: Any) -> Architecture:
         return Architecture.of_size(name, **changes)
@@ -73,7 +73,7 @@ class MicroscopicMambaFamily(Family):
     def unused_parameters(self, network: Network) -> int:
         return sum(map(_unused, network.modules()))
 
-    def inference_form(self, network: Network) -> nn.Module:
+    def inference_form(self, network: Network, image_size: int) -> nn.Module:
         return InferenceForm(cast(MicroscopicMamba, network))
 
     def probes(self, network: Network) -> Mapping[str, View]:

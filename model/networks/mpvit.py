@@ -16,8 +16,8 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from .family import CHANNELS_FIRST, Network, View, as_it_is
 from .family import Architecture as AnyArchitecture
-from .family import Network, View, as_it_is
 from .layers import (
     MLP,
     DropPath,
@@ -27,7 +27,7 @@ from .layers import (
     initialise_convolution,
     initialise_transformer,
 )
-from .staged import StagedArchitecture, StagedFamily, StagedNetwork, count
+from .staged import StagedArchitecture, StagedFamily, StagedNetwork, count, depths_in, widths_in
 
 HEADS = 8
 _WINDOWS = {3: 2, 5: 3, 7: 3}  # side of a convolution: how many heads' values it sees
@@ -318,7 +318,7 @@ class MPViTFamily(StagedFamily):
     architecture_type = Architecture
     network_type = MPViT
     head = "cls_head.cls"
-    maps_channels_last = False
+    map_layout = CHANNELS_FIRST
     sizes: ClassVar[Mapping[str, StagedArchitecture]] = {
         "mpvit_tiny": Architecture(),
         "mpvit_small": Architecture(
@@ -328,18 +328,14 @@ class MPViTFamily(StagedFamily):
 
     def architecture_of(self, state: Mapping[str, Tensor]) -> Architecture:
         stages = range(count(state, "mhca_stages."))
-        paths = [f"mhca_stages.{stage}.mhca_blks" for stage in stages]
-        dims = tuple(
-            state[f"patch_embed_stages.{stage}.patch_embeds.0.patch_conv.bn.weight"].shape[0]
-            for stage in stages
-        )
+        dims = widths_in(state, "patch_embed_stages.{}.patch_embeds.0.patch_conv.bn.weight", stages)
         hidden = state["mhca_stages.0.mhca_blks.0.MHCA_layers.0.mlp.fc1.weight"].shape[0]
         return self.as_named(
             Architecture(
                 num_classes=state["cls_head.cls.weight"].shape[0],
-                depths=tuple(count(state, f"{path}.0.MHCA_layers.") for path in paths),
+                depths=depths_in(state, "mhca_stages.{}.mhca_blks.0.MHCA_layers.", stages),
                 dims=dims,
-                paths=tuple(count(state, f"{path}.") for path in paths),
+                paths=depths_in(state, "mhca_stages.{}.mhca_blks.", stages),
                 mlp_ratio=hidden // dims[0],
             )
         )

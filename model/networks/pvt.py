@@ -28,9 +28,10 @@ from .layers import (
     resized_grid,
     token_first,
 )
-from .staged import StagedArchitecture, StagedFamily, StagedNetwork, count
+from .staged import StagedArchitecture, StagedFamily, StagedNetwork, depths_in, ratios, widths_in
 
 HEAD_WIDTH = 64
+STAGES = range(1, 5)
 EMBEDDED_SIZE = 224
 """Side of the images that the position embeddings are for, pixels; they are resized for others."""
 
@@ -48,11 +49,8 @@ class Architecture(StagedArchitecture):
 
     def misfits(self) -> list[str]:
         wrong = super().misfits()
-        if not len(self.dims) == len(self.mlp_ratios) == len(self.reductions) == 4:
-            wrong.append("dims, mlp_ratios and reductions must name four stages")
-        if any(dim % HEAD_WIDTH for dim in self.dims):
-            wrong.append(f"dims {self.dims} must be multiples of {HEAD_WIDTH}, the width of a head")
-        return wrong
+        wrong += self.without_stages(4, "dims", "mlp_ratios", "reductions")
+        return wrong + self.without_whole_heads(HEAD_WIDTH)
 
 
 class Attention(nn.Module):
@@ -173,24 +171,24 @@ class PVTFamily(StagedFamily):
     }
 
     def architecture_of(self, state: Mapping[str, Tensor]) -> Architecture:
-        dims = tuple(state[f"patch_embed{stage}.proj.weight"].shape[0] for stage in range(1, 5))
-        hidden = (state[f"block{stage}.0.mlp.fc1.weight"].shape[0] for stage in range(1, 5))
+        dims = widths_in(state, "patch_embed{}.proj.weight", STAGES)
+        hidden = widths_in(state, "block{}.0.mlp.fc1.weight", STAGES)
         if state["cls_token"].shape[-1] != dims[-1]:
             raise ValueError("its class token is not of the width of its last stage")
-        reductions = (state.get(f"block{stage}.0.attn.sr.weight") for stage in range(1, 5))
+        reductions = (state.get(f"block{stage}.0.attn.sr.weight") for stage in STAGES)
         return self.as_named(
             Architecture(
                 num_classes=state["head.weight"].shape[0],
-                depths=tuple(count(state, f"block{stage}.") for stage in range(1, 5)),
+                depths=depths_in(state, "block{}.", STAGES),
                 dims=dims,
-                mlp_ratios=tuple(each // dim for each, dim in zip(hidden, dims, strict=True)),
+                mlp_ratios=ratios(hidden, dims),
                 reductions=tuple(1 if weight is None else weight.shape[-1] for weight in reductions),
             )
         )
 
     def probes(self, network: Network) -> Mapping[str, View]:
         arch = cast(Architecture, network.arch)
-        names = [f"patch_embed{stage}.norm" for stage in range(1, 5)]
+        names = [f"patch_embed{stage}.norm" for stage in STAGES]
         names += [f"block{s + 1}.{block}" for s, depth in enumerate(arch.depths) for block in range(depth)]
         return dict.fromkeys(names, as_it_is)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .family import Network, ScanWork
 from .layers import PatchEmbed, PatchMerging, initialise_transformer
 from .ss2d import SS2D, scan_work, with_constant_scans
-from .staged import StagedArchitecture, StagedFamily, StagedNetwork, count
+from .staged import StagedArchitecture, StagedFamily, StagedNetwork, count, depths_in
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ScanPyramid(StagedNetwork):
 class ScanPyramidFamily(StagedFamily):
     """How such networks are exported, counted and explained."""
 
-    def inference_form(self, network: Network) -> nn.Module:
+    def inference_form(self, network: Network, image_size: int) -> nn.Module:
         return with_constant_scans(copy.deepcopy(network))
 
     def scan_work(self, network: Network, image_size: int) -> ScanWork:
@@ -116,12 +116,12 @@ class ScanPyramidFamily(StagedFamily):
 
     def read(self, state: Mapping[str, Tensor], first: int) -> ScanArchitecture:
         """The architecture of a state dict whose first stage has so many channels."""
-        stages = count(state, "layers.")
+        stages = range(count(state, "layers."))
         build = cast(type[ScanArchitecture], self.architecture_type)
         arch = build(
             num_classes=state["head.weight"].shape[0],
-            depths=tuple(count(state, f"layers.{stage}.blocks.") for stage in range(stages)),
-            dims=tuple(first * 2**stage for stage in range(stages)),
+            depths=depths_in(state, "layers.{}.blocks.", stages),
+            dims=tuple(first * 2**stage for stage in stages),
             d_state=state["layers.0.blocks.0.self_attention.A_logs"].shape[1],
         )
         return self.as_named(arch)

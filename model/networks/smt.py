@@ -26,10 +26,11 @@ from .layers import (
     initialise_convolution,
     initialise_transformer,
 )
-from .staged import StagedArchitecture, StagedFamily, StagedNetwork, count
+from .staged import StagedArchitecture, StagedFamily, StagedNetwork, depths_in, ratios, widths_in
 
 MODULATION_HEADS = 4
 HEAD_WIDTH = 32
+STAGES = range(1, 5)
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,8 @@ class Architecture(StagedArchitecture):
 
     def misfits(self) -> list[str]:
         wrong = super().misfits()
-        if not len(self.dims) == len(self.mlp_ratios) == 4:
-            wrong.append("dims and mlp_ratios must name four stages")
-        if any(dim % HEAD_WIDTH for dim in self.dims):
-            wrong.append(f"dims {self.dims} must be multiples of {HEAD_WIDTH}, the width of a head")
+        wrong += self.without_stages(4, "dims", "mlp_ratios")
+        wrong += self.without_whole_heads(HEAD_WIDTH)
         if self.stem_kernel < 1 or not self.stem_kernel % 2:
             wrong.append(f"stem_kernel is {self.stem_kernel}, expected an odd number")
         return wrong
@@ -205,7 +204,7 @@ class SMT(StagedNetwork):
         """The output of every stage after its norm: (B, H, W, C)."""
         self.check_image_shape(tuple(images.shape))
         x, outputs = images, []
-        for stage in range(1, 5):
+        for stage in STAGES:
             x = getattr(self, f"patch_embed{stage}")(x)
             for block in getattr(self, f"block{stage}"):
                 x = block(x)
@@ -234,21 +233,20 @@ class SMTFamily(StagedFamily):
 
     def architecture_of(self, state: Mapping[str, Tensor]) -> Architecture:
         stem = state["patch_embed1.conv.0.weight"]
-        dims = tuple(state[f"norm{stage}.weight"].shape[0] for stage in range(1, 5))
-        hidden = (state[f"block{stage}.0.mlp.fc1.weight"].shape[0] for stage in range(1, 5))
+        dims = widths_in(state, "norm{}.weight", STAGES)
         return self.as_named(
             Architecture(
                 num_classes=state["head.weight"].shape[0],
-                depths=tuple(count(state, f"block{stage}.") for stage in range(1, 5)),
+                depths=depths_in(state, "block{}.", STAGES),
                 dims=dims,
-                mlp_ratios=tuple(each // dim for each, dim in zip(hidden, dims, strict=True)),
+                mlp_ratios=ratios(widths_in(state, "block{}.0.mlp.fc1.weight", STAGES), dims),
                 stem_kernel=stem.shape[-1],
             )
         )
 
     def probes(self, network: Network) -> Mapping[str, View]:
         names = [name for name, module in network.named_modules() if isinstance(module, Block)]
-        norms = [f"{part}{stage}" for stage in range(1, 5) for part in ("patch_embed", "norm")]
+        norms = [f"{part}{stage}" for stage in STAGES for part in ("patch_embed", "norm")]
         norms = [f"{name}.norm" if name.startswith("patch") else name for name in norms]
         return dict.fromkeys([*norms, *names], as_it_is)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar, TypeVar, cast
 
 from torch import Tensor
 
-from .family import Architecture, Family, Network
+from .family import CHANNELS_LAST, Architecture, Family, Network
 
 Staged = TypeVar("Staged", bound="StagedArchitecture")
 
@@ -62,6 +62,18 @@ class StagedArchitecture(Architecture):
             wrong.append(f"num_classes is {self.num_classes}, expected at least 1")
         return wrong
 
+    def without_stages(self, stages: int, *names: str) -> list[str]:
+        """A line where fields do not name so many stages each."""
+        wrong = [f"{name} {getattr(self, name)}" for name in names if len(getattr(self, name)) != stages]
+        return [f"{' and '.join(wrong)} must name {stages} stages"] if wrong else []
+
+    def without_whole_heads(self, width: int, first: int = 0) -> list[str]:
+        """A line where channels are no multiples of a head's width, from a stage on."""
+        if not any(dim % width for dim in self.dims[first:]):
+            return []
+        must = "end in" if first else "be"
+        return [f"dims {self.dims} must {must} multiples of {width}, the width of a head"]
+
     def drop_paths(self) -> Iterator[list[float]]:
         """The rates of stochastic depth of each stage's blocks."""
         blocks = sum(self.depths)
@@ -74,20 +86,7 @@ class StagedNetwork(Network, ABC):
 
     arch: StagedArchitecture
 
-    step: ClassVar[int] = 32
-    """What S must be a multiple of, pixels: one position of the last map."""
-
-    def check_image_shape(self, shape: tuple[int, ...]) -> None:
-        """Refuses batches that the network cannot take.
-
-        Raises:
-            ValueError: not (B, 3, S, S) with S a positive multiple of 32.
-        """
-        super().check_image_shape(shape)
-        if shape[2] % self.step:
-            raise ValueError(
-                f"images are {shape[2]}x{shape[3]}; the side must be a multiple of {self.step}: resize them"
-            )
+    step = 32  # one position of the last map
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
@@ -103,7 +102,7 @@ class StagedFamily(Family):
 
     sizes: ClassVar[Mapping[str, StagedArchitecture]]
     """The architectures by the registry's names, of 1000 classes."""
-    maps_channels_last = True
+    map_layout = CHANNELS_LAST
 
     def architecture(self, name: str, **changes: Any) -> StagedArchitecture:
         return replace(self.sizes[name], **changes)
@@ -136,6 +135,30 @@ def _same(size: StagedArchitecture, arch: Architecture) -> bool:
     """Whether two architectures have the same tensors, but for the classes."""
     own = cast(StagedArchitecture, arch)
     return replace(size, num_classes=own.num_classes, drop_path_rate=own.drop_path_rate) == own
+
+
+def widths_in(state: Mapping[str, Tensor], name: str, stages: Iterable[int]) -> tuple[int, ...]:
+    """The first axis of a tensor that each stage has.
+
+    Args:
+        state: a state dict.
+        name: the tensor's, with ``{}`` for the stage.
+        stages: their numbers.
+
+    Raises:
+        KeyError: a stage has no such tensor.
+    """
+    return tuple(state[name.format(stage)].shape[0] for stage in stages)
+
+
+def ratios(hidden: Iterable[int], dims: Iterable[int]) -> tuple[int, ...]:
+    """How many times wider the hidden layers of the stages' MLPs are than the stages."""
+    return tuple(each // dim for each, dim in zip(hidden, dims, strict=True))
+
+
+def depths_in(state: Mapping[str, Tensor], prefix: str, stages: Iterable[int]) -> tuple[int, ...]:
+    """How many blocks each stage has, by what stands before their numbers, with ``{}`` for the stage."""
+    return tuple(count(state, prefix.format(stage)) for stage in stages)
 
 
 def count(state: Mapping[str, Tensor], prefix: str) -> int:

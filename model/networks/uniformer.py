@@ -14,7 +14,7 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .family import Network, View, as_it_is
+from .family import CHANNELS_FIRST, Network, View, as_it_is
 from .layers import (
     MLP,
     DropPath,
@@ -26,9 +26,10 @@ from .layers import (
     initialise_transformer,
 )
 from .layers import PatchEmbed as AnyPatchEmbed
-from .staged import StagedArchitecture, StagedFamily, StagedNetwork, count
+from .staged import StagedArchitecture, StagedFamily, StagedNetwork, depths_in, widths_in
 
 HEAD_WIDTH = 64
+STAGES = range(1, 5)
 _LOCAL_STAGES = 2
 _OTHER_NETWORKS = {
     "aux_head": "the token-labelling models have heads of another width",
@@ -48,10 +49,8 @@ class Architecture(StagedArchitecture):
 
     def misfits(self) -> list[str]:
         wrong = super().misfits()
-        if len(self.dims) != 4:
-            wrong.append(f"dims {self.dims} must name four stages")
-        if any(dim % HEAD_WIDTH for dim in self.dims[_LOCAL_STAGES:]):
-            wrong.append(f"dims {self.dims} must end in multiples of {HEAD_WIDTH}, the width of a head")
+        wrong += self.without_stages(4, "dims")
+        wrong += self.without_whole_heads(HEAD_WIDTH, first=_LOCAL_STAGES)
         if self.mlp_ratio < 1:
             wrong.append(f"mlp_ratio is {self.mlp_ratio}, expected at least 1")
         return wrong
@@ -161,7 +160,7 @@ class UniFormer(StagedNetwork):
         """The output of every stage: (B, H, W, C), channels last."""
         self.check_image_shape(tuple(images.shape))
         x, outputs = images, []
-        for stage in range(1, 5):
+        for stage in STAGES:
             x = getattr(self, f"blocks{stage}")(getattr(self, f"patch_embed{stage}")(x))
             outputs.append(channels_last(x))
         return outputs
@@ -179,14 +178,14 @@ class UniFormerFamily(StagedFamily):
     title = "UniFormer"
     architecture_type = Architecture
     network_type = UniFormer
-    maps_channels_last = False
+    map_layout = CHANNELS_FIRST
     sizes: ClassVar[Mapping[str, StagedArchitecture]] = {
         "uniformer_small": Architecture(),
         "uniformer_base": Architecture(depths=(5, 8, 20, 7), drop_path_rate=0.3),
     }
 
     def architecture_of(self, state: Mapping[str, Tensor]) -> Architecture:
-        dims = tuple(state[f"patch_embed{stage}.norm.weight"].shape[0] for stage in range(1, 5))
+        dims = widths_in(state, "patch_embed{}.norm.weight", STAGES)
         hidden = state["blocks1.0.mlp.fc1.weight"].shape[0]
         for part, why in _OTHER_NETWORKS.items():
             if other := next((name for name in state if part in name), None):
@@ -194,7 +193,7 @@ class UniFormerFamily(StagedFamily):
         return self.as_named(
             Architecture(
                 num_classes=state["head.weight"].shape[0],
-                depths=tuple(count(state, f"blocks{stage}.") for stage in range(1, 5)),
+                depths=depths_in(state, "blocks{}.", STAGES),
                 dims=dims,
                 mlp_ratio=hidden // dims[0],
             )

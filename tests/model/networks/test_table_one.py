@@ -262,7 +262,7 @@ def test_networks_that_only_look_alike_are_refused(
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        pytest.param("pvt_small", {"dims": (64, 64, 64)}, "four stages", id="three-stages"),
+        pytest.param("pvt_small", {"dims": (64, 64, 64)}, "4 stages", id="three-stages"),
         pytest.param("pvt_small", {"dims": (60, 64, 64, 64)}, "multiples of 64", id="no-whole-heads"),
         pytest.param("mpvit_tiny", {"paths": (2, 3)}, "same stages", id="two-paths"),
         pytest.param("smt_s", {"stem_kernel": 4}, "odd number", id="even-kernel"),
