@@ -70,6 +70,7 @@ def evaluate(
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
     white_level: int | None,
+    network: str | None,
     weights_of: str | None,
     no_guard: bool,
     **options: Any,
@@ -87,7 +88,9 @@ def evaluate(
     from ..export.proof.evaluate import evaluate_model
     from ..model.networks.described import Described
 
-    described = Described(names(labels) if labels else None, mean, std, image_size, weights_of, white_level)
+    described = Described(
+        names(labels) if labels else None, mean, std, image_size, weights_of, white_level, network
+    )
     with bar() as advance:
         evaluation = evaluate_model(
             model, data, described=described, guard=not no_guard, advance=advance, **options

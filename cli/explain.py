@@ -50,6 +50,7 @@ def explain(
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
     white_level: int | None,
+    network: str | None,
     weights_of: str | None,
     **chosen: Any,
 ) -> None:
@@ -68,7 +69,9 @@ def explain(
     from ..model.networks.described import Described
     from ..runtime.infer import find_images
 
-    described = Described(names(labels) if labels else None, mean, std, image_size, weights_of, white_level)
+    described = Described(
+        names(labels) if labels else None, mean, std, image_size, weights_of, white_level, network
+    )
     found, notes = find_images(images)
     tell(notes)
     failures = 0

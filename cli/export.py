@@ -30,7 +30,7 @@ _INT8_OPTIONS = {
 _INT8_LIMITS = ("max_flips", "max_accuracy_drop")
 
 
-_OF_CHECKPOINTS = ("image_size", "opset", "labels", "mean", "std", "white_level")
+_OF_CHECKPOINTS = ("network", "image_size", "opset", "labels", "mean", "std", "white_level")
 
 
 @click.command(

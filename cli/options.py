@@ -183,6 +183,13 @@ white_option = option(
 
 described_options = together(
     option(
+        "--network",
+        group=_NOT_SAID,
+        metavar="NAME",
+        show_default="told by its tensors",
+        help="The network that a bare state dict is of.",
+    ),
+    option(
         "--size",
         "image_size",
         group=_NOT_SAID,

@@ -1,4 +1,4 @@
-"""`mmdeploy train`: a network from scratch."""
+"""`mmdeploy train`: a network, from scratch or from pretrained weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,21 @@ _RUN = "The run"
     group="The network",
     metavar="NAME",
     show_default="t",
-    help="Microscopic-Mamba's t (tiny), s or b.",
+    help="Microscopic-Mamba's t (tiny), s or b, or one of 'mmdeploy networks'.",
+)
+@option(
+    "--weights",
+    group="The network",
+    metavar="FILE",
+    show_default="from scratch",
+    help="Begin with the weights of a published state dict, but for its head.",
+)
+@option(
+    "--weights-of",
+    group="The network",
+    type=click.Choice(["model", "ema"]),
+    show_default="model",
+    help="Take its weights, or their moving average, where it has both.",
 )
 @ablation_options
 @recipe_options
@@ -44,6 +58,8 @@ def train(
     data: str,
     run: str,
     network: str | None,
+    weights: str | None,
+    weights_of: str | None,
     mifa: bool | None,
     parallel: bool | None,
     psffn: bool | None,
@@ -61,13 +77,15 @@ def train(
     resume: bool,
     **figures: Any,
 ) -> None:
-    """Train a network from scratch on DATA.
+    """Train a network on DATA, from scratch or from pretrained weights.
 
     DATA was imported (see data import), or holds {train,val,test}/<class>/* or <class>/*; the last is split
     6:2:2. Without options this is the paper's recipe.
 
     On N GPUs, or in N processes of a CPU: torchrun --nproc-per-node N -m msmamba train …
     """
+    if weights_of and not weights:
+        raise click.UsageError("--weights-of tells which weights to take: give their file with --weights")
     prepare_training(deterministic)
 
     from rich.console import Console
@@ -95,6 +113,8 @@ def train(
             skip_bad=skip_bad,
             white_level=white_level,
             mpp=mpp,
+            weights=weights,
+            weights_of=weights_of,
             listeners=listeners,
         )
     if processes.is_first:

@@ -65,6 +65,8 @@ class ExportOptions:
     """The value of white in 16-bit images."""
     weights_of: str | None = None
     """As `load_checkpoint` takes it."""
+    network: str | None = None
+    """As `load_checkpoint` takes it."""
     target: str = "onnx"
     """What to build beside ``model.onnx``."""
     compute_capabilities: Sequence[str] = ()
@@ -128,7 +130,7 @@ def export_bundle(
     notes = (_CALIBRATE_AGAIN,) if _has_guard(Path(output)) else ()
     with atomic_folder(output, force) as folder:
         report("reading the checkpoint")
-        loaded = load_checkpoint(checkpoint, options.weights_of)
+        loaded = load_checkpoint(checkpoint, options.weights_of, options.network)
         manifest = _manifest(loaded, options, str(checkpoint))
         engine_options = _engine_options(options)
         int8_how = _int8_prepared(manifest, options, report)

@@ -253,6 +253,8 @@ def _opened(
         return
     if described.weights_of is not None:
         raise ArtefactError(f"{model} is exported already, which settled its weights: leave --weights-of out")
+    if described.network is not None:
+        raise ArtefactError(f"{model} is exported already, and says its network: leave --network out")
     with open_session(
         model,
         device=device,
@@ -306,7 +308,7 @@ def _checkpoint_classifier(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise BackendError(f"device 'cuda' was asked for, but PyTorch {torch.__version__} finds no CUDA")
-    checkpoint = load_checkpoint(model, described.weights_of)
+    checkpoint = load_checkpoint(model, described.weights_of, described.network)
     labels, transform = described_by(checkpoint, described, str(model))
     network = checkpoint.network.to(device)
 

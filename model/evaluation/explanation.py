@@ -101,7 +101,7 @@ def explain_images(
         TargetError: a picture cannot be written.
     """
     described = described or Described()
-    loaded = load_checkpoint(checkpoint, described.weights_of)
+    loaded = load_checkpoint(checkpoint, described.weights_of, described.network)
     labels, transform = described_by(loaded, described, str(checkpoint))
     for note in notes_on(loaded, described):
         warnings.warn(note, Note, stacklevel=2)

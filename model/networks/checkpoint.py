@@ -130,34 +130,36 @@ def save_checkpoint(
     write_atomically(Path(path), save(_tensors(network), metadata={METADATA_KEY: json.dumps(description)}))
 
 
-def load_checkpoint(path: str | Path, weights_of: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, weights_of: str | None = None, network: str | None = None
+) -> Checkpoint:
     """Reads a checkpoint of any network that the registry knows (see `read_checkpoint_file`).
 
     Args:
         path: the file.
         weights_of: ``model`` or ``ema``, where it holds weights and their moving average; where nobody says,
             the weights, with a note.
+        network: the name of the network that it is of, or of its family; where nobody says, the tensors tell.
 
     Raises:
         CheckpointError: missing, unreadable, of another architecture (the tensors that differ are
             named), or with weights that are not finite.
+        InputError: there is no network of that name.
     """
     file = read_checkpoint_file(path, weights_of)
     for note in file.notes:
         warnings.warn(note, Note, stacklevel=2)
     file = replace(file, state=canonical(file.state))
-    network = checkpoint_network(file, _network_of)
+    built = checkpoint_network(file, lambda state: _network_of(state, network))
     labels, preprocessing = _what_it_says(file.description)
-    if labels is not None and len(labels) != network.arch.num_classes:
+    if labels is not None and len(labels) != built.arch.num_classes:
         raise CheckpointError(
-            f"{path}: {len(labels)} labels, but its tensors have {network.arch.num_classes} classes"
+            f"{path}: {len(labels)} labels, but its tensors have {built.arch.num_classes} classes"
         )
-    _take_what_tensors_do_not_say(network, file)
+    _take_what_tensors_do_not_say(built, file)
     said = file.description.get("seen")
     seen = None if said is None else Seen.from_dict(said)
-    return Checkpoint(
-        network, sha256_of(Path(path)), file.weights_of, labels, preprocessing, file.notes, seen
-    )
+    return Checkpoint(built, sha256_of(Path(path)), file.weights_of, labels, preprocessing, file.notes, seen)
 
 
 def _tensors(network: Network) -> dict[str, Tensor]:
@@ -172,8 +174,8 @@ def _tensors(network: Network) -> dict[str, Tensor]:
     return tensors
 
 
-def _network_of(state: Mapping[str, Tensor]) -> Network:
-    family, arch = recognise(state)
+def _network_of(state: Mapping[str, Tensor], name: str | None) -> Network:
+    family, arch = recognise(state, name)
     return family.build(arch)
 
 

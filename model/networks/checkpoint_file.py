@@ -113,21 +113,39 @@ def checkpoint_network(
             f"{path}: {len(differences)} tensors differ from those of {type(network).__name__} with "
             f"{network.arch}: {some(sorted(differences))}"
         )
-    _check_shared(network, state, path)
+    check_shared(network, state, path)
     state = {name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}
+    check_finite(state, path)
+    network.load_state_dict(state, assign=True)
+    network.eval()
+    return network
+
+
+def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses tensors that hold NaN or infinity.
+
+    Args:
+        state: the tensors.
+        path: their file, for messages.
+
+    Raises:
+        CheckpointError: some do; they are named.
+    """
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(
             f"{path}: {len(broken)} tensors hold NaN or infinity ({some(sorted(broken))}): "
             f"the training diverged, use an earlier checkpoint"
         )
-    network.load_state_dict(state, assign=True)
-    network.eval()
-    return network
 
 
-def _check_shared(network: Network, state: Mapping[str, Tensor], path: Path) -> None:
+def check_shared(network: Network, state: Mapping[str, Tensor], path: Path) -> None:
     """Refuses a state dict that has two values for one weight, which modules share under several names.
+
+    Args:
+        network: what it is for.
+        state: tensors of the network's shapes; names may be missing.
+        path: their file, for messages.
 
     Raises:
         CheckpointError: it has; the names are told.
@@ -135,6 +153,8 @@ def _check_shared(network: Network, state: Mapping[str, Tensor], path: Path) -> 
     first: dict[int, str] = {}
     differing = []
     for name, tensor in network.state_dict(keep_vars=True).items():
+        if name not in state:
+            continue
         other = first.setdefault(id(tensor), name)
         if other != name and not torch.equal(state[name], state[other]):
             differing.append(f"{name} is not {other}")

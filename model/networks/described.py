@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...errors import ArtefactError
+from ...errors import ArtefactError, InputError
 from ...images import FULL_WHITE, Transform, white_as_asked
 from ...resize import RULES
 from .checkpoint import Checkpoint
@@ -27,6 +27,8 @@ class Described:
     """Which are taken of a checkpoint that has both: ``model``, or ``ema``, their moving average."""
     white_level: int | None = None
     """The value of white in 16-bit images."""
+    network: str | None = None
+    """The name of the network that a state dict is of."""
 
 
 def described_by(
@@ -42,7 +44,8 @@ def described_by(
     Raises:
         ArtefactError: neither says the labels or the channel statistics, or the labels are not as many as
             the classes.
-        InputError: the means or deviations are not three sensible numbers.
+        InputError: the means or deviations are not three sensible numbers, or the network does not take
+            images of that size.
     """
     said = checkpoint.preprocessing
     labels = checkpoint.labels if described.labels is None else tuple(described.labels)
@@ -56,6 +59,10 @@ def described_by(
     red, green, blue = mean
     red_std, green_std, blue_std = std
     size = described.image_size or (said.image_size if said else DEFAULT_SIZE)
+    try:
+        checkpoint.network.check_image_shape((1, 3, size, size))
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error
     white = described.white_level or (said.white_level if said else FULL_WHITE)
     return labels, Transform(size, (red, green, blue), (red_std, green_std, blue_std), white)
 

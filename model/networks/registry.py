@@ -118,16 +118,24 @@ def canonical(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return state
 
 
-def recognise(state: Mapping[str, Tensor]) -> tuple[Family, Architecture]:
+def recognise(state: Mapping[str, Tensor], name: str | None = None) -> tuple[Family, Architecture]:
     """The family and the architecture that a state dict is of.
 
+    Args:
+        state: by tensor names that are `canonical`.
+        name: the network that it is said to be of, or its family; None where the tensors have to tell.
+
     Raises:
-        ValueError: of no network that is known; why it is not of each.
+        ValueError: of no network that is known, or not of that which was named; why it is not of each.
+        InputError: there is no network of that name.
     """
     unlike, wrong = [], []
-    for family in dict.fromkeys(NETWORKS.values()):
+    for family in dict.fromkeys(NETWORKS.values()) if name is None else (family_named(name),):
         try:
-            return family, family.architecture_of(state)
+            arch = family.architecture_of(state)
+            if name not in (None, family.name, family.name_of(arch)):
+                raise ValueError(f"it is of {family.name_of(arch)} ({family.describe(arch)}), not of {name}")
+            return family, arch
         except KeyError as error:
             unlike.append(f"not a {family.title} checkpoint: it has no tensor {error}")
         except (ValueError, IndexError, TypeError) as error:

@@ -6,6 +6,7 @@ keep a moving average (EMA) beside the weights. Which of the two is taken is the
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import warnings
 import zipfile
@@ -56,8 +57,9 @@ def read_pytorch_file(path: Path) -> Any:
         with open_file(path) as file:
             _check_size(path, file)
             file.seek(0)
-            with warnings.catch_warnings():  # of kinds of tensors that are refused below
-                warnings.simplefilter("ignore")
+            # Training scripts save their arguments beside the weights: a plain bag of values.
+            with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+                warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
                 return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise

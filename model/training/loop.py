@@ -34,7 +34,7 @@ from ...data.readable import unreadable_images, without
 from ...data.samples import StackedSamples, sources_of
 from ...data.scale import check_microns
 from ...data.seen import Seen
-from ...errors import BackendError, ImageError, InputError, TrainingError, some
+from ...errors import BackendError, CheckpointError, ImageError, InputError, TrainingError, some
 from ...images import FULL_WHITE, Transform, noting, white_level_of, white_note
 from ...machine import usable_cores
 from ...measures.metrics import metrics_of
@@ -42,6 +42,7 @@ from ...measures.predictions import Predictions
 from ...version import __version__
 from ..networks.checkpoint import save_checkpoint
 from ..networks.family import Architecture, Network
+from ..networks.pretrained import Pretrained
 from ..networks.registry import DEFAULT, architecture_named, family_of, with_switches
 from .history import Epoch, Result, best_of, is_over
 from .loading import (
@@ -146,9 +147,10 @@ def train(
     resume: bool = False,
     white_level: int | None = None,
     mpp: float | None = None,
+    weights: Pretrained | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Result:
-    """Trains a network from scratch. Seeds PyTorch's global random generator.
+    """Trains a network, from scratch or from pretrained weights. Seeds PyTorch's global random generator.
 
     Args:
         data: has the splits ``train`` and ``val``; ``test``, where there is one, is measured at the end.
@@ -163,6 +165,7 @@ def train(
             images use, where None.
         mpp: microns a pixel of the images as they are stored; an import's where None. It decides no weight:
             a run that is resumed may still learn it.
+        weights: what the network begins with, but for its head. A run that is resumed knows them itself.
         listeners: are told of every step and epoch.
 
     Raises:
@@ -171,6 +174,7 @@ def train(
             before the first epoch. One that cannot be read any more in the end stops nothing: it is left out
             of the result, which names it.
         TargetError: the folder holds a run already, cannot be written, or another process trains in it.
+        CheckpointError: the weights are of another network, or are no longer where the run had them from.
         TrainingError: the loss is no longer finite, the run to resume is another one, or another process
             stopped.
         BackendError: deterministic training needs an algorithm that there is not.
@@ -189,6 +193,7 @@ def train(
             *(data, folder, arch, recipe or Recipe(), hardware, processes, resume, listeners),
             white_level=white_level,
             mpp=mpp,
+            weights=weights,
         )
         return trainer.run_to_the_end()
 
@@ -208,6 +213,8 @@ def train_folder(
     skip_bad: bool = False,
     white_level: int | None = None,
     mpp: float | None = None,
+    weights: str | Path | None = None,
+    weights_of: str | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Result:
     """Trains as `train` does, from a folder; what is not given is the paper's, or that of the run to resume.
@@ -227,12 +234,17 @@ def train_folder(
         white_level: the value of white in 16-bit images; an import's, or that of the bits the training
             images use, where None.
         mpp: microns a pixel of the images as they are stored; an import's where None.
+        weights: a file of pretrained weights that the network begins with, but for its head (see
+            `networks.pretrained`).
+        weights_of: which of them are taken where there are two, ``model`` or ``ema``.
         listeners: are told of every step and epoch.
 
     Raises:
+        CheckpointError: the weights cannot be read, or are of another network.
         InputError: figures or a pattern that make no sense.
         DataError: a folder that cannot be trained on.
     """
+    pretrained = None if weights is None else Pretrained.read(weights, weights_of)
     begun = RunFolder(run).read_beginning() if resume else None
     if network or begun is None:
         arch = architecture_named(network or DEFAULT, **(switches or {}))
@@ -258,6 +270,7 @@ def train_folder(
         resume=resume,
         white_level=white_level,
         mpp=mpp,
+        weights=pretrained,
         listeners=listeners,
     )
 
@@ -335,6 +348,7 @@ class _Trainer:
         *,
         white_level: int | None,
         mpp: float | None,
+        weights: Pretrained | None,
     ) -> None:
         self.labels, self.folder, self.recipe, self.hardware = data.labels, folder, recipe, hardware
         self.data = data
@@ -344,14 +358,19 @@ class _Trainer:
         names = dict.fromkeys(("train", "val", *data.splits))
         room = hardware.cache_bytes // processes.on_machine
         images = images_of({name: data.split(name) for name in names}, room)
+        torch.manual_seed(recipe.seed)
+        self.network = family_of(arch).build(arch)
+        state = folder.read_state() if resume else None
+        if resume and (config := folder.read_config()) is not None:
+            weights = _same_weights(folder.path, config.get("weights"), weights, needed=state is None)
+        filled = () if weights is None or state is not None else weights.fill(self.network)
+        self.network.to(self.device)
         self.transform, self.covers, notes = processes.from_first(
-            lambda: self._begin(data, images["train"], arch, resume, white_level, mpp)
+            lambda: self._begin(data, images["train"], arch, resume, white_level, mpp, weights)
         )
         for each in images.values():
             each.take_white(self.transform.white_level)
 
-        torch.manual_seed(recipe.seed)
-        self.network = family_of(arch).build(arch).to(self.device)
         self.judged = self.network
         """The network that is validated and kept: the trained one, or its average."""
         if recipe.average_epochs:
@@ -360,7 +379,7 @@ class _Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=hardware.amp)
         self.history: list[Epoch] = []
         self.best_weights: dict[str, Tensor] = {}
-        if resume and (state := folder.read_state()) is not None:
+        if state is not None:
             self._restore(state)
 
         self.replica = processes.replicate(self.network)
@@ -380,7 +399,7 @@ class _Trainer:
             recipe=recipe,
             processes=processes.count,
             skipped=tuple(data.skipped),
-            notes=notes,
+            notes=(*notes, *filled),
             covers=self.covers,
         )
 
@@ -461,6 +480,7 @@ class _Trainer:
         resume: bool,
         white_level: int | None,
         mpp: float | None,
+        weights: Pretrained | None,
     ) -> tuple[Transform, Coverage | None, tuple[str, ...]]:
         """Checks the run to resume, or looks at the data and writes the config of a new one.
 
@@ -502,6 +522,7 @@ class _Trainer:
         self.folder.write_config(
             {
                 **identity,
+                "weights": None if weights is None else weights.to_dict(),
                 "data": _described(data),
                 "overridden": self.recipe.overridden(),
                 "kept": "averaged weights" if self.recipe.average_epochs else "trained weights",
@@ -878,3 +899,31 @@ def _check_same_run(
     if digests and tested != (whole.digest_of("test") if "test" in whole.splits else None):
         return ("the images of the test split are not those that the run was begun with",)
     return ()
+
+
+def _same_weights(
+    run: Path, recorded: Mapping[str, str] | None, given: Pretrained | None, *, needed: bool
+) -> Pretrained | None:
+    """The pretrained weights of a run that is resumed, read again if no epoch is finished.
+
+    Raises:
+        TrainingError: it was begun with others.
+        CheckpointError: they are no longer where the run had them from.
+    """
+    if given is not None and (
+        recorded is None or (given.sha256, given.weights_of) != (recorded["sha256"], recorded["weights_of"])
+    ):
+        begun = "without pretrained weights"
+        if recorded is not None:
+            begun = f"with {recorded['file']} ({recorded['weights_of']})"
+        raise TrainingError(
+            f"{run}: was begun {begun}, not with {given.path} ({given.weights_of}): leave --weights out"
+        )
+    if recorded is None or given is not None or not needed:
+        return given
+    read = Pretrained.read(recorded["file"], recorded["weights_of"])
+    if read.sha256 != recorded["sha256"]:
+        raise CheckpointError(
+            f"{read.path}: is no longer the file that {run} was begun with: give that one, or begin a new run"
+        )
+    return read

@@ -52,6 +52,7 @@ from ...schema import (
 )
 from ..networks.family import Architecture
 from ..networks.microscopic_mamba_family import MicroscopicMambaFamily
+from ..networks.pretrained import PRETRAINED
 from ..networks.registry import family_named
 from ..networks.weights import read_pytorch_file
 from .history import Epoch, Result, best_of
@@ -105,6 +106,7 @@ _CONFIG = record(
         "dataset": maybe(TEXT),
         "notes": listed(TEXT),
         "covers": maybe(COVERAGE),
+        "weights": maybe(PRETRAINED),
     },
 )
 """What is read of `config.json`, and has to be there."""
