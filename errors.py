@@ -10,6 +10,7 @@
     ├── ArtefactError         a bundle, ONNX file or engine: incomplete, changed, too new, unlabelled
     ├── ExportError           a model could not be turned into the artefact asked for
     ├── ParityError           an artefact does not answer like the model it came from
+    ├── ComparisonError       networks of a comparison came to no end, or lost parity
     ├── DriftError            the microscope, or what is shown to it, is not as at the calibration
     ├── BackendError          a library, device or driver that a backend needs is missing or unfit
     └── TargetError           an output path: exists already, cannot be written, disk full
@@ -77,6 +78,10 @@ class ExportError(MsmambaError):
 
 class ParityError(MsmambaError):
     """An artefact does not answer like the model it came from."""
+
+
+class ComparisonError(MsmambaError):
+    """Some networks of a comparison came to no end, or do not answer like what they were exported from."""
 
 
 class DriftError(MsmambaError):

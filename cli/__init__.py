@@ -18,6 +18,7 @@ from ..text import shown
 from ..version import __version__
 from .bench import bench
 from .calibrate import calibrate
+from .compare import compare
 from .data import data
 from .doctor import doctor
 from .drift import drift
@@ -85,6 +86,7 @@ for _command in (
     data,
     train,
     evaluate,
+    compare,
     table,
     explain,
     info,

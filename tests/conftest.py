@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEAREST = (
     *("test_readme", "test_packaging", "test_hybrid_block_sanitizers", "test_plugin_kernels", "test_checker"),
     *("test_triton_kernel", "test_cpu_scan_sanitizers", "test_parallel", "test_onnx_model", "test_bundle"),
-    *("test_int8", "test_gpu_kernel_table", "test_loop"),
+    *("test_int8", "test_gpu_kernel_table", "test_loop", "test_comparison"),
 )
 """The files that take longest: they come first, so that no process is left alone with one in the end."""
 

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Inside a room, folders and files named later may know the earlier ones.
 ORDER = {
     "model": ("networks", "training", "evaluation"),
-    "export": ("graph", "engine", "proof", "bundle"),
+    "export": ("graph", "engine", "proof", "bundle", "comparison"),
     "microscope": ("slides", "sources", "live"),
     "export/graph": (
         *("inlining", "onnx_model", "precision"),

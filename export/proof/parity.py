@@ -231,11 +231,12 @@ class Parity:
     @property
     def summary(self) -> dict[str, Any]:
         """What the manifest says: plain values, None for errors that are not finite."""
+        allowed = self.bar.max_abs_error
         return {
             "passed": self.passed,
             "images": self.images,
             "max_abs_error": self.max_abs_error if math.isfinite(self.max_abs_error) else None,
-            "allowed_error": self.bar.max_abs_error,
+            "allowed_error": allowed if allowed is not None and math.isfinite(allowed) else None,
             "flips": self.flips,
             "undecided": self.undecided,
             "undecided_flips": self.undecided_flips,

@@ -72,13 +72,13 @@ class Notes:
 class LineProgress:
     """One plain line for each epoch."""
 
-    def __init__(self, write: Callable[[str], object]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[str], object], plan: bool = True) -> None:
+        self._write, self._shows_plan = write, plan
         self._epochs = 0
 
     def on_start(self, plan: Plan) -> None:
         self._epochs = plan.epochs
-        for line in describe_plan(plan):
+        for line in describe_plan(plan) if self._shows_plan else ():
             self._write(line)
 
     def on_step(self, epoch: int, step: int, loss: float) -> None:
@@ -94,7 +94,7 @@ class BarProgress:
     A context manager: it owns the terminal's last lines while it is entered.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, plan: bool = True) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._progress = Progress(
@@ -109,6 +109,7 @@ class BarProgress:
         self._run = self._progress.add_task("epochs", total=None, note="")
         self._epoch = self._progress.add_task("steps", total=None, note="")
         self._epochs = self._steps = 0
+        self._shows_plan = plan
 
     def __enter__(self) -> BarProgress:
         self._progress.start()
@@ -121,7 +122,7 @@ class BarProgress:
         self._epochs, self._steps = plan.epochs, plan.steps
         self._progress.update(self._run, total=plan.epochs, completed=plan.done)
         self._progress.update(self._epoch, total=plan.steps)
-        for line in describe_plan(plan):
+        for line in describe_plan(plan) if self._shows_plan else ():
             self._progress.console.print(line, highlight=False, markup=False)
 
     def on_step(self, epoch: int, step: int, loss: float) -> None:
@@ -187,10 +188,12 @@ class TensorBoardProgress:
 
 
 @contextmanager
-def shown_on(console: Console, tensorboard: bool = False, is_first: bool = True) -> Iterator[list[Listener]]:
+def shown_on(
+    console: Console, tensorboard: bool = False, is_first: bool = True, plan: bool = True
+) -> Iterator[list[Listener]]:
     """The listeners of a command: bars on a terminal, plain lines elsewhere, TensorBoard if asked for.
 
-    Only the first of several processes has any.
+    Only the first of several processes has any. Without ``plan``, what the run is about to do is not shown.
 
     Raises:
         BackendError: TensorBoard is asked for and not installed.
@@ -200,11 +203,12 @@ def shown_on(console: Console, tensorboard: bool = False, is_first: bool = True)
         if not is_first:
             yield listeners
             return
-        listeners.append(Notes())
+        if plan:
+            listeners.append(Notes())
         if tensorboard:
             listeners.append(stack.enter_context(TensorBoardProgress()))
         if console.is_terminal:
-            listeners.append(stack.enter_context(BarProgress(console)))
+            listeners.append(stack.enter_context(BarProgress(console, plan)))
         else:
-            listeners.append(LineProgress(lambda line: print(line, file=console.file, flush=True)))
+            listeners.append(LineProgress(lambda line: print(line, file=console.file, flush=True), plan))
         yield listeners

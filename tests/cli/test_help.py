@@ -126,6 +126,7 @@ def figures(text: str) -> Any:
 def library_defaults() -> dict[str, dict[str, Any]]:
     """What the library takes where the command line does not say."""
     recipe = asdict(Recipe())
+    recipe |= recipe.pop("augmentation")
     int8 = asdict(Int8Options(data="cells"))
     limits, bar = Limits(), INT8_BAR
     bench = {
@@ -133,7 +134,8 @@ def library_defaults() -> dict[str, dict[str, Any]]:
         for name, value in vars(BenchmarkOptions()).items()
     }
     return {
-        "train": {**recipe.pop("augmentation"), **recipe},
+        "train": recipe,
+        "compare": {**recipe, "rounds": BenchmarkOptions().rounds},
         "export": {
             **vars(ExportOptions()),
             **{option: int8[name] for option, name in _INT8_OPTIONS.items()},
@@ -146,7 +148,7 @@ def library_defaults() -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("name", ["train", "export", "verify", "slide", "bench"])
+@pytest.mark.parametrize("name", ["train", "compare", "export", "verify", "slide", "bench"])
 def test_defaults_are_those_of_the_library(name: str) -> None:
     context = next(context for context in CONTEXTS if context.info_name == name)
     told = {

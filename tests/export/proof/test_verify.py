@@ -242,6 +242,8 @@ def test_logits_that_are_not_finite_never_pass() -> None:
     assert parity.summary["max_abs_error"] is None
     assert json.loads(parity.to_json(), parse_constant=pytest.fail)["max_abs_error"] is None
 
+    assert compared([[1, 1, 1]], [[1, 1, 1]], Bar(np.nan, 0, "of no number")).summary["allowed_error"] is None
+
     of_reference = compared([[np.inf, 1, 1]], [[1, 1, 1]], wide_open)
     assert not of_reference.passed
     assert of_reference.flipped_images == (Answer("a", None, "x", None),)

@@ -1,0 +1,251 @@
+"""What a comparison comes to: each network's figures, its difference to the best, and the front.
+
+All networks answer the same images, so their differences are taken image by image. Intervals are of the
+images (or of their patients, where these are known), not of training runs: each network was trained once.
+
+Dims: N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ...measures.predictions import Predictions
+from ...measures.uncertainty import RESAMPLES, Interval, bootstrap_interval, mcnemar_p
+from ...model.evaluation.paper import METRICS
+from ...model.evaluation.table import Row
+from ...model.training.recipe import Recipe
+from .latency import Latencies, Latency
+from .stages import Parity, Trained
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a trained network has right on the images that are tested on."""
+
+    metrics: Mapping[str, float | None]
+    """Shares, by the names in `METRICS`."""
+    intervals: Mapping[str, Interval | None]
+    """95 %, of the same; None where a metric has none."""
+    epochs: int
+    best_epoch: int
+    seconds: float
+    """Wall time of training."""
+
+    @classmethod
+    def of(cls, trained: Trained, resamples: int = RESAMPLES) -> Scores:
+        """The figures of a network's answers."""
+        metrics, intervals = trained.predictions.metrics(), trained.predictions.intervals(resamples)
+        return cls(
+            {name: getattr(metrics, name) for name in METRICS},
+            {name: intervals[name] for name in METRICS},
+            trained.epochs,
+            trained.best_epoch,
+            trained.seconds,
+        )
+
+    @property
+    def accuracy(self) -> float:
+        """Overall accuracy, a share."""
+        accuracy = self.metrics["accuracy"]
+        assert accuracy is not None  # of images, which there are
+        return accuracy
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A network's accuracy less that of the best, on the same images."""
+
+    value: float
+    """A share, not above 0."""
+    interval: Interval
+    """95 %, of paired images, or of whole groups of them."""
+    gained: int
+    """Images that it has right and the best has not."""
+    lost: int
+    """Images that the best has right and it has not."""
+    p: float | None
+    """McNemar's exact test; None where images come in groups, of which it knows nothing."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether these images tell the network from the best."""
+        return self.interval.high < 0
+
+    @classmethod
+    def of(cls, own: Predictions, best: Predictions, resamples: int = RESAMPLES) -> Difference | None:
+        """The difference of two networks; None where they answered other images."""
+        if own.images != best.images:
+            return None
+        right, best_right = (each.logits.argmax(axis=1) == each.truth for each in (own, best))  # (N,) each
+        gained, lost = int((right & ~best_right).sum()), int((best_right & ~right).sum())
+        change = right.astype(np.float64) - best_right
+        groups = None if own.groups is None else np.array(own.groups)
+        interval = bootstrap_interval(
+            lambda drawn: float(drawn.mean()), change, resamples=resamples, groups=groups
+        )
+        assert interval is not None  # a mean has a value in every resample
+        p = mcnemar_p(lost, gained) if groups is None else None
+        return cls((gained - lost) / len(right), interval, gained, lost, p)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a network came no further."""
+
+    stage: str
+    """``training``, ``export``, ``parity``, ``results`` or ``latency``."""
+    why: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of a comparison; what is not known yet, or failed, is None."""
+
+    network: str
+    """The registry's name."""
+    parameters: int
+    macs: int
+    """Multiply-adds of an image of this size, attention and the scan included."""
+    printed: Row | None = None
+    """What the paper prints of it, on this data set where it has it."""
+    scores: Scores | None = None
+    difference: Difference | None = None
+    """Its accuracy less that of the best; None of the best itself."""
+    parity: Parity | None = None
+    latency: Latency | None = None
+    failure: Failure | None = None
+
+    @property
+    def point(self) -> tuple[float, float] | None:
+        """Milliseconds and accuracy of an artefact that answers like its network; None without."""
+        if self.scores is None or self.latency is None or self.parity is None or not self.parity.kept:
+            return None
+        return self.latency.median_ms, self.scores.accuracy
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All networks of a comparison, in the order in which they were asked for."""
+
+    data: str
+    """What the data set is called."""
+    root: str
+    """Its folder."""
+    split: str
+    """The split that is tested on."""
+    counts: Mapping[str, int]
+    """Images by split."""
+    groups: int | None
+    """How many patients or slides the images that are tested on come from; None where nothing is known."""
+    recipe: Recipe
+    precision: str
+    entries: tuple[Entry, ...]
+    measured: Latencies | None = None
+    """How latencies were measured; None where they were not yet."""
+
+    @cached_property
+    def best(self) -> Entry | None:
+        """The most accurate entry, among equals that of the highest AUC; None where none is trained."""
+        trained = [entry for entry in self.entries if entry.scores is not None]
+        return max(trained, key=_rank, default=None)
+
+    @cached_property
+    def front(self) -> tuple[Entry, ...]:
+        """The entries that none beats in both accuracy and latency, the fastest first."""
+        points = {entry.network: entry.point for entry in self.entries if entry.point is not None}
+        on_it = front_of(points)
+        return tuple(
+            sorted(
+                (entry for entry in self.entries if entry.network in on_it),
+                key=lambda entry: points[entry.network],
+            )
+        )
+
+    @property
+    def advised(self) -> Entry | None:
+        """The fastest of those that these images do not tell from the best; None without latencies."""
+        alike = [
+            (entry.point, entry)
+            for entry in self.entries
+            if entry.point is not None
+            and (entry is self.best or (entry.difference is not None and not entry.difference.is_told))
+        ]
+        return min(alike, key=lambda pair: pair[0][0], default=(None, None))[1]
+
+    @property
+    def failed(self) -> tuple[Entry, ...]:
+        """The entries that came to no end, or do not answer like their network."""
+        return tuple(
+            entry
+            for entry in self.entries
+            if entry.failure is not None or (entry.parity is not None and not entry.parity.kept)
+        )
+
+    @property
+    def sentence(self) -> str:
+        """What it came to, for people."""
+        if self.best is None or self.best.scores is None:
+            return "No network is trained yet."
+        images = self.counts[self.split]
+        accuracy = f"{100 * self.best.scores.accuracy:.1f} %"
+        said = f"{self.best.network} is the most accurate on these {images} images, {accuracy}."
+        if self.advised is None or self.advised.latency is None:
+            return said
+        took = f"{self.advised.latency.median_ms:.3g} ms"
+        if self.advised is not self.best:
+            return (
+                f"{said} {self.advised.network} is the fastest ({took}) of those that these images cannot "
+                "tell apart from it."
+            )
+        if self.front == (self.best,):
+            return f"{said} None is faster than its {took}."
+        return f"{said} It takes {took}, and every faster one is less accurate by more than chance explains."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        front = {entry.network for entry in self.front}
+        return {
+            "sentence": self.sentence,
+            "best": None if self.best is None else self.best.network,
+            "front": [entry.network for entry in self.front],
+            "advised": None if self.advised is None else self.advised.network,
+            "data": self.data,
+            "root": self.root,
+            "split": self.split,
+            "counts": dict(self.counts),
+            "groups": self.groups,
+            "precision": self.precision,
+            "image_size": self.recipe.image_size,
+            "recipe": asdict(self.recipe),
+            "latency": None
+            if self.measured is None
+            else {name: value for name, value in asdict(self.measured).items() if name != "networks"},
+            "networks": [{**asdict(entry), "on_front": entry.network in front} for entry in self.entries],
+        }
+
+
+def front_of(points: Mapping[str, tuple[float, float]]) -> set[str]:
+    """The names that no other beats: none is as fast and as accurate, and better in one of the two.
+
+    Args:
+        points: milliseconds and accuracy by name.
+    """
+    return {
+        name
+        for name, (took, accuracy) in points.items()
+        if not any(
+            other_took <= took and other >= accuracy and (other_took < took or other > accuracy)
+            for other_took, other in points.values()
+        )
+    }
+
+
+def _rank(entry: Entry) -> tuple[float, float]:
+    assert entry.scores is not None
+    return entry.scores.accuracy, entry.scores.metrics["auc"] or 0.0
