@@ -1,6 +1,7 @@
 """`mmdeploy slide` on 60,000 x 60,000 pixels: tiles a second beside what the network alone can, and memory.
 
-    python benchmarks/slide.py WORK REGION [--seconds 60] [--batch-size 1] [--only 0 1] [--peers PYTHON]
+    python benchmarks/slide.py WORK REGION [--seconds 60] [--batch-size 1] [--only 0 1]
+        [--wsinfer PYTHON] [--tiatoolbox PYTHON]
 
 REGION is a slide with tissue, such as `make demo` leaves at demo-out/cmu_small_region.svs. Slides are made of
 it in WORK once: a mosaic of its pixels in JPEG tiles of quality 90, with levels of a quarter and a sixteenth,
@@ -12,7 +13,7 @@ a process of its own that is stopped after so many seconds:
   level is twice as fine; and the first on a slide of 20,000 x 20,000, for its memory;
 - the same network in PyTorch, with its compiled kernels, fed by a DataLoader whose processes read by
   OpenSlide, in batches of 32: how WSInfer and TIAToolbox go about it, written out here;
-- where an interpreter is given that has them, WSInfer and TIAToolbox themselves (slide_peers.py).
+- where an interpreter is given that has it, WSInfer and TIAToolbox themselves (slide_peers.py).
 
 Tiles are counted from the first rows on. Memory is the high-water mark of the resident set, for the
 DataLoader the sum over its processes of what each does not share (PSS).
@@ -41,6 +42,7 @@ from msmamba import machine
 SIDES, TILE, PATTERN = (60_000, 20_000), 256, 4096
 FACTORS = (1, 4, 16)  # of the levels
 MODEL_PIXELS = 224
+PEERS = ("wsinfer", "tiatoolbox")
 BATCH = 32  # of the DataLoader, as WSInfer's default
 
 
@@ -168,7 +170,7 @@ def of_peer(
 ) -> tuple[float, float]:
     """Another tool's tiles a second and MB; at the scale of level 0, whatever the microns are."""
     words = [str(Path(__file__).with_name("slide_peers.py")), tool, str(checkpoint), str(slide), str(out)]
-    return sampled(subprocess.Popen([options.peers, *words]), out, options.seconds)
+    return sampled(subprocess.Popen([getattr(options, tool), *words]), out, options.seconds)
 
 
 def run_dataloader(checkpoint: str, slide: str, out: str) -> None:
@@ -212,7 +214,8 @@ def main() -> None:
     parser.add_argument("region", type=Path)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--peers", help="An interpreter that has WSInfer and TIAToolbox.")
+    for tool in PEERS:
+        parser.add_argument(f"--{tool}", metavar="PYTHON", help="An interpreter that has it.")
     parser.add_argument("--only", type=int, nargs="*", default=range(6), help="Of the runs, by their place.")
     options = parser.parse_args()
     work: Path = options.work
@@ -238,12 +241,9 @@ def main() -> None:
         ("model's scale, 20,000 x 20,000", command, bundle, small, 0.25),
         ("PyTorch and a DataLoader", dataloader, checkpoint, large, 0.25),
     ]
-    if options.peers:
-        runs += [
-            (tool, partial(of_peer, tool), checkpoint, large, 0.25) for tool in ("wsinfer", "tiatoolbox")
-        ]
+    runs += [(tool, partial(of_peer, tool), checkpoint, large, 0.25) for tool in PEERS]
     for number, (name, measured, model, slide, mpp) in enumerate(runs):
-        if number not in options.only:
+        if number not in options.only or (name in PEERS and getattr(options, name) is None):
             continue
         rate, peak = measured(model, slide, mpp, work / f"out-{number}-{time.time_ns()}", options)
         print(f"{name:30} {rate:6.1f} tiles/s, {rate / best:.2f} of the network alone, {peak:4.0f} MB")

@@ -1,12 +1,13 @@
-"""Tiles of a slide through WSInfer's or TIAToolbox's own reader and loop; `slide.py --peers` runs it.
+"""Tiles of a slide through WSInfer's or TIAToolbox's own reader and loop; `slide.py` runs it.
 
     python benchmarks/slide_peers.py {wsinfer,tiatoolbox} CHECKPOINT SLIDE OUT
 
-The interpreter is that of an environment with `wsinfer[openslide]==0.6.1`, `tiatoolbox==2.1.3` and this
-package. Both get the network of CHECKPOINT in PyTorch, with its compiled kernels, batches of 32 (WSInfer's
-default) and a DataLoader of a process on each core. A line is written to OUT for each tile. The network is
-the only thing that is ours: WSInfer's command takes its own models alone, so its loop (`run_inference`)
-stands here over its data set; TIAToolbox's engine takes a network as it is.
+The interpreter is that of an environment with this package and `wsinfer[openslide]==0.6.1` and `zarr<3`, or
+`tiatoolbox==2.1.3`, which needs a newer one. Both get the network of CHECKPOINT in PyTorch, with its
+compiled kernels, batches of 32 (WSInfer's default) and a DataLoader of a process on each core. A line is
+written to OUT for each tile. The network is the only thing that is ours: WSInfer's command takes its own
+models alone, so its loop (`run_inference`) stands here over its data set; TIAToolbox's engine takes a
+network as it is.
 """
 
 from __future__ import annotations
