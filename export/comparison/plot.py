@@ -13,7 +13,6 @@ from .results import Comparison, Entry
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
 _WIDE_RANGE = 3
 """Slowest over fastest from which on latencies stand on a logarithmic axis."""
@@ -21,6 +20,9 @@ _FONT_SIZE = 9.5
 """Size of the names, points."""
 _NEAR, _ROW = 8, 7
 """From a point to its name, and between the heights that are tried, pixels."""
+
+_Box = tuple[float, float, float, float]
+"""Left, lower, right and upper end, pixels."""
 
 
 @dataclass(frozen=True)
@@ -133,21 +135,20 @@ def _name_points(
 ) -> None:
     """Writes each name where it covers least: beside its point, or farther off with a line to it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.transforms import Bbox
 
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what is written from now on moves nothing
-    inside = axes.get_window_extent(renderer)
-    places, taken = [], []
+    inside = axes.get_window_extent(renderer).extents
+    places, taken = [], list[_Box]()
     for entry in entries:
         took, *accuracies = _place(entry)
         (x, bottom), (_, y), (_, top) = (axes.transData.transform((took, each)) for each in accuracies)
         places.append((x, y))
-        taken += [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5), Bbox.from_extents(x - 1, bottom, x + 1, top)]
+        taken += [(x - 5, y - 5, x + 5, y + 5), (x - 1, bottom, x + 1, top)]
     for (left, level), (right, _) in pairwise(stairs):
         (x, y), (end, _) = (axes.transData.transform((took, 100 * level)) for took in (left, right))
-        taken.append(Bbox.from_extents(x, y - 1, end, y + 1))
+        taken.append((x, y - 1, end, y + 1))
     for entry, place in zip(entries, places, strict=True):
         took, _, accuracy, _ = _place(entry)
         on_front = entry.network in front
@@ -157,9 +158,9 @@ def _name_points(
             "color": colours.front if on_front else colours.ink,
         }
         sample = axes.text(took, accuracy, entry.network, **style)
-        size = sample.get_window_extent(renderer)
+        extent = sample.get_window_extent(renderer)
         sample.remove()
-        boxes = {offset: _box(place, offset, size) for offset in _offsets()}
+        boxes = {offset: _box(place, offset, extent.width, extent.height) for offset in _offsets()}
         dx, dy = min(boxes, key=lambda offset: _covered(boxes[offset], taken, inside))
         taken.append(boxes[dx, dy])
         axes.annotate(
@@ -177,15 +178,6 @@ def _name_points(
         )
 
 
-def _box(place: tuple[float, float], offset: tuple[float, float], size: Bbox) -> Bbox:
-    """Where a name of that size stands, pixels."""
-    from matplotlib.transforms import Bbox
-
-    x, y = place[0] + offset[0], place[1] + offset[1]
-    left = x if offset[0] > 0 else x - size.width
-    return Bbox.from_extents(left, y - size.height / 2, left + size.width, y + size.height / 2)
-
-
 def _offsets() -> Iterator[tuple[float, float]]:
     """Where a name may stand from its point, pixels, the nearest first."""
     for rows in range(9):
@@ -193,12 +185,19 @@ def _offsets() -> Iterator[tuple[float, float]]:
             yield from ((_NEAR, dy), (-_NEAR, dy))
 
 
-def _covered(box: Bbox, taken: list[Bbox], inside: Bbox) -> float:
+def _box(place: tuple[float, float], offset: tuple[float, float], width: float, height: float) -> _Box:
+    """Where a name of that size stands."""
+    x, y = place[0] + offset[0], place[1] + offset[1]
+    left = x if offset[0] > 0 else x - width
+    return left, y - height / 2, left + width, y + height / 2
+
+
+def _covered(box: _Box, taken: list[_Box], inside: _Box) -> float:
     """How much a box covers of others, and how much of it lies outside, square pixels."""
-    from matplotlib.transforms import Bbox
+    return sum(_shared(box, other) for other in taken) + _shared(box, box) - _shared(box, inside)
 
-    def shared(other: Bbox) -> float:
-        common = Bbox.intersection(box, other)
-        return 0.0 if common is None else float(common.width * common.height)
 
-    return sum(map(shared, taken)) + float(box.width * box.height) - shared(inside)
+def _shared(one: _Box, other: _Box) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return width * height if width > 0 and height > 0 else 0.0

@@ -146,7 +146,9 @@ class _Run:
             entry = replace(entry, scores=Scores.of(trained, self.resamples))
             self.answers[entry.network] = trained.predictions
             stage = "export"
-            entry = replace(entry, parity=self.stages.proven(entry.network))
+            self.stages.exported(entry.network)
+            stage = "parity"
+            entry = replace(entry, parity=self.stages.verified(entry.network))
         except ImageError:
             raise  # of the data, and so every network's
         except Exception as error:  # whatever one network raises, a bug of it included, stops no other

@@ -154,27 +154,36 @@ class Stages:
             raise TrainingError(f"'{run.path}' holds another run: move it away, and the same command goes on")
         return done
 
-    def proven(self, network: str) -> Parity:
-        """Exports the trained network and verifies it; what did not answer like it is exported again.
+    def exported(self, network: str) -> None:
+        """Exports the trained network, once more where the bundle that is there does not answer like it.
 
         Raises:
-            MsmambaError: whatever `export_bundle` and `verify` raise.
+            MsmambaError: whatever `export_bundle` raises.
         """
         checkpoint, bundle = self.folder.run(network).best, self.folder.bundle(network, self.precision)
-        manifest = self._exported(bundle, checkpoint)
-        parity = None if manifest is None else _parity_of(manifest)
-        if parity is not None and parity.kept:
-            return parity
-        if manifest is None or parity is not None:
-            self._begin(network, "export")
-            with self.watch.working() as report:
-                export_bundle(
-                    checkpoint, bundle, ExportOptions(precision=self.precision), force=True, report=report
-                )
-        self._begin(network, "parity")
+        if (manifest := self._manifest_of(bundle, checkpoint)) is not None:
+            parity = _parity_of(manifest)
+            if parity is None or parity.kept:
+                return
+        self._begin(network, "export")
         with self.watch.working() as report:
-            images, split = self._to_verify_on()
-            verify(bundle, checkpoint, images, split=split, limit=VERIFIED, report=report)
+            export_bundle(
+                checkpoint, bundle, ExportOptions(precision=self.precision), force=True, report=report
+            )
+
+    def verified(self, network: str) -> Parity:
+        """Verifies the network's bundle.
+
+        Raises:
+            MsmambaError: whatever `verify` raises.
+        """
+        bundle = self.folder.bundle(network, self.precision)
+        if (parity := _parity_of(open_bundle(bundle).manifest)) is not None:
+            return parity
+        self._begin(network, "parity")
+        images, split = self._to_verify_on()
+        with self.watch.working() as report:
+            verify(bundle, self.folder.run(network).best, images, split=split, limit=VERIFIED, report=report)
         parity = _parity_of(open_bundle(bundle).manifest)
         assert parity is not None  # verify has just written it
         return parity
@@ -197,7 +206,7 @@ class Stages:
             return None
         return Trained(predictions, metrics["epochs"], metrics["best_epoch"], metrics["seconds"])
 
-    def _exported(self, bundle: Path, checkpoint: Path) -> Manifest | None:
+    def _manifest_of(self, bundle: Path, checkpoint: Path) -> Manifest | None:
         """The manifest of the checkpoint's bundle; None where there is none that is whole."""
         try:
             opened = open_bundle(bundle)

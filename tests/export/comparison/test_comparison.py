@@ -59,7 +59,7 @@ class SpecialFamily(ToyFamily):
         self.name = self.title = name
         self.network_type = type(name, (network,), {})
         self.architecture_type = type(f"{name}_architecture", (ToyArchitecture,), {})
-        self.inference_form = form
+        self.form = form
 
     def architecture(self, name: str, **changes: Any) -> ToyArchitecture:
         return self.architecture_from(changes)
@@ -70,6 +70,9 @@ class SpecialFamily(ToyFamily):
     def architecture_of(self, state: Mapping[str, Tensor]) -> ToyArchitecture:
         state[self.name]  # raises a KeyError where it is another's
         return self.architecture_type(*state["last.weight"].shape)
+
+    def inference_form(self, network: family.Network, image_size: int) -> nn.Module:
+        return self.form(network)
 
     def name_of(self, arch: family.Architecture) -> str:
         return self.name

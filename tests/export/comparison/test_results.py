@@ -177,7 +177,6 @@ def test_the_papers_results_stand_beside_ours_on_its_data() -> None:
 
 def test_a_plot_of_many_networks_names_each_once() -> None:
     made = [entry(f"network_{number}", first(60 + number % 7), 5.0 + number) for number in range(20)]
-    for narrow in (False, True):
-        svg = plot_of(comparison(*made), DARK, narrow=narrow).decode()
-        assert svg.count("<!-- network_") == 20
-    assert plot_of(comparison(entry("one", first(100), 3.0))).startswith(b"<?xml")
+    svg = plot_of(comparison(*made), DARK, narrow=True).decode()
+    assert svg.count("<!-- network_") == 20
+    assert plot_of(comparison(entry("one", first(100), 3.0))).startswith(b"<?xml")  # no range of latencies
