@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from picture_variants import written
 from PIL import Image
+
+from msmamba.images import MAX_PIXELS
 
 SIDE = 2048
 """Of the pictures, in pixels: enough for what a process takes beside them to be little."""
@@ -97,3 +100,12 @@ def test_the_peak_of_reading_is_what_the_docs_state(tmp_path: Path) -> None:
     peaks = {kind: size / SIDE**2 for kind, size in json.loads(run.stdout).items()}
     assert peaks.keys() == KINDS.keys()
     assert {kind: round(peak, 1) for kind, peak in peaks.items() if peak > KINDS[kind][1] + 2} == {}
+
+
+def test_the_docs_state_these_figures() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "images.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:PNG|JPEG|BMP|TIFF).* \| (\d+) \| ([\d,]+) \|$", text, re.M)
+    assert {int(each) for each, _ in rows} == {most for _, most in KINDS.values()}
+    assert [int(most.replace(",", "")) for _, most in rows] == [
+        int(each) * (MAX_PIXELS // 1_000_000) for each, _ in rows
+    ]
