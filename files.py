@@ -26,12 +26,14 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO, TextIO, TypeVar
+from typing import IO, AnyStr, BinaryIO, TextIO, TypeVar
 
 from .errors import InputError, TargetError
 
 LARGEST_READ = 2**31 - 1
 """Bytes that are read at once: those of the largest ONNX file, which no other file of ours comes near to."""
+LONGEST_LINE = 1 << 26
+"""Bytes, or characters, of the longest line of a table or log: a hundred times those of ours."""
 _CHUNK = 1 << 20
 
 # What a device answers to a write; an OSError with another number in a caller's block (a source file it
@@ -155,6 +157,18 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
                 errno.EFBIG, f"it has {size:,} bytes: expected at most {LARGEST_READ:,}", os.fspath(path)
             )
         return file.read()
+
+
+def lines_of(file: IO[AnyStr]) -> Iterator[AnyStr]:
+    """The lines of an open file, with their ends, as iterating over it gives them.
+
+    Raises:
+        OSError: one is longer than `LONGEST_LINE`, as that of a file of holes, which has no end, may be.
+    """
+    while line := file.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise OSError(errno.EFBIG, f"a line of it is longer than {LONGEST_LINE:,} bytes")
+        yield line
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -289,7 +303,7 @@ def appended_lines(
         size = os.fstat(descriptor).st_size
         if size:
             with target.open("rb") as file:
-                check(file.readline())
+                check(file.readline(LONGEST_LINE))
                 file.seek(size - 1)
                 cut = file.read(1) != b"\n"
             if cut:

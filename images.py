@@ -44,7 +44,7 @@ from . import resize as reference
 from .decoding import Raster, blocks, check_sides, pixels_of, raster_of_file
 from .decoding.files import reason
 from .errors import ImageError, InputError
-from .files import check_is_file, open_file
+from .files import open_file
 from .resize import Box
 from .schema import is_whole, shortened
 
@@ -96,6 +96,7 @@ _LARGE = 1e6  # no mean or deviation of values in [0, 1] is near it
 
 _GREY_16 = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 
+_ARRAY = b"\x93NUMPY"  # how a file of one array begins
 _FEW = 0.02
 """The share of a picture that may be brighter than all else, as scale bars and hot pixels are."""
 
@@ -412,7 +413,9 @@ def _mapped_stack(path: Path, identity: tuple[int, int]) -> NDArray[np.uint8]:
     It counts as memory only while the system has room for it.
     """
     try:
-        check_is_file(path)
+        with open_file(path) as file:
+            if file.read(len(_ARRAY)) != _ARRAY:  # of which NumPy would say how to load it without safety
+                raise ValueError("it does not begin as one")
         stack = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise ImageError(f"'{path}' does not exist") from error

@@ -169,11 +169,15 @@ def _read(cache: Path, key: _Key, total: int) -> tuple[list[Histogram], int]:
         InputError: it was measured with something else, or is no cache.
     """
     try:
-        with open_file(cache) as file, np.load(file, allow_pickle=False) as arrays:
-            if sum(member.file_size for member in arrays.zip.infolist()) > _MOST_BYTES:
-                raise ValueError("it is larger than any cache")
-            header = parsed(str(arrays["header"]))
-            counts, widths, largest = arrays["counts"], arrays["widths"], arrays["largest"]
+        with open_file(cache) as file:
+            if not zipfile.is_zipfile(file):  # of which NumPy would say how to load it without safety
+                raise ValueError("it holds no arrays")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                if sum(member.file_size for member in arrays.zip.infolist()) > _MOST_BYTES:
+                    raise ValueError("it is larger than any cache")
+                header = parsed(str(arrays["header"]))
+                counts, widths, largest = arrays["counts"], arrays["widths"], arrays["largest"]
         shapes = (counts.shape, widths.shape, largest.shape)
         if problems := _HEADER.problems(header):
             raise ValueError("; ".join(problems))

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..files import open_file, open_text, read_file, sha256_of
+from ..files import lines_of, open_file, open_text, read_file, sha256_of
 from ..images import FULL_WHITE, LEAST_WHITE
 from ..schema import (
     CHANNELS,
@@ -289,7 +289,7 @@ def read_index(root: Path) -> Iterator[IndexRow]:
     path = root / INDEX
     # Names of files are bytes: surrogates carry those that are no UTF-8.
     with open_text(path, errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        reader = csv.DictReader(lines_of(file), strict=True)
         try:
             for values in reader:
                 row = IndexRow(
@@ -307,6 +307,8 @@ def read_index(root: Path) -> Iterator[IndexRow]:
                 if min(row.size, row.width, row.height) < 0:
                     raise ValueError("a size below 0")
                 yield row
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         except (csv.Error, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: line {reader.line_num} makes no sense ({error!r}): import it again"

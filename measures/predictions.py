@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..files import as_utf8, open_text, write_atomically
+from ..files import as_utf8, lines_of, open_text, write_atomically
 from ..text import as_cell, from_cell
 from .metrics import Metrics, metrics_of
 from .uncertainty import RESAMPLES, Interval, metric_intervals
@@ -82,7 +82,7 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
     """
     try:
         with open_text(path, newline="") as file:
-            head, *rows = list(csv.reader(file, strict=True))
+            head, *rows = list(csv.reader(lines_of(file), strict=True))
         fixed, labels = head[: len(_FIXED)], tuple(name.removeprefix(_LOGIT) for name in head[len(_FIXED) :])
         if tuple(fixed) != _FIXED or not labels:
             raise ValueError(f"its columns are {', '.join(head)}")

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError, TargetError
-from ..files import appended_lines, open_file
+from ..files import appended_lines, lines_of, open_file
 from ..measures.metrics import log_softmax
 from ..measures.selective import certainty
 from ..schema import SHA256, TEXT, Kind, by_name, listed, maybe, number, one_of, parsed, record, whole
@@ -294,9 +294,10 @@ def read_drift(path: str | os.PathLike[str]) -> Logged:
     known: dict[str, int] = {}
     try:
         with open_file(path) as file:
-            head = file.readline()
+            lines = lines_of(file)
+            head = next(lines, b"")
             origin = _origin(path, head)
-            for line in file:
+            for line in lines:
                 if line in (head, b"\n"):  # two commands began the file at once, or one was cut
                     continue
                 try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import islice
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ImageError
-from ...files import sha256_of
+from ...files import lines_of, sha256_of
 from ...images import FULL_WHITE, load_image
 
 JOURNAL = "journal.jsonl"
@@ -147,10 +148,11 @@ class _Journal:
     def _read(self) -> Iterator[tuple[_Key, Examined]]:
         if not self._path.is_file():
             return
-        with self._path.open(encoding="utf-8", errors="surrogateescape") as file:
-            if file.readline() != self._header + "\n":
+        with suppress(OSError), self._path.open(encoding="utf-8", errors="surrogateescape") as file:
+            lines = lines_of(file)
+            if next(lines, "") != self._header + "\n":
                 return
-            for line in file:
+            for line in lines:
                 try:
                     origin, size, changed, sha256, _, width, height, sums, squares, *more = json.loads(line)
                     largest, bits, notes = more

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import DataError, some
-from ...files import open_text
+from ...files import lines_of, open_text
 from ...images import SUFFIXES
 from ..finding import Passed, files_below
 
@@ -121,7 +121,7 @@ def rows_of(path: Path, columns: Sequence[str]) -> tuple[list[dict[str, str]], i
     rows, blank = [], 0
     try:
         with open_text(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(lines_of(file), strict=True)
             header = [name.strip() for name in reader.fieldnames or ()]
             missing = [name for name in columns if name not in header]
             if missing:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import InputError
-from ...files import as_utf8, open_file, read_file, write_atomically
+from ...files import as_utf8, lines_of, open_file, read_file, write_atomically
 from ...pages.page import data_url, page_from_template
 from ...runtime.quality import OUT_OF_FOCUS
 from ...schema import LABELS, NAME, SHA256, TRUTH, listed, maybe, number, one_of, parsed, record, whole
@@ -254,7 +254,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
     """The lines of a session as they come; None for one that cannot be read."""
     try:
         with open_file(path) as file:
-            for content in file:
+            for content in lines_of(file):
                 yield _checked(content, _LINE)
     except FileNotFoundError:
         return
@@ -283,7 +283,7 @@ def _events(path: Path) -> dict[str, Any]:
     more = 0
     try:
         with open_file(path) as file:
-            for content in file:
+            for content in lines_of(file):
                 event = _checked(content, _EVENT)
                 if event is None:
                     continue
@@ -293,6 +293,8 @@ def _events(path: Path) -> dict[str, Any]:
                     more += 1
     except FileNotFoundError:
         pass
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {(error.strerror or str(error)).lower()}") from error
     return {"shown": shown, "more": more}
 
 

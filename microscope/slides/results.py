@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from ...errors import InputError
-from ...files import as_utf8, atomic_file, open_text
+from ...files import as_utf8, atomic_file, lines_of, open_text
 from ...schema import as_json
 from ...text import as_cell, from_cell
 from .engine import TileResult
@@ -68,7 +68,7 @@ def read_rows(path: Path) -> Iterator[TileResult]:
     number, classes, guarded = 0, 0, False
     try:
         with open_text(path, newline="") as file:
-            for number, cells in enumerate(csv.reader(file)):
+            for number, cells in enumerate(csv.reader(lines_of(file))):
                 if number:
                     yield _result_of(cells, classes, guarded)
                 else:

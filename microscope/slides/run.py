@@ -34,6 +34,7 @@ from ...data.scale import check_microns
 from ...decoding.files import reason
 from ...errors import ImageError, InputError, Note, TargetError, some
 from ...files import (
+    LONGEST_LINE,
     as_path,
     as_utf8,
     folder_lock,
@@ -337,7 +338,8 @@ class _Run:
             InputError: it is not what is written in the end.
         """
         with suppress(OSError), open_file(done) as file:
-            if file.readline() == header(self._labels, self._guarded) and is_done(facts, self._labels):
+            first = header(self._labels, self._guarded)
+            if file.readline(len(first)) == first and is_done(facts, self._labels):
                 return
         raise InputError(
             f"'{done}' is not what slide has written, or '{self._folder / _RUN}' does not say what was found "
@@ -527,8 +529,9 @@ def _kept_rows(partial: Path, first: bytes, tiles: Iterator[Tile], batch: int) -
     """How many rows of whole batches are there of these tiles; what follows them is cut off."""
     kept = count = 0
     with open_to_extend(partial) as file:
-        if file.readline() == first:
-            for line, tile in zip(file, tiles, strict=False):
+        if file.readline(len(first)) == first:
+            rows = iter(lambda: file.readline(LONGEST_LINE), b"")  # of a longer one the end is not there
+            for line, tile in zip(rows, tiles, strict=False):
                 if not (line.endswith(b"\n") and line.startswith(f"{tile.x},{tile.y},{tile.side},".encode())):
                     break
                 count += 1

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from ...errors import InputError
-from ...files import open_text
+from ...files import lines_of, open_text
 from ..networks.family import Architecture as AnyArchitecture
 from ..networks.microscopic_mamba import SIZES, Architecture
 
@@ -251,7 +251,7 @@ def read_published(path: str | Path) -> Results:
     path = Path(path)
     try:
         with open_text(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(lines_of(file))
             missing = [
                 name for name in ("dataset", "network", *METRICS) if name not in (reader.fieldnames or ())
             ]

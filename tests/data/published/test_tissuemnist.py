@@ -281,7 +281,7 @@ def test_a_damaged_stack_or_index_is_told(tmp_path: Path, arrays: Arrays) -> Non
         read_image(StackedImage(source.stack, 280))
     (out / "val.npy").write_bytes(b"something else")
     assert check_contents(out)[1] == {"val.npy": "has changed"}
-    with pytest.raises(ImageError, match=r"val\.npy' is no stack of images"):
+    with pytest.raises(ImageError, match=r"val\.npy' is no stack of images: it does not begin as one"):
         read_image(StackedImage(out / "val.npy", 0))
     with pytest.raises(ImageError, match=r"absent\.npy' does not exist"):
         read_image(StackedImage(out / "absent.npy", 0))

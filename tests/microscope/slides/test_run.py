@@ -525,6 +525,23 @@ def test_shares_of_other_classes_are_named_and_stop_no_other_slide(
     assert (kept / "report.html").exists()
 
 
+def test_rows_behind_which_a_hole_gapes_are_gone_on_from(
+    session: Session,
+    bundles: dict[str, Path],
+    slides: list[Path],
+    kept: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = (kept / CSV).read_bytes()
+    (kept / CSV).rename(kept / PARTIAL)
+    with (kept / PARTIAL).open("r+b") as file:
+        file.truncate(len(whole) // 2)
+        file.truncate(2 * len(whole))
+    monkeypatch.setattr("msmamba.microscope.slides.run.LONGEST_LINE", 200)
+    again(session, bundles, slides, kept)
+    assert (kept / CSV).read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     "cells",
     [
