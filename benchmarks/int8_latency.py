@@ -36,10 +36,10 @@ NO_LIMITS = Limits(accuracy_drop=100, flips=ImageLimit(100, per_cent=True))
 SHOWN = 9
 
 
-def session(path: Path, profile: Path | None = None) -> onnxruntime.InferenceSession:
+def session(path: Path, profile: Path | None = None, threads: int = THREADS) -> onnxruntime.InferenceSession:
     """A session with the native kernels, as `msmamba.open` makes it."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     obstacle = register_native_kernels(options)
@@ -51,9 +51,11 @@ def session(path: Path, profile: Path | None = None) -> onnxruntime.InferenceSes
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def times_by_operator(path: Path, image: np.ndarray, folder: Path) -> dict[str, float]:
+def times_by_operator(
+    path: Path, image: np.ndarray, folder: Path, threads: int = THREADS
+) -> dict[str, float]:
     """Milliseconds an image by operator: the sum of each node's least time."""
-    profiled = session(path, folder / "profile")
+    profiled = session(path, folder / "profile", threads)
     for _ in range(PROFILED):
         profiled.run(None, {"image": image})
     events = json.loads(Path(profiled.end_profiling()).read_text())

@@ -138,19 +138,21 @@ def export_bundle(
         model = onnx_from_network(loaded.network, manifest.image_size, opset=options.opset)
         if options.precision == "fp16":
             report("converting to float16")
-            model = fp16_from_fp32(flat_model(model))
+            model = fp16_from_fp32(model)
         int8 = None
         if int8_how is not None:
             target = Path(output).resolve()  # "." has a name too
             cache = target.with_name(f"{target.name}.calib")
             int8 = int8_network(model, manifest.transform, int8_how, cache, report)
             model = int8.model
-        proof = _proven(model, options.precision)
+        # What an engine is built from, and where the types inside of block operators can be read.
+        needs_flat = options.precision == "fp16" or engine_options is not None
+        flat = flat_model(model) if int8 is None and needs_flat else model
+        proof = _proven(flat, options.precision)
         report("compiling the scan for GPUs")
         kernels = kernels_for(model)
         engine = None
         if engine_options is not None:
-            flat = flat_model(model) if options.precision == "fp32" else model
             compiler = compiler_from(kernels, "the export") if kernels else None
             engine = engine_from_onnx(flat, engine_options, building(report), compiler)
         report("writing the bundle")

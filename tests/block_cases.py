@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from msmamba.export.graph.precision import float16_function
 from msmamba.plugins.hybrid_block import DOMAIN
 from msmamba.plugins.hybrid_block.onnx_functions import block_functions
 from msmamba.plugins.selective_scan import DIRECTIONS
@@ -50,9 +51,14 @@ class BlockCase:
     side: int = 5
     groups: int = 4
     states: int = 16
+    float16: bool = False
+    """Maps and weights are numbers that float16 holds."""
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.side}x{self.side}x{self.half}-{self.groups}-groups-{self.states}-states"
+
+    def _held(self, array: NDArray[Any]) -> NDArray[np.float32]:
+        return (array.astype(np.float16) if self.float16 else array).astype(np.float32)
 
     @property
     def model(self) -> int:
@@ -101,7 +107,7 @@ class BlockCase:
         weights = {}
         for name, shape in shapes[op_type].items():
             inputs = math.prod(shape[1:]) if len(shape) == 4 else shape[0] if len(shape) == 2 else 1
-            weights[name] = (rng.standard_normal(shape) / math.sqrt(inputs)).astype(np.float32)
+            weights[name] = self._held(rng.standard_normal(shape) / math.sqrt(inputs))
         if op_type == "ScanInputs":
             blocks = np.kron(np.eye(DIRECTIONS), np.ones((rank, D)))
             weights["step_expand"] = (weights["step_expand"] * blocks).astype(np.float32)
@@ -122,9 +128,7 @@ class BlockCase:
             "MIFA": {"local": (*image, self.half), "scanned": (*image, self.half)},
         }
         rng = np.random.default_rng(self.side)
-        return {
-            name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes[op_type].items()
-        }
+        return {name: self._held(rng.standard_normal(shape)) for name, shape in shapes[op_type].items()}
 
 
 def block_model(
@@ -162,9 +166,14 @@ def block_model(
     return onnx.helper.make_model(
         graph,
         opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, 1)],
-        functions=[entry for entry in block_functions(OPSET) if entry.name == op_type] if function else [],
+        functions=[_function(op_type, dtype)] if function else [],
         ir_version=10,
     )
+
+
+def _function(op_type: str, dtype: Any) -> onnx.FunctionProto:
+    (function,) = (entry for entry in block_functions(OPSET) if entry.name == op_type)
+    return float16_function(function) if dtype == np.float16 else function
 
 
 def exact_outputs(op_type: str, case: BlockCase) -> list[NDArray[np.float64]]:

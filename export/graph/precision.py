@@ -1,7 +1,8 @@
 """Precision written into the graph: which values of an ONNX file are float16, and the proof.
 
 TensorRT's strongly typed networks, and every other runtime, take the types that the file states, so
-precision is decided here and nowhere else. Input and output stay float32.
+precision is decided here and nowhere else. Input and output stay float32. A hybrid block stays its operators:
+their functions are written in float16, with the same parts in float32 that the flat form has.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ...errors import ExportError
+from ...plugins.hybrid_block import OPERATORS as BLOCK_OPERATORS
 from ...plugins.selective_scan.onnx_function import DOMAIN, OP_TYPE
 from ...runtime.backend import FEATURES
 
@@ -51,28 +53,31 @@ class PrecisionProof:
         return {"nodes": dict(self.nodes), "float32_nodes": dict(self.float32_nodes)}
 
 
-def fp16_from_fp32(flat: ModelProto) -> ModelProto:
-    """Converts a flat float32 model to float16.
+def fp16_from_fp32(original: ModelProto) -> ModelProto:
+    """Converts a float32 model to float16.
 
     Args:
-        flat: what `onnx_model.flat_model` made; it is left as it is.
+        original: what `onnx_model.onnx_from_network` or `onnx_model.flat_model` made; it is left as it is.
 
     Returns:
         The model with float16 weights and activations but for `KEPT_IN_FLOAT32`, the scan's state
-        matrices, and the input and output.
+        matrices, and the input and output. Block operators stay what they are, over float16, and so do their
+        functions; `onnx_model.flat_model` writes them out.
 
     Raises:
         ExportError: weights are too large for float16; the tensors are named.
     """
     model = ModelProto()
-    model.CopyFrom(flat)
+    model.CopyFrom(original)
     converter = _Converter(model)
-    nodes = [converted for node in flat.graph.node for converted in converter.converted(node)]
+    nodes = [converted for node in original.graph.node for converted in converter.converted(node)]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     del model.graph.initializer[:]
     model.graph.initializer.extend(converter.weights_in_use())
-    del model.graph.value_info[:]
+    functions = [float16_function(function) for function in original.functions]
+    del model.graph.value_info[:], model.functions[:]
+    model.functions.extend(functions)
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -82,7 +87,7 @@ def precision_proof(model: ModelProto) -> PrecisionProof:
     """Reads the type of every computing node's result off a flat model.
 
     Args:
-        model: with inferred types, as `fp16_from_fp32` and `onnx_model.flat_model` return it.
+        model: with inferred types, as `onnx_model.flat_model` returns it.
     """
     types = _types_of(model)
     counts: Counter[str] = Counter()
@@ -97,6 +102,39 @@ def precision_proof(model: ModelProto) -> PrecisionProof:
         elif kind == HALF and node.op_type in FLOAT32_INSIDE:
             kept[node.name] = FLOAT32_INSIDE[node.op_type]
     return PrecisionProof(nodes=dict(counts), float32_nodes=kept if counts["float16"] else {})
+
+
+def float16_function(function: FunctionProto) -> FunctionProto:
+    """A block operator's function over float16, casts around what stays in float32; others as they are.
+
+    The scan's computes in float32 whatever it is given.
+    """
+    converted = FunctionProto()
+    converted.CopyFrom(function)
+    if function.name not in BLOCK_OPERATORS:
+        return converted
+    del converted.node[:]
+    narrowed: dict[str, str] = {}
+    for original in function.node:
+        node = NodeProto()
+        node.CopyFrom(original)
+        node.input[:] = [narrowed.get(name, name) for name in node.input]
+        if node.op_type == "LayerNormalization":
+            _set_attribute(node, "stash_type", FLOAT)
+        if node.op_type not in KEPT_IN_FLOAT32:
+            converted.node.append(node)
+            continue
+        source, (result,) = node.input[0], node.output
+        node.input[0] = f"{source}:float32"
+        narrowed[result] = f"{result}:float16"
+        converted.node.extend(
+            [
+                helper.make_node("Cast", [source], [node.input[0]], to=FLOAT),
+                node,
+                helper.make_node("Cast", [result], [narrowed[result]], to=HALF),
+            ]
+        )
+    return converted
 
 
 class _Converter:

@@ -123,13 +123,12 @@ def _model(generator: random.Random) -> bytes:
     inputs, outputs, attributes = _OPERATORS[op_type]
     sizes = _sizes(generator)
     nodes, initializers, names = [], [], []
+    usual = np.float16 if op_type != "SelectiveScan2D" and generator.random() < 0.3 else np.float32
     for name, letters in inputs.items():
         shape = [int(letter) if letter.isdigit() else sizes[letter] for letter in letters]
         if generator.random() < 0.08:
             shape = _other(shape, generator)
-        dtype = (
-            generator.choice((np.float16, np.float64, np.int64)) if generator.random() < 0.03 else np.float32
-        )
+        dtype = generator.choice((np.float16, np.float64, np.int64)) if generator.random() < 0.03 else usual
         names.append("" if generator.random() < 0.01 else name)
         if generator.random() < 0.3:  # computed: known when it runs, and not before
             initializers.append(numpy_helper.from_array(np.array(shape, np.int64), f"{name}_shape"))

@@ -12,7 +12,8 @@ file; ONNX Runtime takes the compiled kernels instead where msmamba's native lib
 
 Dims: batch; H W map, square; C channels of the stage; h = C/2; G channel groups (4); d = h/G; D = 2*d;
 N states; R rank of the step size; K = 4 directions; q = d//4 convolved channels of the PSFFN. Weights of
-linear layers are (inputs, outputs). All types float32.
+linear layers are (inputs, outputs). All maps and weights are of one type, float32 or float16; the compiled
+kernels compute in float32 whatever it is.
 
 ``LocalBranch(x, scale, shift, depthwise_weight, depthwise_bias, expand_weight, expand_bias,
 project_weight, project_bias) -> local``; attribute ``channels`` = h

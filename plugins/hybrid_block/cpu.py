@@ -2,18 +2,21 @@
 
 The native library of `plugins.selective_scan.cpu` holds these kernels too; this module is their door for
 tests and measurements. In deployments ONNX Runtime calls them from its graph. Dims, arguments and meaning
-are the package's contract; all arrays are float32. Threads and instruction set are those chosen for the scan.
+are the package's contract; maps are float32 or float16, weights float32. Threads and instruction set are
+those chosen for the scan.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 from ...errors import BackendError
@@ -22,6 +25,8 @@ from ..selective_scan.cpu import library_path, why_unavailable
 from . import OPERATORS
 
 Array = NDArray[np.float32]
+Map = NDArray[np.float32] | NDArray[np.float16]
+_ELEMENT_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
 
 WEIGHTS = {
     "LocalBranch": (
@@ -88,25 +93,31 @@ class BlockOperator:
     Args:
         op_type: one of the package's ``OPERATORS``.
         weights: the weights by the contract's names and in its shapes, float32; copied.
+        dtype: the type of the maps, float32 or float16; either is computed in float32.
 
     Raises:
-        ValueError: ``op_type`` is no operator of the block, a weight is missing, or their sizes make none.
+        ValueError: ``op_type`` is no operator of the block, a weight is missing, their sizes make none, or
+            maps cannot be of that type.
         BackendError: the native library is missing, or out of memory.
     """
 
-    def __init__(self, op_type: str, weights: Mapping[str, Array]) -> None:
+    def __init__(self, op_type: str, weights: Mapping[str, Array], dtype: npt.DTypeLike = np.float32) -> None:
         missing = [name for name in WEIGHTS.get(op_type, ()) if name not in weights]
         if missing:
             raise ValueError(f"{op_type} is missing weights: {', '.join(missing)}")
         self.sizes = BlockSizes.of_weights(op_type, weights)
-        self.op_type = op_type
+        self.op_type, self.dtype = op_type, np.dtype(dtype)
+        if self.dtype not in _ELEMENT_TYPES:
+            raise ValueError(f"{op_type} has maps of float32 or float16, not of {self.dtype}")
         held = [np.ascontiguousarray(weights[name], np.float32) for name in WEIGHTS[op_type]]
         sizes = (ctypes.c_int64 * 7)(*astuple(self.sizes))
         number = OPERATORS.index(op_type)
         unfit: bytes | None = _library().msmamba_block_unfit(number, sizes)
         if unfit is not None:
             raise ValueError(f"{op_type}: {unfit.decode()}: {self.sizes}")
-        self._handle: int | None = _library().msmamba_block_create(number, sizes, _addresses(held))
+        self._handle: int | None = _library().msmamba_block_create(
+            number, _ELEMENT_TYPES[self.dtype], sizes, _addresses(held)
+        )
         if self._handle is None:
             raise BackendError(f"the native {op_type} could not be created: out of memory")
 
@@ -144,13 +155,13 @@ class BlockOperator:
         }
         return shapes[self.op_type]
 
-    def run(self, batch: int, maps: list[Array], outputs: list[Array]) -> None:
+    def run(self, batch: int, maps: Sequence[Map], outputs: Sequence[Map]) -> None:
         """Computes ``outputs``, which stay the caller's.
 
         Args:
             batch: images; maps of groups have ``groups`` times as many.
-            maps: the operator's maps in the contract's order and shapes, contiguous.
-            outputs: arrays of `output_shapes`, contiguous; every element is written.
+            maps: the operator's maps in the contract's order and shapes, contiguous, of its ``dtype``.
+            outputs: arrays of `output_shapes`, contiguous, of that type too; every element is written.
 
         Raises:
             ValueError: closed, or an array of another shape, type or layout.
@@ -163,8 +174,10 @@ class BlockOperator:
         wrong = []
         for arrays, shapes in zip((maps, outputs), expected, strict=True):
             for array, shape in zip(arrays, shapes, strict=True):
-                if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
-                    wrong.append(f"found {array.dtype} {array.shape}, expected contiguous float32 {shape}")
+                if array.shape != shape or array.dtype != self.dtype or not array.flags.c_contiguous:
+                    wrong.append(
+                        f"found {array.dtype} {array.shape}, expected contiguous {self.dtype} {shape}"
+                    )
         if wrong:
             raise ValueError(f"{self.op_type}: {'; '.join(wrong)}")
         failure: bytes | None = _library().msmamba_block_run(
@@ -173,11 +186,11 @@ class BlockOperator:
         if failure is not None:
             raise BackendError(f"the native {self.op_type} failed: {failure.decode()}")
 
-    def __call__(self, batch: int, *maps: Array) -> list[Array]:
+    def __call__(self, batch: int, *maps: Map) -> list[NDArray[Any]]:
         """`run` with outputs of its own."""
         _, height, width, _ = maps[0].shape
-        outputs = [np.empty(shape, np.float32) for shape in self.output_shapes(batch, height, width)]
-        self.run(batch, [np.ascontiguousarray(array, np.float32) for array in maps], outputs)
+        outputs = [np.empty(shape, self.dtype) for shape in self.output_shapes(batch, height, width)]
+        self.run(batch, [np.ascontiguousarray(array, self.dtype) for array in maps], outputs)
         return outputs
 
     def _map_shapes(self, batch: int, height: int, width: int) -> list[tuple[int, ...]]:
@@ -192,7 +205,7 @@ class BlockOperator:
         return shapes[self.op_type]
 
 
-def _addresses(arrays: list[Array]) -> ctypes.Array[ctypes.c_void_p]:
+def _addresses(arrays: Sequence[Map]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
 
 
@@ -210,7 +223,11 @@ def _library() -> ctypes.CDLL:
     pointers = ctypes.POINTER(ctypes.c_void_p)
     library.msmamba_block_unfit.argtypes = [ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)]
     library.msmamba_block_unfit.restype = ctypes.c_char_p
-    library.msmamba_block_create.argtypes = [ctypes.c_int32, ctypes.POINTER(ctypes.c_int64), pointers]
+    library.msmamba_block_create.argtypes = [
+        *[ctypes.c_int32] * 2,
+        ctypes.POINTER(ctypes.c_int64),
+        pointers,
+    ]
     library.msmamba_block_create.restype = ctypes.c_void_p
     library.msmamba_block_run.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, pointers, pointers]
     library.msmamba_block_run.restype = ctypes.c_char_p

@@ -13,21 +13,27 @@ namespace {
 msmamba::Kernels chosen = {};
 
 // Each buffer is an allocation of its own, exactly as long as the array.
-using Array = std::vector<float>;
-
-Array filled(int64_t count) {
-  Array array(static_cast<size_t>(count));
+std::vector<float> filled(int64_t count, float) {
+  std::vector<float> array(static_cast<size_t>(count));
   for (size_t i = 0; i < array.size(); ++i) array[i] = std::sin(static_cast<float>(i + 1));
   return array;
 }
 
+// Float16 bits of values from 1/8 to 1/4, of both signs.
+std::vector<uint16_t> filled(int64_t count, uint16_t) {
+  std::vector<uint16_t> array(static_cast<size_t>(count));
+  for (size_t i = 0; i < array.size(); ++i) array[i] = static_cast<uint16_t>(0x3000 + i * 37 % 1024 + i % 2 * 0x8000);
+  return array;
+}
+
+template <typename Element, typename Pointer>
 struct Pointers {
-  std::vector<Array> arrays;
-  std::vector<float*> pointers;
+  std::vector<std::vector<Element>> arrays;
+  std::vector<Pointer> pointers;
 
   explicit Pointers(const std::vector<int64_t>& counts) {
-    for (int64_t count : counts) arrays.push_back(filled(count));
-    for (Array& array : arrays) pointers.push_back(array.data());
+    for (int64_t count : counts) arrays.push_back(filled(count, Element{}));
+    for (std::vector<Element>& array : arrays) pointers.push_back(array.data());
   }
 };
 
@@ -38,7 +44,8 @@ void run_on_threads(void*, int width, void (*body)(void*), void* data) {
   for (std::thread& thread : threads) thread.join();
 }
 
-void run_all(int64_t half, int64_t groups, int64_t rank, int64_t states, const msmamba::MapShape& map) {
+template <typename Element>
+void run_over(msmamba::ElementType element, int64_t half, int64_t groups, int64_t rank, int64_t states, const msmamba::MapShape& map) {
   using msmamba::BlockOperator;
   const int64_t h = half, d = half / groups, D = 2 * d, S = 4 * rank, N = 4 * states, q = d / 4, L = map.positions();
   const int64_t images = map.batch * L, grouped = images * groups;
@@ -60,12 +67,19 @@ void run_all(int64_t half, int64_t groups, int64_t rank, int64_t states, const m
   };
   for (const auto& c : cases) {
     if (c.op == BlockOperator::kScanOutputs && map.height != map.width) continue;
-    const auto packed = msmamba::PackedOperator::create(c.op, sizes, Pointers(c.weights).pointers.data());
-    Pointers maps(c.maps), outputs(c.outputs);
+    const Pointers<float, const float*> weights(c.weights);
+    const auto packed = msmamba::PackedOperator::create(c.op, element, sizes, weights.pointers.data());
+    Pointers<Element, const void*> maps(c.maps);
+    Pointers<Element, void*> outputs(c.outputs);
     const char* failure =
         packed->run(map, maps.pointers.data(), outputs.pointers.data(), {nullptr, 3, run_on_threads});
     if (failure != nullptr) std::printf("%s\n", failure);
   }
+}
+
+void run_all(int64_t half, int64_t groups, int64_t rank, int64_t states, const msmamba::MapShape& map) {
+  run_over<float>(msmamba::ElementType::kFloat32, half, groups, rank, states, map);
+  run_over<uint16_t>(msmamba::ElementType::kFloat16, half, groups, rank, states, map);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -36,6 +37,7 @@ CASES = [
 
 each_operator = pytest.mark.parametrize("op_type", OPERATORS)
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_type = pytest.mark.parametrize("float16", [False, True], ids=["float32", "float16"])
 
 
 @pytest.fixture(autouse=True)
@@ -52,27 +54,30 @@ def exact(op_type: str, case: BlockCase) -> list[NDArray[np.float64]]:
 
 
 @cache
-def by_float32_function(op_type: str, case: BlockCase) -> list[NDArray[np.float32]]:
-    """The function of standard operators in plain ONNX Runtime."""
-    model = block_model(op_type, case).SerializeToString()
+def by_function(op_type: str, case: BlockCase) -> list[NDArray[Any]]:
+    """The function of standard operators in plain ONNX Runtime, in the case's precision."""
+    dtype = np.float16 if case.float16 else np.float32
+    model = block_model(op_type, case, dtype=dtype).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    outputs: list[NDArray[np.float32]] = session.run(None, case.maps(op_type))
+    maps = {name: array.astype(dtype) for name, array in case.maps(op_type).items()}
+    outputs: list[NDArray[Any]] = session.run(None, maps)
     return outputs
 
 
-def at_odd_address(shape: tuple[int, ...], fill: Any) -> NDArray[np.float32]:
-    """An array that is aligned to a float and no more."""
-    array = np.empty(int(np.prod(shape)) + 1, np.float32)[1:].reshape(shape)
+def at_odd_address(shape: tuple[int, ...], fill: Any, dtype: Any) -> NDArray[Any]:
+    """An array that is aligned to its elements and no more."""
+    array = np.empty(int(np.prod(shape)) + 1, dtype)[1:].reshape(shape)
     array[...] = fill
     return array
 
 
-def run(op_type: str, case: BlockCase) -> list[NDArray[np.float32]]:
+def run(op_type: str, case: BlockCase) -> list[NDArray[Any]]:
     """The native operator over awkwardly placed maps, its outputs filled with NaN before."""
-    maps = [at_odd_address(array.shape, array) for array in case.maps(op_type).values()]
-    with block.BlockOperator(op_type, case.weights(op_type)) as operator:
+    dtype = np.float16 if case.float16 else np.float32
+    maps = [at_odd_address(array.shape, array, dtype) for array in case.maps(op_type).values()]
+    with block.BlockOperator(op_type, case.weights(op_type), dtype) as operator:
         shapes = operator.output_shapes(case.batch, case.side, case.side)
-        outputs = [at_odd_address(shape, np.nan) for shape in shapes]
+        outputs = [at_odd_address(shape, np.nan, dtype) for shape in shapes]
         operator.run(case.batch, maps, outputs)
     return outputs
 
@@ -86,21 +91,26 @@ def select_kernels(name: str) -> None:
 
 @each_case
 @each_operator
+@each_type
 @pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
-def test_agrees_with_the_definition(op_type: str, case: BlockCase, kernels: str) -> None:
+def test_agrees_with_the_definition(op_type: str, case: BlockCase, float16: bool, kernels: str) -> None:
     select_kernels(kernels)
-    references = zip(exact(op_type, case), by_float32_function(op_type, case), strict=True)
+    case = replace(case, float16=float16)
+    references = zip(exact(op_type, case), by_function(op_type, case), strict=True)
     for found, (expected, reference) in zip(run(op_type, case), references, strict=True):
         assert found.shape == expected.shape
+        assert found.dtype == reference.dtype
         # Twice the reference's own error; where luck made that small, a few roundings.
-        rounding = np.finfo(np.float32).eps * np.abs(expected).max()
+        rounding = np.finfo(found.dtype).eps * np.abs(expected).max()
         tolerance = max(2 * np.abs(reference - expected).max(), 4 * rounding)
         np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
 @each_case
 @each_operator
-def test_threads_do_not_change_a_bit(op_type: str, case: BlockCase) -> None:
+@each_type
+def test_threads_do_not_change_a_bit(op_type: str, case: BlockCase, float16: bool) -> None:
+    case = replace(case, float16=float16)
     scan.set_threads(1)
     alone = run(op_type, case)
     for threads in (2, 3):
@@ -166,6 +176,17 @@ def test_a_missing_weight_is_named() -> None:
 def test_an_unknown_operator_is_refused() -> None:
     with pytest.raises(ValueError, match="'Softmax' is no operator of the block"):
         block.BlockOperator("Softmax", {})
+
+
+def test_maps_of_another_type_are_refused() -> None:
+    weights = BlockCase(16).weights("MIFA")
+    with pytest.raises(ValueError, match="MIFA has maps of float32 or float16, not of float64"):
+        block.BlockOperator("MIFA", weights, np.float64)
+    with (
+        block.BlockOperator("MIFA", weights, np.float16) as operator,
+        pytest.raises(ValueError, match=r"MIFA: found float32 .*, expected contiguous float16"),
+    ):
+        operator.run(1, [np.zeros((1, 5, 5, 16), np.float32)] * 2, [np.zeros((1, 5, 5, 32), np.float16)])
 
 
 def test_a_closed_operator_is_refused() -> None:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 CASE = BlockCase(24, batch=3, side=6)
 each_operator = pytest.mark.parametrize("op_type", OPERATORS)
+each_type = pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["float32", "float16"])
 
 
 def native_session(model: Any, threads: int = 2) -> Any:
@@ -35,9 +36,14 @@ def native_session(model: Any, threads: int = 2) -> Any:
     )
 
 
-def by_library(op_type: str, case: BlockCase = CASE) -> Any:
-    with block.BlockOperator(op_type, case.weights(op_type)) as operator:
-        return operator(case.batch, *case.maps(op_type).values())
+def by_library(op_type: str, case: BlockCase = CASE, dtype: Any = np.float32) -> Any:
+    weights = of_type(case.weights(op_type), dtype)
+    with block.BlockOperator(op_type, weights, dtype) as operator:
+        return operator(case.batch, *of_type(case.maps(op_type), dtype).values())
+
+
+def of_type(arrays: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    return {name: array.astype(dtype) for name, array in arrays.items()}
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -46,28 +52,33 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 @each_operator
+@each_type
 @pytest.mark.parametrize("threads", [1, 2, 5], ids="{}-threads".format)
-def test_the_session_gives_the_bits_of_the_library(op_type: str, threads: int) -> None:
-    session = native_session(block_model(op_type, CASE, function=False), threads)
-    assert_same(session.run(None, CASE.maps(op_type)), by_library(op_type))
+def test_the_session_gives_the_bits_of_the_library(op_type: str, dtype: Any, threads: int) -> None:
+    session = native_session(block_model(op_type, CASE, dtype=dtype, function=False), threads)
+    feeds = of_type(CASE.maps(op_type), dtype)
+    assert_same(session.run(None, feeds), by_library(op_type, dtype=dtype))
 
 
 @each_operator
-def test_the_kernel_takes_precedence_over_the_model_s_function(op_type: str) -> None:
-    model = block_model(op_type, CASE)
+@each_type
+def test_the_kernel_takes_precedence_over_the_model_s_function(op_type: str, dtype: Any) -> None:
+    model = block_model(op_type, CASE, dtype=dtype)
+    feeds = of_type(CASE.maps(op_type), dtype)
     plain = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    by_function = plain.run(None, CASE.maps(op_type))
-    expected = by_library(op_type)
+    by_function = plain.run(None, feeds)
+    expected = by_library(op_type, dtype=dtype)
     # Otherwise the last line would prove nothing.
     assert any(not np.array_equal(one, other) for one, other in zip(by_function, expected, strict=True))
-    assert_same(native_session(model).run(None, CASE.maps(op_type)), expected)
+    assert_same(native_session(model).run(None, feeds), expected)
 
 
 @each_operator
-def test_weights_may_be_inputs_of_the_graph(op_type: str) -> None:
-    session = native_session(block_model(op_type, CASE, function=False, constant_weights=False))
-    feeds = CASE.maps(op_type) | CASE.weights(op_type)
-    assert_same(session.run(None, feeds), by_library(op_type))
+@each_type
+def test_weights_may_be_inputs_of_the_graph(op_type: str, dtype: Any) -> None:
+    session = native_session(block_model(op_type, CASE, dtype=dtype, function=False, constant_weights=False))
+    feeds = of_type(CASE.maps(op_type) | CASE.weights(op_type), dtype)
+    assert_same(session.run(None, feeds), by_library(op_type, dtype=dtype))
 
 
 @each_operator

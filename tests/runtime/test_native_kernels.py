@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 
+from msmamba.export.graph.onnx_model import flat_model
+from msmamba.plugins.hybrid_block import OPERATORS
 from msmamba.plugins.selective_scan import cpu
 from msmamba.runtime import open_session
-from msmamba.runtime.onnxruntime_backend import register_native_kernels
+from msmamba.runtime.onnxruntime_backend import OnnxRuntimeBackend, register_native_kernels
 
 pytestmark = pytest.mark.skipif(
     cpu.why_unavailable() is not None, reason=f"the native kernels cannot be used: {cpu.why_unavailable()}"
@@ -41,7 +44,7 @@ def test_native_kernels_answer_like_the_functions(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_native_kernels_are_what_runs(bundles: dict[str, Path], precision: str, tmp_path: Path) -> None:
-    scans = {}
+    operators = {}
     for name in ("native", "functions"):
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / name)
@@ -49,11 +52,26 @@ def test_the_native_kernels_are_what_runs(bundles: dict[str, Path], precision: s
         if name == "native":
             assert register_native_kernels(options) is None
         onnxruntime.InferenceSession(
-            bundles["fp32"] / "model.onnx", options, providers=["CPUExecutionProvider"]
+            bundles[precision] / "model.onnx", options, providers=["CPUExecutionProvider"]
         )
         graph = onnx.load(tmp_path / name).graph
-        scans[name] = sum(node.op_type == "SelectiveScan2D" for node in graph.node)
-    assert scans == {"native": 4, "functions": 0}  # one a block; functions are written out before they run
+        operators[name] = Counter(node.op_type for node in graph.node if node.domain == "msmamba")
+    # One of each a block; functions are written out before they run.
+    assert operators == {"native": dict.fromkeys((*OPERATORS, "SelectiveScan2D"), 4), "functions": {}}
+
+
+def test_a_float16_file_of_standard_operators_and_the_scan_runs_as_it_did(bundles: dict[str, Path]) -> None:
+    """As bundles were made before their blocks stayed operators."""
+    flat = flat_model(onnx.load(bundles["fp16"] / "model.onnx")).SerializeToString()
+    given = images(2, 32)
+    answers = {}
+    for kernels in ("native", "functions"):
+        backend = OnnxRuntimeBackend(flat, "flat", kernels=kernels, threads=2)
+        answers[kernels] = backend.run(given)
+    with open_session(bundles["fp16"], kernels="functions", threads=2) as session:
+        np.testing.assert_array_equal(answers["functions"], session.run(given))
+    bound = 2 * float(np.spacing(np.abs(answers["functions"]).max().astype(np.float16)))
+    np.testing.assert_allclose(answers["native"], answers["functions"], rtol=0, atol=bound)
 
 
 def test_a_batch_gives_what_its_images_give_alone(bundles: dict[str, Path]) -> None:

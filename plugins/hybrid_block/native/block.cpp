@@ -175,9 +175,9 @@ PackedOperator::PackedOperator(const OperatorKernels& kernels, const BlockSizes&
 
 PackedOperator::~PackedOperator() { free_aligned(packed_); }
 
-std::unique_ptr<PackedOperator> PackedOperator::create(BlockOperator op, const BlockSizes& sizes,
+std::unique_ptr<PackedOperator> PackedOperator::create(BlockOperator op, ElementType element, const BlockSizes& sizes,
                                                        const float* const* weights) {
-  const OperatorKernels& kernels = block_kernels().operators[static_cast<int>(op)];
+  const OperatorKernels& kernels = block_kernels().elements[static_cast<int>(element)].operators[static_cast<int>(op)];
   void* const packed = allocate_aligned(kernels.packed_bytes(sizes));
   if (packed == nullptr) return nullptr;
   kernels.pack(sizes, weights, packed);
@@ -186,7 +186,7 @@ std::unique_ptr<PackedOperator> PackedOperator::create(BlockOperator op, const B
   return made;
 }
 
-const char* PackedOperator::run(const MapShape& map, const float* const* inputs, float* const* outputs,
+const char* PackedOperator::run(const MapShape& map, const void* const* inputs, void* const* outputs,
                                 const Parallel& parallel) const {
   if (const char* reason = unfit_map(map)) return reason;
   if (map.batch < 1) return nullptr;

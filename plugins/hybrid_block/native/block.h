@@ -26,15 +26,16 @@ const char* unfit_map(const MapShape& map);
 
 class PackedOperator {
  public:
-  // Copies what it needs of the weights, whose sizes are not unfit. Returns null when out of memory.
-  static std::unique_ptr<PackedOperator> create(BlockOperator op, const BlockSizes& sizes,
+  // For maps of `element`, which is float32 or float16. Copies what it needs of the weights, whose sizes are not unfit.
+  // Returns null when out of memory.
+  static std::unique_ptr<PackedOperator> create(BlockOperator op, ElementType element, const BlockSizes& sizes,
                                                 const float* const* weights);
   ~PackedOperator();
   PackedOperator(const PackedOperator&) = delete;
   PackedOperator& operator=(const PackedOperator&) = delete;
 
   // Writes all of the outputs, of which an empty batch has none; safe to call from several threads at once. Returns null, or what went wrong.
-  const char* run(const MapShape& map, const float* const* inputs, float* const* outputs,
+  const char* run(const MapShape& map, const void* const* inputs, void* const* outputs,
                   const Parallel& parallel) const;
 
   const BlockSizes& sizes() const { return sizes_; }

@@ -17,16 +17,20 @@ MSMAMBA_EXPORT const char* msmamba_block_unfit(int32_t op, const int64_t* sizes)
   return msmamba::unfit_sizes(static_cast<msmamba::BlockOperator>(op), named(sizes));
 }
 
-// Packs the weights of an operator, contiguous and in the contract's order, for the instruction set in use; the sizes are
-// not unfit. Returns null when out of memory; otherwise the caller destroys it.
-MSMAMBA_EXPORT void* msmamba_block_create(int32_t op, const int64_t* sizes, const float* const* weights) {
-  return msmamba::PackedOperator::create(static_cast<msmamba::BlockOperator>(op), named(sizes), weights).release();
+// Packs the weights of an operator, float32, contiguous and in the contract's order, for the instruction set in use and
+// maps of `element` (a number of msmamba::ElementType, float32 or float16); the sizes are not unfit. Returns null when out
+// of memory; otherwise the caller destroys it.
+MSMAMBA_EXPORT void* msmamba_block_create(int32_t op, int32_t element, const int64_t* sizes,
+                                          const float* const* weights) {
+  return msmamba::PackedOperator::create(static_cast<msmamba::BlockOperator>(op),
+                                         static_cast<msmamba::ElementType>(element), named(sizes), weights)
+      .release();
 }
 
 // Maps in and out in the contract's order, contiguous. Returns null when done, otherwise what went wrong (a static
 // string).
 MSMAMBA_EXPORT const char* msmamba_block_run(const void* packed, int64_t batch, int64_t height, int64_t width,
-                                             const float* const* inputs, float* const* outputs) {
+                                             const void* const* inputs, void* const* outputs) {
   const auto run = [](void*, int threads, void (*body)(void*), void* data) {
     msmamba::run_in_pool(threads, body, data);
   };

@@ -11,25 +11,31 @@ namespace {
 constexpr int kTaps = 9;
 
 // Zeros to stand for a line outside the map.
-alignas(64) constexpr float kZeros[16] = {};
+template <typename Element>
+alignas(64) constexpr Element kZeros[16] = {};
 
+template <typename Element>
 struct Line {
-  const float* start;  // a vector of channels at position 0
-  int64_t step;        // floats from one position to the next
+  const Element* start;  // a vector of channels at position 0
+  int64_t step;          // elements from one position to the next
 
-  MSMAMBA_INLINE const float* at(int64_t position) const { return start + position * step; }
+  MSMAMBA_INLINE const Element* at(int64_t position) const { return start + position * step; }
 };
 
+template <typename Element>
 struct Lines {
-  Line before, here, after;
+  Line<Element> before, here, after;
 };
 
 // Line `index` of `count` with its neighbours: positions `step` apart, lines `line_step`. `map` points at the
 // vector of channels at the first position of the first line.
-MSMAMBA_INLINE Lines neighbouring_lines(const float* map, int64_t index, int64_t count, int64_t line_step,
-                                        int64_t step) {
-  const Line outside = {kZeros, 0};
-  const auto line = [&](int64_t i) { return i < 0 || i >= count ? outside : Line{map + i * line_step, step}; };
+template <typename Element>
+MSMAMBA_INLINE Lines<Element> neighbouring_lines(const Element* map, int64_t index, int64_t count, int64_t line_step,
+                                                 int64_t step) {
+  const Line<Element> outside = {kZeros<Element>, 0};
+  const auto line = [&](int64_t i) {
+    return i < 0 || i >= count ? outside : Line<Element>{map + i * line_step, step};
+  };
   return {line(index - 1), line(index), line(index + 1)};
 }
 
@@ -43,8 +49,8 @@ struct Convolved {
 // Convolves positions [first, last) of a line of `width` in each of `Maps` maps with each of `Filters` filters
 // and passes the results to `emit(position, Convolved)`. Positions beyond the line's ends count as zero.
 // `taps` (Filters, 9, ·) has its vectors `tap_step` floats apart, lines outermost.
-template <int Lanes, int Maps, int Filters, typename Used, typename Emit>
-MSMAMBA_INLINE void convolve_line(const Lines (&maps)[Maps], int64_t first, int64_t last, int64_t width,
+template <int Lanes, int Maps, int Filters, typename Element, typename Used, typename Emit>
+MSMAMBA_INLINE void convolve_line(const Lines<Element> (&maps)[Maps], int64_t first, int64_t last, int64_t width,
                                   const float* taps, int64_t tap_step, Used used, Emit emit) {
   Float<Lanes> tap[Filters][kTaps];
 #pragma GCC unroll 18
@@ -54,7 +60,7 @@ MSMAMBA_INLINE void convolve_line(const Lines (&maps)[Maps], int64_t first, int6
   const auto read_position = [&](int column, int64_t position) MSMAMBA_INLINE_BODY {
 #pragma GCC unroll 2
     for (int map = 0; map < Maps; ++map) {
-      const Line lines[3] = {maps[map].before, maps[map].here, maps[map].after};
+      const Line<Element> lines[3] = {maps[map].before, maps[map].here, maps[map].after};
 #pragma GCC unroll 3
       for (int i = 0; i < 3; ++i) {
         window[map][3 * i + column] =

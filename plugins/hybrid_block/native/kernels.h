@@ -30,6 +30,20 @@ constexpr msmamba::OperatorKernels kernels_of(msmamba::Phase first, msmamba::Pha
   return {Operator::packed_bytes, Operator::pack, Operator::shared_bytes, Operator::scratch_bytes, 2, {first, second}};
 }
 
+// The operators over maps of one element type.
+template <typename Element>
+constexpr msmamba::ElementKernels kernels_over() {
+  return {{
+      kernels_of<Local>(by_positions(256, Local::convolve<Element>),
+                        by_positions(Local::kTilePositions, Local::project<Element>)),
+      kernels_of<Inputs>(by_positions(Inputs::kTilePositions, Inputs::project<Element>),
+                         by_positions(Inputs::kTilePositions, Inputs::expand<Element>)),
+      kernels_of<Outputs>(by_positions(Outputs::kTilePositions, Outputs::project<Element>),
+                          by_rows(64, Outputs::merge<Element>)),
+      kernels_of<Fusion>(by_rows(64, Fusion::fuse<Element>), by_rows(512, Fusion::attend<Element>)),
+  }};
+}
+
 }  // namespace
 
 namespace msmamba {
@@ -37,13 +51,7 @@ namespace msmamba {
 extern const BlockKernels MSMAMBA_BLOCK_KERNELS;
 const BlockKernels MSMAMBA_BLOCK_KERNELS = {
     MSMAMBA_KERNELS_NAME,
-    {
-        kernels_of<Local>(by_positions(256, Local::convolve), by_positions(Local::kTilePositions, Local::project)),
-        kernels_of<Inputs>(by_positions(Inputs::kTilePositions, Inputs::project),
-                           by_positions(Inputs::kTilePositions, Inputs::expand)),
-        kernels_of<Outputs>(by_positions(Outputs::kTilePositions, Outputs::project), by_rows(64, Outputs::merge)),
-        kernels_of<Fusion>(by_rows(64, Fusion::fuse), by_rows(512, Fusion::attend)),
-    },
+    {kernels_over<float>(), kernels_over<Half>()},
 };
 
 }  // namespace msmamba

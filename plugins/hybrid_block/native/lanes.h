@@ -2,7 +2,7 @@
 // scan's.
 #pragma once
 
-#include "../../selective_scan/native/vector.h"
+#include "../../selective_scan/native/element.h"
 
 // For lambdas that are the inside of a hot loop.
 #define MSMAMBA_INLINE_BODY __attribute__((always_inline))
@@ -52,6 +52,56 @@ MSMAMBA_INLINE void store(float* target, Float<Lanes> value, SomeLanes<Lanes> us
   float lanes[Lanes];
   store<Lanes>(lanes, value);
   for (int i = 0; i < used.count; ++i) target[i] = lanes[i];
+}
+
+// The same of float16 memory: read and written as float32 vectors.
+
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> load(const Half* source, AllLanes<Lanes>) {
+  return widened<Lanes>(source);
+}
+
+template <int Lanes>
+MSMAMBA_INLINE void store(Half* target, Float<Lanes> value, AllLanes<Lanes>) {
+  narrowed<Lanes>(target, value);
+}
+
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> load(const Half* source, SomeLanes<Lanes> used) {
+#if defined(__AVX512VL__)
+  if constexpr (Lanes == 16) {
+    const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << used.count) - 1), source);
+    return (Float<Lanes>)_mm512_maskz_cvtph_ps(kAllLanes, bits);
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (Lanes == 8) {  // groups of few channels often end in four
+    if (used.count == 4) return (Float<Lanes>)_mm256_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(source)));
+  }
+#endif
+  return load_lanes<Lanes>(source, used.count);
+}
+
+template <int Lanes>
+MSMAMBA_INLINE void store(Half* target, Float<Lanes> value, SomeLanes<Lanes> used) {
+#if defined(__AVX512VL__)
+  if constexpr (Lanes == 16) {
+    const __m256i bits =
+        _mm512_maskz_cvtps_ph(kAllLanes, (__m512)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_mask_storeu_epi16(target, static_cast<__mmask16>((1u << used.count) - 1), bits);
+    return;
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (Lanes == 8) {
+    if (used.count == 4) {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(target),
+                       _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      return;
+    }
+  }
+#endif
+  store_lanes<Lanes>(target, value, used.count);
 }
 
 // `value` with the lanes beyond set to zero.
@@ -131,6 +181,35 @@ MSMAMBA_INLINE void store_half(float* target, Float<Lanes / 2> value, int count)
   }
 }
 
+// Every fourth lane, from lane 0, 1, 2 and 3 on: a channel shuffle in fours.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> unzipped_by_four(Float<Lanes> v) {
+  if constexpr (Lanes == 16) {
+    return __builtin_shufflevector(v, v, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  } else if constexpr (Lanes == 8) {
+    return __builtin_shufflevector(v, v, 0, 4, 1, 5, 2, 6, 3, 7);
+  } else {
+    return v;
+  }
+}
+
+// Writes `parts` parts of a vector, each its first `count` lanes, `stride` apart. It is narrowed whole: one
+// instruction, where pieces of it would each take one.
+template <int Lanes, int Parts>
+MSMAMBA_INLINE void store_parts(Half* target, int64_t stride, Float<Lanes> value, int count) {
+  constexpr int kWidth = Lanes / Parts;
+  Half lanes[Lanes];
+  narrowed<Lanes>(lanes, value);
+#pragma GCC unroll 4
+  for (int part = 0; part < Parts; ++part) {
+    if (count == kWidth) {
+      __builtin_memcpy(target + part * stride, lanes + part * kWidth, kWidth * sizeof(Half));
+    } else {
+      for (int i = 0; i < count; ++i) put_element(target + part * stride + i, lanes[part * kWidth + i]);
+    }
+  }
+}
+
 // Every second channel to `even`, the others to `odd`; `used.count` is even.
 template <int Lanes, typename Used>
 MSMAMBA_INLINE void store_unzipped(float* even, float* odd, Float<Lanes> value, Used used) {
@@ -150,6 +229,16 @@ MSMAMBA_INLINE void store_unzipped_by_four(float* target, int64_t stride, Float<
     store_unzipped<Lanes / 2>(target, target + 2 * stride, pairs.low, SomeLanes<Lanes / 2>{used.count / 2});
     store_unzipped<Lanes / 2>(target + stride, target + 3 * stride, pairs.high, SomeLanes<Lanes / 2>{used.count / 2});
   }
+}
+
+template <int Lanes, typename Used>
+MSMAMBA_INLINE void store_unzipped(Half* even, Half* odd, Float<Lanes> value, Used used) {
+  store_parts<Lanes, 2>(even, odd - even, unzipped<Lanes>(value), used.count / 2);
+}
+
+template <int Lanes, typename Used>
+MSMAMBA_INLINE void store_unzipped_by_four(Half* target, int64_t stride, Float<Lanes> value, Used used) {
+  store_parts<Lanes, 4>(target, stride, unzipped_by_four<Lanes>(value), used.count / 4);
 }
 
 template <int Lanes>

@@ -9,8 +9,8 @@ constexpr float kLayerNormEpsilon = 1e-5f;
 
 // Passes every normalised vector of a row, scaled and shifted, to `emit(first, value, used)`. The variance is that
 // of the differences from the mean: squares of the row itself would lose its digits where the mean is large.
-template <int Lanes, typename Emit>
-MSMAMBA_INLINE void layer_norm(const float* row, int64_t count, const float* weight, const float* bias, Emit emit) {
+template <int Lanes, typename Element, typename Emit>
+MSMAMBA_INLINE void layer_norm(const Element* row, int64_t count, const float* weight, const float* bias, Emit emit) {
   const float scale = 1.0f / static_cast<float>(count);
   Float<Lanes> sum{};
   for_each_vector<Lanes>(count, [&](int64_t first, auto used) MSMAMBA_INLINE_BODY {

@@ -58,18 +58,19 @@ class LocalBranch {
     return static_cast<size_t>(kTilePositions * 2 * whole_vectors<Lanes>(sizes.half)) * sizeof(float);
   }
 
+  template <typename Element>
   static void convolve(const msmamba::BlockCall& call, const msmamba::Tile& tile, void*) {
     const int64_t half = call.sizes.half, padded = whole_vectors<Lanes>(half), channels = 2 * half;
     const int64_t height = call.map.height, width = call.map.width, first_position = tile.image * height * width;
     const auto weights = layout_in<Weights>(call.packed, call.sizes);
-    const float* const x = call.inputs[0] + first_position * channels;
+    const Element* const x = map_in<Element>(call, 0) + first_position * channels;
     float* const target = static_cast<float*>(call.shared) + first_position * padded;
 
     for_each_row(tile.first, tile.last, width, [&](int64_t row, int64_t first, int64_t last) {
       const float* const biases = weights.depthwise_bias + border_of(row, height) * kBorders * padded;
       float* const target_row = target + row * width * padded;
       for_each_vector<Lanes>(half, [&](int64_t c, auto used) {
-        const Lines lines[1] = {neighbouring_lines(x + c, row, height, width * channels, channels)};
+        const Lines<Element> lines[1] = {neighbouring_lines(x + c, row, height, width * channels, channels)};
         convolve_line<Lanes, 1, 1>(
             lines, first, last, width, weights.depthwise + c, padded, used,
             [&](int64_t position, const Convolved<Lanes, 1, 1>& result) MSMAMBA_INLINE_BODY {
@@ -80,18 +81,19 @@ class LocalBranch {
     });
   }
 
+  template <typename Element>
   static void project(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* scratch) {
     const int64_t half = call.sizes.half, padded = whole_vectors<Lanes>(half);
     const int64_t height = call.map.height, width = call.map.width, first_position = tile.image * height * width;
     const auto weights = layout_in<Weights>(call.packed, call.sizes);
     const float* const source = static_cast<const float*>(call.shared) + first_position * padded;
     float* const expanded = static_cast<float*>(scratch);
-    float* const local = call.outputs[0] + (first_position + tile.first) * half;
+    Element* const local = map_out<Element>(call, 0) + (first_position + tile.first) * half;
 
     for_each_row(tile.first, tile.last, width, [&](int64_t row, int64_t first, int64_t last) {
       float* const target = expanded + (row * width - tile.first) * 2 * padded;
       for (int64_t c = 0; c < padded; c += Lanes) {
-        const Lines lines[1] = {neighbouring_lines(source + c, row, height, width * padded, padded)};
+        const Lines<float> lines[1] = {neighbouring_lines(source + c, row, height, width * padded, padded)};
         const Float<Lanes> bias[2] = {load<Lanes>(weights.expand_bias + c),
                                       load<Lanes>(weights.expand_bias + padded + c)};
         convolve_line<Lanes, 1, 2>(
@@ -103,7 +105,7 @@ class LocalBranch {
             });
       }
     });
-    weights.project.multiply({expanded, 2 * padded}, tile.last - tile.first, {local, half},
+    weights.project.multiply({expanded, 2 * padded}, tile.last - tile.first, RowsTo{local, half},
                              [&](int64_t column, Float<Lanes> product) MSMAMBA_INLINE_BODY {
                                return relu<Lanes>(product + load<Lanes>(weights.project_bias + column));
                              });

@@ -27,15 +27,18 @@ constexpr int rows_at_once() {
 #endif
 }
 
-// Rows in memory, `stride` floats apart.
+// Rows in memory, `stride` elements apart.
 struct RowsOf {
   const float* start;
   int64_t stride;
 };
+template <typename Element>
 struct RowsTo {
-  float* start;
+  Element* start;
   int64_t stride;
 };
+template <typename Element>
+RowsTo(Element*, int64_t) -> RowsTo<Element>;
 
 template <int Lanes>
 class Matrix {
@@ -72,8 +75,8 @@ class Matrix {
   }
 
   // target = finish(column, a * matrix), vector by vector, for `count` rows of `a` (count, depth).
-  template <typename Finish>
-  MSMAMBA_INLINE void multiply(RowsOf a, int64_t count, RowsTo target, Finish finish) const {
+  template <typename Element, typename Finish>
+  MSMAMBA_INLINE void multiply(RowsOf a, int64_t count, RowsTo<Element> target, Finish finish) const {
     // Strips of even height: a short last one would wait for its own sums.
     constexpr int kRows = rows_at_once<Lanes>();
     const Shares strips(count, (count + kRows - 1) / kRows), panels(vectors_, panels_);
@@ -85,11 +88,11 @@ class Matrix {
       for (int64_t j = 0; j < inner; ++j) {
         const int64_t strip = by_rows ? i : j, panel = by_rows ? j : i;
         const int64_t row = strips.first(strip), vector = panels.first(panel);
-        const Block block = {{a.start + row * a.stride, a.stride},
-                             {target.start + row * target.stride + vector * Lanes, target.stride},
-                             strips.size(strip),
-                             vector,
-                             spans_ + 2 * panel};
+        const Block<Element> block = {{a.start + row * a.stride, a.stride},
+                                      {target.start + row * target.stride + vector * Lanes, target.stride},
+                                      strips.size(strip),
+                                      vector,
+                                      spans_ + 2 * panel};
         switch (panels.size(panel)) {
           case 3: multiply_block<kRows, 3>(block, finish); break;
           case 2: multiply_block<kRows, 2>(block, finish); break;
@@ -100,7 +103,8 @@ class Matrix {
   }
 
   // The product as it is.
-  MSMAMBA_INLINE void multiply(RowsOf a, int64_t count, RowsTo target) const {
+  template <typename Element>
+  MSMAMBA_INLINE void multiply(RowsOf a, int64_t count, RowsTo<Element> target) const {
     multiply(a, count, target, [](int64_t, Float<Lanes> value) MSMAMBA_INLINE_BODY { return value; });
   }
 
@@ -118,17 +122,18 @@ class Matrix {
   };
 
   // One strip of rows times one panel.
+  template <typename Element>
   struct Block {
     RowsOf a;
-    RowsTo target;
+    RowsTo<Element> target;
     int64_t height;
     int64_t vector;       // the panel's first
     const int64_t* span;  // the panel's rows that are not zero
   };
 
   // `Rows` is the block's height or, to find it, more.
-  template <int Rows, int Vectors, typename Finish>
-  MSMAMBA_INLINE void multiply_block(const Block& block, Finish finish) const {
+  template <int Rows, int Vectors, typename Element, typename Finish>
+  MSMAMBA_INLINE void multiply_block(const Block<Element>& block, Finish finish) const {
     if constexpr (Rows > 1) {
       if (block.height < Rows) return multiply_block<Rows - 1, Vectors>(block, finish);
     }
@@ -145,20 +150,21 @@ class Matrix {
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) {
       const int64_t column = (block.vector + v) * Lanes;
-      float* const target = block.target.start + v * Lanes;
-      if (column + Lanes <= columns_) {
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) store<Lanes>(target + r * block.target.stride, finish(column, sums[r][v]));
-      } else {
-        const SomeLanes<Lanes> used = {static_cast<int>(columns_ - column)};
+      Element* const target = block.target.start + v * Lanes;
+      const auto write = [&](auto used) MSMAMBA_INLINE_BODY {
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) store<Lanes>(target + r * block.target.stride, finish(column, sums[r][v]), used);
+      };
+      if (column + Lanes <= columns_) {
+        write(AllLanes<Lanes>{});
+      } else {
+        write(SomeLanes<Lanes>{static_cast<int>(columns_ - column)});
       }
     }
   }
 
-  template <int Rows, int Vectors>
-  MSMAMBA_INLINE void sum_products(const Block& block, Float<Lanes> (&sums)[Rows][Vectors]) const {
+  template <int Rows, int Vectors, typename Element>
+  MSMAMBA_INLINE void sum_products(const Block<Element>& block, Float<Lanes> (&sums)[Rows][Vectors]) const {
     const int64_t begin = block.span[0], end = block.span[1];
     const float* weights = weights_ + (block.vector * depth_ + begin * Vectors) * Lanes;
     const float* a[Rows];

@@ -37,19 +37,20 @@ class MIFA {
     return static_cast<size_t>(whole_vectors<Lanes>(2 * sizes.half)) * sizeof(float);
   }
 
+  template <typename Element>
   static void fuse(const msmamba::BlockCall& call, const msmamba::Tile& tile, void*) {
     const int64_t half = call.sizes.half, channels = 2 * half, padded = whole_vectors<Lanes>(half);
     const int64_t height = call.map.height, width = call.map.width, first_position = tile.image * height * width;
     const auto weights = layout_in<Weights>(call.packed, call.sizes);
-    const float* const local = call.inputs[0] + first_position * half;
-    const float* const scanned = call.inputs[1] + first_position * half;
+    const Element* const local = map_in<Element>(call, 0) + first_position * half;
+    const Element* const scanned = map_in<Element>(call, 1) + first_position * half;
     float* const sums = static_cast<float*>(call.shared) + tile.image * height * channels;
 
     for (int64_t row = tile.first; row < tile.last; ++row) {
-      float* const y = call.outputs[0] + (first_position + row * width) * channels;
+      Element* const y = map_out<Element>(call, 0) + (first_position + row * width) * channels;
       for_each_vector<Lanes>(half, [&](int64_t c, auto used) {
-        const Lines lines[2] = {neighbouring_lines(local + c, row, height, width * half, half),
-                                neighbouring_lines(scanned + c, row, height, width * half, half)};
+        const Lines<Element> lines[2] = {neighbouring_lines(local + c, row, height, width * half, half),
+                                         neighbouring_lines(scanned + c, row, height, width * half, half)};
         const Float<Lanes> bias = load<Lanes>(weights.conv_bias + c);
         Float<Lanes> scanned_sum{}, local_sum{};
         convolve_line<Lanes, 2, 1>(
@@ -68,6 +69,7 @@ class MIFA {
     }
   }
 
+  template <typename Element>
   static void attend(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* scratch) {
     const int64_t channels = 2 * call.sizes.half, height = call.map.height, width = call.map.width;
     const auto weights = layout_in<Weights>(call.packed, call.sizes);
@@ -79,10 +81,10 @@ class MIFA {
       for (int64_t row = 0; row < height; ++row) sum += load<Lanes>(sums + row * channels + c, used);
       store<Lanes>(attention + c, logistic<Lanes>(sum * scale * load<Lanes>(weights.attention + c)));
     });
-    float* const y = call.outputs[0] + (tile.image * height + tile.first) * width * channels;
+    Element* const y = map_out<Element>(call, 0) + (tile.image * height + tile.first) * width * channels;
     for (int64_t position = 0; position < (tile.last - tile.first) * width; ++position) {
       for_each_vector<Lanes>(channels, [&](int64_t c, auto used) MSMAMBA_INLINE_BODY {
-        float* const at = y + position * channels + c;
+        Element* const at = y + position * channels + c;
         store<Lanes>(at, load<Lanes>(at, used) * load<Lanes>(attention + c), used);
       });
     }
@@ -91,8 +93,8 @@ class MIFA {
  private:
   // Channels c and on of both weighted branches to their places: of the concatenated channels every fourth,
   // then the next of every four, and so on.
-  template <typename Used>
-  MSMAMBA_INLINE static void store_shuffled(float* row, int64_t half, int64_t c, Float<Lanes> weighted_scanned,
+  template <typename Element, typename Used>
+  MSMAMBA_INLINE static void store_shuffled(Element* row, int64_t half, int64_t c, Float<Lanes> weighted_scanned,
                                             Float<Lanes> weighted_local, Used used) {
     store_unzipped_by_four<Lanes>(row + c / 4, half / 2, weighted_scanned, used);
     store_unzipped_by_four<Lanes>(row + half / 4 + c / 4, half / 2, weighted_local, used);

@@ -32,14 +32,15 @@ struct MapShape {
   int64_t positions() const { return height * width; }
 };
 
-// One call: maps in and out in the contract's order (plugins/hybrid_block/__init__.py), at any address.
+// One call: maps in and out in the contract's order (plugins/hybrid_block/__init__.py), at any address, of the
+// kernels' element type.
 struct BlockCall {
   const BlockSizes& sizes;
   MapShape map;
-  const void* packed;          // written by `pack`
-  const float* const* inputs;
-  float* const* outputs;
-  void* shared;                // what the first phase leaves for the second
+  const void* packed;  // written by `pack`
+  const void* const* inputs;
+  void* const* outputs;
+  void* shared;  // what the first phase leaves for the second
 };
 
 // Part of one image: positions [first, last) in raster order, or rows.
@@ -72,10 +73,18 @@ struct OperatorKernels {
   Phase phase[kMostPhases];
 };
 
-// The kernels of one instruction set, by BlockOperator.
+// What maps may hold: float32 and float16, the first two of ElementType. Both are computed in float32.
+constexpr int kBlockElements = 2;
+
+// The kernels over maps of one element type, by BlockOperator.
+struct ElementKernels {
+  OperatorKernels operators[kBlockOperators];
+};
+
+// The kernels of one instruction set, by ElementType.
 struct BlockKernels {
   const char* name;
-  OperatorKernels operators[kBlockOperators];
+  ElementKernels elements[kBlockElements];
 };
 
 }  // namespace msmamba

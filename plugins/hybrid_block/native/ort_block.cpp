@@ -1,5 +1,5 @@
 // The custom operators of the hybrid block for ONNX Runtime: inputs and outputs of the contract
-// (plugins/hybrid_block/__init__.py), float32.
+// (plugins/hybrid_block/__init__.py), all float32 or all float16.
 //
 // Weights that the graph holds as constants, as exported models do, are packed once, when the session is
 // made; others on every call. Shapes are checked on every call, since a model file may say anything. The sizes
@@ -8,6 +8,7 @@
 #include <cstring>
 #include <new>
 
+#include "../../selective_scan/native/element.h"
 #include "../../selective_scan/native/ort_support.h"
 #include "block.h"
 
@@ -158,6 +159,7 @@ Status* check_tensor(const Api& api, const char* op_type, const TensorSpec& spec
 
 struct BlockOp : CustomOp {
   BlockOperator op;
+  msmamba::ElementType element;
 
   const OperatorSpec& spec() const { return kSpecs[static_cast<int>(op)]; }
 };
@@ -212,6 +214,31 @@ Status* check_attributes(const Kernel& kernel, const Sizes& sizes) {
   return nullptr;
 }
 
+// Weights as float32: those of float16 models are widened.
+class WideWeights {
+ public:
+  // The floats of a weight, which lives as long as this and the tensor; null when out of memory.
+  const float* floats(const Input& weight, msmamba::ElementType element) {
+    if (element == msmamba::ElementType::kFloat32) return weight.floats();
+    int64_t count = 1;
+    for (size_t i = 0; i < weight.rank; ++i) count *= weight.dimensions[i];
+    std::unique_ptr<float[]>& wide = held_[used_++];
+    wide.reset(new (std::nothrow) float[static_cast<size_t>(count + kLanes)]);
+    if (wide == nullptr) return nullptr;
+    const Half* const narrow = static_cast<const Half*>(weight.data);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const int used = static_cast<int>(count - i < kLanes ? count - i : kLanes);
+      store<kLanes>(wide.get() + i, load_lanes<kLanes>(narrow + i, used));
+    }
+    return wide.get();
+  }
+
+ private:
+  static constexpr int kLanes = 4;
+  std::unique_ptr<float[]> held_[kMostWeights];
+  size_t used_ = 0;
+};
+
 // Packs weights of any shape that the contract allows.
 Status* pack(const Kernel& kernel, const Input* weights, std::unique_ptr<PackedOperator>* packed) {
   const Api& api = kernel.api;
@@ -220,14 +247,18 @@ Status* pack(const Kernel& kernel, const Input* weights, std::unique_ptr<PackedO
   Sizes sizes;
   for (size_t i = 0; i < weight_count; ++i) sizes.learn_weight(spec.weights[i], weights[i]);
   if (too_wide(sizes.block)) return refuse_sizes(api, spec, sizes, kTooWide);
-  const float* pointers[kMostWeights];
   for (size_t i = 0; i < weight_count; ++i) {
     if (Status* failed = check_tensor(api, spec.op_type, spec.weights[i], weights[i], sizes)) return failed;
-    pointers[i] = weights[i].floats();
   }
   if (const char* reason = unfit_sizes(kernel.op.op, sizes.block)) return refuse_sizes(api, spec, sizes, reason);
   if (Status* failed = check_attributes(kernel, sizes)) return failed;
-  *packed = PackedOperator::create(kernel.op.op, sizes.block, pointers);
+  WideWeights wide;
+  const float* pointers[kMostWeights];
+  for (size_t i = 0; i < weight_count; ++i) {
+    pointers[i] = wide.floats(weights[i], kernel.op.element);
+    if (pointers[i] == nullptr) return refusal(api, kFail, spec.op_type, "out of memory");
+  }
+  *packed = PackedOperator::create(kernel.op.op, kernel.op.element, sizes.block, pointers);
   return *packed == nullptr ? refusal(api, kFail, spec.op_type, "out of memory") : nullptr;
 }
 
@@ -283,24 +314,22 @@ Status* compute(void* kernel_, KernelContext* context) {
   // Before sizes are computed from it; a map of another rank is named below.
   const char* unfit = maps[0].rank == 4 ? unfit_map(sizes.map) : nullptr;
   if (unfit != nullptr) return refusal(api, kInvalidArgument, spec.op_type, unfit);
-  const float* inputs[kMostMaps];
+  const void* inputs[kMostMaps];
   for (size_t i = 0; i < map_count; ++i) {
     if (Status* failed = check_tensor(api, spec.op_type, spec.maps[i], maps[i], sizes)) return failed;
-    inputs[i] = maps[i].floats();
+    inputs[i] = maps[i].data;
   }
   if (kernel.op.op == BlockOperator::kScanOutputs && sizes.map.height != sizes.map.width) {
     return refusal(api, kInvalidArgument, spec.op_type, "the map is not square, and its height and width are swapped");
   }
-  float* outputs[kMostOutputs];
+  void* outputs[kMostOutputs];
   for (size_t i = 0; i < output_count; ++i) {
     int64_t dimensions[Input::kMostDimensions];
     size_t rank = 0;
     for (; spec.outputs[i].letters[rank] != '\0'; ++rank) dimensions[rank] = sizes[spec.outputs[i].letters[rank]];
     Value* value = nullptr;
-    void* data = nullptr;
     if (Status* failed = api.get_output(context, i, dimensions, rank, &value)) return failed;
-    if (Status* failed = api.get_tensor_data(value, &data)) return failed;
-    outputs[i] = static_cast<float*>(data);
+    if (Status* failed = api.get_tensor_data(value, &outputs[i])) return failed;
   }
 
   SessionThreads threads(api, context);
@@ -309,9 +338,15 @@ Status* compute(void* kernel_, KernelContext* context) {
   return failure == nullptr ? nullptr : refusal(api, kFail, spec.op_type, failure);
 }
 
-BlockOp block_op(BlockOperator kind) {
+// What ONNX Runtime calls the operator's element type.
+ElementType element_of(const CustomOp* self) {
+  return static_cast<const BlockOp*>(self)->element == msmamba::ElementType::kFloat16 ? kFloat16 : kFloat;
+}
+
+BlockOp block_op(BlockOperator kind, msmamba::ElementType element) {
   BlockOp op = {};
   op.op = kind;
+  op.element = element;
   op.version = kApiVersion;
   op.get_name = [](const CustomOp* self) { return static_cast<const BlockOp*>(self)->spec().op_type; };
   op.get_execution_provider = [](const CustomOp*) { return "CPUExecutionProvider"; };
@@ -319,9 +354,9 @@ BlockOp block_op(BlockOperator kind) {
     const OperatorSpec& spec = static_cast<const BlockOp*>(self)->spec();
     return count(spec.maps) + count(spec.weights);
   };
-  op.get_input_type = [](const CustomOp*, size_t) { return kFloat; };
+  op.get_input_type = [](const CustomOp* self, size_t) { return element_of(self); };
   op.get_output_count = [](const CustomOp* self) { return count(static_cast<const BlockOp*>(self)->spec().outputs); };
-  op.get_output_type = [](const CustomOp*, size_t) { return kFloat; };
+  op.get_output_type = [](const CustomOp* self, size_t) { return element_of(self); };
   op.get_input_characteristic = [](const CustomOp*, size_t) { return kRequired; };
   op.get_output_characteristic = [](const CustomOp*, size_t) { return kRequired; };
   op.get_input_memory_type = [](const CustomOp*, size_t) { return kMemoryDefault; };
@@ -340,11 +375,16 @@ BlockOp block_op(BlockOperator kind) {
 }  // namespace
 
 Operators block_operators(const Api&) {
-  static const BlockOp made[kBlockOperators] = {
-      block_op(BlockOperator::kLocalBranch), block_op(BlockOperator::kScanInputs),
-      block_op(BlockOperator::kScanOutputs), block_op(BlockOperator::kMIFA)};
-  static const CustomOp* const ops[kBlockOperators] = {&made[0], &made[1], &made[2], &made[3]};
-  return {ops, kBlockOperators};
+  using Element = msmamba::ElementType;
+  static const BlockOp made[kBlockElements][kBlockOperators] = {
+      {block_op(BlockOperator::kLocalBranch, Element::kFloat32), block_op(BlockOperator::kScanInputs, Element::kFloat32),
+       block_op(BlockOperator::kScanOutputs, Element::kFloat32), block_op(BlockOperator::kMIFA, Element::kFloat32)},
+      {block_op(BlockOperator::kLocalBranch, Element::kFloat16), block_op(BlockOperator::kScanInputs, Element::kFloat16),
+       block_op(BlockOperator::kScanOutputs, Element::kFloat16), block_op(BlockOperator::kMIFA, Element::kFloat16)},
+  };
+  static const CustomOp* const ops[] = {&made[0][0], &made[0][1], &made[0][2], &made[0][3],
+                                        &made[1][0], &made[1][1], &made[1][2], &made[1][3]};
+  return {ops, sizeof ops / sizeof *ops};
 }
 
 }  // namespace msmamba::ort

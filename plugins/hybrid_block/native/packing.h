@@ -20,6 +20,16 @@ Layout layout_in(const void* memory, const msmamba::BlockSizes& sizes) {
   return Layout(sizes, scratch);
 }
 
+// The maps of a call.
+template <typename Element>
+MSMAMBA_INLINE const Element* map_in(const msmamba::BlockCall& call, int index) {
+  return static_cast<const Element*>(call.inputs[index]);
+}
+template <typename Element>
+MSMAMBA_INLINE Element* map_out(const msmamba::BlockCall& call, int index) {
+  return static_cast<Element*>(call.outputs[index]);
+}
+
 // A row of `count` floats, padded.
 template <int Lanes>
 MSMAMBA_INLINE float* padded_row(Scratch& scratch, int64_t count) {

@@ -50,13 +50,14 @@ class ScanInputs {
     return layout_bytes<Buffers>(sizes);
   }
 
+  template <typename Element>
   static void project(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* memory) {
     const msmamba::BlockSizes& sizes = call.sizes;
     const int64_t half = sizes.half, model = sizes.model, inner = sizes.inner, padded = padded_width(sizes);
     const int64_t length = call.map.positions(), count = tile.last - tile.first;
     const auto weights = layout_in<Weights>(call.packed, sizes);
     const auto buffers = layout_in<Buffers>(memory, sizes);
-    const float* const x = call.inputs[0] + (tile.image * length + tile.first) * 2 * half + half;
+    const Element* const x = map_in<Element>(call, 0) + (tile.image * length + tile.first) * 2 * half + half;
     float* const flow = static_cast<float*>(call.shared) + (tile.image * length + tile.first) * padded;
 
     for (int64_t i = 0; i < count; ++i) {
@@ -68,15 +69,16 @@ class ScanInputs {
     }
     for (int64_t group = 0; group < sizes.groups; ++group) {
       const int64_t row = (tile.image * sizes.groups + group) * length + tile.first;
-      float* const tokens = call.outputs[0] + row * model;
-      float* const gate = call.outputs[1] + row * inner;
+      Element* const tokens = map_out<Element>(call, 0) + row * model;
+      Element* const gate = map_out<Element>(call, 1) + row * inner;
       const float* const normed = buffers.normed + group * model;
       copy_rows(tokens, model, normed, half, count);
-      weights.flow.multiply({normed, half}, count, {flow + group * inner, padded});
-      weights.gate.multiply({normed, half}, count, {gate, inner});
+      weights.flow.multiply({normed, half}, count, RowsTo{flow + group * inner, padded});
+      weights.gate.multiply({normed, half}, count, RowsTo{gate, inner});
     }
   }
 
+  template <typename Element>
   static void expand(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* memory) {
     const msmamba::BlockSizes& sizes = call.sizes;
     const int64_t inner = sizes.inner, wide = sizes.groups * inner, padded = padded_width(sizes);
@@ -89,7 +91,7 @@ class ScanInputs {
     for_each_row(tile.first, tile.last, width, [&](int64_t line, int64_t first, int64_t last) {
       float* const target = buffers.features + (line * width - tile.first) * padded;
       for_each_vector<Lanes>(wide, [&](int64_t c, auto used) {
-        const Lines lines[1] = {neighbouring_lines(flow + c, line, height, width * padded, padded)};
+        const Lines<float> lines[1] = {neighbouring_lines(flow + c, line, height, width * padded, padded)};
         const Float<Lanes> bias = load<Lanes>(weights.conv_bias + c);
         convolve_line<Lanes, 1, 1>(
             lines, first, last, width, weights.conv + c, padded, used,
@@ -102,12 +104,13 @@ class ScanInputs {
       const int64_t row = (tile.image * sizes.groups + group) * length + tile.first;
       const float* const features = buffers.features + group * inner;
       const int64_t delta_width = kDirections * inner;
-      copy_rows(call.outputs[2] + row * inner, inner, features, padded, count);
+      copy_rows(map_out<Element>(call, 2) + row * inner, inner, features, padded, count);
       const RowsOf rows = {features, padded};
-      weights.steps.multiply(rows, count, {buffers.steps, padded_steps});
-      weights.delta.multiply({buffers.steps, padded_steps}, count, {call.outputs[3] + row * delta_width, delta_width});
-      weights.B.multiply(rows, count, {call.outputs[4] + row * sizes.states, sizes.states});
-      weights.C.multiply(rows, count, {call.outputs[5] + row * sizes.states, sizes.states});
+      weights.steps.multiply(rows, count, RowsTo{buffers.steps, padded_steps});
+      weights.delta.multiply({buffers.steps, padded_steps}, count,
+                             RowsTo{map_out<Element>(call, 3) + row * delta_width, delta_width});
+      weights.B.multiply(rows, count, RowsTo{map_out<Element>(call, 4) + row * sizes.states, sizes.states});
+      weights.C.multiply(rows, count, RowsTo{map_out<Element>(call, 5) + row * sizes.states, sizes.states});
     }
   }
 
@@ -118,8 +121,9 @@ class ScanInputs {
     return whole_vectors<Lanes>(sizes.groups * sizes.inner);
   }
 
-  // `count` rows of `width` floats, the source's `stride` apart, the target's dense.
-  static void copy_rows(float* target, int64_t width, const float* source, int64_t stride, int64_t count) {
+  // `count` rows of `width` values, the source's `stride` apart, the target's dense.
+  template <typename Element>
+  static void copy_rows(Element* target, int64_t width, const float* source, int64_t stride, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       for_each_vector<Lanes>(width, [&](int64_t c, auto used) MSMAMBA_INLINE_BODY {
         store<Lanes>(target + i * width + c, load<Lanes>(source + i * stride + c, used), used);

@@ -63,6 +63,7 @@ class ScanOutputs {
     return static_cast<size_t>(gated > line ? gated : line) * sizeof(float);
   }
 
+  template <typename Element>
   static void project(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* scratch) {
     const msmamba::BlockSizes& sizes = call.sizes;
     const int64_t inner = sizes.inner, padded = whole_vectors<Lanes>(sizes.half);
@@ -73,8 +74,8 @@ class ScanOutputs {
 
     for (int64_t group = 0; group < sizes.groups; ++group) {
       const int64_t row = (tile.image * sizes.groups + group) * length + tile.first;
-      const float* const y = call.inputs[0] + row * inner;
-      const float* const gate = call.inputs[1] + row * inner;
+      const Element* const y = map_in<Element>(call, 0) + row * inner;
+      const Element* const gate = map_in<Element>(call, 1) + row * inner;
       for (int64_t i = 0; i < count; ++i) {
         layer_norm<Lanes>(y + i * inner, inner, weights.out_norm_weight, weights.out_norm_bias,
                           [&](int64_t first, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
@@ -82,13 +83,14 @@ class ScanOutputs {
                             store<Lanes>(gated + at, value * silu<Lanes>(load<Lanes>(gate + at, used)), used);
                           });
       }
-      weights.project.multiply({gated, inner}, count, {map + group * sizes.model, padded},
+      weights.project.multiply({gated, inner}, count, RowsTo{map + group * sizes.model, padded},
                                [&](int64_t column, Float<Lanes> product) MSMAMBA_INLINE_BODY {
                                  return silu<Lanes>(product + load<Lanes>(weights.project_bias + column));
                                });
     }
   }
 
+  template <typename Element>
   static void merge(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* scratch) {
     const int64_t half = call.sizes.half, padded = whole_vectors<Lanes>(half);
     const int64_t width = call.map.width, length = call.map.positions();
@@ -97,10 +99,10 @@ class ScanOutputs {
 
     for (int64_t row = tile.first; row < tile.last; ++row) {
       convolve_column(call, weights, tile.image, row, line);
-      add_residual(call, *weights.residual_scale, tile.image, row, line);
-      float* const scanned = call.outputs[0] + (tile.image * length + row * width) * half;
+      add_residual<Element>(call, *weights.residual_scale, tile.image, row, line);
+      Element* const scanned = map_out<Element>(call, 0) + (tile.image * length + row * width) * half;
       for (int64_t i = 0; i < width; ++i) {
-        float* const target = scanned + i * half;
+        Element* const target = scanned + i * half;
         layer_norm<Lanes>(line + i * padded, half, weights.norm_weight, weights.norm_bias,
                           [&](int64_t first, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
                             store_unzipped<Lanes>(target + first / 2, target + half / 2 + first / 2, value, used);
@@ -143,7 +145,7 @@ class ScanOutputs {
     const float* const map = static_cast<const float*>(call.shared) + image * height * width * padded;
     for_each_vector<Lanes>(call.sizes.half, [&](int64_t c, auto used) {
       const Float<Lanes> convolved = load<Lanes>(weights.convolved + c);
-      const Lines lines[1] = {neighbouring_lines(map + c, column, width, padded, width * padded)};
+      const Lines<float> lines[1] = {neighbouring_lines(map + c, column, width, padded, width * padded)};
       if (sum_across<Lanes>(convolved) == 0.0f) {
         for (int64_t i = 0; i < height; ++i) {
           store<Lanes>(line + i * padded + c, load<Lanes>(lines[0].here.at(i), used));
@@ -161,12 +163,13 @@ class ScanOutputs {
   }
 
   // Adds the tokens of a row, times `scale`, to `line` (W, P).
+  template <typename Element>
   static void add_residual(const msmamba::BlockCall& call, float scale, int64_t image, int64_t row, float* line) {
     const int64_t model = call.sizes.model, groups = call.sizes.groups;
     const int64_t padded = whole_vectors<Lanes>(call.sizes.half);
     const int64_t width = call.map.width, length = call.map.positions();
     for (int64_t group = 0; group < groups; ++group) {
-      const float* const tokens = call.inputs[2] + ((image * groups + group) * length + row * width) * model;
+      const Element* const tokens = map_in<Element>(call, 2) + ((image * groups + group) * length + row * width) * model;
       for (int64_t i = 0; i < width; ++i) {
         float* const target = line + i * padded + group * model;
         for_each_vector<Lanes>(model, [&](int64_t c, auto used) MSMAMBA_INLINE_BODY {

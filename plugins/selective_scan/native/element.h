@@ -68,6 +68,9 @@ MSMAMBA_INLINE Float<Lanes> widened(const Half* source) {
   if constexpr (Lanes == 8) {
     return (Float<Lanes>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
   }
+  if constexpr (Lanes == 4) {
+    return (Float<Lanes>)_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(source)));
+  }
 #endif
   // Read the bits as a float32 that is 2^112 too small and scale it: exact for subnormals too. Infinities
   // and NaNs are those that come out at 2^16 or more; their exponent field is filled up.
@@ -91,6 +94,11 @@ MSMAMBA_INLINE void narrowed(Half* target, Float<Lanes> value) {
   if constexpr (Lanes == 8) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(target),
                      _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    return;
+  }
+  if constexpr (Lanes == 4) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(target),
+                     _mm_cvtps_ph((__m128)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     return;
   }
 #endif

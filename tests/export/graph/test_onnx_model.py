@@ -18,6 +18,7 @@ from msmamba.export.graph.onnx_model import flat_model, onnx_from_network, scan_
 from msmamba.export.graph.precision import fp16_from_fp32, precision_proof
 from msmamba.model import MicroscopicMamba
 from msmamba.model.networks.microscopic_mamba import Architecture
+from msmamba.plugins.hybrid_block import OPERATORS
 
 Images = npt.NDArray[np.float32]
 
@@ -199,6 +200,26 @@ def test_float16_stands_in_the_graph(flat: onnx.ModelProto, network: Microscopic
     types = {t.name: t.data_type for t in half.graph.initializer}
     assert [types.get(name) for name in scan.input] == [None, None, 1, None, None, 1, 1]
     assert half.ByteSize() < 0.6 * flat.ByteSize()
+
+
+def test_blocks_stay_operators_in_float16_and_mean_what_the_flat_form_does(
+    model: onnx.ModelProto, flat: onnx.ModelProto
+) -> None:
+    half = fp16_from_fp32(model)
+    added = Counter(node.op_type for node in half.graph.node)
+    added.subtract(node.op_type for node in model.graph.node)
+    assert +added == {"Cast": added["Cast"]}  # of the image, the features and the average pool
+    assert added["Cast"] <= 4
+    types = {t.name: t.data_type for t in half.graph.initializer}
+    for node in half.graph.node:
+        if node.op_type in OPERATORS:
+            assert {types[name] for name in node.input if name in types} == {onnx.TensorProto.FLOAT16}
+    written_out, converted = flat_model(half), fp16_from_fp32(flat)
+    assert precision_proof(written_out) == precision_proof(converted)
+    images = some_images(3)
+    answers_of = [run(form, images) for form in (half, written_out, converted)]
+    np.testing.assert_array_equal(answers_of[0], answers_of[1])
+    np.testing.assert_array_equal(answers_of[1], answers_of[2])
 
 
 def test_the_float32_proof_names_no_other_type(flat: onnx.ModelProto) -> None:

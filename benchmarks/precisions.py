@@ -1,0 +1,113 @@
+"""One image through the float32, float16 and int8 bundles of a checkpoint, interleaved, and where time goes.
+
+    python benchmarks/precisions.py CHECKPOINT [DATA] [--rounds 60] [--threads 2] [--batch 1] [--kernels avx2]
+
+Without images to calibrate on there is no int8. Every round runs each case once, in another order; ratios are
+of median and of least times. With ``--against FOLDER`` bundles that another version exported there (``fp32``,
+``fp16``, ``int8``) run beside them, on the same kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from int8_latency import session, times_by_operator
+from rich.console import Console
+from rich.table import Table
+
+from msmamba import machine
+from msmamba.export.bundle import PRECISIONS, ExportOptions, export_bundle
+from msmamba.export.graph.int8_options import Int8Options
+from msmamba.plugins.selective_scan import cpu
+
+SHOWN = 12
+
+
+def export(checkpoint: str, data: str | None, size: int | None, folder: Path) -> dict[str, Path]:
+    """The bundles' files by precision, made where they are not there yet."""
+    paths = {}
+    for precision in PRECISIONS:
+        if precision == "int8" and data is None:
+            continue
+        if not (folder / precision).exists():
+            int8 = Int8Options(data, cache=folder / "int8.calib") if precision == "int8" else None
+            chosen = ExportOptions(precision=precision, int8=int8, image_size=size)
+            export_bundle(checkpoint, folder / precision, chosen)
+        paths[precision] = folder / precision / "model.onnx"
+    return paths
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checkpoint")
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--image-size", type=int, help="other than the checkpoint's")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--kernels", default=cpu.kernels(), help="the instruction set")
+    parser.add_argument("--bundles", type=Path, help="keep the bundles there, or take them from there")
+    parser.add_argument("--against", type=Path, help="bundles of another version")
+    parser.add_argument("-o", "--output", type=Path, help="write all samples there as JSON")
+    options = parser.parse_args()
+    cpu.select_kernels(options.kernels)
+    with tempfile.TemporaryDirectory() as name:
+        folder = options.bundles or Path(name)
+        paths = export(options.checkpoint, options.data, options.image_size, folder)
+        if options.against is not None:
+            for precision in PRECISIONS:
+                file = options.against / precision / "model.onnx"
+                if file.exists():
+                    paths[f"{precision}, other"] = file
+        sessions = {case: session(path, threads=options.threads) for case, path in paths.items()}
+        size = sessions["fp32"].get_inputs()[0].shape[2]
+        shape = (options.batch, 3, size, size)
+        images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        taken = interleaved(sessions, images, options.rounds)
+        profiles = {
+            case: times_by_operator(path, images, Path(name), options.threads) for case, path in paths.items()
+        }
+
+    title = f"{machine.processor()}, {cpu.kernels()}, {options.threads} threads, batch {options.batch}"
+    table = Table(title=title)
+    for column in ("case", "median ms", "least ms", "ratio, medians", "ratio, least"):
+        table.add_column(column, justify="left" if column == "case" else "right")
+    base = taken["fp32"]
+    for case, samples in taken.items():
+        figures = (np.median(samples), min(samples))
+        ratios = (np.median(samples) / np.median(base), min(samples) / min(base))
+        table.add_row(case, *(f"{ms:.2f}" for ms in figures), *(f"{ratio:.3f}" for ratio in ratios))
+    console = Console(width=150)
+    console.print(table)
+    for case, totals in profiles.items():
+        rest = sum(list(totals.values())[SHOWN:])
+        shown = ", ".join(f"{operator} {ms:.2f}" for operator, ms in list(totals.items())[:SHOWN])
+        console.print(f"{case}: {sum(totals.values()):.1f} ms: {shown}, the rest {rest:.2f}", highlight=False)
+    if options.output:
+        result = {"context": title, "samples_ms": taken, "profiles_ms": profiles}
+        options.output.write_text(json.dumps(result, indent=1))
+
+
+def interleaved(sessions: dict[str, object], images: np.ndarray, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each call, by case."""
+    for each in (*sessions.values(), *sessions.values()):
+        each.run(None, {"image": images})
+    taken: dict[str, list[float]] = {case: [] for case in sessions}
+    order, shuffle = list(sessions), np.random.default_rng(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for case in order:
+            started = time.perf_counter()
+            sessions[case].run(None, {"image": images})
+            taken[case].append(1e3 * (time.perf_counter() - started))
+    return taken
+
+
+if __name__ == "__main__":
+    main()
