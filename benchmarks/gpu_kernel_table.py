@@ -2,10 +2,11 @@
 
     python benchmarks/gpu_kernel_table.py [--sm 87,89] [--size t] [--batch 1]
 
-Prints three Markdown tables: the machine code (registers, shared memory, spills, instructions in the
-inner loop), the work of each stage with its floor on two GPUs, and the compiled instructions against that
-floor. Nothing here was timed on a device: floors are arithmetic on data-sheet figures. Dims: G images that
-the network's four channel groups make of one, L positions, D channels, N = 16 states, K = 4 directions.
+Prints Markdown tables: the machine code of the scan and of its gradients (registers, shared memory, spills,
+instructions in the inner loop), the work of each stage with its floor on two GPUs, and the compiled
+instructions against that floor. Nothing here was timed on a device: floors are arithmetic on data-sheet
+figures. Dims: G images that the network's four channel groups make of one, L positions, D channels, N = 16
+states, K = 4 directions.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ import triton
 
 from msmamba.plugins.selective_scan import DIRECTIONS
 from msmamba.plugins.selective_scan.gpu_launch import (
+    BACKWARD_BLOCK,
     BLOCK_SHAPES,
+    FLOAT32_BYTES,
     WARP,
     ScanShape,
     block_shape,
     chosen_chunks,
     launch_plan,
 )
-from msmamba.plugins.selective_scan.triton_scan import KERNELS, compile_kernel
+from msmamba.plugins.selective_scan.triton_scan import BACKWARD_KERNELS, KERNELS, compile_kernel
 
 STATES = 16
 GROUPS = 4
@@ -169,6 +172,33 @@ class Stage:
             "float32": self.float32 / gpu.float32_per_clock / clocks_per_us,
         }
 
+    def backward_moved_bytes(self, element_bytes: int) -> int:
+        """Of the gradients: inputs read by both walks; states and contributions written and read; they."""
+        shape = self.shape
+        positions = shape.batch * shape.length
+        per_direction = positions * DIRECTIONS
+        forwards = positions * shape.channels + per_direction * (shape.channels + shape.states)
+        backwards = 2 * positions * shape.channels + per_direction * (shape.channels + 2 * shape.states)
+        written = positions * shape.channels + per_direction * (shape.channels + 2 * shape.states)
+        blocks = -(-shape.channels // BACKWARD_BLOCK.channels)
+        kept = per_direction * shape.channels * shape.states // BACKWARD_BLOCK.steps
+        between = kept + per_direction * (shape.channels + 2 * blocks * shape.states)
+        return (forwards + backwards + written) * element_bytes + 2 * between * FLOAT32_BYTES
+
+    def backward_floor_us(self, gpu: Gpu, element_bytes: int) -> dict[str, float]:
+        """As `floor_us`, of the gradients: two exponentials and 18 multiply-adds an update.
+
+        Three of those walk forwards, three more do so again, and twelve go back: the state's gradient (2),
+        what passes the decay (1), and the sums for B, C, delta's two paths and A (9).
+        """
+        clocks_per_us = gpu.clock_ghz * 1e3 * gpu.multiprocessors
+        special = 2 * self.updates + 6 * self.steps
+        return {
+            "memory": self.backward_moved_bytes(element_bytes) / gpu.bandwidth_gb_s / 1e3,
+            "special": special / gpu.special_per_clock / clocks_per_us,
+            "float32": (18 * self.updates + 30 * self.steps) / gpu.float32_per_clock / clocks_per_us,
+        }
+
 
 def stages(size: str, batch: int, image: int = 224) -> list[Stage]:
     """The scans of the network's four stages."""
@@ -204,11 +234,13 @@ def print_machine_code(compute_capabilities: list[int]) -> None:
     columns = ["SM", "type", "kernel", "registers", "shared, B", "spills, B", "cubin, B"]
     print("|", " | ".join([*columns, "loop", "MUFU", "FP32", "per update"]), "|")
     print("|---" * 11 + "|")
+    forward = [(element_type, KERNELS) for element_type in ("float16", "float32")]
+    backward = [(element_type, BACKWARD_KERNELS) for element_type in ("float16", "bfloat16", "float32")]
     for sm in compute_capabilities:
-        block = block_shape(sm)
-        updates = STATES * block.channels * block.steps // WARP
-        for element_type in ("float16", "float32"):
-            for kernel in KERNELS:
+        for element_type, kernels in (*forward, *backward):
+            for kernel in kernels:
+                block = BACKWARD_BLOCK if kernel in BACKWARD_KERNELS else block_shape(sm)
+                updates = STATES * block.channels * block.steps // WARP
                 code = machine_code(kernel, element_type, sm)
                 row = [sm / 10, element_type, kernel, code.registers, code.shared_bytes, code.spill_bytes]
                 loop = [code.loop.total(), code.special, code.float32, f"{code.loop.total() / updates:.1f}"]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DEAREST = (
     *("test_readme", "test_packaging", "test_hybrid_block_sanitizers", "test_plugin_kernels", "test_checker"),
+    "test_backward_kernels",
     *("test_triton_kernel", "test_cpu_scan_sanitizers", "test_parallel", "test_onnx_model", "test_bundle"),
     *("test_int8", "test_gpu_kernel_table", "test_loop", "test_comparison"),
 )
@@ -39,6 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the dearest files first, each still whole; a file's tests run in one process (Makefile)."""
     places = {name: place for place, name in enumerate(DEAREST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(DEAREST)))
+
+
+@pytest.fixture(scope="session")
+def ptx_cache(pytestconfig: pytest.Config) -> Path:
+    """Where kernels compiled for the emulator are kept between runs; named by their content."""
+    cache = pytestconfig.cache
+    assert cache is not None
+    return cache.mkdir("ptx")
 
 
 def small_network(seed: int = 6, **changes: object) -> MicroscopicMamba:

@@ -53,6 +53,18 @@ class ScanCase:
         arrays |= {name: array.astype(np.float32) for name, array in weights.items()}
         return {name: arrays[name] for name in ARGUMENTS}
 
+    def output_gradient(self, seed: int = 1) -> NDArray[np.generic]:
+        """A gradient of the output, as large as a loss over many positions makes it."""
+        rng = np.random.default_rng(seed)
+        drawn = rng.standard_normal((self.batch, self.height, self.width, self.channels))
+        return drawn.astype(self.element_type)
+
+
+def in_type(arrays: dict[str, NDArray[np.generic]], dtype: torch.dtype) -> dict[str, NDArray[np.generic]]:
+    """The arguments with values that a type holds, in float32, for types that NumPy lacks."""
+    rounded = {name: torch.from_numpy(array).to(dtype).float().numpy() for name, array in arrays.items()}
+    return {name: arrays[name] if name in ("A", "D", "delta_bias") else rounded[name] for name in arrays}
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -77,3 +89,50 @@ def truth(inputs: dict[str, NDArray[np.generic]]) -> Truth:
     exact = reference.selective_scan_2d(*(tensor.double() for tensor in tensors))
     own = reference.selective_scan_2d(*tensors).double()
     return Truth(exact.numpy(), float((own - exact).abs().max()))
+
+
+@dataclass(frozen=True)
+class GradientTruth:
+    """What the gradients of a scan should be, and how far the reference's are from them in their types."""
+
+    exact: dict[str, NDArray[np.float64]]
+    reference_errors: dict[str, float]
+
+    def check(self, gradients: dict[str, NDArray[np.generic]]) -> None:
+        """Fails if a gradient holds a NaN or errs more than twice as much as the reference's.
+
+        Where the reference happens to be exact, two of float32's last places are still allowed.
+        """
+        for name, exact in self.exact.items():
+            found = gradients[name]
+            assert found.shape == exact.shape, name
+            assert np.isfinite(found).all(), f"{name}: {np.count_nonzero(~np.isfinite(found))} not finite"
+            error = np.abs(found.astype(np.float64) - exact).max()
+            last_places = 2 * np.finfo(np.float32).eps * np.abs(exact).max()
+            assert error <= 2 * self.reference_errors[name] + last_places, (
+                f"{name}: error {error:.2e}, the reference's {self.reference_errors[name]:.2e}"
+            )
+
+
+def gradient_truth(
+    inputs: dict[str, NDArray[np.generic]], grad: NDArray[np.generic], dtype: torch.dtype | None = None
+) -> GradientTruth:
+    """The gradients in float64, and the errors of the reference's in the inputs' own types.
+
+    Args:
+        inputs: The operator's arguments.
+        grad: The gradient of its output.
+        dtype: The type of ``x``, ``delta``, ``B``, ``C`` and ``grad`` where NumPy has none for it; they have
+            its values already.
+    """
+    tensors = [torch.from_numpy(array) for array in (grad, *(inputs[name] for name in ARGUMENTS))]
+    if dtype is not None:
+        own_type = {0, 1, 2, 4, 5}  # A, D and delta_bias stay float32
+        tensors = [tensor.to(dtype) if i in own_type else tensor for i, tensor in enumerate(tensors)]
+    exact = reference.selective_scan_2d_backward(*(tensor.double() for tensor in tensors))
+    own = reference.selective_scan_2d_backward(*tensors)
+    errors = [float((o.double() - e).abs().max()) for o, e in zip(own, exact, strict=True)]
+    return GradientTruth(
+        {name: e.numpy() for name, e in zip(ARGUMENTS, exact, strict=True)},
+        dict(zip(ARGUMENTS, errors, strict=True)),
+    )

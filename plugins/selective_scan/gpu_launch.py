@@ -16,6 +16,11 @@ split in *chunks* and three launches follow one another on the stream:
 3. ``sum_directions``: adds the four directions in a fixed order and rounds once.
 
 Without a split the first launch does not happen. No atomics: the result is deterministic.
+
+The gradients take two launches, never split, since training has images enough to fill a GPU: ``tile_states``
+walks forwards and keeps the state before every tile, N / steps numbers a position, channel and direction;
+``scan_backward`` walks back, computes each tile's states again in registers, and writes what every
+direction, block of channels and image contributes. Whoever launches adds those up, in a fixed order.
 """
 
 from __future__ import annotations
@@ -39,6 +44,11 @@ KERNEL_POINTERS: dict[str, tuple[str, ...]] = {
     "chunk_state": ("x", "delta", "A", "B", "delta_bias", "state", "decay"),
     "scan": ("x", "delta", "A", "B", "C", "D", "delta_bias", "state", "decay", "partial"),
     "sum_directions": ("partial", "y"),
+    "tile_states": ("x", "delta", "A", "B", "delta_bias", "states"),
+    "scan_backward": (
+        *("x", "delta", "A", "B", "C", "D", "delta_bias", "grad", "states"),
+        *("x_partial", "delta_gradient", "A_partial", "B_partial", "C_partial", "D_partial", "bias_partial"),
+    ),
 }
 """The pointer arguments of each kernel, in order: the operator's tensors and the workspace's arrays."""
 
@@ -64,6 +74,10 @@ BLOCK_SHAPES: dict[int, BlockShape] = {
     120: BlockShape(channels=8, steps=8),
     121: BlockShape(channels=8, steps=8),
 }
+
+
+BACKWARD_BLOCK = BlockShape(channels=8, steps=4)
+"""What one program of the gradients owns, on every GPU."""
 
 
 def dotted(compute_capabilities: Iterable[int]) -> str:
@@ -119,6 +133,24 @@ class LaunchPlan:
         return {"partial": base, "state": state, "decay": state + self.state_bytes}
 
 
+@dataclass(frozen=True)
+class BackwardPlan:
+    """The launches of one scan's gradients, in stream order, and the float32 arrays that they fill.
+
+    Attributes:
+        launches: what is launched.
+        arrays: the shape of each array: ``states`` (batch, K, tiles, D, N) before every tile, and the
+            contributions, ``x_partial`` (batch, K, H, W, D) of the directions, ``B_partial`` and
+            ``C_partial`` (blocks, batch, H, W, K, N) of the blocks of channels, ``A_partial`` (batch, K, D,
+            N),
+            ``D_partial`` and ``bias_partial`` (batch, K, D) of the images. The first axis that the gradient
+            itself has not is the one to add up.
+    """
+
+    launches: tuple[Launch, ...]
+    arrays: dict[str, tuple[int, ...]]
+
+
 def _ceil_div(numerator: int, denominator: int) -> int:
     return -(-numerator // denominator)
 
@@ -143,6 +175,19 @@ def chosen_chunks(shape: ScanShape, block: BlockShape, multiprocessors: int) -> 
     return chunks if chunks >= 4 else 1
 
 
+def _check_elements(shape: ScanShape) -> None:
+    """Refuses images in which 32 bits do not count the elements of a tensor.
+
+    Raises:
+        BackendError: The scan is too large.
+    """
+    if shape.length * max(shape.channels, shape.states) * DIRECTIONS >= 2**31:
+        raise BackendError(
+            f"a map of {shape.height}x{shape.width} with {shape.channels} channels and {shape.states} states "
+            f"has too many elements for the scan kernel: at most {2**31 // DIRECTIONS} in an image"
+        )
+
+
 def launch_plan(shape: ScanShape, block: BlockShape, chunks: int) -> LaunchPlan:
     """The launches of one scan with its lines split into (at most) ``chunks`` chunks.
 
@@ -155,11 +200,7 @@ def launch_plan(shape: ScanShape, block: BlockShape, chunks: int) -> LaunchPlan:
     blocks = _ceil_div(shape.channels, block.channels)
     planes = shape.batch * DIRECTIONS
     elements = shape.length * shape.channels  # elements of one image
-    if elements * DIRECTIONS >= 2**31:
-        raise BackendError(
-            f"a map of {shape.height}x{shape.width} with {shape.channels} channels has too many elements "
-            f"for the scan kernel: at most {2**31 // DIRECTIONS} in an image"
-        )
+    _check_elements(shape)
     if planes > MAX_GRID_YZ or blocks > MAX_GRID_YZ:
         raise BackendError(
             f"a scan of batch {shape.batch} and {shape.channels} channels exceeds the launch grid: "
@@ -176,4 +217,38 @@ def launch_plan(shape: ScanShape, block: BlockShape, chunks: int) -> LaunchPlan:
         partial_bytes=_aligned(planes * elements * FLOAT32_BYTES),
         state_bytes=_aligned(states * shape.states * FLOAT32_BYTES),
         decay_bytes=_aligned(states * FLOAT32_BYTES),
+    )
+
+
+def backward_plan(shape: ScanShape, block: BlockShape = BACKWARD_BLOCK) -> BackwardPlan:
+    """The launches of one scan's gradients.
+
+    Raises:
+        BackendError: The scan is larger than a launch grid.
+    """
+    _check_elements(shape)
+    blocks = _ceil_div(shape.channels, block.channels)
+    planes = shape.batch * DIRECTIONS
+    if planes >= 2**31 or blocks > MAX_GRID_YZ:
+        raise BackendError(
+            f"the gradients of a scan of batch {shape.batch} and {shape.channels} channels exceed the launch "
+            f"grid: at most {MAX_GRID_YZ * block.channels} channels"
+        )
+    by_rows = shape.height * _ceil_div(shape.width, block.steps)
+    by_columns = shape.width * _ceil_div(shape.height, block.steps)
+    positions = (shape.height, shape.width)
+    scalars = (shape.height, shape.width, shape.channels)
+    grid = (planes, blocks, 1)
+    projection = (blocks, shape.batch, *positions, DIRECTIONS, shape.states)
+    return BackwardPlan(
+        launches=(Launch("tile_states", grid, scalars), Launch("scan_backward", grid, scalars)),
+        arrays={
+            "states": (shape.batch, DIRECTIONS, max(by_rows, by_columns), shape.channels, shape.states),
+            "x_partial": (shape.batch, DIRECTIONS, *positions, shape.channels),
+            "A_partial": (shape.batch, DIRECTIONS, shape.channels, shape.states),
+            "B_partial": projection,
+            "C_partial": projection,
+            "D_partial": (shape.batch, DIRECTIONS, shape.channels),
+            "bias_partial": (shape.batch, DIRECTIONS, shape.channels),
+        },
     )

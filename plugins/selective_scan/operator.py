@@ -3,12 +3,13 @@
 Importing this module registers the operator with its gradient and its shape rule, so that autograd,
 ``torch.compile`` and ``torch.export`` treat it as one node. Shapes and meaning: the package's contract.
 
-On the CPU it runs the compiled scan (`cpu`). On CUDA it runs ``mamba_ssm``'s kernel where that loads
-(`mamba_scan`), forward and, outside of compiled graphs, backward; else the Triton kernel (`triton_scan`),
-which has no backward: gradients then come from the plain recurrence, slowly, so train with ``mamba_ssm``. The
-plain recurrence (`reference`) computes what none of them takes: float64, other devices, and machines where
-the package was installed without a compiler. Whatever is slow is said once. Nothing on CUDA has been executed
-yet.
+On the CPU it runs the compiled scan (`cpu`), on CUDA the Triton kernels (`triton_scan`), both forward and
+backward. What Triton does not take (it is not installed, say, or the states are not a power of two) goes to
+``mamba_ssm``'s kernel where that loads (`mamba_scan`), outside of compiled graphs backward, too. The plain
+recurrence (`reference`) computes what none of them takes: float64, other devices, and machines where the
+package was installed without a compiler. Whatever is slow is said once. Nothing on CUDA has been executed
+yet, so which of the two kernels there is faster is not known; Triton's is taken first since it is
+deterministic and copies no map.
 """
 
 from __future__ import annotations
@@ -115,13 +116,13 @@ def selective_scan_2d_backward(
     """
     inputs = (x, delta, A, B, C, D, delta_bias)
     chosen = _implementation(x, A, D, delta_bias)
+    if chosen == "triton":
+        from .triton_scan import selective_scan_2d_backward as on_gpu  # imports Triton
+
+        held_x, *rest = (tensor.contiguous() for tensor in inputs)
+        return on_gpu(grad.to(x.dtype).contiguous(), held_x, *rest)  # type: ignore[arg-type]  # as above
     if chosen == "mamba_ssm":  # otherwise `_backward` computes it
         _warn_slow("mamba_ssm's backward does not run inside a compiled graph: train without torch.compile")
-    if chosen == "triton":
-        _warn_slow(
-            f"the Triton scan has no backward, and {mamba_scan.why_unavailable()}: "
-            "install mamba_ssm to train on CUDA"
-        )
     if chosen != "cpu":
         return reference.selective_scan_2d_backward(grad, *inputs)
     held = [tensor.float().contiguous() for tensor in (grad, *inputs)]
@@ -170,7 +171,7 @@ def _implementation(x: Tensor, A: Tensor, *states: Tensor) -> str:
         return "cpu" if _is_compiled() else "reference"
     if x.device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(x.device)
-        chosen, obstacle = _cuda_implementation(x.dtype, A.shape[-1], 10 * major + minor)
+        chosen, obstacle = _cuda_implementation(A.shape[-1], 10 * major + minor)
     else:
         chosen, obstacle = "reference", f"tensors on {x.device.type} have no faster implementation"
     if obstacle:
@@ -179,21 +180,19 @@ def _implementation(x: Tensor, A: Tensor, *states: Tensor) -> str:
 
 
 @cache
-def _cuda_implementation(dtype: torch.dtype, states: int, compute_capability: int) -> tuple[str, str]:
+def _cuda_implementation(states: int, compute_capability: int) -> tuple[str, str]:
     """What runs a scan on CUDA, and why nothing faster, which is empty where something fast does."""
-    obstacle = mamba_scan.why_unavailable()
-    if obstacle is None:
-        return "mamba_ssm", ""
-    wrong = [obstacle]
+    wrong = []
     if find_spec("triton") is None:
         wrong.append("triton is not installed")
-    if dtype == torch.bfloat16:
-        wrong.append("the Triton scan takes float32 and float16, not bfloat16")
     if states < 2 or states & (states - 1):
         wrong.append(f"the Triton scan takes a power of two of states, not {states}")
     if compute_capability not in BLOCK_SHAPES:
         wrong.append(f"the Triton scan has no blocks for compute capability {compute_capability / 10:.1f}")
-    return ("reference", "; ".join(wrong)) if len(wrong) > 1 else ("triton", "")
+    if not wrong:
+        return "triton", ""
+    obstacle = mamba_scan.why_unavailable()
+    return ("mamba_ssm", "") if obstacle is None else ("reference", "; ".join([*wrong, obstacle]))
 
 
 @cache

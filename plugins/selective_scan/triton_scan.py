@@ -1,4 +1,4 @@
-"""The Triton scan compiled for any NVIDIA GPU without one at hand, and launched on tensors.
+"""The Triton scan and its gradients: compiled for any NVIDIA GPU without one, and launched on tensors.
 
 Importing this module imports Triton and PyTorch; import it only where a kernel is compiled or run. Dims
 as in the package: batch, H W map, D channels, N states, K = 4 directions.
@@ -7,6 +7,7 @@ as in the package: batch, H W map, D channels, N states, K = 4 directions.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from triton.compiler import ASTSource
 from ...errors import BackendError
 from . import ScanShape
 from .gpu_launch import (
+    BACKWARD_BLOCK,
     FLOAT32_BYTES,
     KERNEL_POINTERS,
     POINTER_ALIGNMENT,
@@ -25,18 +27,31 @@ from .gpu_launch import (
     SUM_WARPS,
     WARP,
     BlockShape,
+    Launch,
+    backward_plan,
     block_shape,
     chosen_chunks,
     launch_plan,
 )
-from .gpu_package import ELEMENT_TYPES, CompiledKernel, KernelPackage
-from .triton_kernel import chunk_state, scan, sum_directions
+from .gpu_package import CompiledKernel, KernelPackage
+from .triton_kernel import chunk_state, scan, scan_backward, sum_directions, tile_states
 
 KERNELS = {"chunk_state": chunk_state, "scan": scan, "sum_directions": sum_directions}
-_ELEMENT_POINTERS = {"x", "delta", "B", "C", "y"}  # in the tensors' type; all others are float32
-_TRITON_TYPES = {"float16": "fp16", "float32": "fp32"}
+"""The scan's, which engines and bundles carry."""
+BACKWARD_KERNELS = {"tile_states": tile_states, "scan_backward": scan_backward}
+"""The gradients', for training in PyTorch."""
+# In the tensors' type; all others are float32.
+_ELEMENT_POINTERS = {"x", "delta", "B", "C", "y", "grad", "delta_gradient"}
+_TRITON_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+MOST_REGISTERS = 255
+"""What a thread may have at most."""
 INTERPRETED_AS = 87
 """The compute capability whose block shape the interpreter takes."""
+
+
+def _kernel(name: str) -> Any:
+    return BACKWARD_KERNELS[name] if name in BACKWARD_KERNELS else KERNELS[name]
 
 
 def constants(kernel: str, states: int, block: BlockShape) -> dict[str, int]:
@@ -50,15 +65,17 @@ def _options(kernel: str) -> dict[str, Any]:
     """How Triton compiles a kernel, ahead of time and at its first launch alike."""
     warps = SUM_WARPS if kernel == "sum_directions" else 1
     # Fused multiply-add is asked for explicitly: Triton's default changes in 3.10.
-    return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+    options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+    # Left to itself, the compiler stops at 168 registers and spills two.
+    return {**options, "maxnreg": MOST_REGISTERS} if kernel == "scan_backward" else options
 
 
 def compile_kernel(name: str, element_type: str, states: int, compute_capability: int) -> Any:
     """Compiles one kernel for one compute capability, without a GPU.
 
     Args:
-        name: A key of `KERNELS`.
-        element_type: ``float16`` or ``float32``, of x, delta, B, C and y.
+        name: A key of `KERNELS` or `BACKWARD_KERNELS`.
+        element_type: ``float16``, ``bfloat16`` or ``float32``, of x, delta, B, C and y.
         states: N, a power of two.
         compute_capability: ``10 * major + minor``.
 
@@ -68,12 +85,13 @@ def compile_kernel(name: str, element_type: str, states: int, compute_capability
     Raises:
         BackendError: Another type, number of states or compute capability.
     """
-    if element_type not in ELEMENT_TYPES:
-        raise BackendError(f"scan kernels exist for {' and '.join(ELEMENT_TYPES)}; found {element_type}")
+    if element_type not in _TRITON_TYPES:
+        raise BackendError(f"scan kernels exist for {', '.join(_TRITON_TYPES)}; found {element_type}")
     if states < 2 or states & (states - 1):
         raise BackendError(f"the scan kernel takes a power of two of states; found {states}")
-    function = KERNELS[name]
-    fixed = constants(name, states, block_shape(compute_capability))
+    function = _kernel(name)
+    block = block_shape(compute_capability)
+    fixed = constants(name, states, BACKWARD_BLOCK if name in BACKWARD_KERNELS else block)
     pointers = KERNEL_POINTERS[name]
     element = _TRITON_TYPES[element_type]
     types = [f"*{element if pointer in _ELEMENT_POINTERS else 'fp32'}" for pointer in pointers]
@@ -170,10 +188,65 @@ def selective_scan_2d(
     for array, offset in plan.workspace_addresses(0).items():
         start = offset // FLOAT32_BYTES
         tensors[array] = workspace.narrow(0, start, workspace.numel() - start)
-    with torch.cuda.device_of(x):  # Triton launches on the current device, whosever the tensors are
-        for launch in plan.launches:
-            pointers = [tensors[name] for name in KERNEL_POINTERS[launch.kernel]]
-            fixed = constants(launch.kernel, shape.states, block)
-            kernel = KERNELS[launch.kernel][launch.grid]
-            kernel(*pointers, *launch.scalars, **fixed, **_options(launch.kernel))
+    run_launches(plan.launches, tensors, shape.states, block)
     return y
+
+
+def selective_scan_2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    block: BlockShape = BACKWARD_BLOCK,
+) -> Gradients:
+    """The gradients of the scan on a CUDA device, or in Triton's interpreter on the CPU.
+
+    The same inputs give the same bits: nothing is added by atomics. Beside the gradients it takes, per
+    position, channel and direction, nine float32 numbers for a while with 16 states (`BackwardPlan`).
+
+    Args:
+        grad: (batch, H, W, D), the gradient of the output, in ``x``'s type and contiguous like all others.
+        x: As in `selective_scan_2d`, like all that follow.
+        block: What one program owns.
+
+    Returns:
+        The gradients of ``x, delta, A, B, C, D, delta_bias``, each in its input's shape and type.
+
+    Raises:
+        BackendError: The scan is larger than a launch grid.
+    """
+    batch, height, width, channels = x.shape
+    shape = ScanShape(batch, height, width, channels, A.shape[-1])
+    plan = backward_plan(shape, block)
+    arrays = {name: x.new_empty(dims, dtype=torch.float32) for name, dims in plan.arrays.items()}
+    inputs = {"x": x, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias}
+    delta_gradient = torch.empty_like(delta)
+    tensors = {**inputs, "grad": grad, "delta_gradient": delta_gradient, **arrays}
+    run_launches(plan.launches, tensors, shape.states, block)
+    return (
+        arrays["x_partial"].sum(1).to(x.dtype),
+        delta_gradient,
+        arrays["A_partial"].sum(0),
+        arrays["B_partial"].sum(0).to(B.dtype),
+        arrays["C_partial"].sum(0).to(C.dtype),
+        arrays["D_partial"].sum(0),
+        arrays["bias_partial"].sum(0),
+    )
+
+
+def run_launches(
+    launches: Sequence[Launch], tensors: Mapping[str, Tensor], states: int, block: BlockShape
+) -> None:
+    """Launches kernels one after another on the GPU that holds the tensors, named as in `KERNEL_POINTERS`."""
+    with torch.cuda.device_of(
+        tensors["x"]
+    ):  # Triton launches on the current device, whosever the tensors are
+        for launch in launches:
+            pointers = [tensors[name] for name in KERNEL_POINTERS[launch.kernel]]
+            fixed = constants(launch.kernel, states, block)
+            kernel = _kernel(launch.kernel)[launch.grid]
+            kernel(*pointers, *launch.scalars, **fixed, **_options(launch.kernel))

@@ -35,9 +35,36 @@ def test_no_kernel_spills(table: ModuleType, compute_capability: int, element_ty
         assert code.shared_bytes <= 2048, kernel
 
 
+@pytest.mark.parametrize("element_type", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("compute_capability", BLOCK_SHAPES)
+def test_no_kernel_of_the_gradients_spills(
+    table: ModuleType, compute_capability: int, element_type: str
+) -> None:
+    for kernel in ("tile_states", "scan_backward"):
+        code = table.machine_code(kernel, element_type, compute_capability)
+        assert code.spill_bytes == 0, kernel
+        assert code.registers <= 204, kernel  # ten warps fit a multiprocessor
+        assert code.shared_bytes <= 2048, kernel
+
+
 def test_the_loop_needs_the_exponentials_of_the_cost_model_and_no_more(table: ModuleType) -> None:
     """32 updates a lane and tile, and two softplus of two operations each."""
     assert table.machine_code("scan", "float16", 87).special == 32 + 4
+
+
+def test_the_gradients_loop_needs_one_exponential_an_update(table: ModuleType) -> None:
+    """16 updates a lane and tile, one softplus of two operations, and its slope by the same exponential."""
+    assert table.machine_code("scan_backward", "float32", 87).special == 16 + 3
+
+
+def test_the_cost_model_of_the_gradients_counts_what_the_kernels_move(table: ModuleType) -> None:
+    stage = table.Stage(1, ScanShape(batch=4, height=56, width=56, channels=24, states=16))
+    positions = 4 * 3136
+    read_twice = 24 + 4 * (24 + 16)  # x, delta and B by both walks
+    once = 24 + 4 * 16 + 24 + 4 * (24 + 32)  # the output's gradient and C; dx, ddelta, dB and dC
+    kept, directions, blocks = 4 * 24 * 16 // 4, 4 * 24, 3 * 4 * 32
+    expected = positions * ((2 * read_twice + once) * 2 + 2 * 4 * (kept + directions + blocks))
+    assert stage.backward_moved_bytes(2) == expected
 
 
 def test_the_cost_model_counts_what_the_definition_says(table: ModuleType) -> None:

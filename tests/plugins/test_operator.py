@@ -230,6 +230,35 @@ def test_deterministic_training_by_mamba_is_refused() -> None:
         y.sum().backward()
 
 
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["eager", "compiled"])
+def test_the_operator_has_gradients_where_triton_runs_it(
+    monkeypatch: pytest.MonkeyPatch, is_compiled: bool
+) -> None:
+    """Also of tensors that are not contiguous, which the kernels do not take; no warning is given."""
+    from msmamba.plugins.selective_scan import triton_scan
+
+    def forward(*tensors: Tensor) -> Tensor:
+        assert all(tensor.is_contiguous() for tensor in tensors)
+        return reference.selective_scan_2d(*tensors)
+
+    def backward(*tensors: Tensor) -> operator.Gradients:
+        assert all(tensor.is_contiguous() for tensor in tensors)
+        return reference.selective_scan_2d_backward(*tensors)
+
+    monkeypatch.setattr(operator, "_implementation", lambda *tensors: "triton")
+    monkeypatch.setattr(triton_scan, "selective_scan_2d", forward)
+    monkeypatch.setattr(triton_scan, "selective_scan_2d_backward", backward)
+    strided = [torch.stack([tensor, tensor], dim=-1)[..., 0] for tensor in arguments(dtype=torch.float64)]
+    inputs = [tensor.requires_grad_() for tensor in strided]
+    scan = torch.compile(selective_scan_2d, backend="aot_eager") if is_compiled else selective_scan_2d
+    y = scan(*inputs)
+    grad = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
+    plain = [tensor.detach() for tensor in inputs]
+    expected = reference.selective_scan_2d_backward(grad, *plain)
+    for name, ours, truth in zip(NAMES, torch.autograd.grad(y, inputs, grad), expected, strict=True):
+        torch.testing.assert_close(ours, truth, msg=name)
+
+
 def test_an_install_of_mamba_that_does_not_load_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,38 +269,36 @@ def test_an_install_of_mamba_that_does_not_load_is_not_taken(
     for function in (mamba_scan.why_unavailable, operator._cuda_implementation):
         function.cache_clear()
     try:
-        chosen, obstacle = operator._cuda_implementation(torch.bfloat16, 16, 89)
+        chosen, obstacle = operator._cuda_implementation(5, 89)
     finally:
         for function in (mamba_scan.why_unavailable, operator._cuda_implementation):
             function.cache_clear()
         for name in [name for name in sys.modules if name.partition(".")[0] == "mamba_ssm"]:
             del sys.modules[name]
     assert chosen == "reference"
-    assert obstacle.startswith("mamba_ssm does not load (selective_scan_cuda.so: undefined symbol")
+    assert "; mamba_ssm does not load (selective_scan_cuda.so: undefined symbol" in obstacle
 
 
 @pytest.mark.parametrize(
     ("installed", "scan", "expected"),
     [
-        pytest.param(
-            {"mamba_ssm", "triton"}, (torch.bfloat16, 5, 70), ("mamba_ssm", ""), id="mamba-takes-all"
-        ),
-        pytest.param({"triton"}, (torch.float16, 16, 89), ("triton", ""), id="triton"),
+        pytest.param({"mamba_ssm", "triton"}, (16, 89), ("triton", ""), id="triton-before-mamba"),
+        pytest.param({"mamba_ssm"}, (16, 89), ("mamba_ssm", ""), id="no-triton"),
+        pytest.param({"mamba_ssm", "triton"}, (5, 70), ("mamba_ssm", ""), id="what-mamba-alone-takes"),
         pytest.param(
             set(),
-            (torch.float32, 16, 89),
-            ("reference", "mamba_ssm is not installed; triton is not installed"),
+            (16, 89),
+            ("reference", "triton is not installed; mamba_ssm is not installed"),
             id="nothing-installed",
         ),
         pytest.param(
             {"triton"},
-            (torch.bfloat16, 5, 70),
+            (5, 70),
             (
                 "reference",
-                "mamba_ssm is not installed; "
-                "the Triton scan takes float32 and float16, not bfloat16; "
                 "the Triton scan takes a power of two of states, not 5; "
-                "the Triton scan has no blocks for compute capability 7.0",
+                "the Triton scan has no blocks for compute capability 7.0; "
+                "mamba_ssm is not installed",
             ),
             id="what-triton-does-not-take",
         ),
@@ -279,7 +306,7 @@ def test_an_install_of_mamba_that_does_not_load_is_not_taken(
 )
 def test_what_runs_on_cuda_is_chosen_by_what_is_there(
     installed: set[str],
-    scan: tuple[torch.dtype, int, int],
+    scan: tuple[int, int],
     expected: tuple[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -319,27 +346,31 @@ def test_kernels_are_launched_on_the_device_of_their_tensors_and_compiled_as_ahe
         ahead[source.fn.__name__] = options
 
     monkeypatch.setattr(triton_scan.triton, "compile", compiled)
-    for name in triton_scan.KERNELS:
+    kernels = (*triton_scan.KERNELS, *triton_scan.BACKWARD_KERNELS)
+    for name in kernels:
         triton_scan.compile_kernel(name, "float32", 16, 86)
     device = SimpleNamespace(major=8, minor=6, multi_processor_count=128)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device_of_x: device)
     monkeypatch.setattr(torch.cuda, "_exchange_device", exchange)
     monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", exchange)
-    monkeypatch.setattr(triton_scan, "KERNELS", {name: recording(name) for name in triton_scan.KERNELS})
+    monkeypatch.setattr(triton_scan, "_kernel", recording)
     with FakeTensorMode():  # tensors of a second GPU, of which there is none
         inputs = [tensor.to("cuda:1") for tensor in arguments(1, 56, 56, 24, 16)]
         y = triton_scan.selective_scan_2d(*inputs)  # type: ignore[arg-type]  # mypy counts no starred ones
+        gradients = triton_scan.selective_scan_2d_backward(y, *inputs)  # type: ignore[arg-type]  # as above
+    assert [(g.device, g.shape, g.dtype) for g in gradients] == [(i.device, i.shape, i.dtype) for i in inputs]
     assert y.device == torch.device("cuda:1")
-    assert [name for name, _, _ in launches] == ["chunk_state", "scan", "sum_directions"]
+    assert [name for name, _, _ in launches] == list(kernels)
     assert {device for _, device, _ in launches} == {1}
     assert {name: options for name, _, options in launches} == ahead
     assert current == [0]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["float32", "float16", "bfloat16"]
+)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 16), (3, 7, 5, 33, 16), (2, 14, 14, 96, 16)], ids=str)
-@pytest.mark.filterwarnings("ignore:scanning by the slow plain recurrence:RuntimeWarning")
 def test_on_cuda_values_and_gradients_are_as_exact_as_the_reference(
     shape: tuple[int, int, int, int, int], dtype: torch.dtype
 ) -> None:

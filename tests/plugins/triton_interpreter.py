@@ -1,9 +1,9 @@
 """A worker that runs the Triton scan in Triton's interpreter: one line of standard input per scan.
 
 The interpreter is chosen while the kernels are imported, so it needs a process of its own. A line is a
-JSON object: ``inputs`` (an .npz of the operator's arguments), ``output`` (the .npy to write), ``chunks``,
-``block`` (channels, steps). Every buffer the kernels write is filled with NaN first. The answer is a
-line ``done``.
+JSON object: ``inputs`` (an .npz of the operator's arguments, with ``grad`` among them for the gradients),
+``output`` (the .npz to write), ``chunks``, ``block`` (channels, steps). Every buffer the kernels write is
+filled with NaN first. The answer is a line ``done``.
 
 While a kernel runs, Triton's language is replaced by the interpreter's. Triton 3.9 does that at the kernel's
 start and again in every call of a function, which takes two fifths of the time and finds something to replace
@@ -25,6 +25,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from msmamba.plugins.selective_scan import triton_scan
 from msmamba.plugins.selective_scan.gpu_launch import BlockShape
 
+ARGUMENTS = ("x", "delta", "A", "B", "C", "D", "delta_bias")
 patched: set[str] = set()
 """The modules whose functions have been called."""
 
@@ -45,10 +46,13 @@ def main() -> None:
         job: dict[str, Any] = json.loads(line)
         with np.load(job["inputs"]) as file:
             tensors = {name: torch.from_numpy(file[name]) for name in file.files}
-        y = triton_scan.selective_scan_2d(
-            **tensors, chunks=job["chunks"], block=BlockShape(*job["block"]) if job["block"] else None
-        )
-        np.save(Path(job["output"]), y.numpy())
+        block = {"block": BlockShape(*job["block"])} if job["block"] else {}
+        if "grad" in tensors:
+            found = triton_scan.selective_scan_2d_backward(**tensors, **block)
+            answers = dict(zip(ARGUMENTS, found, strict=True))
+        else:
+            answers = {"y": triton_scan.selective_scan_2d(**tensors, chunks=job["chunks"], **block)}
+        np.savez(Path(job["output"]), **{name: tensor.numpy() for name, tensor in answers.items()})
         print("done", flush=True)
 
 

@@ -37,6 +37,11 @@ inline float f32(u32 bits) { return std::bit_cast<float>(bits); }
 inline u32 bits(float value) { return std::bit_cast<u32>(value); }
 inline float from_f16(u16 half) { return _cvtsh_ss(half); }
 inline u16 to_f16(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
+inline float from_bf16(u16 half) { return f32(u32(half) << 16); }
+inline u16 to_bf16(float value) {  // to the nearest, ties to even
+    u32 raw = bits(value);
+    return std::isnan(value) ? 0x7FFF : u16((raw + 0x7FFF + (raw >> 16 & 1)) >> 16);
+}
 inline u64 pair(u32 low, u32 high) { return u64(high) << 32 | low; }
 inline float lower(u64 two) { return f32(u32(two)); }
 inline float upper(u64 two) { return f32(u32(two >> 32)); }
@@ -108,6 +113,7 @@ struct Thread {
     // Gives every lane the values of all lanes; they must meet at the same instruction.
     const u64* meet(u64 value);
     u32 shuffle_xor(u32 value, u32 distance) { return u32(meet(value)[lane ^ int(distance & 31)]); }
+    u32 shuffle_from(u32 value, u32 source) { return u32(meet(value)[source & 31]); }
     void wait_for_warp() {
         u32 meeting = warp->meetings;
         meet(0);

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from ptx import translator
@@ -43,6 +44,20 @@ def _bits(values: NDArray[np.generic]) -> Bits:
 
 def _f32(values: Bits) -> NDArray[np.float32]:
     return (values & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.float32)
+
+
+def _f16(values: Bits) -> NDArray[np.float32]:
+    return values.astype(np.uint16).view(np.float16).astype(np.float32)
+
+
+def _bf16(values: Bits) -> NDArray[np.float32]:
+    return _f32(values << np.uint64(16))
+
+
+def _rounded_to_bf16(values: Bits) -> Bits:
+    """As PyTorch rounds; a NaN to the one that GPUs give."""
+    rounded = torch.from_numpy(_f32(values).copy()).bfloat16().view(torch.int16).numpy().view(np.uint16)
+    return np.where(np.isnan(_f32(values)), 0x7FFF, rounded).astype(np.uint64)
 
 
 def _s32(values: Bits) -> NDArray[np.int64]:
@@ -126,6 +141,7 @@ CASES: dict[str, Case] = {
     "add.s32": _case("b32", "b32 b32", _TWO, lambda a, b: _u32(a + b)),
     "add.s64": _case("b64", "b64 b64", _TWO64, lambda a, b: a + b),
     "sub.s32": _case("b32", "b32 b32", _TWO, lambda a, b: _u32(a - b)),
+    "sub.s64": _case("b64", "b64 b64", _TWO64, lambda a, b: a - b),
     "mul.lo.s32": _case("b32", "b32 b32", _TWO, lambda a, b: _u32(a * b)),
     "mul.lo.s64": _case("b64", "b64 b64", _TWO64, lambda a, b: a * b),
     "mad.lo.s32": _case("b32", "b32 b32 b32", (*_TWO, _F), lambda a, b, c: _u32(a * b + c)),
@@ -137,6 +153,9 @@ CASES: dict[str, Case] = {
     ),
     "mad.wide.u32": _case("b64", "b32 b32 b64", (*_TWO, WIDE), lambda a, b, c: a * b + c),
     "max.s32": _case("b32", "b32 b32", _TWO, _wrapped(lambda a, b: np.maximum(_s32(a), _s32(b)))),
+    "max.s64": _case(
+        "b64", "b64 b64", _TWO64, lambda a, b: np.maximum(a.view(np.int64), b.view(np.int64)).view(np.uint64)
+    ),
     "min.s32": _case("b32", "b32 b32", _TWO, _wrapped(lambda a, b: np.minimum(_s32(a), _s32(b)))),
     "and.b32": _case("b32", "b32 b32", _TWO, lambda a, b: a & b),
     "and.b64": _case("b64", "b64 b64", _TWO64, lambda a, b: a & b),
@@ -155,14 +174,20 @@ CASES: dict[str, Case] = {
     "setp.ne.b64": _case("pred", "b64 b64", (WIDE, np.sort(WIDE)), lambda a, b: a != b),
     "setp.lt.s32": _case("pred", "b32 b32", _TWO, lambda a, b: _s32(a) < _s32(b)),
     "setp.ge.s32": _case("pred", "b32 b32", _TWO, lambda a, b: _s32(a) >= _s32(b)),
+    "setp.gt.s32": _case("pred", "b32 b32", _TWO, lambda a, b: _s32(a) > _s32(b)),
     "setp.gt.u32": _case("pred", "b32 b32", _TWO, lambda a, b: a > b),
+    "setp.ge.f32": _case("pred", "b32 b32", (_F, _G), lambda a, b: _f32(a) >= _f32(b)),
+    "setp.nan.f32": _case("pred", "b32 b32", (_F, _G), lambda a, b: np.isnan(_f32(a)) | np.isnan(_f32(b))),
     "cvt.u16.u32": _case("b16", "b32", (INTEGERS,), lambda a: a & np.uint64(0xFFFF)),
+    "cvt.u32.u16": _case("b32", "b16", (HALVES,), lambda a: a),
     "cvt.u32.u64": _case("b32", "b64", (WIDE,), _u32),
     "cvt.u64.u32": _case("b64", "b32", (INTEGERS,), lambda a: a),
     "cvt.s64.s32": _case("b64", "b32", (INTEGERS,), lambda a: _s32(a).view(np.uint64)),
     "cvt.f32.f16": _case(
         "b32", "b16", (HALVES,), lambda a: _bits(a.astype(np.uint16).view(np.float16).astype(np.float32))
     ),
+    "cvt.f32.bf16": _case("b32", "b16", (HALVES,), lambda a: a << np.uint64(16)),
+    "cvt.rn.bf16.f32": _case("b16", "b32", (_F,), _rounded_to_bf16),
     "cvt.rn.f16.f32": _case("b16", "b32", (_F,), lambda a: _bits(_f32(a).astype(np.float16))),
     "cvt.rn.f16x2.f32": _case(
         "b32",
@@ -174,6 +199,20 @@ CASES: dict[str, Case] = {
     "add.f32": _case("b32", "b32 b32", (_F, _G), _float_case(np.add)),
     "mul.f32": _case("b32", "b32 b32", (_F, _G), _float_case(np.multiply)),
     "fma.rn.f32": _case("b32", "b32 b32 b32", (_F, _G, _H), _float_case(_fma)),
+    "add.rn.f32.f16": _case("b32", "b16 b32", (HALVES, _F), lambda a, b: _bits(_f16(a) + _f32(b))),
+    "add.rn.f32.bf16": _case("b32", "b16 b32", (HALVES, _F), lambda a, b: _bits(_bf16(a) + _f32(b))),
+    "fma.rn.f32.f16": _case(
+        "b32",
+        "b16 b16 b32",
+        (HALVES, np.roll(HALVES, 3), _F),
+        lambda a, b, c: _bits(_fma(_f16(a), _f16(b), _f32(c))),
+    ),
+    "fma.rn.f32.bf16": _case(
+        "b32",
+        "b16 b16 b32",
+        (HALVES, np.roll(HALVES, 3), _F),
+        lambda a, b, c: _bits(_fma(_bf16(a), _bf16(b), _f32(c))),
+    ),
     "max.f32": _case("b32", "b32 b32", (_F, _G), _float_case(np.fmax)),
     "div.full.f32": _case("b32", "b32 b32", (_F, _G), _float_case(np.divide)),
     "ex2.approx.ftz.f32": _case("b32", "b32", (_F,), _float_case(_ex2)),
@@ -247,7 +286,7 @@ def results(ptx_cache: Path) -> dict[str, Bits]:
 def test_opcode(results: dict[str, Bits], opcode: str) -> None:
     case = CASES[opcode]
     expected = case.expected(*(values for _, values in case.sources)).astype(np.uint64)
-    if ".f32" in opcode and not opcode.startswith(("cvt", "selp", "abs")):
+    if ".f32" in opcode and not opcode.startswith(("cvt", "selp", "abs", "setp")):
         halves = (0, 32) if opcode.endswith("x2") else (0,)
         for shift in halves:  # one NaN is as good as another
             np.testing.assert_array_equal(
@@ -309,6 +348,15 @@ def test_shfl_exchanges_lanes(ptx_cache: Path, distance: int) -> None:
     np.testing.assert_array_equal(_run(body, INTEGERS, ptx_cache)[:32], INTEGERS[LANES ^ distance])
 
 
+def test_shfl_takes_from_a_lane(ptx_cache: Path) -> None:
+    body = """
+  ld.global.b32 %r0, [%rd7];
+  mul.lo.s32 %r2, %r8, 5;
+  shfl.sync.idx.b32 %r1, %r0, %r2, 31, -1;
+  st.global.b32 [%rd8], %r1;"""
+    np.testing.assert_array_equal(_run(body, INTEGERS, ptx_cache)[:32], INTEGERS[5 * LANES % 32])
+
+
 @pytest.mark.parametrize(
     ("form", "registers", "lane_bytes", "barrier"),
     [
@@ -317,6 +365,8 @@ def test_shfl_exchanges_lanes(ptx_cache: Path, distance: int) -> None:
         ("v4.b32", "{%r1, %r2, %r3, %r4}", 16, "bar.warp.sync -1;"),
         ("b64", "%rd1", 8, "bar.sync 0;"),
         ("v2.b64", "{%rd1, %rd2}", 16, "bar.warp.sync -1;"),
+        ("b16", "%rs1", 2, "bar.warp.sync -1;"),
+        ("v2.b16", "{%rs1, %rs2}", 4, "bar.warp.sync -1;"),
         ("v4.b16", "{%rs1, %rs2, %rs3, %rs4}", 8, "bar.warp.sync -1;"),
     ],
 )
@@ -333,6 +383,8 @@ def test_shared_memory_carries_values_across_a_barrier(
         f"  ld.shared.b32 %r{20 + i}, [%r7+{4 * i}];\n  st.global.b32 [%rd8+{4 * i}], %r{20 + i};\n"
         for i in range(lane_bytes // 4)
     )
+    if lane_bytes == 2:
+        back = "  ld.shared.b16 %rs8, [%r7];\n  st.global.b16 [%rd8], %rs8;\n"
     body = f"""
   mad.wide.u32 %rd7, %r8, 8, %rd7;
   mad.wide.u32 %rd8, %r8, 8, %rd8;

@@ -20,7 +20,7 @@ EXPRESSIONS: dict[str, str] = {
     "selp.f32": "{3} ? {1} : {2}",
     # Integers
     **dict.fromkeys(("add.s32", "add.s64"), "{1} + {2}"),
-    "sub.s32": "{1} - {2}",
+    **dict.fromkeys(("sub.s32", "sub.s64"), "{1} - {2}"),
     **dict.fromkeys(("mul.lo.s32", "mul.lo.s64"), "{1} * {2}"),
     **dict.fromkeys(("mad.lo.s32", "mad.lo.s64"), "{1} * {2} + {3}"),
     "mul.wide.s32": "u64(s64(s32({1})) * s32({2}))",
@@ -28,6 +28,7 @@ EXPRESSIONS: dict[str, str] = {
     "mad.wide.s32": "u64(s64(s32({1})) * s32({2})) + {3}",
     "mad.wide.u32": "u64(u32({1})) * u32({2}) + {3}",
     "max.s32": "std::max(s32({1}), s32({2}))",
+    "max.s64": "std::max(s64({1}), s64({2}))",
     "min.s32": "std::min(s32({1}), s32({2}))",
     **dict.fromkeys(("and.b32", "and.b64", "and.pred"), "{1} & {2}"),
     **dict.fromkeys(("or.b32", "or.b64"), "{1} | {2}"),
@@ -42,13 +43,19 @@ EXPRESSIONS: dict[str, str] = {
     "setp.ne.b64": "u64({1}) != u64({2})",
     "setp.lt.s32": "s32({1}) < s32({2})",
     "setp.ge.s32": "s32({1}) >= s32({2})",
+    "setp.gt.s32": "s32({1}) > s32({2})",
     "setp.gt.u32": "u32({1}) > u32({2})",
+    "setp.ge.f32": "f32({1}) >= f32({2})",
+    "setp.nan.f32": "std::isnan(f32({1})) || std::isnan(f32({2}))",
     # Conversions
     "cvt.u16.u32": "u16({1})",
+    "cvt.u32.u16": "u32(u16({1}))",
     "cvt.u32.u64": "u32({1})",
     "cvt.u64.u32": "u64(u32({1}))",
     "cvt.s64.s32": "s64(s32({1}))",
     "cvt.f32.f16": "bits(from_f16({1}))",
+    "cvt.f32.bf16": "bits(from_bf16({1}))",
+    "cvt.rn.bf16.f32": "to_bf16(f32({1}))",
     "cvt.rn.f16.f32": "to_f16(f32({1}))",
     "cvt.rn.f16x2.f32": "u32(to_f16(f32({1}))) << 16 | to_f16(f32({2}))",
     # Floating point
@@ -56,6 +63,11 @@ EXPRESSIONS: dict[str, str] = {
     "add.f32": "bits(f32({1}) + f32({2}))",
     "mul.f32": "bits(f32({1}) * f32({2}))",
     "fma.rn.f32": "bits(std::fma(f32({1}), f32({2}), f32({3})))",
+    # Their first factors, or summand, in half the width
+    "add.rn.f32.f16": "bits(from_f16({1}) + f32({2}))",
+    "add.rn.f32.bf16": "bits(from_bf16({1}) + f32({2}))",
+    "fma.rn.f32.f16": "bits(std::fma(from_f16({1}), from_f16({2}), f32({3})))",
+    "fma.rn.f32.bf16": "bits(std::fma(from_bf16({1}), from_bf16({2}), f32({3})))",
     "max.f32": "bits(maximum(f32({1}), f32({2})))",
     "div.full.f32": "bits(approximately(double(f32({1})) / f32({2})))",
     "ex2.approx.ftz.f32": "bits(flush(approximately(std::exp2(double(flush(f32({1})))))))",
@@ -72,6 +84,7 @@ STATEMENTS = {
     "bar.sync": "t.wait_for_block();",
     "bar.warp.sync": "t.wait_for_warp();",
     "shfl.sync.bfly.b32": "{0} = t.shuffle_xor({1}, {2});",
+    "shfl.sync.idx.b32": "{0} = t.shuffle_from({1}, {2});",
     "stmatrix.sync.aligned.m8n8.x1.trans.shared.b16": "t.store_matrix_transposed({0}, {1});",
 }
 """Instructions in which threads meet. All need the whole warp, or block 0's barrier; `_check_meeting`."""
@@ -82,6 +95,7 @@ MEMORY = frozenset(
     | {f"{op}.global.{form}" for op in ("ld", "st") for form in ("b16", "b32", "b64", "v2.b32", "v4.b32")}
     | {"ld.shared.v2.b32", "ld.shared.v4.b32", "st.shared.b64", "st.shared.v2.b32", "st.shared.v2.b64"}
     | {"st.shared.v4.b16", "st.shared.v4.b32", "st.shared.b32", "ld.shared.b32"}
+    | {"ld.shared.b16", "ld.shared.v2.b64", "st.shared.b16", "st.shared.v2.b16"}
 )
 CONTROL = frozenset({"bra", "ret"})
 
