@@ -1,7 +1,7 @@
 """One image through the float32 file, its flat form and the int8 files, interleaved, and where the time goes.
 
-The flat form is what int8 is written into: the float32 network in standard operators, with the scan's native
-kernel. Without it the comparison would mix int8 up with the fused kernels that the float32 file has.
+The flat form is the float32 network in standard operators, with the scan's native kernel. Files with float16
+around int8, which are for engines, and operators with int8 in depthwise convolutions are written into it.
 
     python benchmarks/int8_latency.py CHECKPOINT DATA [--rounds 40] [-o FILE]
 """
@@ -135,9 +135,9 @@ def export(checkpoint: str, data: str, folder: Path) -> dict[str, Path]:
     return {
         "float32, native kernels": folder / "fp32" / "model.onnx",
         "float32, flat, native scan": flat,
-        "int8, float32 around, native scan": folder / "int8" / "model.onnx",
-        "int8, float16 around, native scan": folder / "int8.fp16" / "model.onnx",
-        "int8, depthwise convolutions too": folder / "int8.all" / "model.onnx",
+        "int8, float32 around, blocks as operators": folder / "int8" / "model.onnx",
+        "int8, float16 around, flat": folder / "int8.fp16" / "model.onnx",
+        "int8, depthwise convolutions too, flat where they are": folder / "int8.all" / "model.onnx",
     }
 
 

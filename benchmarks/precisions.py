@@ -2,9 +2,11 @@
 
     python benchmarks/precisions.py CHECKPOINT [DATA] [--rounds 60] [--threads 2] [--batch 1] [--kernels avx2]
 
-Without images to calibrate on there is no int8. Every round runs each case once, in another order; ratios are
-of median and of least times. With ``--against FOLDER`` bundles that another version exported there (``fp32``,
-``fp16``, ``int8``) run beside them, on the same kernels.
+Without images to calibrate on there is no int8. Every round runs each case once, in another order; ratios
+are of median and of least times. ``--answers`` puts the images of DATA's test split through all of them,
+by native kernels and by the file's own functions (seconds an image at 224 pixels), and counts the labels
+that differ. With ``--against FOLDER`` bundles that another version exported there (``fp32``, ``fp16``,
+``int8``) run beside them, on the same kernels.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from int8_latency import session, times_by_operator
 from rich.console import Console
 from rich.table import Table
 
+import msmamba
 from msmamba import machine
+from msmamba.data.folders import match_labels, read_evaluation_folder
 from msmamba.export.bundle import PRECISIONS, ExportOptions, export_bundle
 from msmamba.export.graph.int8_options import Int8Options
 from msmamba.plugins.selective_scan import cpu
@@ -53,6 +57,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--kernels", default=cpu.kernels(), help="the instruction set")
     parser.add_argument("--bundles", type=Path, help="keep the bundles there, or take them from there")
+    parser.add_argument("--answers", action="store_true", help="compare labels, too")
     parser.add_argument("--against", type=Path, help="bundles of another version")
     parser.add_argument("-o", "--output", type=Path, help="write all samples there as JSON")
     options = parser.parse_args()
@@ -73,6 +78,7 @@ def main() -> None:
         profiles = {
             case: times_by_operator(path, images, Path(name), options.threads) for case, path in paths.items()
         }
+        answers = compare_answers(folder, options.data) if options.answers else []
 
     title = f"{machine.processor()}, {cpu.kernels()}, {options.threads} threads, batch {options.batch}"
     table = Table(title=title)
@@ -89,9 +95,33 @@ def main() -> None:
         rest = sum(list(totals.values())[SHOWN:])
         shown = ", ".join(f"{operator} {ms:.2f}" for operator, ms in list(totals.items())[:SHOWN])
         console.print(f"{case}: {sum(totals.values()):.1f} ms: {shown}, the rest {rest:.2f}", highlight=False)
+    for line in answers:
+        console.print(line, highlight=False)
     if options.output:
         result = {"context": title, "samples_ms": taken, "profiles_ms": profiles}
         options.output.write_text(json.dumps(result, indent=1))
+
+
+def compare_answers(folder: Path, data: str) -> list[str]:
+    """Labels and logits of every precision beside float32's, and of native kernels beside the functions'."""
+    logits: dict[tuple[str, str], np.ndarray] = {}
+    for precision in PRECISIONS:
+        for kernels in ("native", "functions"):
+            with msmamba.open(folder / precision, kernels=kernels, guard=False) as session:
+                labels, transform = session.manifest.labels, session.manifest.transform
+                (tests,) = match_labels(read_evaluation_folder(data), labels).splits.values()
+                rows = [session.run(transform.of(sample.source)[None]) for sample in tests]
+            logits[precision, kernels] = np.concatenate(rows)
+    reference = logits["fp32", "native"]
+    margins = np.sort(reference, axis=1)
+    lines = [f"{len(reference)} images, least margin {(margins[:, -1] - margins[:, -2]).min():.4f}"]
+    for precision in PRECISIONS:
+        native = logits[precision, "native"]
+        for name, other in (("float32", reference), ("its functions", logits[precision, "functions"])):
+            flips = (native.argmax(1) != other.argmax(1)).sum()
+            off = np.abs(native - other).max()
+            lines.append(f"{precision} beside {name}: {flips} labels differ, logits by {off:.2g} at most")
+    return lines
 
 
 def interleaved(sessions: dict[str, object], images: np.ndarray, rounds: int) -> dict[str, list[float]]:

@@ -17,8 +17,10 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from msmamba.export.graph.precision import float16_function
-from msmamba.plugins.hybrid_block import DOMAIN
-from msmamba.plugins.hybrid_block.onnx_functions import block_functions
+from msmamba.export.graph.quantise import activation_scale, quantised_weight
+from msmamba.plugins.hybrid_block import DOMAIN, INT8, INT8_VALUES, INT8_WEIGHTS
+from msmamba.plugins.hybrid_block.cpu import WEIGHTS
+from msmamba.plugins.hybrid_block.onnx_functions import block_functions, int8_block_functions
 from msmamba.plugins.selective_scan import DIRECTIONS
 
 Arrays = dict[str, NDArray[Any]]
@@ -30,6 +32,17 @@ OUTPUTS = {
     "ScanOutputs": ["scanned"],
     "MIFA": ["y"],
 }
+
+
+LARGEST = {
+    "expanded_kept": 3,
+    "projected": 3,
+    "tokens": 4,
+    "features": 2,
+    "step_features": 3,
+    "gated": 3,
+}
+"""What the rounded values of operators with int8 products are held to."""
 
 
 class Gelu(OpRun):
@@ -66,6 +79,8 @@ class BlockCase:
 
     def weights(self, op_type: str) -> Arrays:
         """Random weights of a trained network's size, in the contract's order."""
+        if op_type.endswith(INT8):
+            return self._int8_weights(op_type.removesuffix(INT8))
         h, d, D = self.half, self.model, 2 * self.model
         rank, q = -(-d // 16), d // 4
         shapes: dict[str, dict[str, tuple[int, ...]]] = {
@@ -113,8 +128,21 @@ class BlockCase:
             weights["step_expand"] = (weights["step_expand"] * blocks).astype(np.float32)
         return weights
 
+    def _int8_weights(self, op_type: str) -> Arrays:
+        weights = self.weights(op_type)
+        if op_type == "ScanInputs":
+            parts = [weights[name] for name in ("step_weight", "input_weight", "output_weight")]
+            weights["features_weight"] = np.concatenate(parts, axis=1)
+        for name in INT8_WEIGHTS[op_type]:
+            axis = 0 if weights[name].ndim == 4 else 1
+            weights[name], weights[f"{name}_scale"] = quantised_weight(weights[name], axis)
+        for name in INT8_VALUES[op_type]:
+            weights[f"{name}_scale"] = activation_scale(LARGEST[name])
+        return {name: weights[name] for name in WEIGHTS[op_type + INT8]}
+
     def maps(self, op_type: str) -> Arrays:
         """Random maps, in the contract's order."""
+        op_type = op_type.removesuffix(INT8)
         image = (self.batch, self.side, self.side)
         grouped = (self.batch * self.groups, self.side, self.side)
         shapes: dict[str, dict[str, tuple[int, ...]]] = {
@@ -140,25 +168,29 @@ def block_model(
     constant_weights: bool = True,
 ) -> onnx.ModelProto:
     """One node of the operator, its weights constants or, after the maps, inputs of the graph."""
-    weights = {name: weight.astype(dtype) for name, weight in case.weights(op_type).items()}
+    weights = case.weights(op_type)
+    if not op_type.endswith(INT8):
+        weights = {name: weight.astype(dtype) for name, weight in weights.items()}
     element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
-    def info(name: str, rank: int | None) -> onnx.ValueInfoProto:
-        return onnx.helper.make_tensor_value_info(name, element, None if rank is None else [None] * rank)
+    def info(name: str, rank: int | None, kind: int = element) -> onnx.ValueInfoProto:
+        return onnx.helper.make_tensor_value_info(name, kind, None if rank is None else [None] * rank)
 
     inputs = [info(name, array.ndim) for name, array in case.maps(op_type).items()]
     if not constant_weights:
-        inputs += [info(name, weight.ndim) for name, weight in weights.items()]
-    channels = weights["scale" if op_type == "LocalBranch" else "conv_bias"].shape[0]
+        kinds = {name: onnx.helper.np_dtype_to_tensor_dtype(each.dtype) for name, each in weights.items()}
+        inputs += [info(name, weight.ndim, kinds[name]) for name, weight in weights.items()]
+    channels = weights["scale" if op_type.startswith("LocalBranch") else "conv_bias"].shape[0]
+    outputs = OUTPUTS[op_type.removesuffix(INT8)]
     attributes = {"channels": channels} | ({"groups": case.groups} if op_type.startswith("Scan") else {})
     node = onnx.helper.make_node(
-        op_type, [*case.maps(op_type), *weights], OUTPUTS[op_type], domain=DOMAIN, **attributes
+        op_type, [*case.maps(op_type), *weights], outputs, domain=DOMAIN, **attributes
     )
     graph = onnx.helper.make_graph(
         [node],
         op_type,
         inputs,
-        [info(name, None) for name in OUTPUTS[op_type]],
+        [info(name, None) for name in outputs],
         [onnx.numpy_helper.from_array(weight, name) for name, weight in weights.items()]
         if constant_weights
         else [],
@@ -172,7 +204,8 @@ def block_model(
 
 
 def _function(op_type: str, dtype: Any) -> onnx.FunctionProto:
-    (function,) = (entry for entry in block_functions(OPSET) if entry.name == op_type)
+    functions = (*block_functions(OPSET), *int8_block_functions(OPSET))
+    (function,) = (entry for entry in functions if entry.name == op_type)
     return float16_function(function) if dtype == np.float16 else function
 
 

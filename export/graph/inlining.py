@@ -11,12 +11,14 @@ import onnx
 import onnx.inliner
 from onnx import ModelProto, NodeProto
 
-from ...plugins.hybrid_block import OPERATORS as BLOCK_OPERATORS
+from ...plugins.hybrid_block import INT8_OPERATORS, OPERATORS
 from ...plugins.selective_scan.onnx_function import DOMAIN
 
 INPUT, OUTPUT = "image", "logits"
 """Names of the network's input (batch, 3, S, S) and output (batch, classes)."""
 
+
+BLOCK_OPERATORS = (*OPERATORS, *INT8_OPERATORS)
 
 _KEPT = "kept "
 

@@ -2,14 +2,14 @@
 
 The last file of the line that the room's docstring tells: here its steps are taken, one after another. One
 file does not serve a CPU and an engine alike, so the precision around the int8 products is chosen. Float32,
-with the outputs of convolutions quantised and the block operators that hold no int8 left whole, is what there
-are CPU kernels for; float16, with inputs quantised only, is what TensorRT fuses. docs/int8.md has the
-measurements.
+with the outputs of convolutions quantised and the block operators left whole, those with int8 products too,
+is what there are CPU kernels for; float16, written flat and with inputs quantised only, is what TensorRT
+fuses. docs/int8.md has the measurements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from .inlining import block_nodes
 from .int8_options import Prepared, Report
 from .judging import Judge, Judgement
 from .onnx_model import flat_model
-from .plan import Plan
+from .plan import QUANTISED_KINDS, Plan
 from .precision import fp16_from_fp32
 from .products import KINDS, Product, measured_values, merged, products
-from .quantise import Int8Proof, int8_from_fp32, int8_proof
+from .quantise import Int8Proof, int8_from_fp32, int8_proof, with_int8_blocks
 from .sensitivity import Sensitivity, find_plan, measure_sensitivity
 
 
@@ -101,18 +101,28 @@ class Quantiser:
         if self.half:
             names = [product.node for product in chosen]
             return fp16_from_fp32(int8_from_fp32(self.flat, self.ranges, names))
-        base = merged(flat_model(self.model, self._untouched(chosen)))
         wanted = {product.output for product in chosen}
+        untouched, whole = self._operators(wanted)
+        base = merged(flat_model(self.model, [*untouched, *whole]))
         names = [product.node for product in products(base) if product.output in wanted]
-        return int8_from_fp32(base, self.ranges, names, outputs=True)
+        model = int8_from_fp32(base, self.ranges, names, outputs=True)
+        return with_int8_blocks(model, self.ranges, whole)
 
-    def _untouched(self, chosen: Sequence[Product]) -> list[str]:
-        """Block operators in which nothing is quantised: they stay operators, for which there are kernels."""
-        return [
-            node.name
-            for node in block_nodes(self.model)
-            if not any(product.output.startswith(f"{node.name}/") for product in chosen)
-        ]
+    def _operators(self, wanted: Collection[str]) -> tuple[list[str], list[str]]:
+        """Block operators that stay what they are, and those that have a form for what is quantised in them.
+
+        The others are written out: there are no kernels for them.
+        """
+        found = products(self.flat)
+        untouched, whole = [], []
+        for node in block_nodes(self.model):
+            inside = [product for product in found if product.output.startswith(f"{node.name}/")]
+            quantised = {product.output for product in inside if product.output in wanted}
+            if not quantised:
+                untouched.append(node.name)
+            elif quantised == {product.output for product in inside if product.kind in QUANTISED_KINDS}:
+                whole.append(node.name)
+        return untouched, whole
 
 
 def int8_network(

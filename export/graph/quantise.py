@@ -18,7 +18,7 @@ no place to apply: no Add of this network joins a product to an earlier activati
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,17 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ...errors import ExportError
+from ...plugins.hybrid_block import INT8, INT8_OPERATORS, INT8_VALUES, INT8_WEIGHTS
+from ...plugins.hybrid_block.cpu import WEIGHTS
+from ...plugins.hybrid_block.onnx_functions import int8_block_functions
+from .inlining import inlined_model
 from .products import CHANNEL_AXIS, KINDS, LINEAR, products
 
 LARGEST = 127
 """The largest integer used; -128 is left out, so that the scale is the same on both sides."""
 
 _WIDE = ":wide"  # what a convolution gives before it is quantised
+_WIDE_INSIDE = "_wide"  # the same inside of an operator
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,12 @@ class Int8Proof:
 
 
 def int8_nodes(model: ModelProto) -> list[NodeProto]:
-    """The nodes whose activation and weight both come out of int8 values, as runtimes look for them."""
+    """The nodes whose activation and weight both come out of int8 values, as runtimes look for them.
+
+    Those inside of operators are found as well, with the names that they have when they are written out.
+    """
+    if any(node.op_type in INT8_OPERATORS for node in model.graph.node):
+        model = inlined_model(model)
     made_by = {output: node for node in model.graph.node for output in node.output}
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
 
@@ -84,7 +94,7 @@ def int8_proof(model: ModelProto, flat: ModelProto) -> Int8Proof:
         flat: what it was made from, with all operators written out.
     """
     found = products(flat)
-    in_int8 = {node.output[0].removesuffix(_WIDE) for node in int8_nodes(model)}
+    in_int8 = {node.output[0].removesuffix(_WIDE).removesuffix(_WIDE_INSIDE) for node in int8_nodes(model)}
     work: Counter[str] = Counter()
     done: Counter[str] = Counter()
     for product in found:
@@ -151,6 +161,71 @@ def int8_from_fp32(
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def with_int8_blocks(model: ModelProto, ranges: Mapping[str, float], whole: Collection[str]) -> ModelProto:
+    """Makes block operators their forms with int8 products (`plugins.hybrid_block`).
+
+    Args:
+        model: float32, with these operators; it is left as it is.
+        ranges: as `int8_from_fp32` takes them.
+        whole: names of the nodes.
+
+    Returns:
+        A checked model; the operators' products are those that `int8_from_fp32` would make of them.
+    """
+    made = ModelProto()
+    made.CopyFrom(model)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    formal = {function.name: function for function in model.functions}
+    added: dict[str, TensorProto] = {}
+
+    def add(name: str, values: npt.NDArray[Any]) -> str:
+        added[name] = numpy_helper.from_array(values, name)
+        return name
+
+    for node in made.graph.node:
+        if node.name not in whole:
+            continue
+        op_type, inputs = node.op_type, dict(zip(formal[node.op_type].input, node.input, strict=True))
+        outputs = dict(zip(formal[op_type].output, node.output, strict=True))
+        if op_type == "ScanInputs":
+            parts = [weights[inputs.pop(name)] for name in ("step_weight", "input_weight", "output_weight")]
+            merged = f"{node.name}/features_weight"
+            weights[merged] = np.concatenate(parts, axis=1)
+            inputs = _in_order(
+                WEIGHTS[op_type + INT8], {"x": inputs["x"]} | inputs | {"features_weight": merged}
+            )
+        scales = []
+        for name in INT8_WEIGHTS[op_type]:
+            weight = weights[inputs[name]]
+            integers, steps = quantised_weight(weight, 0 if weight.ndim == 4 else 1)
+            scales.append(add(f"{inputs[name]}:scale", steps))
+            inputs[name] = add(f"{inputs[name]}:int8", integers)
+        for name in INT8_VALUES[op_type]:
+            value = outputs.get(name, f"{node.name}/{name}")
+            scales.append(add(f"{value}:scale", activation_scale(ranges[value])))
+        node.op_type = op_type + INT8
+        node.input[:] = [*inputs.values(), *scales]
+    used = {name for node in made.graph.node for name in node.input}
+    kept = [tensor for tensor in made.graph.initializer if tensor.name in used]
+    del made.graph.initializer[:]
+    made.graph.initializer.extend([*kept, *added.values()])
+    in_use = {node.op_type for node in made.graph.node}
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    functions = [
+        function for function in (*made.functions, *int8_block_functions(opset)) if function.name in in_use
+    ]
+    del made.functions[:]
+    made.functions.extend(functions)
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+def _in_order(names: Iterable[str], values: Mapping[str, str]) -> dict[str, str]:
+    """The values that have names, in the order of these, the others before them."""
+    named = {name: values[name] for name in names if name in values}
+    return {name: value for name, value in values.items() if name not in named} | named
 
 
 class _Pairs:

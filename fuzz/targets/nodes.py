@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from seeds import Seeds
 
+from msmamba.plugins.hybrid_block import INT8, INT8_WEIGHTS, OPERATORS
+
 from .target import written
 
 SIDE = 8
@@ -90,6 +92,32 @@ _OPERATORS: dict[str, tuple[dict[str, tuple[str, ...]], int, tuple[str, ...]]] =
         (),
     ),
 }
+
+
+def _in_int8(op_type: str, scales: dict[str, tuple[str, ...]]) -> None:
+    """Adds the form of an operator with int8 products: its weights' scales, and those of values."""
+    inputs, outputs, attributes = _OPERATORS[op_type]
+    inputs = {
+        "features_weight" if name == "step_weight" else name: ("D", "M") if name == "step_weight" else letters
+        for name, letters in inputs.items()
+        if name not in ("input_weight", "output_weight")
+    }
+    _OPERATORS[op_type + INT8] = ({**inputs, **scales}, outputs, attributes)
+
+
+_in_int8("LocalBranch", {"project_weight_scale": ("h",), "expanded_kept_scale": (), "projected_scale": ()})
+_in_int8("ScanOutputs", {"project_weight_scale": ("d",), "gated_scale": ()})
+_in_int8(
+    "ScanInputs",
+    {
+        "in_weight_scale": ("E",),
+        "features_weight_scale": ("M",),
+        "step_expand_scale": ("X",),
+        "tokens_scale": (),
+        "features_scale": (),
+        "step_features_scale": (),
+    },
+)
 _ODD = (0, 0, 1, 2, 3, 5, 7, 16, 17, 33, 64, 1000, 65_537)
 
 
@@ -123,16 +151,18 @@ def _model(generator: random.Random) -> bytes:
     inputs, outputs, attributes = _OPERATORS[op_type]
     sizes = _sizes(generator)
     nodes, initializers, names = [], [], []
-    usual = np.float16 if op_type != "SelectiveScan2D" and generator.random() < 0.3 else np.float32
+    has_half = op_type in OPERATORS and generator.random() < 0.3
+    in_int8 = INT8_WEIGHTS.get(op_type.removesuffix(INT8), ()) if op_type.endswith(INT8) else ()
     for name, letters in inputs.items():
         shape = [int(letter) if letter.isdigit() else sizes[letter] for letter in letters]
+        usual = np.int8 if name in in_int8 else np.float16 if has_half else np.float32
         if generator.random() < 0.08:
             shape = _other(shape, generator)
         dtype = generator.choice((np.float16, np.float64, np.int64)) if generator.random() < 0.03 else usual
         names.append("" if generator.random() < 0.01 else name)
         if generator.random() < 0.3:  # computed: known when it runs, and not before
             initializers.append(numpy_helper.from_array(np.array(shape, np.int64), f"{name}_shape"))
-            value = numpy_helper.from_array(np.array([generator.uniform(-2, 2)], dtype))
+            value = numpy_helper.from_array(np.array([generator.uniform(-2, 2)]).astype(dtype))
             nodes.append(helper.make_node("ReduceSum", ["image"], [f"{name}_zero"], keepdims=0))
             nodes.append(
                 helper.make_node("Cast", [f"{name}_zero"], [f"{name}_int"], to=onnx.TensorProto.INT64)
@@ -197,6 +227,7 @@ def _sizes(generator: random.Random) -> dict[str, int]:
         "E": 2 * D,
         "X": 4 * D,
         "S": 4,
+        "M": 4 + 8 * n,
         "N": 4 * n,
         "n": n,
         "q": max(1, d // 4),

@@ -52,6 +52,14 @@ conv_bias, residual_scale, norm_weight, norm_bias) -> scanned``; attributes ``gr
 
 LayerNorm's epsilon is 1e-5. A channel shuffle in g groups views channels as (g, channels/g), transposes
 and flattens.
+
+``LocalBranchInt8``, ``ScanInputsInt8`` and ``ScanOutputsInt8`` are the same over float32 maps with their
+matrix products in int8. The weights that `INT8_WEIGHTS` names are int8, and behind the float operator's
+inputs stand what one of each of these weights' integers is worth, by output channel, and then what one of
+each value of `INT8_VALUES` is worth, scalars. QuantizeLinear with zero point 0 rounds these values before
+a product reads them, and ``projected`` behind one; ``tokens`` and ``features`` come out unrounded.
+``features_weight`` (D, K*R + 2*K*N) is step_weight, input_weight and output_weight side by side; it
+stands in the place of the first and for the others.
 """
 
 from __future__ import annotations
@@ -60,4 +68,20 @@ DOMAIN = "msmamba"
 OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA")
 LAYER_NORM_EPSILON = 1e-5
 
-__all__ = ["DOMAIN", "LAYER_NORM_EPSILON", "OPERATORS"]
+INT8 = "Int8"
+"""What the names of the operators end in that multiply in int8."""
+INT8_WEIGHTS = {
+    "LocalBranch": ("project_weight",),
+    "ScanInputs": ("in_weight", "features_weight", "step_expand"),
+    "ScanOutputs": ("project_weight",),
+}
+INT8_VALUES = {
+    "LocalBranch": ("expanded_kept", "projected"),
+    "ScanInputs": ("tokens", "features", "step_features"),
+    "ScanOutputs": ("gated",),
+}
+INT8_OPERATORS = tuple(name + INT8 for name in INT8_WEIGHTS)
+
+__all__ = [
+    *("DOMAIN", "INT8", "INT8_OPERATORS", "INT8_VALUES", "INT8_WEIGHTS", "LAYER_NORM_EPSILON", "OPERATORS"),
+]

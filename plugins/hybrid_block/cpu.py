@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ...errors import BackendError
 from ..selective_scan import DIRECTIONS
 from ..selective_scan.cpu import library_path, why_unavailable
-from . import OPERATORS
+from . import INT8, INT8_OPERATORS, INT8_VALUES, INT8_WEIGHTS, OPERATORS
 
 Array = NDArray[np.float32]
 Map = NDArray[np.float32] | NDArray[np.float16]
@@ -42,6 +42,17 @@ WEIGHTS = {
         *("residual_scale", "norm_weight", "norm_bias"),
     ),
     "MIFA": ("conv_weight", "conv_bias", "attention_weight"),
+}
+WEIGHTS |= {
+    name + INT8: (
+        *(
+            "features_weight" if weight == "step_weight" else weight
+            for weight in WEIGHTS[name]
+            if weight not in ("input_weight", "output_weight")
+        ),
+        *(f"{scaled}_scale" for scaled in (*INT8_WEIGHTS[name], *INT8_VALUES[name])),
+    )
+    for name in INT8_WEIGHTS
 }
 """The weights of each operator, in the contract's order."""
 
@@ -69,6 +80,7 @@ class BlockSizes:
         """
         shapes = {name: weight.shape for name, weight in weights.items()}
         model = inner = steps = states = convolved = 0
+        in_int8, op_type = op_type.endswith(INT8), op_type.removesuffix(INT8)
         if op_type == "LocalBranch":
             half = shapes["scale"][0]
         elif op_type == "MIFA":
@@ -76,8 +88,13 @@ class BlockSizes:
         elif op_type == "ScanInputs":
             half = shapes["norm_weight"][0]
             model = shapes["in_weight"][0]
-            inner, steps = shapes["step_weight"]
-            states = shapes["input_weight"][1]
+            if in_int8:
+                steps = shapes["step_expand"][0]
+                inner, width = shapes["features_weight"]
+                states = (width - steps) // 2
+            else:
+                inner, steps = shapes["step_weight"]
+                states = shapes["input_weight"][1]
         elif op_type == "ScanOutputs":
             half = shapes["norm_weight"][0]
             inner, model = shapes["project_weight"]
@@ -91,8 +108,8 @@ class BlockOperator:
     """One operator with its weights packed for the instruction set in use; a context manager.
 
     Args:
-        op_type: one of the package's ``OPERATORS``.
-        weights: the weights by the contract's names and in its shapes, float32; copied.
+        op_type: one of the package's ``OPERATORS`` or ``INT8_OPERATORS``.
+        weights: the weights by the contract's names and in its shapes, float32 or int8; copied.
         dtype: the type of the maps, float32 or float16; either is computed in float32.
 
     Raises:
@@ -107,11 +124,12 @@ class BlockOperator:
             raise ValueError(f"{op_type} is missing weights: {', '.join(missing)}")
         self.sizes = BlockSizes.of_weights(op_type, weights)
         self.op_type, self.dtype = op_type, np.dtype(dtype)
-        if self.dtype not in _ELEMENT_TYPES:
-            raise ValueError(f"{op_type} has maps of float32 or float16, not of {self.dtype}")
+        if self.dtype not in _ELEMENT_TYPES or (op_type in INT8_OPERATORS and self.dtype != np.float32):
+            allowed = "float32" if op_type in INT8_OPERATORS else "float32 or float16"
+            raise ValueError(f"{op_type} has maps of {allowed}, not of {self.dtype}")
         held = [np.ascontiguousarray(weights[name], np.float32) for name in WEIGHTS[op_type]]
         sizes = (ctypes.c_int64 * 7)(*astuple(self.sizes))
-        number = OPERATORS.index(op_type)
+        number = (*OPERATORS, *INT8_OPERATORS).index(op_type)
         unfit: bytes | None = _library().msmamba_block_unfit(number, sizes)
         if unfit is not None:
             raise ValueError(f"{op_type}: {unfit.decode()}: {self.sizes}")
@@ -153,7 +171,7 @@ class BlockOperator:
             "ScanOutputs": [(*image, sizes.half)],
             "MIFA": [(*image, 2 * sizes.half)],
         }
-        return shapes[self.op_type]
+        return shapes[self.op_type.removesuffix(INT8)]
 
     def run(self, batch: int, maps: Sequence[Map], outputs: Sequence[Map]) -> None:
         """Computes ``outputs``, which stay the caller's.
@@ -202,7 +220,7 @@ class BlockOperator:
             "ScanOutputs": [(*grouped, sizes.inner), (*grouped, sizes.inner), (*grouped, sizes.model)],
             "MIFA": [(*image, sizes.half), (*image, sizes.half)],
         }
-        return shapes[self.op_type]
+        return shapes[self.op_type.removesuffix(INT8)]
 
 
 def _addresses(arrays: Sequence[Map]) -> ctypes.Array[ctypes.c_void_p]:

@@ -6,9 +6,10 @@ convolutions need their number of groups as an attribute, which each node passes
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from . import DOMAIN, LAYER_NORM_EPSILON
+from . import DOMAIN, INT8, INT8_VALUES, INT8_WEIGHTS, LAYER_NORM_EPSILON
 
 if TYPE_CHECKING:
     from onnx import FunctionProto
@@ -155,13 +156,89 @@ MIFA <channels> (local, scanned, conv_weight, conv_bias, attention_weight) => (y
 }
 
 
+def _rounded(value: str, result: str) -> str:
+    """Lines that give ``result``, which is ``value`` at the integers that int8 holds."""
+    return f"""  {result}_int8 = QuantizeLinear ({value}, {value.removesuffix("_wide")}_scale, zero)
+  {result} = DequantizeLinear ({result}_int8, {value.removesuffix("_wide")}_scale, zero)"""
+
+
+def _product(left: str, weight: str, result: str) -> str:
+    """Lines of a matrix product whose operands come out of int8."""
+    return f"""{_rounded(left, f"{left}_read")}
+  {weight}_read = DequantizeLinear <axis = 1> ({weight}, {weight}_scale)
+  {result} = MatMul ({left}_read, {weight}_read)"""
+
+
+_ZERO = "  zero = Constant <value = int8 {0}> ()\n"
+_INT8_LINES = {
+    "LocalBranch": {
+        "  half, other_half": f"{_ZERO}  half, other_half",
+        "  projected = Conv <kernel_shape = [1, 1]> (expanded_kept, project_weight, project_bias)": f"""
+{_rounded("expanded_kept", "expanded_kept_read")}
+  project_weight_read = DequantizeLinear <axis = 0> (project_weight, project_weight_scale)
+  projected_wide = Conv <kernel_shape = [1, 1]> (expanded_kept_read, project_weight_read, project_bias)
+{_rounded("projected_wide", "projected")}""",
+    },
+    "ScanInputs": {
+        "step_weight,": "features_weight,",
+        "step_expand, input_weight, output_weight": "step_expand",
+        "  any = Constant": f"""{_ZERO}  two = Constant <value_ints = [2]> ()
+  step_width = Shape <start = 0, end = 1> (step_expand)
+  product_width = Shape <start = 1, end = 2> (features_weight)
+  states_width = Sub (product_width, step_width)
+  state_width = Div (states_width, two)
+  widths = Concat <axis = 0> (step_width, state_width, state_width)
+  any = Constant""",
+        "  projected = MatMul (tokens, in_weight)": _product("tokens", "in_weight", "projected"),
+        "  step_features = MatMul (features, step_weight)": (
+            _product("features", "features_weight", "merged")
+            + "\n  step_features, inputs, outputs = Split <axis = -1> (merged, widths)"
+        ),
+        "  steps = MatMul (step_features, step_expand)": _product("step_features", "step_expand", "steps"),
+        "  inputs = MatMul (features, input_weight)\n": "",
+        "  outputs = MatMul (features, output_weight)\n": "",
+    },
+    "ScanOutputs": {
+        "  any = Constant": f"{_ZERO}  any = Constant",
+        "  product = MatMul (gated, project_weight)": _product("gated", "project_weight", "product"),
+    },
+}
+"""What the functions with int8 products have in place of lines of the others."""
+
+
+def _int8_body(op_type: str) -> str:
+    body = _BODIES[op_type]
+    for line, replaced in _INT8_LINES[op_type].items():
+        before, found, after = body.partition(line)
+        if not found:
+            raise ValueError(f"{op_type} has no line {line!r}")
+        body = before + replaced + after
+    scales = ", ".join(f"{name}_scale" for name in (*INT8_WEIGHTS[op_type], *INT8_VALUES[op_type]))
+    before, name, after = body.partition(op_type)
+    inputs, end, rest = after.partition(")")
+    return f"{before}{name}{INT8}{inputs}, {scales}{end}{rest}"
+
+
 def block_functions(opset: int) -> list[FunctionProto]:
     """All functions, to be added to a model's ``functions``.
 
     Args:
         opset: the model's version of the standard operators, at least 20 (Gelu).
     """
+    return _parsed(_BODIES.values(), opset)
+
+
+def int8_block_functions(opset: int) -> list[FunctionProto]:
+    """The functions with int8 products.
+
+    Args:
+        opset: the model's version of the standard operators, at least 20 (Gelu).
+    """
+    return _parsed(map(_int8_body, INT8_WEIGHTS), opset)
+
+
+def _parsed(bodies: Iterable[str], opset: int) -> list[FunctionProto]:
     from onnx import parser
 
     header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>'
-    return [parser.parse_function(header + body) for body in _BODIES.values()]
+    return [parser.parse_function(header + body) for body in bodies]

@@ -64,9 +64,23 @@ void run_over(msmamba::ElementType element, int64_t half, int64_t groups, int64_
        {D, D, D * d, d, 9 * q, q, 1, h, h},
        {images * h}},
       {BlockOperator::kMIFA, {images * h, images * h}, {9 * h, h, 2 * h}, {images * 2 * h}},
+      {BlockOperator::kLocalBranchInt8,
+       {images * 2 * h},
+       {h, h, 9 * h, h, 18 * h, 2 * h, 2 * h * h, h, h, 1, 1},
+       {images * h}},
+      {BlockOperator::kScanInputsInt8,
+       {images * 2 * h},
+       {h, h, d * 2 * D, 9 * D, D, D * (S + 2 * N), S * 4 * D, 2 * D, S + 2 * N, 4 * D, 1, 1, 1},
+       {grouped * d, grouped * D, grouped * D, grouped * 4 * D, grouped * N, grouped * N}},
+      {BlockOperator::kScanOutputsInt8,
+       {grouped * D, grouped * D, grouped * d},
+       {D, D, D * d, d, 9 * q, q, 1, h, h, d, 1},
+       {images * h}},
   };
   for (const auto& c : cases) {
-    if (c.op == BlockOperator::kScanOutputs && map.height != map.width) continue;
+    const bool swaps = c.op == BlockOperator::kScanOutputs || c.op == BlockOperator::kScanOutputsInt8;
+    if (swaps && map.height != map.width) continue;
+    if (static_cast<int>(c.op) >= msmamba::kFloatOperators && element != msmamba::ElementType::kFloat32) continue;
     const Pointers<float, const float*> weights(c.weights);
     const auto packed = msmamba::PackedOperator::create(c.op, element, sizes, weights.pointers.data());
     Pointers<Element, const void*> maps(c.maps);

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from msmamba.errors import BackendError
-from msmamba.plugins.hybrid_block import OPERATORS
+from msmamba.plugins.hybrid_block import INT8_OPERATORS, OPERATORS
 from msmamba.plugins.hybrid_block import cpu as block
 from msmamba.plugins.selective_scan import cpu as scan
 
@@ -104,6 +104,79 @@ def test_agrees_with_the_definition(op_type: str, case: BlockCase, float16: bool
         rounding = np.finfo(found.dtype).eps * np.abs(expected).max()
         tolerance = max(2 * np.abs(reference - expected).max(), 4 * rounding)
         np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+def integers(values: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.int64]:
+    """What QuantizeLinear gives."""
+    return np.clip(np.rint(values / scale), -128, 127).astype(np.int64)
+
+
+def product(
+    values: NDArray[Any], weights: dict[str, NDArray[Any]], value: str, weight: str
+) -> NDArray[np.float32]:
+    """A product of integers, exact until it is scaled."""
+    scale = weights[f"{value}_scale"]
+    sums = integers(values, scale) @ weights[weight].astype(np.int64)
+    return sums.astype(np.float32) * (scale * weights[f"{weight}_scale"])
+
+
+@each_case
+@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+def test_int8_products_of_scan_inputs_are_those_of_the_integers_bit_for_bit(
+    case: BlockCase, kernels: str
+) -> None:
+    """Both sides of each product are known: tokens and features come out unrounded."""
+    select_kernels(kernels)
+    weights = case.weights("ScanInputsInt8")
+    tokens, gate, features, delta, B, C = run("ScanInputsInt8", case)
+    inner, states = features.shape[-1], B[0, 0, 0].size
+    projected = product(tokens, weights, "tokens", "in_weight")
+    np.testing.assert_array_equal(gate, projected[..., inner:])
+    merged = product(features, weights, "features", "features_weight")
+    steps, inputs, outputs = np.split(merged, [merged.shape[-1] - 2 * states, merged.shape[-1] - states], -1)
+    np.testing.assert_array_equal(B, inputs.reshape(B.shape))
+    np.testing.assert_array_equal(C, outputs.reshape(C.shape))
+    expected = product(steps, weights, "step_features", "step_expand")
+    np.testing.assert_array_equal(delta, expected.reshape(delta.shape))
+
+
+@pytest.mark.parametrize("half", [8, 24, 40, 272])
+@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+def test_an_int8_local_branch_of_whole_numbers_gives_the_function_s_bits(half: int, kernels: str) -> None:
+    """All that stands before its product is exact there, and so are both of its scales."""
+    select_kernels(kernels)
+    case, generator = BlockCase(half, side=5), np.random.default_rng(half)
+    weights = case.weights("LocalBranchInt8")
+    for name, array in weights.items():
+        whole = generator.integers(-2, 3, array.shape).astype(np.float32)
+        weights[name] = array if array.dtype == np.int8 else whole
+    weights["scale"] = np.ones_like(weights["scale"])
+    weights["project_weight_scale"] = np.full_like(weights["project_bias"], 1 / 64)
+    weights |= {"expanded_kept_scale": np.float32(1), "projected_scale": np.float32(4)}
+    x = generator.integers(-2, 3, (1, 5, 5, 2 * half)).astype(np.float32)
+    model = block_model("LocalBranchInt8", case, constant_weights=False).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x, **{name: np.asarray(each) for name, each in weights.items()}})
+    with block.BlockOperator("LocalBranchInt8", weights) as operator:
+        (local,) = operator(1, x)
+    np.testing.assert_array_equal(local, expected)
+    assert len(np.unique(local)) > 10
+
+
+@each_case
+@pytest.mark.parametrize("op_type", INT8_OPERATORS)
+@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+def test_operators_with_int8_products_agree_with_their_functions(
+    op_type: str, case: BlockCase, kernels: str
+) -> None:
+    select_kernels(kernels)
+    for found, expected in zip(run(op_type, case), by_function(op_type, case), strict=True):
+        off = np.abs(found - expected) > 1e-4 * np.abs(expected).max()
+        # A value between two integers, told apart by its last bit, may be rounded to either.
+        assert off.mean() < 0.02
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0.1 * np.abs(expected).max())
 
 
 @each_case

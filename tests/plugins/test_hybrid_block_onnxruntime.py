@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from msmamba.errors import BackendError
-from msmamba.plugins.hybrid_block import OPERATORS
+from msmamba.plugins.hybrid_block import INT8_OPERATORS, OPERATORS
 from msmamba.plugins.hybrid_block import cpu as block
 from msmamba.plugins.selective_scan import cpu as scan
 
@@ -37,7 +37,9 @@ def native_session(model: Any, threads: int = 2) -> Any:
 
 
 def by_library(op_type: str, case: BlockCase = CASE, dtype: Any = np.float32) -> Any:
-    weights = of_type(case.weights(op_type), dtype)
+    weights = case.weights(op_type)
+    if dtype == np.float16:
+        weights = of_type(weights, dtype)
     with block.BlockOperator(op_type, weights, dtype) as operator:
         return operator(case.batch, *of_type(case.maps(op_type), dtype).values())
 
@@ -65,12 +67,13 @@ def test_the_session_gives_the_bits_of_the_library(op_type: str, dtype: Any, thr
 def test_the_kernel_takes_precedence_over_the_model_s_function(op_type: str, dtype: Any) -> None:
     model = block_model(op_type, CASE, dtype=dtype)
     feeds = of_type(CASE.maps(op_type), dtype)
+    (function,) = model.functions  # made one that gives its first input back, so that its answers are others
+    del function.node[:]
+    for output in function.output:
+        function.node.append(onnx.helper.make_node("Identity", function.input[:1], [output]))
     plain = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    by_function = plain.run(None, feeds)
-    expected = by_library(op_type, dtype=dtype)
-    # Otherwise the last line would prove nothing.
-    assert any(not np.array_equal(one, other) for one, other in zip(by_function, expected, strict=True))
-    assert_same(native_session(model).run(None, feeds), expected)
+    assert_same(plain.run(None, feeds)[:1], list(feeds.values())[:1])
+    assert_same(native_session(model).run(None, feeds), by_library(op_type, dtype=dtype))
 
 
 @each_operator
@@ -211,6 +214,33 @@ def test_maps_without_images_or_positions_end_no_process_through_the_other_door(
         assert operator(0, *(array[:0] for array in CASE.maps("MIFA").values()))[0].shape == (0, 6, 6, 48)
         with pytest.raises(BackendError, match="the map is empty"):
             operator(3, *(array[:, :0] for array in CASE.maps("MIFA").values()))
+
+
+each_int8_operator = pytest.mark.parametrize("op_type", INT8_OPERATORS)
+
+
+@each_int8_operator
+@pytest.mark.parametrize("constant_weights", [True, False], ids=["constants", "inputs"])
+def test_int8_products_come_in_through_the_session_with_the_library_s_bits(
+    op_type: str, constant_weights: bool
+) -> None:
+    model = block_model(op_type, CASE, constant_weights=constant_weights)
+    feeds = CASE.maps(op_type) | ({} if constant_weights else CASE.weights(op_type))
+    assert_same(native_session(model).run(None, feeds), by_library(op_type))
+
+
+@each_int8_operator
+def test_every_dimension_of_int8_operators_is_checked(op_type: str) -> None:
+    session = native_session(block_model(op_type, DISTINCT, function=False, constant_weights=False))
+    whole = DISTINCT.maps(op_type) | DISTINCT.weights(op_type)
+    for name, array in whole.items():
+        if name in ("x", "y"):  # the first map says how many images there are, and how large
+            continue
+        for axis, side in enumerate(array.shape):
+            for other in (0, side + 3):
+                shape = (*array.shape[:axis], other, *array.shape[axis + 1 :])
+                with pytest.raises(Exception, match=f"{op_type}: "):
+                    session.run(None, whole | {name: np.zeros(shape, array.dtype)})
 
 
 STATED = [

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "../../selective_scan/native/aligned_memory.h"
+#include "../../selective_scan/native/processor.h"
 
 namespace msmamba {
 
@@ -27,6 +28,19 @@ const BlockKernels& block_kernels() {
   }
 #endif
   return kBaselineBlockKernels;
+}
+
+const OperatorKernels& kernels_of(BlockOperator op, ElementType element) {
+  const BlockKernels& kernels = block_kernels();
+  const int number = static_cast<int>(op);
+  if (number < kFloatOperators) return kernels.elements[static_cast<int>(element)].operators[number];
+#if defined(__x86_64__)
+  // Those of AVX-512 multiply with VNNI, which its first processors lack.
+  if (&kernels == &kAvx512BlockKernels && !this_processor().avx512_vnni) {
+    return kAvx2BlockKernels.int8[number - kFloatOperators];
+  }
+#endif
+  return kernels.int8[number - kFloatOperators];
 }
 
 // Memory that a thread keeps from one call to the next: fresh memory costs a page fault every 4 KiB, more than
@@ -146,12 +160,15 @@ const char* unfit_sizes(BlockOperator op, const BlockSizes& sizes) {
   if (sizes.half < 1) return "there are no channels";
   switch (op) {
     case BlockOperator::kLocalBranch:
+    case BlockOperator::kLocalBranchInt8:
       return nullptr;
     case BlockOperator::kScanInputs:
+    case BlockOperator::kScanInputsInt8:
     case BlockOperator::kScanOutputs:
+    case BlockOperator::kScanOutputsInt8:
       if (sizes.model < 1 || sizes.inner < 1) return "a group or the scan has no channels";
       if (sizes.half % sizes.model != 0) return "the channels do not divide into groups";
-      if (op == BlockOperator::kScanInputs) {
+      if (op == BlockOperator::kScanInputs || op == BlockOperator::kScanInputsInt8) {
         if (sizes.steps < 1 || sizes.states < 1) return "the scan has no step features or no states";
         const bool whole = sizes.steps % kDirections == 0 && sizes.states % kDirections == 0;
         return whole ? nullptr : "step features or states do not divide into 4 directions";
@@ -177,7 +194,7 @@ PackedOperator::~PackedOperator() { free_aligned(packed_); }
 
 std::unique_ptr<PackedOperator> PackedOperator::create(BlockOperator op, ElementType element, const BlockSizes& sizes,
                                                        const float* const* weights) {
-  const OperatorKernels& kernels = block_kernels().elements[static_cast<int>(element)].operators[static_cast<int>(op)];
+  const OperatorKernels& kernels = kernels_of(op, element);
   void* const packed = allocate_aligned(kernels.packed_bytes(sizes));
   if (packed == nullptr) return nullptr;
   kernels.pack(sizes, weights, packed);

@@ -12,9 +12,6 @@
 
 namespace {
 
-using Local = LocalBranch<MSMAMBA_LANES>;
-using Inputs = ScanInputs<MSMAMBA_LANES>;
-using Outputs = ScanOutputs<MSMAMBA_LANES>;
 using Fusion = MIFA<MSMAMBA_LANES>;
 
 constexpr msmamba::Phase by_positions(int64_t count, decltype(msmamba::Phase::run) run) {
@@ -30,19 +27,40 @@ constexpr msmamba::OperatorKernels kernels_of(msmamba::Phase first, msmamba::Pha
   return {Operator::packed_bytes, Operator::pack, Operator::shared_bytes, Operator::scratch_bytes, 2, {first, second}};
 }
 
+template <typename Element, typename Arithmetic>
+constexpr msmamba::OperatorKernels local_branch() {
+  using Local = LocalBranch<MSMAMBA_LANES, Arithmetic>;
+  return kernels_of<Local>(by_positions(256, Local::template convolve<Element>),
+                           by_positions(Local::kTilePositions, Local::template project<Element>));
+}
+
+template <typename Element, typename Arithmetic>
+constexpr msmamba::OperatorKernels scan_inputs() {
+  using Inputs = ScanInputs<MSMAMBA_LANES, Arithmetic>;
+  return kernels_of<Inputs>(by_positions(Inputs::kTilePositions, Inputs::template project<Element>),
+                            by_positions(Inputs::kTilePositions, Inputs::template expand<Element>));
+}
+
+template <typename Element, typename Arithmetic>
+constexpr msmamba::OperatorKernels scan_outputs() {
+  using Outputs = ScanOutputs<MSMAMBA_LANES, Arithmetic>;
+  return kernels_of<Outputs>(by_positions(Outputs::kTilePositions, Outputs::template project<Element>),
+                             by_rows(64, Outputs::template merge<Element>));
+}
+
 // The operators over maps of one element type.
 template <typename Element>
 constexpr msmamba::ElementKernels kernels_over() {
+  using Arithmetic = Floats<MSMAMBA_LANES>;
   return {{
-      kernels_of<Local>(by_positions(256, Local::convolve<Element>),
-                        by_positions(Local::kTilePositions, Local::project<Element>)),
-      kernels_of<Inputs>(by_positions(Inputs::kTilePositions, Inputs::project<Element>),
-                         by_positions(Inputs::kTilePositions, Inputs::expand<Element>)),
-      kernels_of<Outputs>(by_positions(Outputs::kTilePositions, Outputs::project<Element>),
-                          by_rows(64, Outputs::merge<Element>)),
+      local_branch<Element, Arithmetic>(),
+      scan_inputs<Element, Arithmetic>(),
+      scan_outputs<Element, Arithmetic>(),
       kernels_of<Fusion>(by_rows(64, Fusion::fuse<Element>), by_rows(512, Fusion::attend<Element>)),
   }};
 }
+
+using Int8 = Integers<MSMAMBA_LANES>;
 
 }  // namespace
 
@@ -52,6 +70,7 @@ extern const BlockKernels MSMAMBA_BLOCK_KERNELS;
 const BlockKernels MSMAMBA_BLOCK_KERNELS = {
     MSMAMBA_KERNELS_NAME,
     {kernels_over<float>(), kernels_over<Half>()},
+    {local_branch<float, Int8>(), scan_inputs<float, Int8>(), scan_outputs<float, Int8>()},
 };
 
 }  // namespace msmamba

@@ -10,7 +10,7 @@
 
 namespace {
 
-template <int Lanes>
+template <int Lanes, typename Arithmetic>
 class LocalBranch {
  public:
   static constexpr int64_t kTilePositions = 64;
@@ -41,10 +41,18 @@ class LocalBranch {
       fill_row<Lanes>(weights.expand_bias + filter * padded, half,
                       [&](int64_t c) { return expand_bias[2 * c + filter]; });
     }
-    weights.project.pack([&](int64_t k, int64_t column) {
+    const auto project_weight = [&](int64_t k, int64_t column) {
       const int64_t filter = k / padded, c = k % padded;
       return c < half ? project[column * 2 * half + 2 * c + filter] : 0.0f;
-    });
+    };
+    if constexpr (Arithmetic::kInteger) {
+      const float *project_scale = source[8], *expanded_scale = source[9], *projected_scale = source[10];
+      weights.project.pack(project_weight, [&](int64_t column) { return *expanded_scale * project_scale[column]; });
+      weights.scales[0] = *expanded_scale;
+      weights.scales[1] = *projected_scale;
+    } else {
+      weights.project.pack(project_weight);
+    }
     copy_row<Lanes>(weights.project_bias, project_bias, half);
   }
 
@@ -53,9 +61,8 @@ class LocalBranch {
     return static_cast<size_t>(map.batch * map.positions() * whole_vectors<Lanes>(sizes.half)) * sizeof(float);
   }
 
-  // After the expanding convolution: (kTilePositions, 2, P).
   static size_t scratch_bytes(const msmamba::BlockSizes& sizes, const msmamba::MapShape&) {
-    return static_cast<size_t>(kTilePositions * 2 * whole_vectors<Lanes>(sizes.half)) * sizeof(float);
+    return layout_bytes<Buffers>(sizes);
   }
 
   template <typename Element>
@@ -82,12 +89,13 @@ class LocalBranch {
   }
 
   template <typename Element>
-  static void project(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* scratch) {
+  static void project(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* memory) {
     const int64_t half = call.sizes.half, padded = whole_vectors<Lanes>(half);
     const int64_t height = call.map.height, width = call.map.width, first_position = tile.image * height * width;
     const auto weights = layout_in<Weights>(call.packed, call.sizes);
     const float* const source = static_cast<const float*>(call.shared) + first_position * padded;
-    float* const expanded = static_cast<float*>(scratch);
+    const auto buffers = layout_in<Buffers>(memory, call.sizes);
+    float* const expanded = buffers.expanded;
     Element* const local = map_out<Element>(call, 0) + (first_position + tile.first) * half;
 
     for_each_row(tile.first, tile.last, width, [&](int64_t row, int64_t first, int64_t last) {
@@ -105,9 +113,16 @@ class LocalBranch {
             });
       }
     });
-    weights.project.multiply({expanded, 2 * padded}, tile.last - tile.first, RowsTo{local, half},
+    const int64_t count = tile.last - tile.first;
+    const auto rows = left_side<Lanes, Arithmetic>({expanded, 2 * padded}, count, 2 * padded, weights.scales,
+                                                   buffers.integers);
+    weights.project.multiply(rows, count, RowsTo{local, half},
                              [&](int64_t column, Float<Lanes> product) MSMAMBA_INLINE_BODY {
-                               return relu<Lanes>(product + load<Lanes>(weights.project_bias + column));
+                               Float<Lanes> value = product + load<Lanes>(weights.project_bias + column);
+                               if constexpr (Arithmetic::kInteger) {
+                                 value = rounded_to<Lanes>(value, broadcast<Lanes>(weights.scales[1]));
+                               }
+                               return relu<Lanes>(value);
                              });
   }
 
@@ -142,7 +157,8 @@ class LocalBranch {
           expand(padded_rows(scratch, sizes, 2 * kTaps)),
           expand_bias(padded_rows(scratch, sizes, 2)),
           project(2 * whole_vectors<Lanes>(sizes.half), sizes.half, scratch),
-          project_bias(padded_rows(scratch, sizes, 1)) {}
+          project_bias(padded_rows(scratch, sizes, 1)),
+          scales(scratch.floats(2)) {}
 
     static float* padded_rows(Scratch& scratch, const msmamba::BlockSizes& sizes, int64_t rows) {
       return scratch.floats(rows * whole_vectors<Lanes>(sizes.half));
@@ -152,8 +168,18 @@ class LocalBranch {
     float* depthwise_bias;  // (rows' borders, columns' borders, P), with what the norm's shift adds
     float* expand;          // (2, 9, P): the first output of each channel, then the second
     float* expand_bias;     // (2, P)
-    Matrix<Lanes> project;  // (2 * P, h), rows in the order of the expanded channels
+    Matrix<Lanes, Arithmetic> project;  // (2 * P, h), rows in the order of the expanded channels
     float* project_bias;    // (P)
+    float* scales;          // of integers: what one is worth after the expanding convolution, and after the product
+  };
+
+  struct Buffers {
+    Buffers(const msmamba::BlockSizes& sizes, Scratch& scratch)
+        : expanded(scratch.floats(kTilePositions * 2 * whole_vectors<Lanes>(sizes.half))),
+          integers(words_of<Lanes, Arithmetic>(scratch, kTilePositions, 2 * whole_vectors<Lanes>(sizes.half))) {}
+
+    float* expanded;                     // (kTilePositions, 2, P)
+    typename Arithmetic::Word* integers; // the same, of integers
   };
 };
 

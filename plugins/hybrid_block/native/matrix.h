@@ -1,13 +1,14 @@
 // Products of a few rows with a weight matrix, the matrix laid out once for the kernel.
 //
-// Columns stand in panels of up to three vectors, each panel (depth, vectors, lanes), so that the innermost loop
+// Columns stand in panels of up to three vectors, each panel (words, vectors, lanes), so that the innermost loop
 // reads one stream; a panel stays in the second-level cache while all rows of the tile pass over it. Rows
 // beyond a column's first and last weight that is not zero are left out, panel by panel: what a
-// block-diagonal matrix costs is its blocks.
+// block-diagonal matrix costs is its blocks. What the numbers are is the arithmetic's (`integers.h`); the depth is
+// counted in its words.
 #pragma once
 
 #include "../../selective_scan/native/scratch.h"
-#include "lanes.h"
+#include "integers.h"
 
 namespace {
 
@@ -27,45 +28,55 @@ constexpr int rows_at_once() {
 #endif
 }
 
-// Rows in memory, `stride` elements apart.
-struct RowsOf {
-  const float* start;
-  int64_t stride;
-};
-template <typename Element>
-struct RowsTo {
-  Element* start;
-  int64_t stride;
-};
-template <typename Element>
-RowsTo(Element*, int64_t) -> RowsTo<Element>;
-
-template <int Lanes>
+template <int Lanes, typename Arithmetic>
 class Matrix {
+  using Word = typename Arithmetic::Word;
+  using Sum = typename Arithmetic::Sum;
+
  public:
   Matrix(int64_t depth, int64_t columns, Scratch& scratch)
       : depth_(depth),
+        words_((depth + Arithmetic::kValues - 1) / Arithmetic::kValues),
         columns_(columns),
         vectors_(whole_vectors<Lanes>(columns) / Lanes),
         panels_((vectors_ + kPanelVectors - 1) / kPanelVectors),
-        weights_(scratch.floats(depth * vectors_ * Lanes)),
-        spans_(scratch.integers(2 * panels_)) {}
+        weights_(reinterpret_cast<Word*>(scratch.floats(words_ * vectors_ * Lanes))),
+        spans_(scratch.integers(2 * panels_)),
+        scales_(Arithmetic::kInteger ? scratch.floats(vectors_ * Lanes) : nullptr),
+        offsets_(Arithmetic::kInteger ? reinterpret_cast<int32_t*>(scratch.floats(vectors_ * Lanes)) : nullptr) {}
 
-  // `weight(k, column)` for every row k of the matrix and every column.
+  // `weight(k, column)` for every row k of the matrix and every column; of integers `scale(column)` too, what one of
+  // the product is worth.
+  template <typename Weight, typename Scale>
+  void pack(Weight weight, Scale scale) {
+    pack(weight);
+    if constexpr (Arithmetic::kInteger) {
+      for (int64_t column = 0; column < vectors_ * Lanes; ++column) {
+        int32_t sum = 0;
+        for (int64_t k = 0; column < columns_ && k < depth_; ++k) sum += static_cast<int32_t>(weight(k, column));
+        offsets_[column] = Arithmetic::kOffset * sum;
+        scales_[column] = column < columns_ ? scale(column) : 0.0f;
+      }
+    }
+  }
+
   template <typename Weight>
   void pack(Weight weight) {
     const Shares panels(vectors_, panels_);
     for (int64_t panel = 0; panel < panels_; ++panel) {
       const int64_t first = panels.first(panel) * Lanes, width = panels.size(panel) * Lanes;
-      float* const target = weights_ + first * depth_;
-      int64_t begin = depth_, end = 0;
-      for (int64_t k = 0; k < depth_; ++k) {
+      Word* const target = weights_ + first * words_;
+      int64_t begin = words_, end = 0;
+      for (int64_t w = 0; w < words_; ++w) {
         for (int64_t i = 0; i < width; ++i) {
-          const float value = first + i < columns_ ? weight(k, first + i) : 0.0f;
-          target[k * width + i] = value;
-          if (value != 0.0f) {
-            begin = k < begin ? k : begin;
-            end = k + 1;
+          const Word word = Arithmetic::word([&](int j) {
+            const int64_t k = w * Arithmetic::kValues + j;
+            return k < depth_ && first + i < columns_ ? weight(k, first + i) : 0.0f;
+          });
+          target[w * width + i] = word;
+          if (word != 0) {
+            begin = w < begin ? w : begin;
+            end = w + 1;
           }
         }
       }
@@ -76,13 +87,13 @@ class Matrix {
 
   // target = finish(column, a * matrix), vector by vector, for `count` rows of `a` (count, depth).
   template <typename Element, typename Finish>
-  MSMAMBA_INLINE void multiply(RowsOf a, int64_t count, RowsTo<Element> target, Finish finish) const {
+  MSMAMBA_INLINE void multiply(RowsOf<Word> a, int64_t count, RowsTo<Element> target, Finish finish) const {
     // Strips of even height: a short last one would wait for its own sums.
     constexpr int kRows = rows_at_once<Lanes>();
     const Shares strips(count, (count + kRows - 1) / kRows), panels(vectors_, panels_);
     // A small matrix stays near while whole rows of the product are written one after the other, as the
     // machine's prefetching likes them; of a large one each panel is fetched once for all rows.
-    const bool by_rows = depth_ * vectors_ * Lanes <= kSmallMatrix;
+    const bool by_rows = words_ * vectors_ * Lanes <= kSmallMatrix;
     const int64_t outer = by_rows ? strips.parts : panels.parts, inner = by_rows ? panels.parts : strips.parts;
     for (int64_t i = 0; i < outer; ++i) {
       for (int64_t j = 0; j < inner; ++j) {
@@ -104,7 +115,7 @@ class Matrix {
 
   // The product as it is.
   template <typename Element>
-  MSMAMBA_INLINE void multiply(RowsOf a, int64_t count, RowsTo<Element> target) const {
+  MSMAMBA_INLINE void multiply(RowsOf<Word> a, int64_t count, RowsTo<Element> target) const {
     multiply(a, count, target, [](int64_t, Float<Lanes> value) MSMAMBA_INLINE_BODY { return value; });
   }
 
@@ -124,7 +135,7 @@ class Matrix {
   // One strip of rows times one panel.
   template <typename Element>
   struct Block {
-    RowsOf a;
+    RowsOf<Word> a;
     RowsTo<Element> target;
     int64_t height;
     int64_t vector;       // the panel's first
@@ -145,7 +156,7 @@ class Matrix {
         __builtin_prefetch(block.target.start + r * block.target.stride + v * Lanes, 1);
       }
     }
-    Float<Lanes> sums[Rows][Vectors];
+    Sum sums[Rows][Vectors];
     sum_products(block, sums);
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) {
@@ -153,7 +164,9 @@ class Matrix {
       Element* const target = block.target.start + v * Lanes;
       const auto write = [&](auto used) MSMAMBA_INLINE_BODY {
 #pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) store<Lanes>(target + r * block.target.stride, finish(column, sums[r][v]), used);
+        for (int r = 0; r < Rows; ++r) {
+          store<Lanes>(target + r * block.target.stride, finish(column, product(column, sums[r][v])), used);
+        }
       };
       if (column + Lanes <= columns_) {
         write(AllLanes<Lanes>{});
@@ -164,35 +177,48 @@ class Matrix {
   }
 
   template <int Rows, int Vectors, typename Element>
-  MSMAMBA_INLINE void sum_products(const Block<Element>& block, Float<Lanes> (&sums)[Rows][Vectors]) const {
+  MSMAMBA_INLINE void sum_products(const Block<Element>& block, Sum (&sums)[Rows][Vectors]) const {
     const int64_t begin = block.span[0], end = block.span[1];
-    const float* weights = weights_ + (block.vector * depth_ + begin * Vectors) * Lanes;
-    const float* a[Rows];
+    const Word* weights = weights_ + (block.vector * words_ + begin * Vectors) * Lanes;
+    const Word* a[Rows];
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       a[r] = block.a.start + r * block.a.stride;
 #pragma GCC unroll 3
-      for (int v = 0; v < Vectors; ++v) sums[r][v] = Float<Lanes>{};
+      for (int v = 0; v < Vectors; ++v) sums[r][v] = Sum{};
     }
-    for (int64_t k = begin; k < end; ++k, weights += Vectors * Lanes) {
-      Float<Lanes> weight[Vectors];
+    for (int64_t w = begin; w < end; ++w, weights += Vectors * Lanes) {
+      Sum weight[Vectors];
 #pragma GCC unroll 3
-      for (int v = 0; v < Vectors; ++v) weight[v] = load<Lanes>(weights + v * Lanes);
+      for (int v = 0; v < Vectors; ++v) weight[v] = Arithmetic::vector(weights + v * Lanes);
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
-        const Float<Lanes> value = broadcast<Lanes>(a[r][k]);
+        const Sum value = Arithmetic::broadcast(a[r][w]);
 #pragma GCC unroll 3
-        for (int v = 0; v < Vectors; ++v) sums[r][v] += value * weight[v];
+        for (int v = 0; v < Vectors; ++v) Arithmetic::add(sums[r][v], value, weight[v]);
       }
     }
   }
 
+  // What a vector of sums comes to.
+  MSMAMBA_INLINE Float<Lanes> product(int64_t column, Sum sum) const {
+    if constexpr (Arithmetic::kInteger) {
+      const Int<Lanes> exact = sum + load_integers<Lanes>(offsets_ + column);
+      return __builtin_convertvector(exact, Float<Lanes>) * load<Lanes>(scales_ + column);
+    } else {
+      return sum;
+    }
+  }
+
   int64_t depth_;
+  int64_t words_;
   int64_t columns_;
   int64_t vectors_;
   int64_t panels_;
-  float* weights_;  // panel after panel (depth, vectors, lanes)
+  Word* weights_;   // panel after panel (words, vectors, lanes)
   int64_t* spans_;  // (panels, 2)
+  float* scales_;   // (vectors, lanes), of integers
+  int32_t* offsets_;
 };
 
 }  // namespace

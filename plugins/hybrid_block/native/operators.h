@@ -10,8 +10,19 @@
 
 namespace msmamba {
 
-enum class BlockOperator : int32_t { kLocalBranch = 0, kScanInputs = 1, kScanOutputs = 2, kMIFA = 3 };
-constexpr int kBlockOperators = 4;
+enum class BlockOperator : int32_t {
+  kLocalBranch = 0,
+  kScanInputs = 1,
+  kScanOutputs = 2,
+  kMIFA = 3,
+  // With int8 products, over float32 maps.
+  kLocalBranchInt8 = 4,
+  kScanInputsInt8 = 5,
+  kScanOutputsInt8 = 6
+};
+constexpr int kBlockOperators = 7;
+constexpr int kFloatOperators = 4;
+constexpr int kInt8Operators = kBlockOperators - kFloatOperators;
 
 // Sizes that the weights fix.
 struct BlockSizes {
@@ -65,7 +76,7 @@ constexpr int kMostPhases = 2;
 // One operator on one instruction set. Memory is aligned to 64 bytes, sizes are in bytes.
 struct OperatorKernels {
   size_t (*packed_bytes)(const BlockSizes&);
-  // Lays the weights, in the contract's order, out as the kernels read them.
+  // Lays the weights, in the contract's order, out as the kernels read them; int8 ones come as floats.
   void (*pack)(const BlockSizes&, const float* const* weights, void* packed);
   size_t (*shared_bytes)(const BlockSizes&, const MapShape&);
   size_t (*scratch_bytes)(const BlockSizes&, const MapShape&);
@@ -78,13 +89,14 @@ constexpr int kBlockElements = 2;
 
 // The kernels over maps of one element type, by BlockOperator.
 struct ElementKernels {
-  OperatorKernels operators[kBlockOperators];
+  OperatorKernels operators[kFloatOperators];
 };
 
-// The kernels of one instruction set, by ElementType.
+// The kernels of one instruction set, by ElementType, and those with int8 products, by BlockOperator.
 struct BlockKernels {
   const char* name;
   ElementKernels elements[kBlockElements];
+  OperatorKernels int8[kInt8Operators];
 };
 
 }  // namespace msmamba

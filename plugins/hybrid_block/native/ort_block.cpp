@@ -1,5 +1,5 @@
 // The custom operators of the hybrid block for ONNX Runtime: inputs and outputs of the contract
-// (plugins/hybrid_block/__init__.py), all float32 or all float16.
+// (plugins/hybrid_block/__init__.py), all float32 or all float16, but for the weights of int8 products.
 //
 // Weights that the graph holds as constants, as exported models do, are packed once, when the session is
 // made; others on every call. Shapes are checked on every call, since a model file may say anything. The sizes
@@ -19,9 +19,11 @@ namespace {
 //   h  channels of a branch, a `C` of two branches     d  channels of a group
 //   D  inner channels, `E` twice, `X` four times them  S  step features of all directions
 //   N  states of all directions, `n` of one            q  convolved channels
+//   M  step features and twice the states
 struct TensorSpec {
   const char* name;
   const char* letters;
+  bool int8 = false;
 };
 
 // An integer attribute, and the letter of the size that it states; `G` is the number of groups.
@@ -32,7 +34,7 @@ struct AttributeSpec {
 
 constexpr int kMostAttributes = 2;
 constexpr int kMostMaps = 3;
-constexpr int kMostWeights = 9;
+constexpr int kMostWeights = 13;
 constexpr int kMostOutputs = 6;
 
 // Attributes and tensors end with a null name.
@@ -89,6 +91,53 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
      {{"local", "bHWh"}, {"scanned", "bHWh"}},
      {{"conv_weight", "h133"}, {"conv_bias", "h"}, {"attention_weight", "C"}},
      {{"y", "bHWC"}}},
+    {"LocalBranchInt8",
+     {{"channels", 'h'}},
+     {{"x", "bHWC"}},
+     {{"scale", "h"},
+      {"shift", "h"},
+      {"depthwise_weight", "h133"},
+      {"depthwise_bias", "h"},
+      {"expand_weight", "C133"},
+      {"expand_bias", "C"},
+      {"project_weight", "hC11", true},
+      {"project_bias", "h"},
+      {"project_weight_scale", "h"},
+      {"expanded_kept_scale", ""},
+      {"projected_scale", ""}},
+     {{"local", "bHWh"}}},
+    {"ScanInputsInt8",
+     {{"groups", 'G'}, {"channels", 'D'}},
+     {{"x", "bHWC"}},
+     {{"norm_weight", "h"},
+      {"norm_bias", "h"},
+      {"in_weight", "dE", true},
+      {"conv_weight", "D133"},
+      {"conv_bias", "D"},
+      {"features_weight", "DM", true},
+      {"step_expand", "SX", true},
+      {"in_weight_scale", "E"},
+      {"features_weight_scale", "M"},
+      {"step_expand_scale", "X"},
+      {"tokens_scale", ""},
+      {"features_scale", ""},
+      {"step_features_scale", ""}},
+     {{"tokens", "gHWd"}, {"gate", "gHWD"}, {"features", "gHWD"}, {"delta", "gHWKD"}, {"B", "gHWKn"}, {"C", "gHWKn"}}},
+    {"ScanOutputsInt8",
+     {{"groups", 'G'}, {"channels", 'q'}},
+     {{"y", "gHWD"}, {"gate", "gHWD"}, {"tokens", "gHWd"}},
+     {{"out_norm_weight", "D"},
+      {"out_norm_bias", "D"},
+      {"project_weight", "Dd", true},
+      {"project_bias", "d"},
+      {"conv_weight", "q133"},
+      {"conv_bias", "q"},
+      {"residual_scale", "1"},
+      {"norm_weight", "h"},
+      {"norm_bias", "h"},
+      {"project_weight_scale", "d"},
+      {"gated_scale", ""}},
+     {{"scanned", "bHWh"}}},
 };
 
 template <typename Spec>
@@ -102,6 +151,7 @@ constexpr size_t count(const Spec* named) {
 struct Sizes {
   BlockSizes block{};
   MapShape map{};
+  int64_t merged = 0;  // what was found for `M`
 
   int64_t operator[](char letter) const {
     switch (letter) {
@@ -117,6 +167,7 @@ struct Sizes {
       case 'D': return block.inner;
       case 'E': return 2 * block.inner;
       case 'X': return kDirections * block.inner;
+      case 'M': return block.steps + 2 * block.states;
       case 'S': return block.steps;
       case 'N': return block.states;
       case 'n': return block.states / kDirections;
@@ -134,11 +185,13 @@ struct Sizes {
         case 'D': block.inner = weight.dimensions[i]; break;
         case 'S': block.steps = weight.dimensions[i]; break;
         case 'N': block.states = weight.dimensions[i]; break;
+        case 'M': merged = weight.dimensions[i]; break;
         case 'q': block.convolved = weight.dimensions[i]; break;
         default: break;
       }
     }
     block.groups = block.model > 0 ? block.half / block.model : 1;
+    if (merged > 0) block.states = (merged - block.steps) / 2;
   }
 
   // `spec` is of the first map.
@@ -214,17 +267,21 @@ Status* check_attributes(const Kernel& kernel, const Sizes& sizes) {
   return nullptr;
 }
 
-// Weights as float32: those of float16 models are widened.
+// Weights as float32: those of float16 models, and integers, are widened.
 class WideWeights {
  public:
   // The floats of a weight, which lives as long as this and the tensor; null when out of memory.
-  const float* floats(const Input& weight, msmamba::ElementType element) {
-    if (element == msmamba::ElementType::kFloat32) return weight.floats();
+  const float* floats(const Input& weight, bool int8, msmamba::ElementType element) {
+    if (!int8 && element == msmamba::ElementType::kFloat32) return weight.floats();
     int64_t count = 1;
     for (size_t i = 0; i < weight.rank; ++i) count *= weight.dimensions[i];
     std::unique_ptr<float[]>& wide = held_[used_++];
     wide.reset(new (std::nothrow) float[static_cast<size_t>(count + kLanes)]);
     if (wide == nullptr) return nullptr;
+    if (int8) {
+      for (int64_t i = 0; i < count; ++i) wide[static_cast<size_t>(i)] = static_cast<const int8_t*>(weight.data)[i];
+      return wide.get();
+    }
     const Half* const narrow = static_cast<const Half*>(weight.data);
     for (int64_t i = 0; i < count; i += kLanes) {
       const int used = static_cast<int>(count - i < kLanes ? count - i : kLanes);
@@ -255,7 +312,7 @@ Status* pack(const Kernel& kernel, const Input* weights, std::unique_ptr<PackedO
   WideWeights wide;
   const float* pointers[kMostWeights];
   for (size_t i = 0; i < weight_count; ++i) {
-    pointers[i] = wide.floats(weights[i], kernel.op.element);
+    pointers[i] = wide.floats(weights[i], spec.weights[i].int8, kernel.op.element);
     if (pointers[i] == nullptr) return refusal(api, kFail, spec.op_type, "out of memory");
   }
   *packed = PackedOperator::create(kernel.op.op, kernel.op.element, sizes.block, pointers);
@@ -319,7 +376,8 @@ Status* compute(void* kernel_, KernelContext* context) {
     if (Status* failed = check_tensor(api, spec.op_type, spec.maps[i], maps[i], sizes)) return failed;
     inputs[i] = maps[i].data;
   }
-  if (kernel.op.op == BlockOperator::kScanOutputs && sizes.map.height != sizes.map.width) {
+  const bool swaps = kernel.op.op == BlockOperator::kScanOutputs || kernel.op.op == BlockOperator::kScanOutputsInt8;
+  if (swaps && sizes.map.height != sizes.map.width) {
     return refusal(api, kInvalidArgument, spec.op_type, "the map is not square, and its height and width are swapped");
   }
   void* outputs[kMostOutputs];
@@ -354,7 +412,11 @@ BlockOp block_op(BlockOperator kind, msmamba::ElementType element) {
     const OperatorSpec& spec = static_cast<const BlockOp*>(self)->spec();
     return count(spec.maps) + count(spec.weights);
   };
-  op.get_input_type = [](const CustomOp* self, size_t) { return element_of(self); };
+  op.get_input_type = [](const CustomOp* self, size_t index) {
+    const OperatorSpec& spec = static_cast<const BlockOp*>(self)->spec();
+    const size_t map_count = count(spec.maps);
+    return index >= map_count && spec.weights[index - map_count].int8 ? kInt8 : element_of(self);
+  };
   op.get_output_count = [](const CustomOp* self) { return count(static_cast<const BlockOp*>(self)->spec().outputs); };
   op.get_output_type = [](const CustomOp* self, size_t) { return element_of(self); };
   op.get_input_characteristic = [](const CustomOp*, size_t) { return kRequired; };
@@ -375,16 +437,26 @@ BlockOp block_op(BlockOperator kind, msmamba::ElementType element) {
 }  // namespace
 
 Operators block_operators(const Api&) {
-  using Element = msmamba::ElementType;
-  static const BlockOp made[kBlockElements][kBlockOperators] = {
-      {block_op(BlockOperator::kLocalBranch, Element::kFloat32), block_op(BlockOperator::kScanInputs, Element::kFloat32),
-       block_op(BlockOperator::kScanOutputs, Element::kFloat32), block_op(BlockOperator::kMIFA, Element::kFloat32)},
-      {block_op(BlockOperator::kLocalBranch, Element::kFloat16), block_op(BlockOperator::kScanInputs, Element::kFloat16),
-       block_op(BlockOperator::kScanOutputs, Element::kFloat16), block_op(BlockOperator::kMIFA, Element::kFloat16)},
-  };
-  static const CustomOp* const ops[] = {&made[0][0], &made[0][1], &made[0][2], &made[0][3],
-                                        &made[1][0], &made[1][1], &made[1][2], &made[1][3]};
-  return {ops, sizeof ops / sizeof *ops};
+  static const auto made = [] {
+    struct Made {
+      BlockOp singles[kBlockOperators];
+      BlockOp halves[kFloatOperators];
+    } ops;
+    for (int i = 0; i < kBlockOperators; ++i) {
+      ops.singles[i] = block_op(static_cast<BlockOperator>(i), msmamba::ElementType::kFloat32);
+      if (i < kFloatOperators) ops.halves[i] = block_op(static_cast<BlockOperator>(i), msmamba::ElementType::kFloat16);
+    }
+    return ops;
+  }();
+  static const auto ops = [] {
+    struct Pointers {
+      const CustomOp* each[kBlockOperators + kFloatOperators];
+    } pointers;
+    for (int i = 0; i < kBlockOperators; ++i) pointers.each[i] = &made.singles[i];
+    for (int i = 0; i < kFloatOperators; ++i) pointers.each[kBlockOperators + i] = &made.halves[i];
+    return pointers;
+  }();
+  return {ops.each, kBlockOperators + kFloatOperators};
 }
 
 }  // namespace msmamba::ort

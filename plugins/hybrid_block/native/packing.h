@@ -3,7 +3,7 @@
 
 #include "../../selective_scan/native/scratch.h"
 #include "operators.h"
-#include "lanes.h"
+#include "integers.h"
 
 namespace {
 
@@ -34,6 +34,13 @@ MSMAMBA_INLINE Element* map_out(const msmamba::BlockCall& call, int index) {
 template <int Lanes>
 MSMAMBA_INLINE float* padded_row(Scratch& scratch, int64_t count) {
   return scratch.floats(whole_vectors<Lanes>(count));
+}
+
+// `left_side`'s buffer for `count` rows of `depth` values; floats need none.
+template <int Lanes, typename Arithmetic>
+MSMAMBA_INLINE typename Arithmetic::Word* words_of(Scratch& scratch, int64_t count, int64_t depth) {
+  if constexpr (!Arithmetic::kInteger) return nullptr;
+  return reinterpret_cast<typename Arithmetic::Word*>(scratch.floats(count * row_words<Lanes, Arithmetic>(depth)));
 }
 
 // Writes `value(i)` for i < count and zeros up to whole vectors.

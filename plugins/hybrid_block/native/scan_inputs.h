@@ -13,7 +13,7 @@
 
 namespace {
 
-template <int Lanes>
+template <int Lanes, typename Arithmetic>
 class ScanInputs {
  public:
   static constexpr int64_t kTilePositions = 64;
@@ -23,22 +23,46 @@ class ScanInputs {
   }
 
   static void pack(const msmamba::BlockSizes& sizes, const float* const* source, void* packed) {
-    const float *in = source[2], *conv = source[3], *conv_bias = source[4], *steps = source[5],
-                *step_expand = source[6], *inputs = source[7], *outputs = source[8];
+    const float *in = source[2], *conv = source[3], *conv_bias = source[4], *step_expand = source[6];
+    // To step features, B and C: of integers one matrix, whose columns stand side by side.
+    const float *steps = source[5], *inputs, *outputs;
+    int64_t steps_width = sizes.steps, states_width = sizes.states;
+    if constexpr (Arithmetic::kInteger) {
+      inputs = steps + sizes.steps;
+      outputs = inputs + sizes.states;
+      steps_width = states_width = sizes.steps + 2 * sizes.states;
+    } else {
+      inputs = source[7];
+      outputs = source[8];
+    }
     const int64_t inner = sizes.inner, wide = sizes.groups * inner, padded = whole_vectors<Lanes>(wide);
     auto weights = layout_in<Weights>(packed, sizes);
     copy_row<Lanes>(weights.norm_weight, source[0], sizes.half);
     copy_row<Lanes>(weights.norm_bias, source[1], sizes.half);
-    weights.flow.pack([&](int64_t k, int64_t column) { return in[k * 2 * inner + column]; });
-    weights.gate.pack([&](int64_t k, int64_t column) { return in[k * 2 * inner + inner + column]; });
+    // `left` is the product's left side, which is the number of its weight's scales, too.
+    const auto pack_matrix = [&](Matrix<Lanes, Arithmetic>& matrix, int left, int64_t first_column, auto weight) {
+      if constexpr (Arithmetic::kInteger) {
+        const float *const columns = source[7 + left] + first_column, *const rows = source[10 + left];
+        matrix.pack(weight, [&](int64_t column) { return *rows * columns[column]; });
+        weights.scales[left] = *rows;
+      } else {
+        matrix.pack(weight);
+      }
+    };
+    pack_matrix(weights.flow, kTokens, 0, [&](int64_t k, int64_t column) { return in[k * 2 * inner + column]; });
+    pack_matrix(weights.gate, kTokens, inner,
+                [&](int64_t k, int64_t column) { return in[k * 2 * inner + inner + column]; });
     for (int tap = 0; tap < kTaps; ++tap) {
       fill_row<Lanes>(weights.conv + tap * padded, wide, [&](int64_t c) { return conv[c % inner * kTaps + tap]; });
     }
     fill_row<Lanes>(weights.conv_bias, wide, [&](int64_t c) { return conv_bias[c % inner]; });
-    weights.steps.pack([&](int64_t k, int64_t column) { return steps[k * sizes.steps + column]; });
-    weights.delta.pack([&](int64_t k, int64_t column) { return step_expand[k * kDirections * inner + column]; });
-    weights.B.pack([&](int64_t k, int64_t column) { return inputs[k * sizes.states + column]; });
-    weights.C.pack([&](int64_t k, int64_t column) { return outputs[k * sizes.states + column]; });
+    pack_matrix(weights.steps, kFeatures, 0, [&](int64_t k, int64_t column) { return steps[k * steps_width + column]; });
+    pack_matrix(weights.delta, kSteps, 0,
+                [&](int64_t k, int64_t column) { return step_expand[k * kDirections * inner + column]; });
+    pack_matrix(weights.B, kFeatures, sizes.steps,
+                [&](int64_t k, int64_t column) { return inputs[k * states_width + column]; });
+    pack_matrix(weights.C, kFeatures, sizes.steps + sizes.states,
+                [&](int64_t k, int64_t column) { return outputs[k * states_width + column]; });
   }
 
   // The half of the input projection that the convolution reads: (batch, L, P).
@@ -73,8 +97,10 @@ class ScanInputs {
       Element* const gate = map_out<Element>(call, 1) + row * inner;
       const float* const normed = buffers.normed + group * model;
       copy_rows(tokens, model, normed, half, count);
-      weights.flow.multiply({normed, half}, count, RowsTo{flow + group * inner, padded});
-      weights.gate.multiply({normed, half}, count, RowsTo{gate, inner});
+      const auto rows =
+          left_side<Lanes, Arithmetic>({normed, half}, count, model, weights.scales + kTokens, buffers.integers);
+      weights.flow.multiply(rows, count, RowsTo{flow + group * inner, padded});
+      weights.gate.multiply(rows, count, RowsTo{gate, inner});
     }
   }
 
@@ -105,17 +131,22 @@ class ScanInputs {
       const float* const features = buffers.features + group * inner;
       const int64_t delta_width = kDirections * inner;
       copy_rows(map_out<Element>(call, 2) + row * inner, inner, features, padded, count);
-      const RowsOf rows = {features, padded};
+      const auto rows =
+          left_side<Lanes, Arithmetic>({features, padded}, count, inner, weights.scales + kFeatures, buffers.integers);
       weights.steps.multiply(rows, count, RowsTo{buffers.steps, padded_steps});
-      weights.delta.multiply({buffers.steps, padded_steps}, count,
-                             RowsTo{map_out<Element>(call, 3) + row * delta_width, delta_width});
       weights.B.multiply(rows, count, RowsTo{map_out<Element>(call, 4) + row * sizes.states, sizes.states});
       weights.C.multiply(rows, count, RowsTo{map_out<Element>(call, 5) + row * sizes.states, sizes.states});
+      const auto steps = left_side<Lanes, Arithmetic>({buffers.steps, padded_steps}, count, sizes.steps,
+                                                      weights.scales + kSteps, buffers.integers);
+      weights.delta.multiply(steps, count, RowsTo{map_out<Element>(call, 3) + row * delta_width, delta_width});
     }
   }
 
  private:
   static constexpr int64_t kDirections = 4;
+
+  // The left sides of products.
+  enum { kTokens, kFeatures, kSteps, kLeftSides };
 
   static int64_t padded_width(const msmamba::BlockSizes& sizes) {
     return whole_vectors<Lanes>(sizes.groups * sizes.inner);
@@ -142,29 +173,38 @@ class ScanInputs {
           steps(sizes.inner, sizes.steps, scratch),
           delta(sizes.steps, kDirections * sizes.inner, scratch),
           B(sizes.inner, sizes.states, scratch),
-          C(sizes.inner, sizes.states, scratch) {}
+          C(sizes.inner, sizes.states, scratch),
+          scales(scratch.floats(kLeftSides)) {}
 
     float* norm_weight;   // (h)
     float* norm_bias;     // (h)
-    Matrix<Lanes> flow;   // (d, D): to the convolution
-    Matrix<Lanes> gate;   // (d, D)
+    Matrix<Lanes, Arithmetic> flow;   // (d, D): to the convolution
+    Matrix<Lanes, Arithmetic> gate;   // (d, D)
     float* conv;          // (9, P), once for every group
     float* conv_bias;     // (P)
-    Matrix<Lanes> steps;  // (D, K*R)
-    Matrix<Lanes> delta;  // (K*R, K*D), a block for each direction
-    Matrix<Lanes> B;      // (D, K*N)
-    Matrix<Lanes> C;      // (D, K*N)
+    Matrix<Lanes, Arithmetic> steps;  // (D, K*R)
+    Matrix<Lanes, Arithmetic> delta;  // (K*R, K*D), a block for each direction
+    Matrix<Lanes, Arithmetic> B;      // (D, K*N)
+    Matrix<Lanes, Arithmetic> C;      // (D, K*N)
+    float* scales;        // (kLeftSides), of integers: what one is worth
   };
 
   struct Buffers {
     Buffers(const msmamba::BlockSizes& sizes, Scratch& scratch)
         : normed(scratch.floats(kTilePositions * sizes.half)),
           features(scratch.floats(kTilePositions * padded_width(sizes))),
-          steps(scratch.floats(kTilePositions * whole_vectors<Lanes>(sizes.steps))) {}
+          steps(scratch.floats(kTilePositions * whole_vectors<Lanes>(sizes.steps))),
+          integers(words_of<Lanes, Arithmetic>(scratch, kTilePositions, deepest(sizes))) {}
+
+    static int64_t deepest(const msmamba::BlockSizes& sizes) {
+      const int64_t depth = sizes.model > sizes.inner ? sizes.model : sizes.inner;
+      return depth > sizes.steps ? depth : sizes.steps;
+    }
 
     float* normed;    // (kTilePositions, h)
     float* features;  // (kTilePositions, P)
     float* steps;     // (kTilePositions, K*R padded), one group
+    typename Arithmetic::Word* integers;  // the left side of one product, of integers
   };
 };
 

@@ -14,7 +14,7 @@
 
 namespace {
 
-template <int Lanes>
+template <int Lanes, typename Arithmetic>
 class ScanOutputs {
  public:
   static constexpr int64_t kTilePositions = 64;
@@ -31,7 +31,14 @@ class ScanOutputs {
     auto weights = layout_in<Weights>(packed, sizes);
     copy_row<Lanes>(weights.out_norm_weight, source[0], sizes.inner);
     copy_row<Lanes>(weights.out_norm_bias, source[1], sizes.inner);
-    weights.project.pack([&](int64_t k, int64_t c) { return project[k * model + from(c)]; });
+    const auto project_weight = [&](int64_t k, int64_t c) { return project[k * model + from(c)]; };
+    if constexpr (Arithmetic::kInteger) {
+      const float *project_scale = source[9], *gated_scale = source[10];
+      weights.project.pack(project_weight, [&](int64_t c) { return *gated_scale * project_scale[from(c)]; });
+      *weights.gated_scale = *gated_scale;
+    } else {
+      weights.project.pack(project_weight);
+    }
     fill_row<Lanes>(weights.project_bias, model, [&](int64_t c) { return project_bias[from(c)]; });
     const auto fill = [&](float* row, auto value) {
       fill_row<Lanes>(row, half, [&](int64_t c) {
@@ -58,18 +65,19 @@ class ScanOutputs {
 
   static size_t scratch_bytes(const msmamba::BlockSizes& sizes, const msmamba::MapShape& map) {
     // Gated rows of one group in the first phase; one row of the output in the second.
-    const int64_t gated = kTilePositions * sizes.inner;
-    const int64_t line = map.width * whole_vectors<Lanes>(sizes.half);
-    return static_cast<size_t>(gated > line ? gated : line) * sizeof(float);
+    const size_t gated = layout_bytes<Buffers>(sizes);
+    const size_t line = static_cast<size_t>(map.width * whole_vectors<Lanes>(sizes.half)) * sizeof(float);
+    return gated > line ? gated : line;
   }
 
   template <typename Element>
-  static void project(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* scratch) {
+  static void project(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* memory) {
     const msmamba::BlockSizes& sizes = call.sizes;
     const int64_t inner = sizes.inner, padded = whole_vectors<Lanes>(sizes.half);
     const int64_t length = call.map.positions(), count = tile.last - tile.first;
     const auto weights = layout_in<Weights>(call.packed, sizes);
-    float* const gated = static_cast<float*>(scratch);
+    const auto buffers = layout_in<Buffers>(memory, sizes);
+    float* const gated = buffers.gated;
     float* const map = static_cast<float*>(call.shared) + (tile.image * length + tile.first) * padded;
 
     for (int64_t group = 0; group < sizes.groups; ++group) {
@@ -83,7 +91,9 @@ class ScanOutputs {
                             store<Lanes>(gated + at, value * silu<Lanes>(load<Lanes>(gate + at, used)), used);
                           });
       }
-      weights.project.multiply({gated, inner}, count, RowsTo{map + group * sizes.model, padded},
+      const auto rows = left_side<Lanes, Arithmetic>({gated, inner}, count, inner, weights.gated_scale,
+                                                     buffers.integers);
+      weights.project.multiply(rows, count, RowsTo{map + group * sizes.model, padded},
                                [&](int64_t column, Float<Lanes> product) MSMAMBA_INLINE_BODY {
                                  return silu<Lanes>(product + load<Lanes>(weights.project_bias + column));
                                });
@@ -123,11 +133,12 @@ class ScanOutputs {
           convolved(padded_row<Lanes>(scratch, sizes.half)),
           residual_scale(scratch.floats(1)),
           norm_weight(padded_row<Lanes>(scratch, sizes.half)),
-          norm_bias(padded_row<Lanes>(scratch, sizes.half)) {}
+          norm_bias(padded_row<Lanes>(scratch, sizes.half)),
+          gated_scale(scratch.floats(1)) {}
 
     float* out_norm_weight;  // (D)
     float* out_norm_bias;    // (D)
-    Matrix<Lanes> project;   // (D, d), columns shuffled
+    Matrix<Lanes, Arithmetic> project;  // (D, d), columns shuffled
     float* project_bias;     // (d), shuffled
     float* conv;             // (9, P), shuffled; zero for channels that are not convolved
     float* conv_bias;        // (P), likewise
@@ -135,6 +146,16 @@ class ScanOutputs {
     float* residual_scale;   // (1)
     float* norm_weight;      // (h)
     float* norm_bias;        // (h)
+    float* gated_scale;      // (1), of integers: what one is worth
+  };
+
+  struct Buffers {
+    Buffers(const msmamba::BlockSizes& sizes, Scratch& scratch)
+        : gated(scratch.floats(kTilePositions * sizes.inner)),
+          integers(words_of<Lanes, Arithmetic>(scratch, kTilePositions, sizes.inner)) {}
+
+    float* gated;                         // (kTilePositions, D), one group
+    typename Arithmetic::Word* integers;  // the same, of integers
   };
 
   // Column `column` of the projected map, its convolved channels through the convolution: (H, P).

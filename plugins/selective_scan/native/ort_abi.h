@@ -28,7 +28,7 @@ struct SessionOptions;
 struct CustomOpDomain;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kFloat = 1, kFloat16 = 10 };  // as in onnx.TensorProto
+enum ElementType : int { kFloat = 1, kInt8 = 3, kFloat16 = 10 };  // as in onnx.TensorProto
 enum Characteristic : int { kRequired = 0 };           // OrtCustomOpInputOutputCharacteristic
 enum MemoryType : int { kMemoryDefault = 0 };          // OrtMemType
 

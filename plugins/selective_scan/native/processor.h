@@ -13,6 +13,7 @@ namespace msmamba {
 struct Processor {
   bool avx2;    // with FMA and F16C, which the kernels of that name use
   bool avx512;  // F, VL, BW and DQ, beside the former
+  bool avx512_vnni;  // beside all these
 };
 
 inline Processor this_processor() {
@@ -21,16 +22,18 @@ inline Processor this_processor() {
   constexpr unsigned kFma = 1u << 12, kOsXsave = 1u << 27, kF16c = 1u << 29;                  // leaf 1, ECX
   constexpr unsigned kAvx2 = 1u << 5;                                                          // leaf 7, EBX
   constexpr unsigned kAvx512 = 1u << 16 /* F */ | 1u << 17 /* DQ */ | 1u << 30 /* BW */ | 1u << 31 /* VL */;
+  constexpr unsigned kAvx512Vnni = 1u << 11;                                                   // leaf 7, ECX
   constexpr unsigned kYmmSaved = 0x06, kZmmSaved = 0xE6;                                       // XCR0
 
   unsigned eax, ebx, ecx, edx;
   constexpr unsigned kNeeded = kFma | kOsXsave | kF16c;
-  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & kNeeded) != kNeeded) return {false, false};
+  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & kNeeded) != kNeeded) return {};
   unsigned saved, upper;
   asm volatile("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));
-  if ((saved & kYmmSaved) != kYmmSaved) return {false, false};
-  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (ebx & kAvx2) == 0) return {false, false};
-  return {true, (saved & kZmmSaved) == kZmmSaved && (ebx & kAvx512) == kAvx512};
+  if ((saved & kYmmSaved) != kYmmSaved) return {};
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (ebx & kAvx2) == 0) return {};
+  const bool avx512 = (saved & kZmmSaved) == kZmmSaved && (ebx & kAvx512) == kAvx512;
+  return {true, avx512, avx512 && (ecx & kAvx512Vnni) != 0};
 }
 
 #endif

@@ -29,6 +29,7 @@ from msmamba.images import FULL_WHITE
 from msmamba.measures.decision import ImageLimit
 from msmamba.model import MicroscopicMamba
 from msmamba.model.networks.checkpoint import save_checkpoint
+from msmamba.plugins.hybrid_block import INT8_OPERATORS
 from msmamba.plugins.tensorrt_library import link_parser_library
 
 LOOSE = Limits(accuracy_drop=100, flips=ImageLimit(100, per_cent=True))
@@ -231,19 +232,20 @@ def test_an_engine_from_the_command_line(checkpoint: Path, labelled: Path, tmp_p
     assert f"int8: {len(proven['int8']['products'])} products" in result.stdout
 
 
-def test_operators_that_hold_no_int8_stay_whole(
+def test_blocks_stay_operators_whatever_of_them_is_in_int8(
     exported: Export, checkpoint: Path, labelled: Path, tmp_path: Path
 ) -> None:
     def operators(export: Export) -> Counter[str]:
         graph = onnx.load(export.path / "model.onnx").graph
         return Counter(node.op_type for node in graph.node if node.domain == "msmamba")
 
-    assert operators(exported) == {"SelectiveScan2D": STAGES, "MIFA": STAGES}
+    whole = {"SelectiveScan2D": STAGES, "MIFA": STAGES}
+    assert operators(exported) == {**whole, **dict.fromkeys(INT8_OPERATORS, STAGES)}
     plan = Plan(kept=("layers.0.blocks.0",))
     (tmp_path / "plan.json").write_text(plan.to_json())
     mixed = export_bundle(checkpoint, tmp_path / "b", int8_options(labelled, plan=tmp_path / "plan.json"))
-    whole = dict.fromkeys(("LocalBranch", "ScanInputs", "ScanOutputs"), 1)
-    assert operators(mixed) == {"SelectiveScan2D": STAGES, "MIFA": STAGES, **whole}
+    kept = dict.fromkeys(("LocalBranch", "ScanInputs", "ScanOutputs"), 1)
+    assert operators(mixed) == {**whole, **kept, **dict.fromkeys(INT8_OPERATORS, STAGES - 1)}
     with open_artefact(mixed.path) as native, open_artefact(mixed.path, kernels="functions") as functions:
         images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
         np.testing.assert_allclose(native.run(images), functions.run(images), rtol=0, atol=0.02)

@@ -13,11 +13,13 @@ import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from msmamba.errors import ExportError, InputError
+from msmamba.export.graph.int8 import Quantiser
 from msmamba.export.graph.onnx_model import flat_model
 from msmamba.export.graph.plan import Plan
 from msmamba.export.graph.precision import fp16_from_fp32, precision_proof
 from msmamba.export.graph.products import DEPTHWISE, LINEAR, merged, products
 from msmamba.export.graph.quantise import int8_from_fp32, int8_nodes, int8_proof, quantised_weight
+from msmamba.plugins.hybrid_block import INT8_OPERATORS
 
 BATCH = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
 NATIVE = ["CPUExecutionProvider"]
@@ -179,6 +181,41 @@ def test_the_proof_counts_what_stands_in_the_graph(
     assert alone.products == (one.node,)
     assert 0 < alone.share < 0.05
     assert int8_proof(flat, flat).share == 0
+
+
+@pytest.fixture(scope="module")
+def in_blocks(small_onnx: ModelProto, flat: ModelProto, ranges: dict[str, float]) -> ModelProto:
+    return Quantiser(small_onnx, flat, ranges, half=False)(Plan().chosen(products(flat)))
+
+
+def test_blocks_with_int8_products_say_what_their_flat_form_says(
+    in_blocks: ModelProto, for_cpus: ModelProto, flat: ModelProto, chosen: list[str], tmp_path: Path
+) -> None:
+    blocks = 4
+    assert Counter(
+        node.op_type for node in in_blocks.graph.node if node.domain == "msmamba"
+    ) == dict.fromkeys((*INT8_OPERATORS, "SelectiveScan2D", "MIFA"), blocks)
+    proof, expected = int8_proof(in_blocks, flat), int8_proof(for_cpus, flat)
+    assert set(proof.products) == set(expected.products) == set(chosen)
+    assert proof.share == expected.share
+    np.testing.assert_allclose(answers(in_blocks), answers(for_cpus), rtol=0, atol=1e-5)
+    session(in_blocks, tmp_path / "optimised.onnx")
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert kinds["QLinearConv"] + kinds["MatMulIntegerToFloat"] == len(chosen)
+
+
+def test_an_operator_stays_where_there_is_a_form_of_it_for_what_is_quantised_and_is_written_out_where_not(
+    small_onnx: ModelProto, flat: ModelProto, ranges: dict[str, float]
+) -> None:
+    quantiser = Quantiser(small_onnx, flat, ranges, half=False)
+
+    def operators(*kinds: str) -> Counter[str]:
+        model = quantiser(Plan(kinds=kinds).chosen(products(flat)))
+        return Counter(node.op_type for node in model.graph.node if node.domain == "msmamba")
+
+    linear = dict.fromkeys(("LocalBranch", "ScanInputsInt8", "ScanOutputsInt8", "MIFA", "SelectiveScan2D"), 4)
+    assert operators(LINEAR) == linear
+    assert operators(DEPTHWISE) == {"SelectiveScan2D": 4}
 
 
 def test_a_value_that_is_always_zero_can_be_quantised(flat: ModelProto, ranges: dict[str, float]) -> None:

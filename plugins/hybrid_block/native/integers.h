@@ -1,0 +1,155 @@
+// The numbers that products are made of: float32, or int8 by the scales that a file states, summed in int32.
+//
+// Rows and columns are cut into words of 32 bits that hold one or more neighbouring values of the depth, so that one
+// instruction multiplies a row's word with a vector of columns' words. Whatever the form, the sums are those of the
+// integers, exactly.
+#pragma once
+
+#include "lanes.h"
+
+#if defined(__SSE2__) && !defined(__AVX2__)
+#include <emmintrin.h>
+#endif
+
+namespace {
+
+// Rows in memory, `stride` words apart.
+template <typename Word>
+struct RowsOf {
+  const Word* start;
+  int64_t stride;
+};
+template <typename Element>
+struct RowsTo {
+  Element* start;
+  int64_t stride;
+};
+template <typename Element>
+RowsTo(Element*, int64_t) -> RowsTo<Element>;
+
+template <int Lanes>
+struct Floats {
+  static constexpr bool kInteger = false;
+  static constexpr int kValues = 1;  // of a word
+  using Word = float;
+  using Sum = Float<Lanes>;
+
+  template <typename Value>
+  static Word word(Value value) {
+    return value(0);
+  }
+  MSMAMBA_INLINE static Float<Lanes> vector(const Word* words) { return load<Lanes>(words); }
+  MSMAMBA_INLINE static Float<Lanes> broadcast(Word word) { return ::broadcast<Lanes>(word); }
+  MSMAMBA_INLINE static void add(Sum& sum, Float<Lanes> row, Float<Lanes> columns) { sum += row * columns; }
+};
+
+// Unaligned vectors of integers.
+template <int Lanes>
+MSMAMBA_INLINE Int<Lanes> load_integers(const int32_t* source) {
+  Int<Lanes> value;
+  __builtin_memcpy(&value, source, sizeof value);
+  return value;
+}
+
+template <int Lanes>
+struct Integers {
+  static constexpr bool kInteger = true;
+  using Word = int32_t;
+  using Sum = Int<Lanes>;
+
+#if defined(__AVX512VL__)
+  // AVX-512 VNNI, written out because this file's flags do not have it: who calls asks the processor first. A row's
+  // bytes are unsigned, 128 too large; `kOffset` times the columns' sums, which sums begin with, makes up for it.
+  static constexpr int kValues = 4;
+  static constexpr int32_t kOffset = -128;
+  template <typename Value>
+  static Word word(Value value) {
+    uint32_t bits = 0;
+    for (int i = 0; i < kValues; ++i) bits |= (static_cast<uint32_t>(static_cast<int32_t>(value(i))) & 0xffu) << (8 * i);
+    return static_cast<Word>(bits);
+  }
+  MSMAMBA_INLINE static void put(Word* words, Int<Lanes> values) {
+    typedef uint8_t Bytes __attribute__((vector_size(Lanes)));
+    const Bytes bytes = __builtin_convertvector(values + 128, Bytes);
+    __builtin_memcpy(words, &bytes, sizeof bytes);
+  }
+  MSMAMBA_INLINE static void add(Sum& sum, Int<Lanes> row, Int<Lanes> columns) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(row), "v"(columns));
+  }
+#elif defined(__SSE2__)
+  // Pairs of 16 bits, multiplied and added in one instruction: bytes would saturate.
+  static constexpr int kValues = 2;
+  static constexpr int32_t kOffset = 0;
+  template <typename Value>
+  static Word word(Value value) {
+    const uint32_t low = static_cast<uint32_t>(static_cast<int32_t>(value(0))) & 0xffffu;
+    return static_cast<Word>(low | static_cast<uint32_t>(static_cast<int32_t>(value(1))) << 16);
+  }
+  MSMAMBA_INLINE static void put(Word* words, Int<Lanes> values) {
+    typedef int16_t Shorts __attribute__((vector_size(2 * Lanes)));
+    const Shorts shorts = __builtin_convertvector(values, Shorts);
+    __builtin_memcpy(words, &shorts, sizeof shorts);
+  }
+  MSMAMBA_INLINE static void add(Sum& sum, Int<Lanes> row, Int<Lanes> columns) {
+#if defined(__AVX2__)
+    sum += (Int<Lanes>)_mm256_madd_epi16((__m256i)row, (__m256i)columns);
+#else
+    sum += (Int<Lanes>)_mm_madd_epi16((__m128i)row, (__m128i)columns);
+#endif
+  }
+#else
+  static constexpr int kValues = 1;
+  static constexpr int32_t kOffset = 0;
+  template <typename Value>
+  static Word word(Value value) {
+    return static_cast<Word>(value(0));
+  }
+  MSMAMBA_INLINE static void put(Word* words, Int<Lanes> values) { __builtin_memcpy(words, &values, sizeof values); }
+  MSMAMBA_INLINE static void add(Sum& sum, Int<Lanes> row, Int<Lanes> columns) { sum += row * columns; }
+#endif
+
+  MSMAMBA_INLINE static Int<Lanes> vector(const Word* words) { return load_integers<Lanes>(words); }
+  MSMAMBA_INLINE static Int<Lanes> broadcast(Word word) { return word - Int<Lanes>{}; }
+};
+
+// The integer that QuantizeLinear gives: value / scale to the nearest, ties to even, held to int8. NaN gives -128.
+template <int Lanes>
+MSMAMBA_INLINE Int<Lanes> quantised(Float<Lanes> value, Float<Lanes> scale) {
+  const float rounding = 12582912.0f;  // beside 1.5 * 2^23 the low bits of a float32 are those of an integer
+  const Float<Lanes> held = smaller<Lanes>(larger<Lanes>(value / scale, broadcast<Lanes>(-128.0f)), broadcast<Lanes>(127.0f));
+  return (Int<Lanes>)(held + rounding) - 0x4b400000;
+}
+
+// `value` as QuantizeLinear and DequantizeLinear leave it.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> rounded_to(Float<Lanes> value, Float<Lanes> scale) {
+  return __builtin_convertvector(quantised<Lanes>(value, scale), Float<Lanes>) * scale;
+}
+
+// Words of a row of `depth` values in `left_side`.
+template <int Lanes, typename Arithmetic>
+constexpr int64_t row_words(int64_t depth) {
+  return whole_vectors<Lanes>(depth) / Arithmetic::kValues;
+}
+
+// `count` rows of `depth` floats as the left side of a product: as they are, or as integers in `buffer`
+// (count, row_words).
+template <int Lanes, typename Arithmetic>
+MSMAMBA_INLINE RowsOf<typename Arithmetic::Word> left_side(RowsOf<float> rows, int64_t count, int64_t depth,
+                                                           const float* scale, typename Arithmetic::Word* buffer) {
+  if constexpr (!Arithmetic::kInteger) {
+    return rows;
+  } else {
+    const Float<Lanes> step = broadcast<Lanes>(*scale);
+    const int64_t words = row_words<Lanes, Arithmetic>(depth);
+    for (int64_t i = 0; i < count; ++i) {
+      for_each_vector<Lanes>(depth, [&](int64_t c, auto used) MSMAMBA_INLINE_BODY {
+        Arithmetic::put(buffer + i * words + c / Arithmetic::kValues,
+                        quantised<Lanes>(load<Lanes>(rows.start + i * rows.stride + c, used), step));
+      });
+    }
+    return {buffer, words};
+  }
+}
+
+}  // namespace
