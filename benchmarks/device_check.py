@@ -1,0 +1,679 @@
+"""What an NVIDIA GPU makes of msmamba, proved and measured by one command on a bare machine.
+
+    python benchmarks/device_check.py -o FOLDER [--wheels DIR] [--minutes 6] [--steps scan,training]
+    [--images DIR]
+
+Needs Python, a C++ compiler and, for most steps, PyTorch and Triton; no network. Every step runs in a
+process of its own under a time limit, so that a failure, a hang or a crash costs that step alone, and what
+it had found by then is kept. ``FOLDER/device.json`` and ``FOLDER/device.md`` are written anew after each
+step. A step that cannot run says what it lacks. ``--wheels`` installs the wheels of a folder, without their
+dependencies, into ``FOLDER/packages`` and changes nothing else on the machine. Times are in microseconds or
+milliseconds and medians unless their column says otherwise; floors are arithmetic on what the driver says of
+the GPU (docs/gpu.md).
+
+Dims: a batch of B images makes 4 B maps of the scan, the network's four channel groups; L positions, D
+channels, N = 16 states, K = 4 directions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = (
+    *("torch", "triton", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "cuda-bindings"),
+    *("tensorrt", "tensorrt-rtx", "mamba-ssm", "pytest"),
+)
+BATCHES = (1, 8, 64)
+SIDE, CLASSES = 224, 4
+# CUdevice_attribute, cuda.h
+_CLOCK_KHZ, _MEMORY_CLOCK_KHZ, _BUS_BITS, _MULTIPROCESSORS, _MAJOR, _MINOR = 13, 36, 37, 16, 75, 76
+
+Row = dict[str, Any]
+Tell = Callable[..., None]
+"""Keeps a row of the step's table at once, so that a step that is stopped later loses nothing."""
+
+
+class Lacks(Exception):
+    """A step cannot run here; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: what it does, what it needs, and how long it may take."""
+
+    run: Callable[[Path, Tell], None]
+    title: str
+    seconds: int
+    needs: tuple[str, ...] = ()
+    """Modules, of which it says which are missing."""
+    on_gpu: bool = True
+
+
+# What steps share
+
+
+def gpu() -> Row:
+    """The first GPU as the driver describes it, asked without any package.
+
+    Raises:
+        Lacks: there is no driver or no GPU.
+    """
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError as error:
+        raise Lacks("an NVIDIA driver (libcuda.so.1)") from error
+    count, version, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        raise Lacks("an NVIDIA GPU: the driver shows none")
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    label = ctypes.create_string_buffer(256)
+    driver.cuDeviceGetName(label, len(label), device)
+
+    def attribute(number: int) -> int:
+        value = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(value), number, device)
+        return value.value
+
+    return {
+        "GPU": label.value.decode(errors="replace"),
+        "compute capability": f"{attribute(_MAJOR)}.{attribute(_MINOR)}",
+        "multiprocessors": attribute(_MULTIPROCESSORS),
+        "clock, GHz": attribute(_CLOCK_KHZ) / 1e6,
+        "bandwidth, GB/s": round(2 * attribute(_MEMORY_CLOCK_KHZ) * attribute(_BUS_BITS) / 8 / 1e6),
+        "driver's CUDA": f"{version.value // 1000}.{version.value % 1000 // 10}",
+    }
+
+
+def installed(package: str) -> str | None:
+    """A package's version, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def median_us(call: Callable[[], Any], rounds: int = 20) -> float:
+    """Median time of a call on the GPU, microseconds, between two events on the current stream."""
+    import torch
+
+    for _ in range(3):
+        call()
+    taken = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        taken.append(start.elapsed_time(end) * 1e3)
+    return round(statistics.median(taken), 1)
+
+
+def median_ms(call: Callable[[], Any], rounds: int = 20) -> float:
+    """Median wall time of a call that waits for its own answer, milliseconds."""
+    for _ in range(3):
+        call()
+    taken = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return round(statistics.median(taken) * 1e3, 3)
+
+
+def pictures(count: int, folder: str | None) -> Any:
+    """(count, 3, S, S) float32 for the network: the folder's pictures, over and over, or smooth noise."""
+    import numpy as np
+
+    if folder:
+        from msmamba.images import Transform, load_image
+
+        transform = Transform(size=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
+        paths = sorted(
+            p for p in Path(folder).rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".tif")
+        )
+        if not paths:
+            raise Lacks(f"pictures in {folder}")
+        read = [transform(load_image(str(path)).pixels) for path in paths[:count]]
+        return np.stack([read[i % len(read)] for i in range(count)]).astype(np.float32)
+    rng = np.random.default_rng(0)
+    coarse = rng.standard_normal((count, 3, SIDE // 8, SIDE // 8)).astype(np.float32)
+    return np.ascontiguousarray(coarse.repeat(8, axis=2).repeat(8, axis=3))
+
+
+def network() -> Any:
+    """Tiny with random weights."""
+    import torch
+
+    from msmamba.model import MicroscopicMamba
+
+    torch.manual_seed(0)
+    return MicroscopicMamba.of_size("t", num_classes=CLASSES)
+
+
+# The steps
+
+
+def machine_step(folder: Path, tell: Tell) -> None:
+    found: Row = {"Python": platform.python_version(), "system": platform.platform(), "cores": os.cpu_count()}
+    found |= {package: installed(package) or "not installed" for package in PACKAGES}
+    for name, value in found.items():
+        tell(what=name, found=value)
+    pinned = re.search(r"^triton==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    if pinned and installed("triton") not in (None, pinned[1]):
+        tell(what="Triton", found=f"{installed('triton')}, not the pinned {pinned[1]}: tried all the same")
+    for name, value in gpu().items():
+        tell(what=name, found=value)
+
+
+def build_step(folder: Path, tell: Tell) -> None:
+    command = [sys.executable, "setup.py", "build_ext", "--inplace", f"--build-temp={folder / 'build'}"]
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    from msmamba.plugins.selective_scan import cpu
+
+    if (obstacle := cpu.why_unavailable()) is not None:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"{obstacle} (build_ext: {last})")
+    tell(
+        library=cpu.library_path().name, kernels=cpu.kernels(), seconds=round(time.perf_counter() - start, 1)
+    )
+
+
+def tests_step(folder: Path, tell: Tell) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "gpu",
+        "-q",
+        "-rA",
+        "--tb=line",
+        "-p",
+        "no:cacheprovider",
+    ]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if outcome := re.match(r"(PASSED|FAILED|ERROR|SKIPPED)\s+(.*)", line):
+                tell(outcome=outcome[1].lower(), test=outcome[2].strip())
+            last = line
+    tell(outcome="all", test=last.strip())
+    if run.returncode:
+        raise RuntimeError(last.strip())
+
+
+def scan_step(folder: Path, tell: Tell) -> None:
+    """The registered operator, forward and backward, at the four stages; floors and the recurrence beside."""
+    import torch
+    from gpu_kernel_table import Gpu, stages  # beside this file
+
+    from msmamba.plugins.selective_scan import operator, reference
+
+    said = gpu()
+    capability = int(said["compute capability"].replace(".", ""))
+    this = Gpu(said["GPU"], capability, said["multiprocessors"], said["clock, GHz"], said["bandwidth, GB/s"])
+    small = torch.zeros(1, device="cuda")
+    tell(scan="three small launches", forward_us=median_us(lambda: [small.add_(0) for _ in range(3)]))
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    for batch in (1, 64):
+        for stage in stages("t", batch):
+            shape = stage.shape
+            positions = (shape.batch, shape.height, shape.width)
+            wide = [
+                torch.randn(dims, device="cuda", generator=generator)
+                for dims in (
+                    (*positions, shape.channels),
+                    (*positions, 4, shape.channels),
+                    (4, shape.channels, shape.states),
+                    (*positions, 4, shape.states),
+                    (*positions, 4, shape.states),
+                    (4, shape.channels),
+                    (4, shape.channels),
+                )
+            ]
+            wide[2] = -wide[2].exp()
+            for dtype in (torch.float16, torch.bfloat16, torch.float32):
+                inputs = [t if i in (2, 5, 6) else t.to(dtype) for i, t in enumerate(wide)]
+                chosen = operator._implementation(inputs[0], *(inputs[i] for i in (2, 5, 6)))
+                bytes_each = inputs[0].element_size()
+                floor = max(stage.floor_us(this, bytes_each).values())
+                back_floor = max(stage.backward_floor_us(this, bytes_each).values())
+                grad = torch.ones_like(inputs[0])
+                forward = median_us(partial(operator.selective_scan_2d, *inputs))
+                back = median_us(partial(operator.selective_scan_2d_backward, grad, *inputs))
+                first = operator.selective_scan_2d_backward(grad, *inputs)
+                again = operator.selective_scan_2d_backward(grad, *inputs)
+                tell(
+                    scan=f"stage {stage.number}, batch {batch}",
+                    type=str(dtype).removeprefix("torch."),
+                    by=chosen,
+                    forward_us=forward,
+                    floor_us=round(floor, 1),
+                    of_floor=round(forward / floor, 2),
+                    backward_us=back,
+                    backward_floor_us=round(back_floor, 1),
+                    backward_of_floor=round(back / back_floor, 2),
+                    same_bits_twice=all(map(torch.equal, first, again)),
+                )
+            if batch == 1:
+                grad = torch.ones_like(wide[0])
+                recurrence = median_us(partial(reference.selective_scan_2d, *wide), 1)
+                recurrence_back = median_us(partial(reference.selective_scan_2d_backward, grad, *wide), 1)
+                tell(
+                    scan=f"stage {stage.number}, batch {batch}",
+                    type="float32",
+                    by="plain recurrence",
+                    forward_us=recurrence,
+                    backward_us=recurrence_back,
+                )
+
+
+def network_step(folder: Path, tell: Tell) -> None:
+    _network(tell, compiled=False)
+
+
+def compile_step(folder: Path, tell: Tell) -> None:
+    _network(tell, compiled=True)
+
+
+def _network(tell: Tell, compiled: bool) -> None:
+    """Images a second in PyTorch, eager or by torch.compile."""
+    import torch
+
+    net = network().eval().cuda()
+    run = torch.compile(net) if compiled else net
+    for batch in BATCHES if not compiled else BATCHES[-1:]:
+        images = torch.randn(batch, 3, SIDE, SIDE, device="cuda")
+        for half in (False, True):
+            with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=half):
+                taken = median_us(partial(run, images)) / 1e3
+            tell(
+                network="torch.compile" if compiled else "eager",
+                batch=batch,
+                type="float16 (autocast)" if half else "float32",
+                ms=round(taken, 2),
+                images_a_second=round(batch / taken * 1e3),
+            )
+
+
+def training_step(folder: Path, tell: Tell) -> None:
+    """A training step as `mmdeploy train --amp` makes it; its gradients against the plain recurrence's."""
+    import torch
+    from torch.nn import functional
+
+    from msmamba.plugins.selective_scan import operator
+
+    chosen = operator._implementation
+    plain = {"plain recurrence": lambda *tensors: "reference"}
+    ways: dict[str, Any] = {"as installed": chosen, **plain}
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    gradients = {}
+    for name, way in ways.items():
+        operator._implementation = way
+        net = network().train().cuda()
+        torch.manual_seed(1)
+        images = torch.randn(2, 3, SIDE, SIDE, device="cuda")
+        functional.cross_entropy(net(images), torch.arange(2, device="cuda")).backward()
+        gradients[name] = [p.grad for p in net.parameters() if p.grad is not None]
+    pairs = zip(*gradients.values(), strict=True)
+    off = max(float((ours - other).abs().max() / other.abs().max().clamp_min(1e-12)) for ours, other in pairs)
+    tell(
+        step="gradients in float32",
+        by="as installed against plain recurrence",
+        largest_relative_difference=off,
+    )
+
+    for batch, name in ((16, "as installed"), (64, "as installed"), (16, "plain recurrence")):
+        operator._implementation = ways[name]
+        torch.cuda.reset_peak_memory_stats()
+        taken = median_us(_training(batch), 2 if name in plain else 10) / 1e3
+        tell(
+            step=f"batch {batch}, float16 autocast",
+            by=name,
+            ms=round(taken, 1),
+            images_a_second=round(batch / taken * 1e3, 1),
+            peak_memory_GB=round(torch.cuda.max_memory_allocated() / 1e9, 2),
+        )
+
+
+def _training(batch: int) -> Callable[[], None]:
+    """A step of tiny in training."""
+    import torch
+    from torch.nn import functional
+
+    net = network().train().cuda()
+    adam = torch.optim.Adam(net.parameters(), lr=1e-4)
+    scaler = torch.amp.GradScaler("cuda")
+    images = torch.randn(batch, 3, SIDE, SIDE, device="cuda")
+    labels = torch.randint(0, CLASSES, (batch,), device="cuda")
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.float16):
+            loss = functional.cross_entropy(net(images), labels)
+        scaler.scale(loss).backward()
+        scaler.step(adam)
+        scaler.update()
+        adam.zero_grad()
+
+    return step
+
+
+def export_step(folder: Path, tell: Tell) -> None:
+    """Bundles of tiny in both precisions, for the steps after."""
+    from msmamba.export.bundle import ExportOptions, export_bundle
+    from msmamba.model.networks.checkpoint import save_checkpoint
+
+    checkpoint = folder / "tiny.safetensors"
+    labels = [f"class {i}" for i in range(CLASSES)]
+    save_checkpoint(checkpoint, network(), labels=labels, image_size=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
+    for precision in ("fp32", "fp16"):
+        start = time.perf_counter()
+        export = export_bundle(checkpoint, folder / precision, ExportOptions(precision), force=True)
+        seconds = round(time.perf_counter() - start, 1)
+        tell(bundle=precision, seconds=seconds, model_bytes=export.bytes, kernels_bytes=export.kernels_bytes)
+
+
+def onnxruntime_step(folder: Path, tell: Tell) -> None:
+    """ONNX Runtime's CUDA with and without our operator, against the CPU's logits."""
+    import numpy as np
+
+    import msmamba
+    from msmamba.errors import MsmambaError
+
+    images = pictures(BATCHES[-1], os.environ.get("DEVICE_CHECK_IMAGES"))
+    for precision in ("fp32", "fp16"):
+        bundle = folder / precision
+        if not bundle.is_dir():
+            raise Lacks(f"the bundle '{precision}' that the step 'export' makes")
+        with msmamba.open(bundle, device="cpu") as session:
+            expected = np.concatenate([session.run(images[i : i + 1]) for i in range(len(images))])
+        for kernels in ("native", "functions"):
+            try:
+                session = msmamba.open(bundle, device="cuda", provider="cuda", kernels=kernels)
+            except MsmambaError as error:
+                tell(bundle=precision, kernels=kernels, path=str(error))
+                continue
+            with session:
+                for batch in BATCHES if kernels == "native" else BATCHES[:1]:
+                    part = images[:batch]
+                    logits = session.run(part)
+                    tell(
+                        bundle=precision,
+                        kernels=kernels,
+                        path=session.path,
+                        batch=batch,
+                        ms=median_ms(partial(session.run, part), 20 if kernels == "native" else 3),
+                        off_the_CPU=float(np.abs(logits - expected[:batch]).max()),
+                        flips=int((logits.argmax(1) != expected[:batch].argmax(1)).sum()),
+                    )
+
+
+def launch_step(folder: Path, tell: Tell) -> None:
+    """The plugin's own launches through the driver: plain, captured and replayed, and 10,000 times."""
+    import numpy as np
+
+    from msmamba.plugins import cuda_driver
+    from msmamba.plugins.selective_scan.gpu_driver import LoadedKernels
+    from msmamba.plugins.selective_scan.gpu_launch import ScanShape, block_shape, chosen_chunks, launch_plan
+    from msmamba.plugins.selective_scan.triton_scan import compile_package
+
+    context = cuda_driver.Context()
+    with context.entered(), contextlib.ExitStack() as held:
+        device, shape = context.device, ScanShape(4, 56, 56, 24, 16)
+        for element_type in ("float16", "float32"):
+            kernels = LoadedKernels.of(
+                compile_package(element_type, shape.states, (device.compute_capability,))
+            )
+            block = block_shape(device.compute_capability)
+            plan = launch_plan(shape, block, chosen_chunks(shape, block, device.multiprocessors))
+            positions, size = shape.batch * shape.length, np.dtype(element_type).itemsize
+            sizes = {"x": positions * shape.channels * size, "y": positions * shape.channels * size}
+            sizes["delta"] = 4 * sizes["x"]
+            sizes["B"] = sizes["C"] = positions * 4 * shape.states * size
+            sizes["A"] = 4 * shape.channels * shape.states * 4
+            sizes["D"] = sizes["delta_bias"] = 4 * shape.channels * 4
+            sizes["workspace"] = plan.workspace_bytes
+            buffers = {
+                name: held.enter_context(contextlib.closing(cuda_driver.DeviceBuffer(size)))
+                for name, size in sizes.items()
+            }
+            addresses = {name: buffer.address for name, buffer in buffers.items()}
+            workspace = addresses.pop("workspace")
+            stream = held.enter_context(contextlib.closing(cuda_driver.Stream()))
+
+            plain = partial(kernels.launch, plan, addresses, workspace, stream.handle)
+            plain()
+            stream.synchronize()
+            with stream.capture() as capture:
+                plain()
+            graph = held.enter_context(contextlib.closing(capture.graph))
+            replay = partial(graph.launch, stream)
+            row = {"plain_us": _enqueued_us(plain, stream), "replayed_us": _enqueued_us(replay, stream)}
+            before = cuda_driver.free_memory_bytes()
+            for _ in range(10_000):
+                replay()
+            stream.synchronize()
+            left = before - cuda_driver.free_memory_bytes()
+            tell(scan="stage 1, batch 1", type=element_type, **row, bytes_lost_in_10_000_runs=left)
+    context.close()
+
+
+def _enqueued_us(call: Callable[[], None], stream: Any, rounds: int = 200) -> float:
+    """Mean time of a call that only enqueues, the work itself included, microseconds."""
+    start = time.perf_counter()
+    for _ in range(rounds):
+        call()
+    stream.synchronize()
+    return round((time.perf_counter() - start) / rounds * 1e6, 1)
+
+
+def tensorrt_rtx_step(folder: Path, tell: Tell) -> None:
+    """An engine for this GPU by TensorRT-RTX, or its refusal in its own words."""
+    import msmamba
+    from msmamba.export.bundle import ExportOptions, export_bundle
+
+    capability = str(gpu()["compute capability"])
+    options = ExportOptions("fp16", target="tensorrt-rtx", compute_capabilities=(capability,))
+    checkpoint = folder / "tiny.safetensors"
+    if not checkpoint.is_file():
+        raise Lacks("the checkpoint that the step 'export' makes")
+    export_bundle(checkpoint, folder / "rtx", options, force=True)
+    images = pictures(BATCHES[-1], os.environ.get("DEVICE_CHECK_IMAGES"))
+    with msmamba.open(folder / "rtx", device="cuda", provider="engine") as session:
+        for batch in (1, 8, 16):
+            part = images[:batch]
+            session.run(part)
+            tell(path=session.path, batch=batch, ms=median_ms(partial(session.run, part)))
+
+
+_EXPORT = ("numpy", "torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
+STEPS: dict[str, Step] = {
+    "machine": Step(machine_step, "The machine", 20, on_gpu=False),
+    "build": Step(build_step, "The native library", 90, ("numpy", "setuptools"), on_gpu=False),
+    "tests": Step(tests_step, "Tests marked gpu", 100, ("pytest", "numpy", "torch", "triton")),
+    "scan": Step(scan_step, "The scan, forward and backward", 90, ("torch", "triton")),
+    "training": Step(training_step, "A training step of tiny", 90, ("torch", "triton", "safetensors")),
+    "network": Step(network_step, "The network in PyTorch", 45, ("torch", "triton", "safetensors")),
+    "export": Step(export_step, "Bundles", 60, _EXPORT, on_gpu=False),
+    "onnxruntime": Step(onnxruntime_step, "ONNX Runtime on CUDA", 90, ("numpy", "onnxruntime")),
+    "launch": Step(launch_step, "Launches through the driver", 40, ("numpy", "triton", "cuda")),
+    "tensorrt_rtx": Step(tensorrt_rtx_step, "TensorRT-RTX", 60, (*_EXPORT, "tensorrt_rtx", "cuda")),
+    "compile": Step(compile_step, "The network by torch.compile", 90, ("torch", "triton", "safetensors")),
+}
+
+
+# The parent
+
+
+def check(name: str, folder: Path, rows: Path) -> None:
+    """One step, in this process: its rows go to a file as they are found."""
+    step = STEPS[name]
+    missing = [module for module in step.needs if importlib.util.find_spec(module) is None]
+    if missing:
+        raise Lacks(f"the packages {', '.join(missing)}")
+    if step.on_gpu:
+        gpu()
+    with rows.open("a", encoding="utf-8") as file:
+
+        def tell(**row: Any) -> None:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+        step.run(folder, tell)
+
+
+def run(name: str, folder: Path, limit: float, environment: dict[str, str]) -> Row:
+    """One step in a process of its own."""
+    step, rows = STEPS[name], folder / f"{name}.jsonl"
+    rows.unlink(missing_ok=True)
+    command = [sys.executable, str(Path(__file__).resolve()), "--only", name, "-o", str(folder)]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limit,
+            env=environment,
+            check=False,
+        )
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        outcome = {0: "done", 3: "lacks"}.get(done.returncode, "failed")
+        said = last if outcome != "done" else ""
+        if done.returncode < 0:
+            said = f"the process died of signal {-done.returncode}; {last}"
+    except subprocess.TimeoutExpired:
+        outcome, said = "stopped", f"it took longer than {limit:.0f} s"
+    lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
+    return {
+        "step": name,
+        "title": step.title,
+        "outcome": outcome,
+        "said": said,
+        "seconds": round(time.perf_counter() - start, 1),
+        "rows": [json.loads(line) for line in lines],
+    }
+
+
+def as_markdown(results: list[Row]) -> str:
+    """The results as a page: what each step came to, and its table."""
+    lines = [
+        "# What this machine's GPU makes of msmamba",
+        "",
+        "| step | outcome | seconds |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {r['title']} | {r['outcome']}{': ' + _cell(r['said']) if r['said'] else ''} | {r['seconds']} |"
+        for r in results
+    ]
+    for result in results:
+        columns = list(dict.fromkeys(key for row in result["rows"] for key in row))
+        if not columns:
+            continue
+        lines += ["", f"## {result['title']}", "", f"| {' | '.join(c.replace('_', ' ') for c in columns)} |"]
+        lines.append("|---" * len(columns) + "|")
+        lines += [
+            f"| {' | '.join(_cell(row.get(column, '')) for column in columns)} |" for row in result["rows"]
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+@contextlib.contextmanager
+def importable(folder: Path) -> Iterator[dict[str, str]]:
+    """The environment in which this tree is the package ``msmamba``, and the installed wheels are found."""
+    with tempfile.TemporaryDirectory() as linked:
+        (Path(linked) / "msmamba").symlink_to(ROOT, target_is_directory=True)
+        paths = [linked, str(folder / "packages"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+        yield {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "-o", "--output", required=True, type=Path, help="folder for device.json and device.md"
+    )
+    parser.add_argument("--wheels", type=Path, help="folder of wheels to install first")
+    parser.add_argument("--images", help="folder of pictures for ONNX Runtime's parity, in place of noise")
+    parser.add_argument(
+        "--minutes", type=float, default=6, help="for all of it; what is left over is not begun"
+    )
+    parser.add_argument("--steps", default=",".join(STEPS), help="some of: " + ", ".join(STEPS))
+    parser.add_argument("--only", choices=STEPS, help=argparse.SUPPRESS)  # a step in this process
+    arguments = parser.parse_args()
+    folder: Path = arguments.output.resolve()
+    if arguments.only:
+        try:
+            check(arguments.only, folder, folder / f"{arguments.only}.jsonl")
+        except Lacks as lack:
+            print(lack, file=sys.stderr)
+            return 3
+        return 0
+    chosen = arguments.steps.split(",")
+    if unknown := [name for name in chosen if name not in STEPS]:
+        parser.error(f"unknown steps {', '.join(unknown)}: choose from {', '.join(STEPS)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    end = time.perf_counter() + 60 * arguments.minutes
+    if arguments.wheels:
+        wheels = sorted(map(str, arguments.wheels.glob("*.whl")))
+        if not wheels:
+            parser.error(f"{arguments.wheels} holds no wheels")
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--upgrade"]
+        subprocess.run([*command, "--target", str(folder / "packages"), *wheels], check=True)
+    if arguments.images:
+        os.environ["DEVICE_CHECK_IMAGES"] = str(Path(arguments.images).resolve())
+    results: list[Row] = []
+    with importable(folder) as environment:
+        for name in chosen:
+            left = end - time.perf_counter()
+            if left < 1:
+                result = {
+                    "step": name,
+                    "title": STEPS[name].title,
+                    "outcome": "not begun",
+                    "seconds": 0,
+                    "rows": [],
+                }
+                result["said"] = f"the {arguments.minutes:g} minutes were over"
+            else:
+                result = run(name, folder, min(left, STEPS[name].seconds), environment)
+            results.append(result)
+            print(
+                f"{result['title']}: {result['outcome']} {result['said']} ({result['seconds']} s)", flush=True
+            )
+            (folder / "device.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            (folder / "device.md").write_text(as_markdown(results), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
