@@ -3,7 +3,9 @@
 An exported file holds nodes of domain ``msmamba`` and, beside them, functions of standard operators that say
 what they compute. ONNX Runtime prefers a registered kernel to a function of the same name: with the native
 library registered its kernels run those nodes, without it the functions do, slower and with the same
-meaning. Which of the two happened, and why, is in `OnnxRuntimeBackend.path`.
+meaning. Which of the two happened, and why, is in `OnnxRuntimeBackend.path`. On CUDA the native library runs
+the scan alone, by the compiled kernels of the bundle, and the functions' standard operators are the
+provider's.
 """
 
 from __future__ import annotations
@@ -11,9 +13,8 @@ from __future__ import annotations
 import ctypes
 import importlib
 import mmap
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from io import StringIO
@@ -25,10 +26,13 @@ from .. import machine
 from ..errors import ArtefactError, BackendError
 from ..files import open_file
 from ..images import MAX_SIZE, is_image_size
-from ..plugins.selective_scan import cpu
+from ..plugins.selective_scan import cpu, gpu_operator
 from ..plugins.selective_scan.onnx_function import OP_TYPE
+from . import onnxruntime_cuda
 from .backend import FEATURES
+from .device_arrays import DeviceArray
 from .onnx_answer import Answer, answer_of
+from .onnxruntime_cuda import BoundRuns
 from .onnxruntime_library import import_onnxruntime
 
 if TYPE_CHECKING:
@@ -44,9 +48,9 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 # On by default: float32 products would round their inputs to 10 bits of mantissa, as our engines do not.
 _OPTIONS = {_CUDA: {"use_tf32": "0"}}
-# The smallest network at 224 pixels has 8,722 steps of six nodes. At some microseconds a launch, that alone
-# outlasts the native kernels.
-_NO_SCAN_ON_CUDA = "where the scan is an ONNX loop of thousands of launches an image: device 'cuda' insists"
+# Without its own kernels there, the smallest network at 224 pixels has 8,722 steps of six nodes. At some
+# microseconds a launch, that alone outlasts the CPU's native kernels. With them nobody has measured it.
+_NO_SCAN_ON_CUDA = "where the scan's kernels have not been run on any GPU yet: device 'cuda' insists"
 _ASK_DOCTOR = "'mmdeploy doctor' shows the driver and libraries that it needs"
 NV_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 """Module that brings the provider to an ONNX Runtime that lacks it."""
@@ -66,6 +70,8 @@ _IDLE_THREADS_SLEEP = ("session.intra_op.allow_spinning", "0")
 # How far from 1 probabilities may sum up to: quantised ones of many classes, each rounded to 1/256.
 _SUM_TOLERANCE = 0.1
 
+_MAJOR, _MINOR = 75, 76  # CUdevice_attribute, cuda.h
+
 _LOG_NOTHING_BUT_FATAL = 4  # failures are raised, and reported once
 
 
@@ -80,9 +86,8 @@ class OnnxRuntimeBackend:
         metadata: the file's ``metadata_props``.
         provider: what executes the graph, as ONNX Runtime names it.
         path: what executes, in words, and why not something faster.
+        takes_device_arrays: whether images may lie in a GPU's memory: on CUDA.
     """
-
-    takes_device_arrays = False
 
     def __init__(
         self,
@@ -93,6 +98,7 @@ class OnnxRuntimeBackend:
         threads: int | None = None,
         kernels: str = "auto",
         provider: str = "auto",
+        gpu_kernels: Callable[[], Mapping[str, bytes]] = dict,
     ) -> None:
         """Loads a model.
 
@@ -102,8 +108,9 @@ class OnnxRuntimeBackend:
             device: ``auto`` (CUDA where it starts and the file has no scan, which the CPU's native kernels
                 run faster; else the CPU, and `path` says why), ``cpu`` or ``cuda``.
             threads: CPU threads; None takes every core that this process may use.
-            kernels: ``auto`` (native where they are built, on the CPU), ``native`` or ``functions``.
+            kernels: ``auto`` (native where there are some, on the CPU or CUDA), ``native`` or ``functions``.
             provider: one of `PROVIDERS` but ``engine``.
+            gpu_kernels: reads the scan's compiled kernels, by file name, when they are needed.
 
         Raises:
             BackendError: the device, or the kernels, asked for cannot be had.
@@ -126,27 +133,36 @@ class OnnxRuntimeBackend:
                     not_cuda = f"; not CUDA, {_NO_SCAN_ON_CUDA}"
                 else:
                     provider = "cuda"
+        wanted = _Wanted(runtime, model, name, threads, device, kernels, provider, gpu_kernels)
         try:
-            loaded = _load(runtime, model, name, threads, device, kernels, provider)
+            loaded = _load(wanted)
         except (ArtefactError, BackendError) as error:
             if not (is_free and provider == "cuda"):
                 raise
             # Opened anew, since the session that fell back to the CPU by itself lacks the native kernels.
-            loaded = _load(runtime, model, name, threads, device, kernels, "cpu")
+            loaded = _load(wanted._replace(provider="cpu"))
             not_cuda = f"; {error}"
+        self.takes_device_arrays = loaded.provider == _CUDA
+        self._bound: BoundRuns | None = None
+        graphs = ""
+        if self.takes_device_arrays:
+            loaded, self._bound, why_none = _bound_runs(wanted, loaded)
+            graphs = f", no CUDA graphs ({why_none})" if why_none else ", CUDA graphs"
         interface = loaded.interface
         self.provider = loaded.provider
         self.metadata: Mapping[str, str] = loaded.metadata
         self._answer = _answer(model, name)
-        self.path = _path(self.provider, loaded.no_native_kernels, self._answer) + not_cuda
+        self.path = _path(self.provider, loaded.no_native_kernels, self._answer) + graphs + not_cuda
         self._name = name
         self._session: onnxruntime.InferenceSession | None = loaded.session
         self._input, self._output = interface.image, interface.logits
         self.max_batch, self.image_size = interface.max_batch, interface.image_size
         self.classes, self.features = interface.classes, interface.features
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, images: NDArray[np.float32] | DeviceArray) -> NDArray[np.float32]:
         """(B, 3, S, S) float32 to (B, classes) float32; any number of threads may call it at once.
+
+        On CUDA they wait for each other.
 
         What answers with probabilities gives their logarithms, of which a softmax makes the same ones.
 
@@ -158,7 +174,7 @@ class OnnxRuntimeBackend:
         return self._logits(rows)
 
     def run_with_features(
-        self, images: NDArray[np.float32]
+        self, images: NDArray[np.float32] | DeviceArray
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """As `run`, and the features (B, features) where the file gives them."""
         if self.features is None:
@@ -166,21 +182,27 @@ class OnnxRuntimeBackend:
         rows, features = self._rows(images, {self._output: self.classes, FEATURES: self.features})
         return self._logits(rows), features
 
-    def _rows(self, images: NDArray[np.float32], outputs: Mapping[str, int]) -> list[NDArray[np.float32]]:
+    def _rows(
+        self, images: NDArray[np.float32] | DeviceArray, outputs: Mapping[str, int]
+    ) -> list[NDArray[np.float32]]:
         """These outputs of the network, each a row of so many values an image."""
         session = self._session
         if session is None:
             raise BackendError("the session is closed: open the artefact again")
+        batch = images.shape[0]
         try:
-            answers = session.run(list(outputs), {self._input: images})
+            if self._bound is not None:
+                answers = self._bound.run(images)[: len(outputs)]
+            else:
+                answers = session.run(list(outputs), {self._input: images})
         except _errors() as error:
             raise BackendError(f"ONNX Runtime failed: {_first_line(error)}") from error
         found = [np.asarray(answer, np.float32) for answer in answers]
         for rows, (name, values) in zip(found, outputs.items(), strict=True):
-            if rows.shape != (len(images), values):
+            if rows.shape != (batch, values):
                 raise ArtefactError(
-                    f"'{self._name}' answers {len(images)} images with '{name}' of shape {rows.shape}, "
-                    f"where it promises {(len(images), values)}: export it again"
+                    f"'{self._name}' answers {batch} images with '{name}' of shape {rows.shape}, "
+                    f"where it promises {(batch, values)}: export it again"
                 )
         return found
 
@@ -189,7 +211,7 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         """Frees the model, once calls of `run` that have begun are done."""
-        self._session = None
+        self._session = self._bound = None
 
 
 _OWN_PROVIDERS = tuple(name for name in PROVIDERS if name != "engine")
@@ -286,6 +308,19 @@ class _Interface(NamedTuple):
     features: int | None
 
 
+class _Wanted(NamedTuple):
+    """What a session is made from; as in `OnnxRuntimeBackend`."""
+
+    runtime: Any
+    model: bytes | str
+    name: str
+    threads: int
+    device: str
+    kernels: str
+    provider: str
+    gpu_kernels: Callable[[], Mapping[str, bytes]]
+
+
 class _Loaded(NamedTuple):
     session: Any
     provider: str
@@ -295,39 +330,84 @@ class _Loaded(NamedTuple):
     """Why the native kernels do not run."""
 
 
-def _load(
-    runtime: Any, model: bytes | str, name: str, threads: int, device: str, kernels: str, provider: str
-) -> _Loaded:
+def _load(wanted: _Wanted, graphs: bool = False) -> _Loaded:
     """A session on the provider asked for, and on no other.
+
+    Args:
+        wanted: what is asked for.
+        graphs: whether CUDA's runs may be captured.
 
     Raises:
         BackendError: the provider, or the kernels, asked for cannot be had.
         ArtefactError: ONNX Runtime cannot load the model, or it is no image classifier.
     """
+    runtime, name = wanted.runtime, wanted.name
     options = runtime.SessionOptions()
-    providers = _providers(runtime, options, device, provider)
+    providers = _providers(runtime, options, wanted.device, wanted.provider)
     needs_cuda = providers[0] in (_CUDA, _TENSORRT)
     missing = _start_cuda(runtime, providers[0]) if needs_cuda else ""
-    options.intra_op_num_threads = threads
+    does_not_start = f"{providers[0]} does not start{missing}: {_ASK_DOCTOR}"
+    options.intra_op_num_threads = wanted.threads
     options.log_severity_level = _LOG_NOTHING_BUT_FATAL
     options.add_session_config_entry(*_IDLE_THREADS_SLEEP)
-    no_native_kernels = _why_not_native(options, kernels, providers)
+    no_native_kernels = _why_not_native(options, wanted, providers[0])
+    own_options = {**_OPTIONS, _CUDA: {**_OPTIONS[_CUDA], **onnxruntime_cuda.OPTIONS}} if graphs else _OPTIONS
     try:
         # No fallback: ONNX Runtime would print a banner and try the same again.
         # One that `options` has from a plugin must not be named again, nor must another be.
         plugged = providers[0] not in runtime.get_available_providers()
-        named = None if plugged else [(each, _OPTIONS.get(each, {})) for each in providers]
-        session = runtime.InferenceSession(model, options, providers=named, enable_fallback=False)
+        named = None if plugged else [(each, own_options.get(each, {})) for each in providers]
+        session = runtime.InferenceSession(wanted.model, options, providers=named, enable_fallback=False)
         metadata = session.get_modelmeta().custom_metadata_map
         interface = _interface(session, name)
     except UnicodeDecodeError as error:
         raise ArtefactError(f"'{name}' holds names that are not text: copy or export it again") from error
     except _errors() as error:
+        if providers[0] == _CUDA and _fell_back(error):
+            raise BackendError(does_not_start) from error
         raise ArtefactError(f"ONNX Runtime cannot load '{name}': {_first_line(error)}") from error
     found: str = session.get_providers()[0]
     if found != providers[0]:
-        raise BackendError(f"{providers[0]} does not start{missing}: {_ASK_DOCTOR}")
+        raise BackendError(does_not_start)
     return _Loaded(session, found, metadata, interface, no_native_kernels)
+
+
+def _fell_back(error: Exception) -> bool:
+    """Whether a session on CUDA fell back to the CPU, for which CUDA's operator of the scan is none."""
+    return f"Could not find an implementation for {OP_TYPE}" in str(error)
+
+
+def _bound_runs(wanted: _Wanted, plain: _Loaded) -> tuple[_Loaded, BoundRuns, str]:
+    """Runs on CUDA that are captured, which one has proven; else such as are not, and why.
+
+    Returns:
+        The session that runs, its runs, and why they are not captured.
+    """
+
+    def bound(loaded: _Loaded, graphs: bool) -> BoundRuns:
+        interface = loaded.interface
+        outputs = {interface.logits: interface.classes}
+        if interface.features is not None:
+            outputs[FEATURES] = interface.features
+        return BoundRuns(wanted.runtime, loaded.session, interface.image, outputs, graphs=graphs)
+
+    size = plain.interface.image_size
+    if size is None:
+        obstacle = "the file leaves the size of images open"
+    elif plain.no_native_kernels is not None and _scans(wanted.model):
+        obstacle = "a loop cannot be captured"
+    else:
+        try:
+            loaded = _load(wanted, graphs=True)
+            runs = bound(loaded, graphs=True)
+            runs.run(np.zeros((1, 3, size, size), np.float32))
+        except _errors() as error:
+            obstacle = _first_line(error)
+        except (ArtefactError, BackendError) as error:
+            obstacle = str(error)
+        else:
+            return loaded, runs, ""
+    return plain, bound(plain, graphs=False), obstacle
 
 
 def _start_cuda(runtime: Any, provider: str) -> str:
@@ -336,11 +416,10 @@ def _start_cuda(runtime: Any, provider: str) -> str:
     Raises:
         BackendError: there is no driver, or no GPU.
     """
-    library = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
     try:
-        driver = ctypes.CDLL(library)
+        driver = ctypes.CDLL(gpu_operator.DRIVER)
     except OSError as error:
-        raise BackendError(f"{provider} does not start: no {library}, NVIDIA's driver") from error
+        raise BackendError(f"{provider} does not start: no {gpu_operator.DRIVER}, NVIDIA's driver") from error
     count = ctypes.c_int()
     status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if status or not count.value:
@@ -373,24 +452,51 @@ def register_native_kernels(options: onnxruntime.SessionOptions) -> str | None:
     return None
 
 
-def _why_not_native(options: Any, kernels: str, providers: list[str]) -> str | None:
+def _why_not_native(options: Any, wanted: _Wanted, provider: str) -> str | None:
     """Registers the native kernels where they are wanted; None when that worked, else why not.
 
     Raises:
         BackendError: ``kernels`` insists on them.
     """
-    if kernels == "functions":
+    if wanted.kernels == "functions":
         return "asked for"
-    on_gpu = providers[0] != _CPU
-    obstacle = "the native kernels are for the CPU" if on_gpu else register_native_kernels(options)
-    if obstacle is not None and kernels == "native":
+    if provider == _CPU:
+        obstacle = register_native_kernels(options)
+    elif provider == _CUDA:
+        obstacle = _register_gpu_scan(options, wanted)
+    else:
+        obstacle = "the native kernels are for the CPU and CUDA"
+    if obstacle is not None and wanted.kernels == "native":
         raise BackendError(f"native kernels were asked for, but {obstacle}")
     return obstacle
 
 
+def _register_gpu_scan(options: Any, wanted: _Wanted) -> str | None:
+    """Registers the scan's compiled kernels with options of a session on CUDA; None, or why it could not."""
+    if not _scans(wanted.model):
+        return "it has no scan"
+    try:
+        packages = gpu_operator.packages_of(wanted.gpu_kernels(), _compute_capability())
+        with gpu_operator.offered(packages):
+            return register_native_kernels(options)
+    except BackendError as error:
+        return str(error)
+
+
+def _compute_capability() -> int:
+    """The first GPU's, on which sessions run, as ``10 * major + minor``; the driver has started."""
+    driver = ctypes.CDLL(gpu_operator.DRIVER)
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
+    return 10 * major.value + minor.value
+
+
 def _path(provider: str, obstacle: str | None, answer: Answer) -> str:
     name = f"onnxruntime {provider.removesuffix('ExecutionProvider')}"
-    kernels = f"native kernels ({cpu.kernels()})" if obstacle is None else f"ONNX functions ({obstacle})"
+    whose = "the scan's, by the CUDA driver" if provider == _CUDA else f"({cpu.kernels()})"
+    kernels = f"native kernels {whose}" if obstacle is None else f"ONNX functions ({obstacle})"
     softmax = ", a softmax at its end" if answer is Answer.PROBABILITIES else ""
     return f"{name}, {kernels}{softmax}"
 

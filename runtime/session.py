@@ -32,6 +32,7 @@ from ..images import (
     white_as_asked,
 )
 from ..plugins import cuda_driver
+from ..plugins.selective_scan.gpu_package import KERNELS_SUFFIX
 from .artefact import ENGINE_NAME, MODEL_NAME, Bundle, Kind, open_bundle, read_file, recognise
 from .backend import Backend
 from .device_arrays import DeviceArray
@@ -191,8 +192,8 @@ class Session:
         """Runs the network on images that are transformed already.
 
         Args:
-            images: (B, 3, S, S) float32, finite; a NumPy array or, where an engine runs, anything in the
-                GPU's memory that has ``__cuda_array_interface__`` (PyCUDA, CuPy, PyTorch). The latter is
+            images: (B, 3, S, S) float32, finite; a NumPy array or, on a GPU, anything in its
+                memory that has ``__cuda_array_interface__`` (PyCUDA, CuPy, PyTorch). The latter is
                 copied on the GPU, after the work of its stream, and is not checked for finite values.
 
         Returns:
@@ -723,8 +724,16 @@ def _onnx_backend(
 ) -> Backend:
     """ONNX Runtime on the bundle's model or on the file; ``obstacle`` is why not the bundle's engine."""
     model = bundle.read(MODEL_NAME) if bundle else name
+
+    def gpu_kernels() -> dict[str, bytes]:
+        if bundle is None:
+            return {}
+        return {each: bundle.read(each) for each in bundle.manifest.files if each.endswith(KERNELS_SUFFIX)}
+
     try:
-        backend = OnnxRuntimeBackend(model, name, device=device, provider=provider, **options)
+        backend = OnnxRuntimeBackend(
+            model, name, device=device, provider=provider, gpu_kernels=gpu_kernels, **options
+        )
     except BackendError as error:
         raise BackendError(f"{error}; and not the engine: {obstacle}") if obstacle else error from error
     if obstacle:

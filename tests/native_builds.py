@@ -90,6 +90,18 @@ def sanitized(
     return program
 
 
+def shared_library(source: Path, cache: Path) -> Path:
+    """A shared library of one source that stands by itself."""
+    command = [compiler(), "-std=c++17", "-O1", "-fPIC", "-shared"]
+    identity = hashlib.sha256(repr(command).encode() + source.read_bytes()).hexdigest()[:20]
+    library = cache / f"{source.stem}-{identity}.so"
+    if not library.exists():
+        partial = library.with_suffix(f".{os.getpid()}")
+        subprocess.run([*command, source, "-o", partial, "-ldl"], check=True)
+        partial.rename(library)
+    return library
+
+
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a program, leaks looked for too."""
     environment = {

@@ -17,6 +17,7 @@ from onnx import ModelProto
 
 from ...errors import ArtefactError
 from ...files import atomic_folder, sha256_of
+from ...plugins.selective_scan.gpu_package import KERNELS_SUFFIX
 from ...plugins.selective_scan.tensorrt_plugin import PLUGIN_VERSION
 from ...runtime.artefact import (
     ENGINE_NAME,
@@ -32,7 +33,7 @@ from ...runtime.manifest import EngineFacts, Manifest
 from ...version import __version__
 from ..graph.inlining import inlined_model
 from .build import Engine, EngineOptions, engine_from_onnx
-from .kernels import KERNELS_SUFFIX, compiler_from, has_triton
+from .kernels import compiler_from, has_triton
 
 LOG_NAME = "build.log"
 

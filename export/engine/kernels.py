@@ -13,11 +13,10 @@ from onnx import ModelProto, TensorProto
 
 from ...errors import BackendError, ExportError
 from ...plugins.selective_scan.gpu_launch import BLOCK_SHAPES
-from ...plugins.selective_scan.gpu_package import ELEMENT_TYPES, KernelPackage
+from ...plugins.selective_scan.gpu_package import ELEMENT_TYPES, KERNELS_SUFFIX, KernelPackage
 from ...plugins.selective_scan.onnx_function import OP_TYPE
 from ...plugins.selective_scan.tensorrt_plugin import Compiler, compile_with_triton
 
-KERNELS_SUFFIX = ".kernels"
 _ELEMENT_TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
 
 

@@ -23,8 +23,8 @@ from PIL import Image
 import msmamba
 from msmamba.errors import ArtefactError, BackendError, ImageError, InputError
 from msmamba.images import Transform, read_image
-from msmamba.plugins.selective_scan import cpu
-from msmamba.runtime import Prediction, Session, onnxruntime_backend, open_session
+from msmamba.plugins.selective_scan import cpu, gpu_operator
+from msmamba.runtime import Prediction, Session, onnxruntime_backend, onnxruntime_cuda, open_session
 
 from .conftest import LABELS, SIZE, classifier, manifest
 
@@ -476,7 +476,16 @@ def played_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         pointer._obj.value = 1
         return 0
 
-    driver = SimpleNamespace(cuInit=lambda flags: 0, cuDeviceGetCount=count)
+    def attribute(pointer: Any, number: int, device: Any) -> int:
+        pointer._obj.value = {75: 8, 76: 9}[number]  # compute capability 8.9
+        return 0
+
+    driver = SimpleNamespace(
+        cuInit=lambda flags: 0,
+        cuDeviceGetCount=count,
+        cuDeviceGet=lambda pointer, number: 0,
+        cuDeviceGetAttribute=attribute,
+    )
     offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     missing = "Failed to load libcublasLt.so.13: cannot open shared object file"
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: offered)
@@ -575,7 +584,7 @@ def test_a_network_with_a_scan_stays_on_the_cpu_unless_cuda_is_asked_for(
     for artefact in (bundles["fp32"], bundles["fp32"] / "model.onnx"):
         with open_session(artefact) as session:
             assert re.fullmatch(
-                r"onnxruntime CPU, native kernels .*; not CUDA, where the scan is .*: device 'cuda' insists",
+                r"onnxruntime CPU, native kernels .*; not CUDA, where the scan's .*: device 'cuda' insists",
                 session.path,
             )
     assert played_cuda == [[("CPUExecutionProvider", {})]] * 2
@@ -583,6 +592,116 @@ def test_a_network_with_a_scan_stays_on_the_cpu_unless_cuda_is_asked_for(
         open_session(bundles["fp32"], device="cuda")
     with open_session(bundles["fp32"], kernels="functions") as session:
         assert "CUDAExecutionProvider does not start" in session.path
+
+
+class OnGpu:
+    """A session that says it is on CUDA, and runs on the CPU, by the kernels for it."""
+
+    def __init__(self, model: Any, options: Any, providers: Any, **named: Any) -> None:
+        import onnxruntime
+        from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession
+
+        self.asked = providers
+        own = onnxruntime.SessionOptions()
+        own.register_custom_ops_library(str(cpu.library_path()))
+        self._session = InferenceSession(model, own, providers=["CPUExecutionProvider"], **named)
+
+    def get_providers(self) -> list[str]:
+        return [name for name, _ in self.asked]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
+@pytest.fixture
+def started_cuda(played_cuda: list[Any], monkeypatch: pytest.MonkeyPatch) -> list[OnGpu]:
+    """CUDA that starts, on a GPU of compute capability 8.9; its memory is the CPU's. Gives the sessions."""
+    import onnxruntime
+
+    sessions: list[OnGpu] = []
+
+    def session(*arguments: Any, **named: Any) -> OnGpu:
+        sessions.append(OnGpu(*arguments, **named))
+        return sessions[-1]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime_cuda, "DEVICE", "cpu")
+    functions = (1,) * len(gpu_operator.DRIVER_FUNCTIONS)  # addresses that nobody calls
+    monkeypatch.setattr(gpu_operator, "_driver_functions", lambda driver: functions)
+    return sessions
+
+
+@pytest.fixture
+def on_gpu(bundles: dict[str, Path]) -> Path:
+    """A bundle with the scan's kernels."""
+    if cpu.why_unavailable() is not None:
+        pytest.skip("the native library is not built")
+    if not list(bundles["fp32"].glob("scan.*.kernels")):
+        pytest.skip("Triton is not installed")
+    return bundles["fp32"]
+
+
+def test_on_cuda_the_scan_runs_by_the_bundles_kernels_in_graphs(
+    on_gpu: Path, started_cuda: list[OnGpu]
+) -> None:
+    """More shapes of batches than are kept, each of them twice, and the features beside."""
+    images = np.random.default_rng(0).standard_normal((6, 3, 32, 32), np.float32)
+    with open_session(on_gpu, device="cpu") as session:
+        expected, features = session.run_with_features(images)
+    started_cuda.clear()
+    with open_session(on_gpu, device="cuda") as session:
+        assert session.path == "onnxruntime CUDA, native kernels the scan's, by the CUDA driver, CUDA graphs"
+        for batch in (6, 1, 2, 3, 4, 5, 6, 1, 5):
+            np.testing.assert_allclose(session.run(images[:batch]), expected[:batch], atol=1e-4)
+        found = session.run_with_features(images)
+        np.testing.assert_allclose(found[1], features, atol=1e-4)
+    plain = {"use_tf32": "0"}
+    asked = [session.asked[0] for session in started_cuda]
+    assert asked == [
+        ("CUDAExecutionProvider", plain),
+        ("CUDAExecutionProvider", {**plain, "enable_cuda_graph": "1"}),
+    ]
+
+
+def test_runs_that_cannot_be_captured_run_plainly_and_say_why(
+    on_gpu: Path, started_cuda: list[OnGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+
+    def refused(session: OnGpu, *arguments: Any) -> None:
+        if "enable_cuda_graph" in session.asked[0][1]:
+            raise Fail("[ONNXRuntimeError] : 1 : FAIL : This session cannot use the graph capture feature")
+        session._session.run_with_iobinding(*arguments)
+
+    monkeypatch.setattr(OnGpu, "run_with_iobinding", refused, raising=False)
+    with open_session(on_gpu, device="cuda") as session:
+        assert session.path.endswith("no CUDA graphs (This session cannot use the graph capture feature)")
+        assert session.run(np.zeros((2, 3, 32, 32), np.float32)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_keeps_the_scans_kernels_from_cuda_is_told(
+    on_gpu: Path,
+    bundles: dict[str, Path],
+    started_cuda: list[OnGpu],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+) -> None:
+    """A file without its bundle, and a GPU that there are no kernels for: functions, unless they must not."""
+    cases = [(bundles[precision] / "model.onnx", 89, "carries no scan kernels: open a bundle")]
+    cases += [(bundles[precision], 70, r"this GPU has 7\.0: export the bundle again")]
+    for artefact, capability, message in cases:
+        monkeypatch.setattr(onnxruntime_backend, "_compute_capability", lambda found=capability: found)
+        with open_session(artefact, device="cuda") as session:
+            assert re.search(rf"ONNX functions \(.*{message}.*no CUDA graphs \(a loop", session.path)
+        with pytest.raises(BackendError, match=f"native kernels were asked for, but .*{message}"):
+            open_session(artefact, device="cuda", kernels="native")
+
+
+def test_a_network_without_a_scan_needs_no_kernels_on_cuda(bundle: Path, started_cuda: list[OnGpu]) -> None:
+    with open_session(bundle) as session:
+        assert session.path.startswith("onnxruntime CUDA, ONNX functions (it has no scan)")
+        assert session.path.endswith("CUDA graphs")
 
 
 def test_native_kernels_asked_for_are_run_where_they_can_be(bundle: Path, played_cuda: list[Any]) -> None:

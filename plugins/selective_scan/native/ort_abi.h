@@ -4,7 +4,7 @@
 // new Ort API version", onnxruntime/core/session/onnxruntime_c_api.cc), so a slot's number never changes; the numbers
 // here were counted in include/onnxruntime/core/session/onnxruntime_c_api.h of microsoft/onnxruntime. Its own
 // assertions on the table's length per version agree with the count: 101 ReleaseCustomOpDomain (version 1),
-// 265 KernelContext_GetResource (16), 275 SessionOptionsAppendExecutionProvider_OpenVINO_V2 (17).
+// 169 CreateSessionFromArrayWithPrepackedWeightsContainer (8), 265 KernelContext_GetResource (16), 275 SessionOptionsAppendExecutionProvider_OpenVINO_V2 (17).
 //
 // Its calling convention on Windows (ORT_API_CALL, __stdcall) is the only one that 64-bit Windows has; none of the slots
 // takes a path, which is of wide characters there.
@@ -57,7 +57,9 @@ struct Api {
                         Value**);  // 91, KernelContext_GetOutput
   const void* slots_92_to_98[7];
   void (*release_tensor_info)(TensorInfo*);  // 99, ReleaseTensorTypeAndShapeInfo
-  const void* slots_100_to_248[149];
+  const void* slots_100_to_192[93];
+  Status* (*get_gpu_stream)(const KernelContext*, void** stream);  // 193, KernelContext_GetGPUComputeStream
+  const void* slots_194_to_248[55];
   Status* (*get_constant_input)(const KernelInfo*, size_t index, int* is_constant,
                                 const Value**);  // 249, KernelInfoGetConstantInput_tensor
   const void* slots_250_to_267[18];
@@ -79,6 +81,7 @@ static_assert(slot(offsetof(Api, get_tensor_info)) == 65, "GetTensorTypeAndShape
 static_assert(slot(offsetof(Api, get_int_attribute)) == 86, "KernelInfoGetAttribute_int64");
 static_assert(slot(offsetof(Api, get_input)) == 90, "KernelContext_GetInput");
 static_assert(slot(offsetof(Api, release_tensor_info)) == 99, "ReleaseTensorTypeAndShapeInfo");
+static_assert(slot(offsetof(Api, get_gpu_stream)) == 193, "KernelContext_GetGPUComputeStream");
 static_assert(slot(offsetof(Api, get_constant_input)) == 249, "KernelInfoGetConstantInput_tensor");
 static_assert(slot(offsetof(Api, infer_input)) == 268, "ShapeInferContext_GetInputTypeShape");
 static_assert(slot(offsetof(Api, infer_output)) == 270, "ShapeInferContext_SetOutputTypeShape");

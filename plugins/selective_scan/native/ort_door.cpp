@@ -1,29 +1,34 @@
 // The door for ONNX Runtime: `SessionOptions.register_custom_ops_library(path)` calls RegisterCustomOps, which adds the
-// native operators of the domain msmamba to the session. They run on the session's own threads.
+// native operators of the domain msmamba to the session: those for the CPU, which run on the session's own threads,
+// or the scan for the GPU where its kernels were offered to the calling thread. Never both: a session on CUDA would
+// carry the maps to the CPU and back for those that it has no kernels for, whose functions run on the GPU.
+#include <map>
 #include <mutex>
 
 #include "export.h"
+#include "ort_gpu_scan.h"
 #include "ort_support.h"
 
 namespace msmamba::ort {
 namespace {
 
-// The domain with its operators, made once: it has to outlive every session that uses it.
-Status* shared_domain(const Api& api, CustomOpDomain** domain) {
+// A domain with its operators, made once: it has to outlive every session that uses it.
+Status* shared_domain(const Api& api, const Operators* sources, size_t count, CustomOpDomain** domain) {
   static std::mutex mutex;
-  static CustomOpDomain* shared = nullptr;
+  static std::map<const CustomOp*, CustomOpDomain*> shared;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (shared == nullptr) {
+  const CustomOp* first = sources[0].ops[0];
+  if (shared.find(first) == shared.end()) {
     CustomOpDomain* fresh = nullptr;
     if (Status* failed = api.create_custom_op_domain("msmamba", &fresh)) return failed;
-    for (const Operators& source : {scan_operators(api), block_operators(api)}) {
-      for (size_t i = 0; i < source.count; ++i) {
-        if (Status* failed = api.custom_op_domain_add(fresh, source.ops[i])) return failed;
+    for (size_t k = 0; k < count; ++k) {
+      for (size_t i = 0; i < sources[k].count; ++i) {
+        if (Status* failed = api.custom_op_domain_add(fresh, sources[k].ops[i])) return failed;
       }
     }
-    shared = fresh;
+    shared[first] = fresh;
   }
-  *domain = shared;
+  *domain = shared[first];
   return nullptr;
 }
 
@@ -40,6 +45,12 @@ MSMAMBA_EXPORT msmamba::ort::Status* RegisterCustomOps(msmamba::ort::SessionOpti
     return base->get_api(1)->create_status(kFail, "msmamba's scan needs ONNX Runtime 1.17 or later");
   }
   CustomOpDomain* domain = nullptr;
-  if (Status* failed = shared_domain(*api, &domain)) return failed;
+  const Operators for_gpu = offered_gpu_operators(*api);
+  if (for_gpu.count != 0) {
+    if (Status* failed = shared_domain(*api, &for_gpu, 1, &domain)) return failed;
+  } else {
+    const Operators for_cpu[] = {scan_operators(*api), block_operators(*api)};
+    if (Status* failed = shared_domain(*api, for_cpu, 2, &domain)) return failed;
+  }
   return api->add_custom_op_domain(options, domain);
 }

@@ -1,21 +1,10 @@
-// The custom operator msmamba::SelectiveScan2D: inputs and output of the contract (plugins/selective_scan/__init__.py),
-// float32 or float16. Shapes are checked on every call, since a model file may say anything.
+// The custom operator msmamba::SelectiveScan2D on the CPU.
 #include <new>
 
-#include "ort_support.h"
+#include "ort_scan_call.h"
 
 namespace msmamba::ort {
 namespace {
-
-constexpr size_t kInputs = 7;
-constexpr int64_t kMostStates = int64_t{1} << 16;  // no network comes near; the kernels count them as int
-constexpr const char* kOpType = "SelectiveScan2D";
-
-// The operator for one element type of x, delta, B, C and y; A, D and delta_bias are float32 for both.
-struct ScanOp : CustomOp {
-  ElementType element;
-  const Api* api;
-};
 
 // What one node holds between calls.
 struct Kernel {
@@ -23,91 +12,37 @@ struct Kernel {
   msmamba::ElementType element;
 };
 
-bool has_element_type(size_t input) { return input == 0 || input == 1 || input == 3 || input == 4; }
-
 Status* compute(void* kernel_, KernelContext* context) {
   const Kernel& kernel = *static_cast<const Kernel*>(kernel_);
   const Api& api = kernel.api;
-  Input inputs[kInputs];
-  for (size_t i = 0; i < kInputs; ++i) {
-    if (Status* failed = inputs[i].read(api, context, i)) return failed;
-  }
-  const auto& [x, delta, A, B, C, D, delta_bias] = inputs;
-  if (x.rank != 4) return api.create_status(kInvalidArgument, "SelectiveScan2D: x must be (batch, H, W, D)");
-  if (A.rank != 3) return api.create_status(kInvalidArgument, "SelectiveScan2D: A must be (4, D, N)");
-
-  const ScanShape shape = {x.dimensions[0], x.dimensions[1], x.dimensions[2], x.dimensions[3], A.dimensions[2]};
-  const int64_t per_channel[] = {shape.batch, shape.height, shape.width, kDirections, shape.channels};
-  const int64_t per_state[] = {shape.batch, shape.height, shape.width, kDirections, shape.states};
-  const int64_t weights[] = {kDirections, shape.channels, shape.states};
-  const Expected expected[kInputs] = {
-      {"x", x.dimensions, 4}, {"delta", per_channel, 5}, {"A", weights, 3},         {"B", per_state, 5},
-      {"C", per_state, 5},    {"D", weights, 2},         {"delta_bias", weights, 2}};
-  for (size_t i = 0; i < kInputs; ++i) {
-    if (Status* failed = check_dimensions(api, kOpType, inputs[i], expected[i])) return failed;
-  }
-  if (shape.states > kMostStates) {
-    return api.create_status(kInvalidArgument, "SelectiveScan2D: there are more than 65,536 states");
-  }
-
-  Value* y = nullptr;
-  if (Status* failed = api.get_output(context, 0, x.dimensions, 4, &y)) return failed;
-  if (shape.batch == 0) return nullptr;
-  if (shape.height == 0 || shape.width == 0 || shape.channels == 0 || shape.states == 0) {
-    return api.create_status(kInvalidArgument, "SelectiveScan2D: a dimension other than the batch is empty");
-  }
-  void* y_data = nullptr;
-  if (Status* failed = api.get_tensor_data(y, &y_data)) return failed;
-  const ScanInputs scan = {kernel.element, x.data,     delta.data, A.floats(),
-                           B.data,         C.data,     D.floats(), delta_bias.floats()};
+  ScanCall call;
+  if (Status* failed = call.read(api, context, kernel.element)) return failed;
+  if (call.is_empty()) return nullptr;
   SessionThreads threads(api, context);
-  const char* failure = forward_scan(shape, scan, y_data, threads.parallel());
+  const char* failure = forward_scan(call.shape, call.inputs, call.y, threads.parallel());
   if (threads.failure() != nullptr) return threads.failure();
   return failure == nullptr ? nullptr : api.create_status(kFail, failure);
 }
 
 Status* create_kernel(const CustomOp* op, const Api* api, const KernelInfo*, void** kernel) {
-  const bool half = static_cast<const ScanOp*>(op)->element == kFloat16;
-  *kernel = new (std::nothrow) Kernel{*api, half ? msmamba::ElementType::kFloat16 : msmamba::ElementType::kFloat32};
+  *kernel = new (std::nothrow) Kernel{*api, static_cast<const ScanOp*>(op)->type()};
   return *kernel == nullptr ? api->create_status(kFail, "out of memory") : nullptr;
 }
 
-ScanOp scan_op(const Api& api, ElementType element) {
-  ScanOp op = {};
-  op.element = element;
-  op.api = &api;
-  op.version = kApiVersion;
-  op.get_name = [](const CustomOp*) { return kOpType; };
+ScanOp cpu_op(const Api& api, ElementType element) {
+  ScanOp op = scan_op(api, element);
   op.get_execution_provider = [](const CustomOp*) { return "CPUExecutionProvider"; };
-  op.get_input_count = [](const CustomOp*) { return kInputs; };
-  op.get_input_type = [](const CustomOp* self, size_t index) {
-    return has_element_type(index) ? static_cast<const ScanOp*>(self)->element : kFloat;
-  };
-  op.get_output_count = [](const CustomOp*) { return size_t{1}; };
-  op.get_output_type = [](const CustomOp* self, size_t) { return static_cast<const ScanOp*>(self)->element; };
-  op.get_input_characteristic = [](const CustomOp*, size_t) { return kRequired; };
-  op.get_output_characteristic = [](const CustomOp*, size_t) { return kRequired; };
-  op.get_input_memory_type = [](const CustomOp*, size_t) { return kMemoryDefault; };
-  op.get_variadic_input_min_arity = [](const CustomOp*) { return 0; };
-  op.get_variadic_input_homogeneity = [](const CustomOp*) { return 0; };
-  op.get_variadic_output_min_arity = [](const CustomOp*) { return 0; };
-  op.get_variadic_output_homogeneity = [](const CustomOp*) { return 0; };
   op.create_kernel_v2 = create_kernel;
   op.compute_v2 = compute;
   op.destroy_kernel = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-  op.infer_output_shape = [](const CustomOp* self, ShapeInferContext* context) {
-    return infer_like_first_input(*static_cast<const ScanOp*>(self)->api, context);
-  };
-  op.get_start_version = [](const CustomOp*) { return 1; };
-  op.get_end_version = [](const CustomOp*) { return INT32_MAX; };
   return op;
 }
 
 }  // namespace
 
 Operators scan_operators(const Api& api) {
-  static const ScanOp single = scan_op(api, kFloat);
-  static const ScanOp half = scan_op(api, kFloat16);
+  static const ScanOp single = cpu_op(api, kFloat);
+  static const ScanOp half = cpu_op(api, kFloat16);
   static const CustomOp* const ops[] = {&single, &half};
   return {ops, sizeof ops / sizeof *ops};
 }

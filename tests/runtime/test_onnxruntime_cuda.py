@@ -1,0 +1,94 @@
+"""Runs of ONNX Runtime on fixed memory: batches of NumPy's and of a GPU's memory, by the real ONNX Runtime.
+
+The GPU's memory is played (`recording_gpu`); on the CPU, ONNX Runtime works on it as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from recording_gpu import LEGACY, Array, RecordingDriver
+
+from msmamba.errors import InputError
+from msmamba.plugins import cuda_driver
+from msmamba.runtime.device_arrays import DeviceArray
+from msmamba.runtime.onnxruntime_cuda import BoundRuns
+
+from .conftest import classifier
+
+SIDE = 9
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingDriver]:
+    """The GPU; whatever a test leaves on it, but memory of ONNX Runtime's, fails the test."""
+    recording = RecordingDriver(89)
+    monkeypatch.setattr(cuda_driver, "driver", lambda: recording)
+    yield recording
+    recording.check_nothing_is_left()
+
+
+@pytest.fixture
+def runs(driver: RecordingDriver) -> Iterator[BoundRuns]:
+    """A session whose values lie in the driver's memory."""
+    taken: list[int] = []
+
+    def value(shape: list[int], dtype: Any, device: str, number: int) -> Any:
+        assert (device, number) == ("cuda", 0)
+        size = int(np.prod(shape)) * 4
+        taken.append(driver.allocate("device", size))
+        memory = (ctypes.c_byte * size).from_address(taken[-1])
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.frombuffer(memory, dtype).reshape(shape))
+
+    maker = SimpleNamespace(ortvalue_from_shape_and_type=value)
+    runtime = SimpleNamespace(OrtValue=maker, RunOptions=onnxruntime.RunOptions)
+    model = classifier(features=True).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    yield BoundRuns(runtime, session, "image", {"logits": 3, "features": 3}, graphs=True)
+    for address in taken:
+        driver._release("device", address)
+
+
+def pictures(batch: int) -> NDArray[np.float32]:
+    return np.random.default_rng(batch).standard_normal((batch, 3, SIDE, SIDE), np.float32)
+
+
+@pytest.mark.parametrize("stream", [None, LEGACY], ids=["ready", "awaited"])
+def test_images_in_the_gpus_memory_are_copied_there(
+    runs: BoundRuns, driver: RecordingDriver, stream: int | None
+) -> None:
+    for batch in (2, 1, 2):
+        images = pictures(batch)
+        array = Array(driver, images, stream=stream)
+        taken = DeviceArray.of(array)
+        assert taken is not None
+        logits, features = runs.run(taken)
+        array.free()
+        np.testing.assert_allclose(features, images.mean((2, 3)), atol=1e-6)
+        np.testing.assert_allclose(logits, features[:, ::-1], atol=1e-6)
+    assert driver.calls.count("cuStreamWaitEvent") == (3 if stream else 0)
+
+
+def test_images_on_another_gpu_are_refused(runs: BoundRuns, driver: RecordingDriver) -> None:
+    array = Array(driver, pictures(1))
+    driver.ordinals[array.address] = 1
+    taken = DeviceArray.of(array)
+    assert taken is not None
+    with pytest.raises(InputError, match="lies on GPU 1; this session runs on GPU 0: copy it there"):
+        runs.run(taken)
+    array.free()
+
+
+def test_answers_are_the_callers_own(runs: BoundRuns) -> None:
+    """The memory that they were made in is used again."""
+    first, _ = runs.run(pictures(1))
+    kept = first.copy()
+    runs.run(-pictures(1))
+    np.testing.assert_array_equal(first, kept)
