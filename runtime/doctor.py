@@ -30,7 +30,7 @@ from ..schema import as_json
 from ..version import __version__
 from . import probe
 from .engine_plan import NAMES as ENGINE_LIBRARIES
-from .onnxruntime_backend import GPU_PROVIDERS, NV_PLUGIN, register_native_kernels
+from .onnxruntime_backend import GPU_PROVIDERS, NV_PLUGIN, compute_capability, register_native_kernels
 from .onnxruntime_library import import_onnxruntime
 from .session import open_session
 
@@ -39,6 +39,9 @@ _IMPORT_SECONDS = 120
 _CUDA_SUCCESS = 0
 _CLASSIFY, _NATIVE, _GPU = "classify on the CPU", "native kernels of the network", "NVIDIA GPU"
 _TRAIN, _EXPORT, _ON_CUDA = "train", "export to ONNX", "ONNX Runtime on CUDA"
+_SCAN_ON_CUDA = "the scan on ONNX Runtime's CUDA"
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+"""Packages that install into the same folder."""
 
 
 def _builds(title: str) -> str:
@@ -53,6 +56,7 @@ _OTHER_WORK = {
     _TRAIN: "train",
     _EXPORT: "export",
     _ON_CUDA: "run ONNX files on its GPU",
+    _SCAN_ON_CUDA: "run bundles on its GPU without TensorRT",
     _builds("TensorRT"): "build TensorRT engines for its GPU",
     _builds("TensorRT-RTX"): "build TensorRT-RTX engines for other machines",
 }
@@ -118,19 +122,39 @@ class Report:
         listed = " and ".join(filter(None, (", ".join(others[:-1]), others[-1])))
         return f"{best}\nIt can also {listed}."
 
+    @property
+    def roads(self) -> str:
+        """Which ways there are for a bundle to its GPU and which it takes, in lines; empty without a GPU."""
+        if not self._works(_GPU):
+            return ""
+        ways = {f"{title} engine": _runs(title) for title in ENGINE_LIBRARIES.values()}
+        ways["ONNX Runtime on CUDA, with the scan's kernels"] = _SCAN_ON_CUDA
+        lines = [
+            "A bundle gets to this machine's GPU by an engine that it holds, else where --device cuda asks:"
+        ]
+        for way, ability in ways.items():
+            there = "yes" if self._works(ability) else f"no, see '{ability}'"
+            lines.append(f"  {way}: {there}")
+        return "\n".join(lines)
+
     def _works(self, name: str) -> bool:
         return any(ability.works for ability in self.abilities if ability.name == name)
 
     def to_json(self) -> str:
         """The report as one JSON object."""
         abilities = [asdict(ability) for ability in self.abilities]
-        report = {"best_for": self.best_for, "machine": self.machine, "abilities": abilities}
+        report = {
+            "best_for": self.best_for,
+            "roads": self.roads,
+            "machine": self.machine,
+            "abilities": abilities,
+        }
         return as_json(report, indent=2)
 
     def to_text(self) -> str:
         """The report as lines for a reader: the verdict, the facts, what works, what does not."""
         width = max(map(len, [*self.machine, *(ability.name for ability in self.abilities)]))
-        lines = [self.best_for, ""]
+        lines = [self.best_for, *([self.roads] if self.roads else []), ""]
         lines += [f"     {name:<{width}}  {value}" for name, value in self.machine.items()]
         lines.append("")
         for ability in sorted(self.abilities, key=lambda ability: not ability.works):
@@ -151,6 +175,7 @@ def examine(artefact: str | None = None) -> Report:
     _library.cache_clear()
     checks: tuple[Callable[[], Ability], ...] = (
         _onnxruntime,
+        _one_onnxruntime,
         _native_kernels,
         _int8_products,
         _pictures,
@@ -164,6 +189,7 @@ def examine(artefact: str | None = None) -> Report:
         *(partial(_builds_engines, library) for library in ENGINE_LIBRARIES),
         *(partial(_runs_engines, library) for library in ENGINE_LIBRARIES),
         *(partial(_onnxruntime_on, provider) for provider in GPU_PROVIDERS),
+        _scan_on_cuda,
     )
     return Report(_machine(), tuple(check() for check in checks))
 
@@ -188,6 +214,23 @@ def _onnxruntime() -> Ability:
     except BackendError as error:
         return Ability(name, False, f"ONNX Runtime does not import: {error.__cause__}", fix)
     return Ability(name, True, f"ONNX Runtime {onnxruntime.__version__}")
+
+
+def _one_onnxruntime() -> Ability:
+    """Whether one package alone has ONNX Runtime: of two, each has overwritten files of the other."""
+    name = "one ONNX Runtime"
+    try:
+        onnxruntime = import_onnxruntime()
+    except BackendError:
+        return _onnxruntime().waiting(name)
+    installed = {package: _version(package) for package in _RUNTIMES}
+    found = [f"{package} {number}" for package, number in installed.items() if number]
+    imported = f"{onnxruntime.__version__}, with {', '.join(onnxruntime.get_available_providers())}"
+    if len(found) > 1 or (found and onnxruntime.__version__ not in installed.values()):
+        said = f"{' and '.join(found)} installed, in one folder; what imports is {imported}"
+        wanted = "onnxruntime-gpu" if _version("onnxruntime-gpu") else "onnxruntime"
+        return Ability(name, False, said, f"pip uninstall -y {' '.join(_RUNTIMES)}; pip install {wanted}")
+    return Ability(name, True, (found or [f"onnxruntime {onnxruntime.__version__}"])[0])
 
 
 def _native_kernels() -> Ability:
@@ -310,6 +353,19 @@ def _onnxruntime_on(provider: str) -> Ability:
     if package not in offered and not plugin:
         return Ability(name, False, f"ONNX Runtime {onnxruntime.__version__} does not offer {short}", remedy)
     return Ability(name, True, f"ONNX Runtime {onnxruntime.__version__}, {package}")
+
+
+def _scan_on_cuda() -> Ability:
+    """The road to a GPU that needs no TensorRT."""
+    name = _SCAN_ON_CUDA
+    for needed in (_onnxruntime_on("cuda"), _native_kernels()):
+        if not needed.works:
+            return needed.waiting(name)
+    capability = compute_capability()
+    if capability not in BLOCK_SHAPES:
+        said = f"the GPU has compute capability {dotted([capability])}; the scan has kernels for"
+        return Ability(name, False, f"{said} {dotted(BLOCK_SHAPES)}", "none: the CPU's native kernels run it")
+    return Ability(name, True, "bundles with kernels run with --device cuda; not tried on a device yet")
 
 
 def _training() -> Ability:

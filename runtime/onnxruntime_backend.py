@@ -476,14 +476,14 @@ def _register_gpu_scan(options: Any, wanted: _Wanted) -> str | None:
     if not _scans(wanted.model):
         return "it has no scan"
     try:
-        packages = gpu_operator.packages_of(wanted.gpu_kernels(), _compute_capability())
+        packages = gpu_operator.packages_of(wanted.gpu_kernels(), compute_capability())
         with gpu_operator.offered(packages):
             return register_native_kernels(options)
     except BackendError as error:
         return str(error)
 
 
-def _compute_capability() -> int:
+def compute_capability() -> int:
     """The first GPU's, on which sessions run, as ``10 * major + minor``; the driver has started."""
     driver = ctypes.CDLL(gpu_operator.DRIVER)
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()

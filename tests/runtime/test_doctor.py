@@ -137,6 +137,62 @@ def test_without_onnxruntime_nothing_is_promised(monkeypatch: pytest.MonkeyPatch
     )
 
 
+def test_the_roads_to_a_gpu_are_told() -> None:
+    assert a_report(*ABILITIES).roads == ""  # there is no GPU
+    gpu = doctor.Ability("NVIDIA GPU", True, "a GPU")
+    scan = doctor.Ability("the scan on ONNX Runtime's CUDA", False, "kernels are missing", "none")
+    report = doctor.Report({}, (*a_report("run TensorRT-RTX engines").abilities, gpu, scan))
+    told = [
+        "A bundle gets to this machine's GPU by an engine that it holds, else where --device cuda asks:",
+        "  TensorRT engine: no, see 'run TensorRT engines'",
+        "  TensorRT-RTX engine: yes",
+        "  ONNX Runtime on CUDA, with the scan's kernels: no, see 'the scan on ONNX Runtime's CUDA'",
+    ]
+    assert report.to_text().splitlines()[1:5] == told
+    assert json.loads(report.to_json())["roads"].splitlines() == told
+
+
+@pytest.mark.parametrize(
+    ("installed", "said"),
+    [
+        ({"onnxruntime": "here", "onnxruntime-gpu": "1.31.1"}, "onnxruntime here and onnxruntime-gpu 1.31.1"),
+        ({"onnxruntime-gpu": "1.2.3"}, "onnxruntime-gpu 1.2.3"),
+        ({"onnxruntime-gpu": "here"}, None),
+        ({}, None),
+    ],
+    ids=["both", "files-of-another", "gpu-alone", "built-from-source"],
+)
+def test_a_mixed_install_of_onnxruntime_is_seen(
+    installed: dict[str, str], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    here = onnxruntime.__version__
+    versions = {name: here if number == "here" else number for name, number in installed.items()}
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    found = ability("one ONNX Runtime")
+    assert found.works == (said is None)
+    if said is not None:
+        assert f"{said.replace('here', here)} installed, in one folder; what imports is {here}" in found.found
+        assert found.fix.startswith(
+            "pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
+        )
+
+
+@pytest.mark.parametrize(("capability", "works"), [(89, True), (70, False)], ids=["8.9", "7.0"])
+def test_the_scan_on_cuda_is_told_by_the_gpu(
+    capability: int, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cpu.why_unavailable() is not None:
+        pytest.skip("the native library is not built")
+    on_cuda = doctor.Ability("ONNX Runtime on CUDA", True, "ONNX Runtime")
+    monkeypatch.setattr(doctor, "_onnxruntime_on", lambda provider: on_cuda)
+    monkeypatch.setattr(doctor, "compute_capability", lambda: capability)
+    found = ability("the scan on ONNX Runtime's CUDA")
+    assert found.works == works
+    assert works or "compute capability 7.0; the scan has kernels for 7.5, 8.0" in found.found
+
+
 def ability(name: str) -> doctor.Ability:
     return next(item for item in doctor.examine().abilities if item.name == name)
 

@@ -691,7 +691,7 @@ def test_what_keeps_the_scans_kernels_from_cuda_is_told(
     cases = [(bundles[precision] / "model.onnx", 89, "carries no scan kernels: open a bundle")]
     cases += [(bundles[precision], 70, r"this GPU has 7\.0: export the bundle again")]
     for artefact, capability, message in cases:
-        monkeypatch.setattr(onnxruntime_backend, "_compute_capability", lambda found=capability: found)
+        monkeypatch.setattr(onnxruntime_backend, "compute_capability", lambda found=capability: found)
         with open_session(artefact, device="cuda") as session:
             assert re.search(rf"ONNX functions \(.*{message}.*no CUDA graphs \(a loop", session.path)
         with pytest.raises(BackendError, match=f"native kernels were asked for, but .*{message}"):
