@@ -14,7 +14,8 @@ import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,9 @@ def engine_from_onnx(
     config = builder.create_builder_config()
     _configure(trt, builder, network, config, options, report)
     cache = _attach_timing_cache(config, options.timing_cache) if options.timing_cache else None
-    plan = builder.build_serialized_network(network, config)
+    # It runs the plugin's kernels for timing where it builds on the GPU: they load into the current context.
+    with _gpu_of(options):
+        plan = builder.build_serialized_network(network, config)
     refusals = tensorrt_plugin.take_refusals()
     if plan is None or refusals:
         problems = refusals or logger.errors[-3:]
@@ -284,6 +287,16 @@ def _for_this_gpu(options: EngineOptions) -> EngineOptions:
             "export there, or leave --sm out"
         )
     return replace(options, compute_capabilities=(found.compute_capability,))
+
+
+@contextmanager
+def _gpu_of(options: EngineOptions) -> Iterator[None]:
+    """A context of this machine's GPU made current, for ``tensorrt``, which builds on it."""
+    if options.library != "tensorrt":
+        yield
+        return
+    with closing(cuda_driver.Context()) as context, context.entered():
+        yield
 
 
 def _compute_capability(text: str) -> int:

@@ -184,11 +184,19 @@ class Batches:
     Args:
         dataset: one of those above.
         workers: processes that decode and augment; 0 does it in this one.
+        pinned: whether batches lie in page-locked memory, from which a GPU copies beside other work.
         batching: ``batch_size`` or ``batch_sampler``.
     """
 
-    def __init__(self, dataset: TrainingImages | EvaluationImages, workers: int = 0, **batching: Any) -> None:
-        self._transform = dataset.transform
+    def __init__(
+        self,
+        dataset: TrainingImages | EvaluationImages,
+        workers: int = 0,
+        *,
+        pinned: bool = False,
+        **batching: Any,
+    ) -> None:
+        self._transform, self._pinned = dataset.transform, pinned
         self._loader = DataLoader(
             _CarryingErrors(dataset),
             num_workers=workers,
@@ -208,10 +216,11 @@ class Batches:
             if isinstance(batch, ImageError):
                 raise batch
             pixels, labels = batch
-            images = np.empty((len(pixels), 3, *pixels.shape[1:3]), np.float32)
-            for image, own in zip(images, pixels.numpy(), strict=True):
+            shape = (len(pixels), 3, *pixels.shape[1:3])
+            images = torch.empty(shape, dtype=torch.float32, pin_memory=self._pinned)
+            for image, own in zip(images.numpy(), pixels.numpy(), strict=True):
                 self._transform.normalise(own, out=image)
-            yield torch.from_numpy(images), labels
+            yield images, labels
 
 
 def _begin_worker(number: int) -> None:

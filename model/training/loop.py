@@ -386,7 +386,9 @@ class _Trainer:
         self.order = ShuffledBatches(len(images["train"]), recipe.batch_size, recipe.seed)
         self.shards = Shards(self.order, recipe.accumulate, processes)
         training = TrainingImages(images["train"], recipe.augmentation, self.transform, recipe.seed)
-        self.training_batches = Batches(training, hardware.workers, batch_sampler=self.shards)
+        self.training_batches = Batches(
+            training, hardware.workers, pinned=self.device.type == "cuda", batch_sampler=self.shards
+        )
         self.evaluation_batches = self._evaluation_batches(images)
         self.plan = Plan(
             run=folder.path,
@@ -430,6 +432,7 @@ class _Trainer:
             name: Batches(
                 EvaluationImages(split, self.transform),
                 self.hardware.workers,
+                pinned=self.device.type == "cuda",
                 batch_sampler=dealt(in_batches(len(split), self.recipe.batch_size), self.processes),
             )
             for name, split in images.items()
@@ -638,7 +641,7 @@ class _Trainer:
         take(self.network, part)
         truth = labels.to(self.device)
         with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.hardware.amp):
-            logits = self.replica(images.to(self.device))
+            logits = self.replica(images.to(self.device, non_blocking=True))
         losses = functional.cross_entropy(
             logits.float(), truth, reduction="sum", label_smoothing=self.recipe.label_smoothing
         )
@@ -659,7 +662,7 @@ class _Trainer:
         own: list[_Answer] = []
         for images, labels in self.evaluation_batches[split]:
             with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.hardware.amp):
-                scores = self.judged(images.to(self.device))
+                scores = self.judged(images.to(self.device, non_blocking=True))
             own.append((scores.float().cpu().numpy(), labels.numpy()))
         return own
 

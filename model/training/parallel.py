@@ -333,9 +333,13 @@ class _SyncedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance, total = ctx.saved_tensors
+        # In half precision the two parts of the gradient, and what they are made of, would each be rounded.
+        grad, map_type = gradients[0], x.dtype
+        if x.element_size() < 4:
+            x, grad = x.float(), grad.float()
         # As if mean and variance were constants; what flows through them is added below.
         dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )
         sums = torch.stack([dweight, dbias]).double()
         distributed.all_reduce(sums)
@@ -344,4 +348,4 @@ class _SyncedNorm(torch.autograd.Function):
         slope = of_normalised * scale * torch.rsqrt(variance.double() + ctx.eps)
         offset = of_plain * scale - slope * mean
         through = torch.addcmul(offset.to(x).view(1, -1, 1, 1), x, slope.to(x).view(1, -1, 1, 1))
-        return dx.sub_(through), dweight, dbias, None
+        return dx.sub_(through).to(map_type), dweight, dbias, None

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from recording_gpu import RecordingDriver
 
 from msmamba.errors import BackendError, ExportError
 from msmamba.export.engine import build as engine
@@ -214,6 +215,18 @@ def test_tensorrt_builds_for_the_gpu_of_the_machine(
     monkeypatch.setattr(cuda_driver, "driver", OneGpu)
     options = engine._for_this_gpu(EngineOptions(asked, library="tensorrt"))
     assert options.compute_capabilities == options.kernel_targets == (87,)
+
+
+def test_tensorrt_builds_inside_a_context_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin's kernels load into the current one; TensorRT-RTX needs none, and no GPU."""
+    driver = RecordingDriver(87)
+    monkeypatch.setattr(cuda_driver, "driver", lambda: driver)
+    with engine._gpu_of(EngineOptions(library="tensorrt")):
+        assert len(driver.stack) == 1
+    driver.check_nothing_is_left()
+    driver.calls.clear()
+    with engine._gpu_of(EngineOptions(library="tensorrt_rtx")):
+        assert driver.calls == []
 
 
 def test_tensorrt_builds_for_no_other_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

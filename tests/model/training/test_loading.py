@@ -120,6 +120,16 @@ def test_the_evaluation_view_is_the_runtime_transform(samples: list[Sample]) -> 
     assert label == samples[4].label
 
 
+@pytest.mark.gpu
+def test_batches_for_a_gpu_lie_in_page_locked_memory(samples: list[Sample]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch finds no CUDA device")
+    images = EvaluationImages(Images(samples), PLAIN)
+    plain, pinned = (next(iter(Batches(images, pinned=pinned, batch_size=2)))[0] for pinned in (False, True))
+    assert (plain.is_pinned(), pinned.is_pinned()) == (False, True)
+    assert torch.equal(plain, pinned)
+
+
 def test_channel_statistics_are_those_of_all_resized_pixels(samples: list[Sample]) -> None:
     images = Images(samples)
     stack = np.stack([PLAIN.resize(images.read(index)) for index in range(len(images))]) / 255

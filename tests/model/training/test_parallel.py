@@ -151,6 +151,36 @@ def test_gradients_and_statistics_are_those_of_one_process(
         assert errors["loss"] < 2e-15
 
 
+def test_synchronised_norms_err_no_more_than_pytorchs_in_half_precision() -> None:
+    """Output and gradients of a map in float16, against float64; one process, so that both see the same."""
+    generator = torch.Generator().manual_seed(4)
+    x = (torch.randn(8, 6, 14, 14, generator=generator) * 2 + 3).half()
+    grad = torch.randn(x.shape, generator=generator).half()
+    plain = nn.BatchNorm2d(6)
+    with torch.no_grad():
+        plain.weight.uniform_(0.5, 2, generator=generator)
+    exact = nn.BatchNorm2d(6).double()
+    exact.load_state_dict(plain.state_dict())
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        errors = []
+        answers = []
+        for norm, images in ((exact, x.double()), (plain, x), (SyncedBatchNorm2d.of(plain), x)):
+            images.requires_grad_()
+            y = norm(images)
+            found = torch.autograd.grad(y, (images, norm.weight, norm.bias), grad.to(y.dtype))
+            answers.append([y.detach(), *found])
+            errors.append(
+                [(a.double() - b).abs().max() for a, b in zip(answers[-1], answers[0], strict=True)]
+            )
+            images.requires_grad_(False)
+    finally:
+        torch.distributed.destroy_process_group()
+    for ours, theirs, name in zip(errors[2], errors[1], ("y", "x", "weight", "bias"), strict=True):
+        assert ours <= theirs * 1.01 + 1e-6, name
+
+
 @pytest.fixture(scope="module")
 def alone(cells: Path, together: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
