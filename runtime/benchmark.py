@@ -1,9 +1,10 @@
 """Latency, throughput and memory of artefacts, measured side by side: what `mmdeploy bench` does.
 
-Cases are interleaved: every round runs each case once, in an order shuffled anew, so that whatever
-slows the machine for a while slows all of them. Ratios are taken within rounds for the same reason. A fixed
-loop is timed in every round too; when its own times spread, the machine was too noisy to tell cases apart,
-and the report says so.
+Cases are interleaved: every round runs each case once, in an order shuffled anew, so that whatever slows
+the machine for a while slows all of them. Ratios are taken within rounds for the same reason, and beside
+them stand ratios of minima, which other work spoils last. The report names each case whose median lies
+far above its minimum. A fixed loop is timed in every round, too, and its spread is the machine's own
+noise.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class _Run:
         """What was measured, beside the case that the ratio is to."""
         samples = {step: np.array(values) for step, values in self._samples.items()}
         network = Spread.of(samples["network_ms"])
-        ratios = samples["network_ms"] / np.array(first._samples["network_ms"])
+        of_first = np.array(first._samples["network_ms"])
         return Result(
             case=self.case,
             executed_by=self._session.path,
@@ -175,7 +176,8 @@ class _Run:
             preprocessing_ms=Spread.of(samples["preprocessing_ms"]) if self._classifies else None,
             postprocessing_ms=Spread.of(samples["postprocessing_ms"]) if self._classifies else None,
             images_per_second=self.case.batch_size / network.median * 1e3,
-            ratio=float(np.median(ratios)),
+            ratio=float(np.median(samples["network_ms"] / of_first)),
+            ratio_of_minima=network.min / float(of_first.min()),
             peak_memory_mb=peak_memory_mb,
         )
 

@@ -127,15 +127,27 @@ def test_spreads_are_the_quantiles() -> None:
     assert spread == Spread(median=50, p90=90, p99=99, min=0, max=100)
 
 
-@pytest.mark.parametrize(("last", "warned"), [(1.0, False), (5.0, True)], ids=["quiet", "noisy"])
-def test_a_noisy_machine_is_named(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, last: float, warned: bool
-) -> None:
-    times = iter([1.0] * 4 + [last] * 10)
+def test_noise_is_a_case_s_own(found: Benchmark) -> None:
+    quiet, noisy = found.results
+    quiet = dataclasses.replace(quiet, network_ms=Spread(median=10.9, p90=30, p99=30, min=10, max=30))
+    noisy = dataclasses.replace(noisy, network_ms=Spread(median=15, p90=16, p99=16, min=10, max=16))
+    assert dataclasses.replace(found, results=(quiet, quiet)).warning is None
+    warning = dataclasses.replace(found, results=(quiet, noisy)).warning
+    assert warning is not None
+    assert f"({noisy.case.artefact}, batch 1, 1 threads: 50%)" in warning
+
+
+def test_the_machine_s_noise_is_the_fixed_loop_s(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0] * 4 + [5.0])
     monkeypatch.setattr(module, "_fixed_loop_ms", lambda: next(times))
     found = benchmark([bundle], dataclasses.replace(QUICK, warmup=0, rounds=5))
-    assert (found.warning is not None) == warned
-    assert found.noise == pytest.approx(0.6 * (last - 1))
+    assert found.noise == pytest.approx(0.6 * 4)
+
+
+def test_minima_are_compared_with_minima(found: Benchmark) -> None:
+    one, other = found.results
+    assert one.ratio_of_minima == 1
+    assert other.ratio_of_minima == pytest.approx(other.network_ms.min / one.network_ms.min)
 
 
 def test_the_record_says_what_was_measured_on_what(found: Benchmark) -> None:
