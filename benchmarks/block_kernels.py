@@ -5,11 +5,14 @@ scan's branch is measured whole and as its parts (ScanInputs, SelectiveScan2D, S
 interleaved, one call each a round; figures are medians and minima over rounds, ratios medians of ratios
 within rounds. Weights are those of a fresh network.
 
-    python benchmarks/block_kernels.py [--rounds 60] [--threads 2] [--batch 1] [-o FILE]
+    python benchmarks/block_kernels.py [--rounds 60] [--threads 2] [--batch 1] [--side 56] [--kernels avx2]
+        [--native-only] [-o FILE]
 
 GFLOP/s counts two operations for each multiply-add of the matrix products (1x1 convolutions and linear
-layers) and nothing else, over the operator's shortest time; the peak beside it is NumPy's product of two
-matrices of 1,024 x 1,024, measured just before.
+layers) and nothing else, and of the scan eight multiply-adds (or multiplications) a state update, over the
+operator's shortest time; the peak beside it is ONNX Runtime's product of two matrices of 1,024 x 1,024,
+measured just before. The last rows add up what the blocks of tiny take. With one thread all times are
+processor time, to which other work on the machine adds little.
 """
 
 from __future__ import annotations
@@ -38,10 +41,14 @@ from msmamba.plugins.selective_scan import cpu as scan
 from msmamba.plugins.selective_scan.onnx_function import scan_function
 
 GROUPS = 4
-SIDES = (56, 28, 14, 7)
 OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA")
 ROUNDS_PER_FUNCTION_CALL = 4
 """The functions take most of the time: they run in every fourth round only."""
+SCAN_MULTIPLY_ADDS = 8
+"""Of a state update: five for the decay, three for state and output. (Additions, a look-up and a scaling are
+beside them.)"""
+BLOCKS = (2, 2, 4, 2)
+"""Of tiny, by stage."""
 PEAK_SIDE = 1024
 OPSET = 20
 
@@ -90,10 +97,19 @@ def product_flops(op_type: str, half: int, positions: int, states: int = 16) -> 
     multiply_adds = {
         "LocalBranch": 2 * half * half,
         "ScanInputs": GROUPS * before,
+        "SelectiveScan2D": GROUPS * K * D * states * SCAN_MULTIPLY_ADDS,
         "ScanOutputs": GROUPS * after,
         "MIFA": 0,
     }
     return 2 * positions * multiply_adds[op_type]
+
+
+def aligned_zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Memory that begins at a cache line, as ONNX Runtime's does: large outputs then bypass the caches."""
+    count = int(np.prod(shape))
+    memory = np.zeros(count + 16, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    return memory[first : first + count].reshape(shape)
 
 
 def native_call(op_type: str, weights: Arrays, maps: Arrays, batch: int) -> Callable[[], object]:
@@ -101,7 +117,7 @@ def native_call(op_type: str, weights: Arrays, maps: Arrays, batch: int) -> Call
     operator = cpu.BlockOperator(op_type, weights)
     inputs = list(maps.values())
     side = inputs[0].shape[1]
-    outputs = [np.zeros(shape, np.float32) for shape in operator.output_shapes(batch, side, side)]
+    outputs = [aligned_zeros(shape) for shape in operator.output_shapes(batch, side, side)]
     return lambda: operator.run(batch, inputs, outputs)
 
 
@@ -129,6 +145,11 @@ def function_call(op_type: str, weights: Arrays, maps: Arrays, threads: int) -> 
         [onnx.helper.make_tensor_value_info(name, single, None) for name in outputs],
         [onnx.numpy_helper.from_array(weight, name) for name, weight in weights.items()],
     )
+    return session_call(graph, maps, threads)
+
+
+def session_call(graph: onnx.GraphProto, inputs: Arrays, threads: int) -> Callable[[], object]:
+    """A graph in plain ONNX Runtime."""
     model = onnx.helper.make_model(
         graph,
         opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, 1)],
@@ -142,30 +163,38 @@ def function_call(op_type: str, weights: Arrays, maps: Arrays, threads: int) -> 
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return lambda: session.run(None, maps)
+    return lambda: session.run(None, inputs)
 
 
-def measured_peak() -> float:
+def measured_peak(threads: int, clock: Callable[[], float]) -> float:
     """GFLOP/s of a product that nothing but arithmetic limits."""
-    a = np.ones((PEAK_SIDE, PEAK_SIDE), np.float32)
-    product = np.empty_like(a)
+    square = [PEAK_SIDE, PEAK_SIDE]
+    single, info = onnx.TensorProto.FLOAT, onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["a", "b"], ["product"])],
+        "peak",
+        [info(name, single, square) for name in ("a", "b")],
+        [info("product", single, square)],
+    )
+    call = session_call(graph, dict.fromkeys("ab", np.ones(square, np.float32)), threads)
     seconds = []
     for _ in range(40):
-        start = time.perf_counter()
-        np.matmul(a, a, out=product)
-        seconds.append(time.perf_counter() - start)
-    time.sleep(0.2)  # its threads spin for a while
+        start = clock()
+        call()
+        seconds.append(clock() - start)
     return 2 * PEAK_SIDE**3 / min(seconds) / 1e9
 
 
 def stage_calls(
-    block: Any, half: int, batch: int, side: int, threads: int
+    block: Any, half: int, batch: int, side: int, threads: int, native_only: bool
 ) -> dict[str, Callable[[], object]]:
     """Calls by operator and ``native`` or ``function``, such as ``"MIFA native"``."""
     weights, maps = weights_of(block), maps_of(half, batch, side)
     calls: dict[str, Callable[[], object]] = {}
     for op_type in OPERATORS:
         calls[f"{op_type} native"] = native_call(op_type, weights[op_type], maps[op_type], batch)
+        if native_only:
+            continue
         calls[f"{op_type} function"] = function_call(op_type, weights[op_type], maps[op_type], threads)
     with cpu.BlockOperator("ScanInputs", weights["ScanInputs"]) as operator:
         _, _, x, delta, B, C = operator(batch, *maps["ScanInputs"].values())
@@ -175,7 +204,9 @@ def stage_calls(
     return calls
 
 
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, NDArray[np.float64]]:
+def interleaved(
+    calls: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
+) -> dict[str, NDArray[np.float64]]:
     """Seconds of each call by round; NaN in rounds that left it out."""
     seconds = {name: np.full(rounds, np.nan) for name in calls}
     for call in calls.values():
@@ -184,9 +215,9 @@ def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str
         for name, call in calls.items():
             if name.endswith("function") and index % ROUNDS_PER_FUNCTION_CALL:
                 continue
-            start = time.perf_counter()
+            start = clock()
             call()
-            seconds[name][index] = time.perf_counter() - start
+            seconds[name][index] = clock() - start
     return seconds
 
 
@@ -204,8 +235,8 @@ def figures(seconds: dict[str, NDArray[np.float64]], half: int, positions: int) 
             function = seconds[f"{op_type} function"]
             row["function_ms"] = 1e3 * float(np.nanmedian(function))
             row["ratio"] = float(np.nanmedian(function / native))
-            flops = product_flops(op_type, half, positions)
-            row["gflops"] = flops / float(native.min()) / 1e9 if flops else None
+        flops = product_flops(op_type, half, positions)
+        row["gflops"] = flops / float(native.min()) / 1e9 if flops else None
         rows.append(row)
     return rows
 
@@ -216,9 +247,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--side", type=int, default=56, help="of the first stage's map: 56 at 224 pixels")
+    parser.add_argument("--kernels", help="avx512, avx2 or baseline")
+    parser.add_argument("--native-only", action="store_true", help="leave the functions out")
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     scan.set_threads(options.threads)
+    if options.kernels is not None:
+        scan.select_kernels(options.kernels)
+    clock = time.thread_time if options.threads == 1 else time.perf_counter
     context = {
         "processor": machine.processor(),
         "kernels": scan.kernels(),
@@ -231,11 +268,12 @@ def main() -> None:
     }
     form = InferenceForm(MicroscopicMamba.of_size("t", num_classes=4).eval())
     results = []
-    for index, (stage, side) in enumerate(zip(form.layers, SIDES, strict=True), start=1):
+    for index, stage in enumerate(form.layers, start=1):
+        side = options.side >> (index - 1)
         half = stage.blocks[0].Conv_branch.channels
-        peak = measured_peak()
-        calls = stage_calls(stage.blocks[0], half, options.batch, side, options.threads)
-        seconds = interleaved(calls, options.rounds)
+        peak = measured_peak(options.threads, clock)
+        calls = stage_calls(stage.blocks[0], half, options.batch, side, options.threads, options.native_only)
+        seconds = interleaved(calls, options.rounds, clock)
         rows = figures(seconds, half, options.batch * side * side)
         results.append({"stage": index, "peak_gflops": peak, "operators": rows})
     context["load_average_after"] = machine.load_average()
@@ -260,9 +298,19 @@ def show(results: list[dict[str, Any]], context: dict[str, Any]) -> None:
                 f"{gflops:.0f}" if gflops else "",
                 f"{100 * gflops / stage['peak_gflops']:.0f} %" if gflops else "",
             )
+    for op_type in (*OPERATORS, "SelectiveScan2D"):
+        of_stages = [
+            next(row for row in stage["operators"] if row["operator"] == op_type) for stage in results
+        ]
+        sums = (
+            sum(count * row[name] for count, row in zip(BLOCKS, of_stages, strict=True))
+            for name in ("median_ms", "min_ms")
+        )
+        table.add_row("tiny", op_type, *(f"{value:.2f}" for value in sums))
     console = Console(width=100)
     console.print(
-        f"{context['processor']}, {context['kernels']}, {context['threads']} threads, "
+        f"{context['processor']}, {context['kernels']}, {context['threads']} threads"
+        f"{' (processor time)' if context['threads'] == 1 else ''}, "
         f"batch {context['batch']}, {context['rounds']} rounds, "
         f"load average {context['load_average_before']:.1f} before"
     )

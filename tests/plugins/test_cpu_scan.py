@@ -145,7 +145,8 @@ def test_softplus_is_within_3_5_ulp(kernels: str) -> None:
 
 def test_decay_is_within_2_5_ulp(kernels: str) -> None:
     # Two positions, the first of which sets the state to 1; the second shows its decay alone. A step of 32 is
-    # exact, so the exponent is known: 32 * float32(log2(e)) * A, rounded where multiply-adds are not fused.
+    # exact, so the exponent is known: 32 * float32(log2(e)) * A, rounded where multiply-adds are not fused or
+    # the processor's additions have units of their own.
     exponents = np.concatenate([np.linspace(-125, 0, 40_001), -np.geomspace(1e-20, 1, 1_000)])
     A = (exponents / np.log2(np.e) / 32).astype(np.float32)
     inputs = arguments((1, 1, 2, A.size, 1))
@@ -155,9 +156,12 @@ def test_decay_is_within_2_5_ulp(kernels: str) -> None:
     inputs["B"][..., 0, :] = 1
     inputs["x"][0, 0, 0] = 1 / 32
     exponent = 32 * float(np.float32(np.log2(np.e))) * A.astype(np.float64)
-    if kernels == "baseline":
-        exponent = exponent.astype(np.float32).astype(np.float64)
-    assert ulps(scan_into_nan(inputs)[0, 0, 1], np.exp2(exponent)) <= 2.5
+    rounded = exponent.astype(np.float32).astype(np.float64)
+    found = scan_into_nan(inputs)[0, 0, 1]
+    errors = [ulps(found, np.exp2(rounded))]
+    if kernels != "baseline":
+        errors.append(ulps(found, np.exp2(exponent)))
+    assert min(errors) <= 2.5
 
 
 def test_extreme_steps_and_rates_stay_what_they_are_in_the_reference(kernels: str) -> None:

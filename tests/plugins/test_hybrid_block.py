@@ -192,6 +192,25 @@ def test_threads_do_not_change_a_bit(op_type: str, case: BlockCase, float16: boo
             np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "odd"])
+@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+def test_large_maps_that_bypass_the_caches_are_the_same(kernels: str, offset: int) -> None:
+    select_kernels(kernels)
+    alone = BlockCase(16, side=32)
+    x = alone.maps("ScanInputs")["x"]
+    together = np.concatenate([x] * 4)  # delta, B and C of one image are 2.6 MB, of four 10.5
+    with block.BlockOperator("ScanInputs", alone.weights("ScanInputs")) as operator:
+        expected = operator(1, x)
+        outputs = []
+        for shape in operator.output_shapes(4, 32, 32):
+            memory = np.full(int(np.prod(shape)) + 17, np.nan, np.float32)
+            first = -memory.ctypes.data % 64 // 4 + offset
+            outputs.append(memory[first : first + memory.size - 17].reshape(shape))
+        operator.run(4, [together], outputs)
+    for found, of_one in zip(outputs, expected, strict=True):
+        np.testing.assert_array_equal(found, np.concatenate([of_one] * 4))
+
+
 def test_the_norm_s_shift_stays_inside_the_map() -> None:
     """LocalBranch pads with zeros after its batch norm, so a border sees less of the shift."""
     case = BlockCase(16, side=3)

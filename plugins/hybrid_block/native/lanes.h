@@ -104,6 +104,25 @@ MSMAMBA_INLINE void store(Half* target, Float<Lanes> value, SomeLanes<Lanes> use
   store_lanes<Lanes>(target, value, used.count);
 }
 
+// Stores past the caches, for memory that would have left them before it is read: the line is not fetched first. The
+// address is a multiple of the vector's size, and `end_streaming` comes before another thread is told that it is there.
+template <int Lanes>
+MSMAMBA_INLINE void store_streamed(float* target, Float<Lanes> value) {
+#if defined(__AVX512VL__)
+  if constexpr (Lanes == 16) return _mm512_stream_ps(target, (__m512)value);
+#endif
+#if defined(__AVX2__)
+  if constexpr (Lanes == 8) return _mm256_stream_ps(target, (__m256)value);
+#endif
+  store<Lanes>(target, value);
+}
+
+MSMAMBA_INLINE void end_streaming() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // `value` with the lanes beyond set to zero.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> kept(Float<Lanes> value, AllLanes<Lanes>) {
@@ -157,6 +176,19 @@ MSMAMBA_INLINE float sum_across(Float<Lanes> v) {
     const Halves<Lanes> parts = halves<Lanes>(v);
     return sum_across<Lanes / 2>(parts.low + parts.high);
   }
+}
+
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> square_root(Float<Lanes> v) {
+#if defined(__AVX512VL__)
+  if constexpr (Lanes == 16) return (Float<Lanes>)_mm512_maskz_sqrt_ps(kAllLanes, (__m512)v);
+#endif
+#if defined(__AVX2__)
+  if constexpr (Lanes == 8) return (Float<Lanes>)_mm256_sqrt_ps((__m256)v);
+#endif
+  Float<Lanes> root = v;
+  for (int i = 0; i < Lanes; ++i) root[i] = __builtin_sqrtf(v[i]);
+  return root;
 }
 
 // Even lanes first, then odd lanes: a channel shuffle in pairs.

@@ -86,7 +86,7 @@ class Matrix {
   }
 
   // target = finish(column, a * matrix), vector by vector, for `count` rows of `a` (count, depth).
-  template <typename Element, typename Finish>
+  template <bool streamed = false, typename Element, typename Finish>
   MSMAMBA_INLINE void multiply(RowsOf<Word> a, int64_t count, RowsTo<Element> target, Finish finish) const {
     // Strips of even height: a short last one would wait for its own sums.
     constexpr int kRows = rows_at_once<Lanes>();
@@ -105,18 +105,28 @@ class Matrix {
                                       vector,
                                       spans_ + 2 * panel};
         switch (panels.size(panel)) {
-          case 3: multiply_block<kRows, 3>(block, finish); break;
-          case 2: multiply_block<kRows, 2>(block, finish); break;
-          default: multiply_block<kRows, 1>(block, finish); break;
+          case 3: multiply_block<kRows, 3, streamed>(block, finish); break;
+          case 2: multiply_block<kRows, 2, streamed>(block, finish); break;
+          default: multiply_block<kRows, 1, streamed>(block, finish); break;
         }
       }
     }
   }
 
   // The product as it is.
-  template <typename Element>
+  template <bool streamed = false, typename Element>
   MSMAMBA_INLINE void multiply(RowsOf<Word> a, int64_t count, RowsTo<Element> target) const {
-    multiply(a, count, target, [](int64_t, Float<Lanes> value) MSMAMBA_INLINE_BODY { return value; });
+    multiply<streamed>(a, count, target, [](int64_t, Float<Lanes> value) MSMAMBA_INLINE_BODY { return value; });
+  }
+
+  // Likewise, past the caches (`store_streamed`) where the target's rows begin at whole vectors.
+  void multiply_streamed(RowsOf<Word> a, int64_t count, RowsTo<float> target) const {
+    constexpr uintptr_t kVector = Lanes * sizeof(float);
+    if (reinterpret_cast<uintptr_t>(target.start) % kVector == 0 && target.stride % Lanes == 0) {
+      multiply<true>(a, count, target);
+    } else {
+      multiply(a, count, target);
+    }
   }
 
  private:
@@ -143,17 +153,19 @@ class Matrix {
   };
 
   // `Rows` is the block's height or, to find it, more.
-  template <int Rows, int Vectors, typename Element, typename Finish>
+  template <int Rows, int Vectors, bool streamed, typename Element, typename Finish>
   MSMAMBA_INLINE void multiply_block(const Block<Element>& block, Finish finish) const {
     if constexpr (Rows > 1) {
-      if (block.height < Rows) return multiply_block<Rows - 1, Vectors>(block, finish);
+      if (block.height < Rows) return multiply_block<Rows - 1, Vectors, streamed>(block, finish);
     }
-    // The target is mostly memory not seen before: it arrives while the sums are made.
+    if constexpr (!streamed) {
+      // The target is mostly memory not seen before: it arrives while the sums are made.
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
+      for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 3
-      for (int v = 0; v < Vectors; ++v) {
-        __builtin_prefetch(block.target.start + r * block.target.stride + v * Lanes, 1);
+        for (int v = 0; v < Vectors; ++v) {
+          __builtin_prefetch(block.target.start + r * block.target.stride + v * Lanes, 1);
+        }
       }
     }
     Sum sums[Rows][Vectors];
@@ -168,6 +180,15 @@ class Matrix {
           store<Lanes>(target + r * block.target.stride, finish(column, product(column, sums[r][v])), used);
         }
       };
+      if constexpr (streamed) {
+        if (column + Lanes <= columns_) {
+#pragma GCC unroll 8
+          for (int r = 0; r < Rows; ++r) {
+            store_streamed<Lanes>(target + r * block.target.stride, finish(column, product(column, sums[r][v])));
+          }
+          continue;
+        }
+      }
       if (column + Lanes <= columns_) {
         write(AllLanes<Lanes>{});
       } else {

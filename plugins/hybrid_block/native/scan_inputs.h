@@ -84,13 +84,10 @@ class ScanInputs {
     const Element* const x = map_in<Element>(call, 0) + (tile.image * length + tile.first) * 2 * half + half;
     float* const flow = static_cast<float*>(call.shared) + (tile.image * length + tile.first) * padded;
 
-    for (int64_t i = 0; i < count; ++i) {
-      float* const normed = buffers.normed + i * half;
-      layer_norm<Lanes>(x + i * 2 * half, half, weights.norm_weight, weights.norm_bias,
-                        [&](int64_t first, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
-                          store<Lanes>(normed + first, value, used);
-                        });
-    }
+    layer_norm<Lanes>(x, 2 * half, count, half, weights.norm_weight, weights.norm_bias,
+                      [&](int64_t row, int64_t first, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
+                        store<Lanes>(buffers.normed + row * half + first, value, used);
+                      });
     for (int64_t group = 0; group < sizes.groups; ++group) {
       const int64_t row = (tile.image * sizes.groups + group) * length + tile.first;
       Element* const tokens = map_out<Element>(call, 0) + row * model;
@@ -113,6 +110,10 @@ class ScanInputs {
     const auto weights = layout_in<Weights>(call.packed, sizes);
     const auto buffers = layout_in<Buffers>(memory, sizes);
     const float* const flow = static_cast<const float*>(call.shared) + tile.image * length * padded;
+    // Vectors of float16 are half a cache line, which other stores would part from the other half.
+    constexpr bool kMayStream = sizeof(Element) == sizeof(float);
+    const int64_t for_the_scan = kDirections * inner + 2 * sizes.states;  // floats of delta, B and C at one position
+    const bool streamed = kMayStream && call.map.batch * sizes.groups * length * for_the_scan > kFloatsInCaches;
 
     for_each_row(tile.first, tile.last, width, [&](int64_t line, int64_t first, int64_t last) {
       float* const target = buffers.features + (line * width - tile.first) * padded;
@@ -134,16 +135,27 @@ class ScanInputs {
       const auto rows =
           left_side<Lanes, Arithmetic>({features, padded}, count, inner, weights.scales + kFeatures, buffers.integers);
       weights.steps.multiply(rows, count, RowsTo{buffers.steps, padded_steps});
-      weights.B.multiply(rows, count, RowsTo{map_out<Element>(call, 4) + row * sizes.states, sizes.states});
-      weights.C.multiply(rows, count, RowsTo{map_out<Element>(call, 5) + row * sizes.states, sizes.states});
+      const auto project = [&](const auto& matrix, auto from, RowsTo<Element> to) MSMAMBA_INLINE_BODY {
+        if constexpr (kMayStream) {
+          if (streamed) return matrix.multiply_streamed(from, count, to);
+        }
+        matrix.multiply(from, count, to);
+      };
+      project(weights.B, rows, {map_out<Element>(call, 4) + row * sizes.states, sizes.states});
+      project(weights.C, rows, {map_out<Element>(call, 5) + row * sizes.states, sizes.states});
       const auto steps = left_side<Lanes, Arithmetic>({buffers.steps, padded_steps}, count, sizes.steps,
                                                       weights.scales + kSteps, buffers.integers);
-      weights.delta.multiply(steps, count, RowsTo{map_out<Element>(call, 3) + row * delta_width, delta_width});
+      project(weights.delta, steps, {map_out<Element>(call, 3) + row * delta_width, delta_width});
     }
+    if (streamed) end_streaming();
   }
 
  private:
   static constexpr int64_t kDirections = 4;
+
+  // Of delta, B and C together: more have left the second-level caches, and mostly the third's share, when the scan
+  // comes to read them.
+  static constexpr int64_t kFloatsInCaches = 2 * 1024 * 1024;
 
   // The left sides of products.
   enum { kTokens, kFeatures, kSteps, kLeftSides };

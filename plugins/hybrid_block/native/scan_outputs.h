@@ -84,13 +84,11 @@ class ScanOutputs {
       const int64_t row = (tile.image * sizes.groups + group) * length + tile.first;
       const Element* const y = map_in<Element>(call, 0) + row * inner;
       const Element* const gate = map_in<Element>(call, 1) + row * inner;
-      for (int64_t i = 0; i < count; ++i) {
-        layer_norm<Lanes>(y + i * inner, inner, weights.out_norm_weight, weights.out_norm_bias,
-                          [&](int64_t first, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
-                            const int64_t at = i * inner + first;
-                            store<Lanes>(gated + at, value * silu<Lanes>(load<Lanes>(gate + at, used)), used);
-                          });
-      }
+      layer_norm<Lanes>(y, inner, count, inner, weights.out_norm_weight, weights.out_norm_bias,
+                        [&](int64_t position, int64_t first, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
+                          const int64_t at = position * inner + first;
+                          store<Lanes>(gated + at, value * silu<Lanes>(load<Lanes>(gate + at, used)), used);
+                        });
       const auto rows = left_side<Lanes, Arithmetic>({gated, inner}, count, inner, weights.gated_scale,
                                                      buffers.integers);
       weights.project.multiply(rows, count, RowsTo{map + group * sizes.model, padded},
@@ -111,13 +109,11 @@ class ScanOutputs {
       convolve_column(call, weights, tile.image, row, line);
       add_residual<Element>(call, *weights.residual_scale, tile.image, row, line);
       Element* const scanned = map_out<Element>(call, 0) + (tile.image * length + row * width) * half;
-      for (int64_t i = 0; i < width; ++i) {
-        Element* const target = scanned + i * half;
-        layer_norm<Lanes>(line + i * padded, half, weights.norm_weight, weights.norm_bias,
-                          [&](int64_t first, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
-                            store_unzipped<Lanes>(target + first / 2, target + half / 2 + first / 2, value, used);
-                          });
-      }
+      layer_norm<Lanes>(line, padded, width, half, weights.norm_weight, weights.norm_bias,
+                        [&](int64_t position, int64_t first, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
+                          Element* const target = scanned + position * half + first / 2;
+                          store_unzipped<Lanes>(target, target + half / 2, value, used);
+                        });
     }
   }
 

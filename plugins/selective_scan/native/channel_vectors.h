@@ -50,12 +50,12 @@ void pack_A(float* packed, const float* A, int64_t states, int lanes_used) {
   }
 }
 
+// Calls for the cache lines in which a span of a vector's size begins and ends.
 template <typename Element>
 MSMAMBA_INLINE void prefetch_span(const Element* first, int64_t count) {
-  const char* bytes = reinterpret_cast<const char*>(first);
-  const int64_t last = count * static_cast<int64_t>(sizeof(Element)) - 1;
-  for (int64_t offset = 0; offset < last; offset += 64) __builtin_prefetch(bytes + offset);
-  __builtin_prefetch(bytes + last);
+  const char* const bytes = reinterpret_cast<const char*>(first);
+  __builtin_prefetch(bytes);
+  __builtin_prefetch(bytes + count * static_cast<int64_t>(sizeof(Element)) - 1);
 }
 
 // Copies `count` elements as float32; writes up to Lanes - 1 floats beyond them.

@@ -8,6 +8,8 @@
 // read once for all of them, and x and delta while their cache lines are at hand.
 #pragma once
 
+#include <type_traits>
+
 #include "channel_vectors.h"
 #include "problem.h"
 #include "scratch.h"
@@ -50,6 +52,18 @@ class ForwardScan {
 
  private:
   enum Turn { First, Middle, Last };
+  static constexpr int kStepsTogether = 4;
+  static constexpr bool kIsFloat32 = std::is_same_v<Element, float>;
+
+  // Where the operands of a tile's steps stand: x and delta at the task's first channel.
+  struct Rows {
+    int steps;
+    const Element* x[kTileSteps];
+    const Element* delta[kTileSteps];
+    const Element* B[kTileSteps];
+    const Element* C[kTileSteps];
+    float* sum[kTileSteps];  // the output of the directions so far
+  };
 
   // Channels in the buffers are padded to whole vectors: P of them, at most kMostVectors * Wide.
   struct Buffers {
@@ -66,7 +80,6 @@ class ForwardScan {
       C = scratch.floats(kTileSteps * states + Wide);
       pace = scratch.floats(kTileSteps * Wide);
       drive = scratch.floats(kTileSteps * Wide);
-      output = scratch.floats(kTileSteps * Wide);
     }
 
     float* sum;     // (L, P): the output of the directions so far
@@ -75,11 +88,10 @@ class ForwardScan {
     float* reach;   // (K, P): the largest |A| of any state
     float* bias;    // (K, P)
     float* skip;    // (P): the four directions' skip weights, summed
-    float* B;       // (kTileSteps, N), as the rest: one tile
+    float* B;       // (kTileSteps, N), as the rest: one tile; for types other than float32
     float* C;       // (kTileSteps, N)
     float* pace;    // (kTileSteps, lanes)
     float* drive;   // (kTileSteps, lanes)
-    float* output;  // (kTileSteps, lanes)
   };
 
   void prepare() {
@@ -111,116 +123,154 @@ class ForwardScan {
     const int64_t padded = vectors_.padded();
     for (int64_t i = 0; i < padded * states; ++i) buffers_.state[i] = 0.0f;
     DirectionCursor cursor(direction, shape_.height, shape_.width);
-    int64_t positions[kTileSteps], next_positions[kTileSteps];
-    int steps = cursor.next_positions(positions, kTileSteps);
-    while (steps > 0) {
-      fill_projections(sequence, direction, positions, steps);
+    Rows tiles[2];
+    Rows *here = &tiles[0], *next = &tiles[1];
+    find_rows(sequence, direction, cursor, *here);
+    while (here->steps > 0) {
+      widen_projections(*here);
       // Columns defeat the machine's own prefetching, and the first stage's operands exceed its second-level
       // cache: the operands of the next tile are called for during the recurrence over this one.
-      const int next_steps = cursor.next_positions(next_positions, kTileSteps);
+      find_rows(sequence, direction, cursor, *next);
       vectors_.for_each([&](int first, auto width) {
         constexpr int kLanes = decltype(width)::kLanes;
-        const bool full = vectors_.used(first, kLanes) == kLanes;
-        const Float<kLanes> largest_pace =
-            full ? fill_vector<kLanes, true>(sequence, direction, first, positions, steps)
-                 : fill_vector<kLanes, false>(sequence, direction, first, positions, steps);
-        const Tile tile = {steps, states, buffers_.pace, buffers_.drive, buffers_.B, buffers_.C, buffers_.output};
-        const auto call_for_next = [&](int t) MSMAMBA_INLINE_LAMBDA {
-          if (t < next_steps) prefetch<kLanes>(sequence, direction, first, next_positions[t]);
+        const int lanes_used = vectors_.used(first, kLanes);
+        const Float<kLanes> bias = load<kLanes>(buffers_.bias + direction * padded + first);
+        const Float<kLanes> largest_pace = lanes_used == kLanes ? fill_vector<kLanes, true>(*here, first, bias)
+                                                                : fill_vector<kLanes, false>(*here, first, bias);
+        const Tile tile = {here->steps, states,    buffers_.pace, buffers_.drive, B_rows(*here),
+                           C_rows(*here), here->sum, first,         turn != First};
+        const auto call_for_next = [=](int t) MSMAMBA_INLINE_LAMBDA {
+          if (t < next->steps) prefetch(*next, t, first, lanes_used, states);
         };
         const float* const A = buffers_.A + (direction * padded + first) * states;
         float* const state = buffers_.state + first * states;
-        if (decays_are_normal<kLanes>(largest_pace, load<kLanes>(buffers_.reach + direction * padded + first))) {
-          advance_tile<kLanes, true>(tile, A, state, call_for_next);
+        const Float<kLanes> reach = load<kLanes>(buffers_.reach + direction * padded + first);
+        if (!decays_are_normal<kLanes>(largest_pace, reach)) {
+          advance_tile<kLanes, Decay::kAny>(tile, A, state, call_for_next);
+        } else if (kHasAddersForm && task_.own_adders) {
+          advance_tile<kLanes, kHasAddersForm ? Decay::kNormalByAdders : Decay::kNormal>(tile, A, state, call_for_next);
         } else {
-          advance_tile<kLanes, false>(tile, A, state, call_for_next);
+          advance_tile<kLanes, Decay::kNormal>(tile, A, state, call_for_next);
         }
-        if (full) {
-          drain_vector<turn, kLanes, true>(sequence, first, positions, steps);
-        } else {
-          drain_vector<turn, kLanes, false>(sequence, first, positions, steps);
+        if constexpr (turn == Last) {
+          if (lanes_used == kLanes) {
+            write_vector<kLanes, true>(*here, first);
+          } else {
+            write_vector<kLanes, false>(*here, first);
+          }
         }
       });
-      for (int t = 0; t < next_steps; ++t) positions[t] = next_positions[t];
-      steps = next_steps;
+      Rows* const done = here;
+      here = next;
+      next = done;
     }
   }
 
-  // The row of `x` and `y`, and the row of `delta`, `B` and `C`, at one position.
-  MSMAMBA_INLINE int64_t map_row(int64_t sequence, int64_t position) const { return sequence * length_ + position; }
-  MSMAMBA_INLINE int64_t direction_row(int64_t sequence, int64_t position, int direction) const {
-    return map_row(sequence, position) * kDirections + direction;
-  }
-  MSMAMBA_INLINE const Element* x_at(int64_t row) const {
-    return static_cast<const Element*>(inputs_.x) + row * shape_.channels + task_.first_channel;
-  }
-  MSMAMBA_INLINE const Element* delta_at(int64_t row) const {
-    return static_cast<const Element*>(inputs_.delta) + row * shape_.channels + task_.first_channel;
-  }
-  MSMAMBA_INLINE const Element* B_at(int64_t row) const {
-    return static_cast<const Element*>(inputs_.B) + row * shape_.states;
-  }
-  MSMAMBA_INLINE const Element* C_at(int64_t row) const {
-    return static_cast<const Element*>(inputs_.C) + row * shape_.states;
-  }
-
-  // What one vector of channels needs at one position; the first fetches B and C for all.
-  template <int Lanes>
-  MSMAMBA_INLINE void prefetch(int64_t sequence, int direction, int first, int64_t position) const {
-    const int64_t row = direction_row(sequence, position, direction);
-    prefetch_span(x_at(map_row(sequence, position)) + first, vectors_.used(first, Lanes));
-    prefetch_span(delta_at(row) + first, vectors_.used(first, Lanes));
+  // What one vector of channels needs at one step; the first fetches B and C for all.
+  MSMAMBA_INLINE static void prefetch(const Rows& rows, int t, int first, int channels, int states) {
+    prefetch_span(rows.x[t] + first, channels);
+    prefetch_span(rows.delta[t] + first, channels);
     if (first > 0) return;
-    prefetch_span(B_at(row), shape_.states);
-    prefetch_span(C_at(row), shape_.states);
+    prefetch_span(rows.B[t], states);
+    prefetch_span(rows.C[t], states);
   }
 
   // The loops below are functions of their own, with and without idle lanes, so that each keeps its constants and
   // addresses in registers.
 
-  MSMAMBA_NOINLINE void fill_projections(int64_t sequence, int direction, const int64_t* positions, int steps) {
-    const int64_t states = shape_.states;
-    for (int t = 0; t < steps; ++t) {
-      const int64_t row = direction_row(sequence, positions[t], direction);
-      copy_widened<Wide>(buffers_.B + t * states, B_at(row), states);
-      copy_widened<Wide>(buffers_.C + t * states, C_at(row), states);
+  // The next tile of a direction; without steps at its end.
+  MSMAMBA_NOINLINE void find_rows(int64_t sequence, int direction, DirectionCursor& cursor, Rows& rows) {
+    int64_t positions[kTileSteps];
+    rows.steps = cursor.next_positions(positions, kTileSteps);
+    for (int t = 0; t < rows.steps; ++t) {
+      const int64_t row = sequence * length_ + positions[t], direction_row = row * kDirections + direction;
+      rows.x[t] = static_cast<const Element*>(inputs_.x) + row * shape_.channels + task_.first_channel;
+      rows.delta[t] = static_cast<const Element*>(inputs_.delta) + direction_row * shape_.channels + task_.first_channel;
+      rows.B[t] = static_cast<const Element*>(inputs_.B) + direction_row * shape_.states;
+      rows.C[t] = static_cast<const Element*>(inputs_.C) + direction_row * shape_.states;
+      rows.sum[t] = buffers_.sum + positions[t] * vectors_.padded();
+    }
+  }
+
+  // B and C as float32, where they stand or in the buffers.
+  MSMAMBA_NOINLINE void widen_projections(const Rows& rows) {
+    if constexpr (!kIsFloat32) {
+      const int64_t states = shape_.states;
+      for (int t = 0; t < rows.steps; ++t) {
+        wide_B_[t] = buffers_.B + t * states;
+        wide_C_[t] = buffers_.C + t * states;
+        copy_widened<Wide>(buffers_.B + t * states, rows.B[t], states);
+        copy_widened<Wide>(buffers_.C + t * states, rows.C[t], states);
+      }
+    }
+  }
+  MSMAMBA_INLINE const float* const* B_rows(const Rows& rows) const {
+    if constexpr (kIsFloat32) {
+      return rows.B;
+    } else {
+      return wide_B_;
+    }
+  }
+  MSMAMBA_INLINE const float* const* C_rows(const Rows& rows) const {
+    if constexpr (kIsFloat32) {
+      return rows.C;
+    } else {
+      return wide_C_;
     }
   }
 
   // Returns the largest pace of each lane.
   template <int Lanes, bool full>
-  MSMAMBA_NOINLINE Float<Lanes> fill_vector(int64_t sequence, int direction, int first, const int64_t* positions,
-                                            int steps) {
+  MSMAMBA_NOINLINE Float<Lanes> fill_vector(const Rows& rows, int first, Float<Lanes> bias) {
     const int lanes_used = full ? Lanes : vectors_.used(first, Lanes);
-    const Float<Lanes> bias = load<Lanes>(buffers_.bias + direction * vectors_.padded() + first);
     Float<Lanes> largest{};
-    for (int t = 0; t < steps; ++t) {
-      const Element* delta = delta_at(direction_row(sequence, positions[t], direction)) + first;
-      const Element* x = x_at(map_row(sequence, positions[t])) + first;
-      const Float<Lanes> step = softplus<Lanes>(load_lanes<Lanes>(delta, lanes_used) + bias);
-      const Float<Lanes> pace = pace_of<Lanes>(step);
-      largest = larger<Lanes>(pace, largest);
-      store<Lanes>(buffers_.pace + t * Lanes, pace);
-      store<Lanes>(buffers_.drive + t * Lanes, step * load_lanes<Lanes>(x, lanes_used));
+    int t = 0;
+    for (; t + kStepsTogether <= rows.steps; t += kStepsTogether) {
+      fill_steps<Lanes, kStepsTogether>(rows, t, first, lanes_used, bias, largest);
     }
+    for (; t < rows.steps; ++t) fill_steps<Lanes, 1>(rows, t, first, lanes_used, bias, largest);
     return largest;
   }
 
-  template <Turn turn, int Lanes, bool full>
-  MSMAMBA_NOINLINE void drain_vector(int64_t sequence, int first, const int64_t* positions, int steps) {
+  // Softplus is a long chain of instructions that wait for one another: several steps take turns in it. Two steps of
+  // a narrow vector go through it as one wide vector.
+  template <int Lanes, int Steps>
+  MSMAMBA_INLINE void fill_steps(const Rows& rows, int t, int first, int lanes_used, Float<Lanes> bias,
+                                 Float<Lanes>& largest) {
+    Float<Lanes> step[Steps];
+#pragma GCC unroll 4
+    for (int i = 0; i < Steps; ++i) step[i] = load_lanes<Lanes>(rows.delta[t + i] + first, lanes_used) + bias;
+    if constexpr (Lanes < Wide && Steps % 2 == 0) {
+      Float<Wide> pairs[Steps / 2];
+#pragma GCC unroll 2
+      for (int i = 0; i < Steps / 2; ++i) pairs[i] = joined<Lanes>(step[2 * i], step[2 * i + 1]);
+      softplus_of_each<Wide>(pairs);
+#pragma GCC unroll 2
+      for (int i = 0; i < Steps / 2; ++i) {
+        step[2 * i] = low_half<Lanes>(pairs[i]);
+        step[2 * i + 1] = high_half<Lanes>(pairs[i]);
+      }
+    } else {
+      softplus_of_each<Lanes>(step);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < Steps; ++i) {
+      const Float<Lanes> pace = pace_of<Lanes>(step[i]);
+      largest = larger<Lanes>(pace, largest);
+      store<Lanes>(buffers_.pace + (t + i) * Lanes, pace);
+      store<Lanes>(buffers_.drive + (t + i) * Lanes, step[i] * load_lanes<Lanes>(rows.x[t + i] + first, lanes_used));
+    }
+  }
+
+  // The sums of a tile, and what skips the scan, to `y`.
+  template <int Lanes, bool full>
+  MSMAMBA_NOINLINE void write_vector(const Rows& rows, int first) {
     const int lanes_used = full ? Lanes : vectors_.used(first, Lanes);
     const Float<Lanes> skip = load<Lanes>(buffers_.skip + first);
-    for (int t = 0; t < steps; ++t) {
-      float* sum = buffers_.sum + positions[t] * vectors_.padded() + first;
-      Float<Lanes> value = load<Lanes>(buffers_.output + t * Lanes);
-      if constexpr (turn != First) value += load<Lanes>(sum);
-      if constexpr (turn != Last) {
-        store<Lanes>(sum, value);
-      } else {
-        const int64_t row = map_row(sequence, positions[t]);
-        value += skip * load_lanes<Lanes>(x_at(row) + first, lanes_used);
-        store_lanes<Lanes>(y_ + row * shape_.channels + task_.first_channel + first, value, lanes_used);
-      }
+    for (int t = 0; t < rows.steps; ++t) {
+      const Float<Lanes> x = load_lanes<Lanes>(rows.x[t] + first, lanes_used);
+      Element* const y = y_ + (rows.x[t] - static_cast<const Element*>(inputs_.x));
+      store_lanes<Lanes>(y + first, load<Lanes>(rows.sum[t] + first) + skip * x, lanes_used);
     }
   }
 
@@ -231,6 +281,8 @@ class ForwardScan {
   Buffers buffers_;
   ForwardTask task_{};
   ChannelVectors<Wide, Narrow> vectors_;
+  const float* wide_B_[kTileSteps];  // of the tile at hand, in the buffers
+  const float* wide_C_[kTileSteps];
 };
 
 }  // namespace

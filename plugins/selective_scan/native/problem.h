@@ -52,6 +52,7 @@ struct ForwardTask {
   int64_t last_sequence;
   int64_t first_channel;
   int channels;
+  bool own_adders;  // the processor's additions have units of their own beside its multiply-adds'
 };
 
 // The kernels of one instruction set.

@@ -36,6 +36,18 @@ inline Processor this_processor() {
   return {true, avx512, avx512 && (ecx & kAvx512Vnni) != 0};
 }
 
+// Whether additions of floats have units of their own, beside those of multiply-adds: so on AMD's processors since Zen
+// (their Software Optimization Guides, "floating-point unit"). Intel's share theirs; of others nothing is known here.
+inline bool has_own_adders() {
+  unsigned eax, ebx, ecx, edx;
+  if (__get_cpuid(0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  return ebx == signature_AMD_ebx && ecx == signature_AMD_ecx && edx == signature_AMD_edx;
+}
+
+#else
+
+inline bool has_own_adders() { return false; }
+
 #endif
 
 }  // namespace msmamba

@@ -40,6 +40,11 @@ std::atomic<const Kernels*>& chosen_kernels() {
   return chosen;
 }
 
+bool additions_have_own_units() {
+  static const bool own = has_own_adders();
+  return own;
+}
+
 int64_t divided_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -68,6 +73,7 @@ struct ForwardJob {
   int64_t group;  // sequences of a task
   int64_t groups;
   int64_t tasks;
+  bool own_adders = additions_have_own_units();
   std::atomic<int64_t> next{0};
 
   // Large blocks read B and C, large groups prepare the decay rates, less often; small ones leave something
@@ -90,7 +96,7 @@ struct ForwardJob {
     const int64_t first_channel = index / groups * block;
     const int64_t first_sequence = index % groups * group;
     return {first_sequence, smaller(first_sequence + group, shape.batch), first_channel,
-            static_cast<int>(smaller(block, shape.channels - first_channel))};
+            static_cast<int>(smaller(block, shape.channels - first_channel)), own_adders};
   }
 
   // One thread's share.

@@ -22,6 +22,7 @@
 namespace {
 
 constexpr float kLog2E = 1.442695041f;
+constexpr float kLog2ERest = 1.92596303e-8f;  // log2(e) less its float32
 constexpr float kLn2 = 0.6931471806f;
 
 template <int Lanes>
@@ -50,6 +51,32 @@ MSMAMBA_INLINE Float<Lanes> load(const float* source) {
 template <int Lanes>
 MSMAMBA_INLINE void store(float* target, Float<Lanes> value) {
   *reinterpret_cast<typename VectorOf<Lanes>::UnalignedFloat*>(target) = value;
+}
+
+// Two vectors as one of twice the lanes, and its halves.
+template <int Lanes>
+MSMAMBA_INLINE Float<2 * Lanes> joined(Float<Lanes> low, Float<Lanes> high) {
+  static_assert(Lanes == 8, "the only narrow vectors there are");
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> low_half(Float<2 * Lanes> both) {
+  return __builtin_shufflevector(both, both, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> high_half(Float<2 * Lanes> both) {
+  return __builtin_shufflevector(both, both, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+// `value`, a product that no addition is to be fused with (on AVX-512).
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> unfused(Float<Lanes> value) {
+#if defined(__AVX512VL__)
+  asm("" : "+v"(value));
+#endif
+  return value;
 }
 
 // Sums of neighbouring lanes: those of `a`, then those of `b`.
@@ -138,6 +165,16 @@ struct Exp2 {
 };
 
 #if defined(__AVX512VL__)
+// The entry of a table of 16 that the low bits of each lane name.
+MSMAMBA_INLINE Float<16> looked_up(const float* table, Float<16> rounded) {
+  return (Float<16>)_mm512_maskz_permutexvar_ps(kAllLanes, (__m512i)rounded, _mm512_load_ps(table));
+}
+
+MSMAMBA_INLINE Float<16> looked_up_of_32(const float* table, Float<16> rounded) {
+  return (Float<16>)_mm512_maskz_permutex2var_ps(kAllLanes, _mm512_load_ps(table), (__m512i)rounded,
+                                                 _mm512_load_ps(table + 16));
+}
+
 alignas(64) constexpr float kPowersOfTwo[16] = {
     1.0f, 1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
     1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f, 1.68179286f, 1.75625217f, 1.8340081f, 1.91520655f};
@@ -148,8 +185,7 @@ struct Exp2<16> {
   MSMAMBA_INLINE static Float<16> power(Float<16> rounded, Float<16> part, Float<16> f) {
     // f in [-1/32, 1/32]: relative error 1e-9.
     const Float<16> q = (0.055502344f * f + 0.24023429f) * f + 0.6931472f;
-    const Float<16> table =
-        (Float<16>)_mm512_maskz_permutexvar_ps(kAllLanes, (__m512i)rounded, _mm512_load_ps(kPowersOfTwo));
+    const Float<16> table = looked_up(kPowersOfTwo, rounded);
     const Float<16> scaled = table * f * q + table;
     return (Float<16>)_mm512_maskz_scalef_ps(kAllLanes, (__m512)scaled, (__m512)part);  // by floor(part), which is n
   }
@@ -182,12 +218,22 @@ constexpr float kRounding = 12582912.0f / (1 << Exp2<Lanes>::kFractionBits);  //
 constexpr float kMostExponent = 126.0f;
 
 // 2^(a * b) where |a * b| is at most kMostExponent, or NaN. Where multiply-adds are fused the product is not rounded,
-// and the error is at most 1.5 ulp; elsewhere it is 2.5 ulp of the rounded product's power.
-template <int Lanes>
+// and the error is at most 1.5 ulp; elsewhere, and `by_adders`, it is 2.5 ulp of the rounded product's power.
+//
+// `by_adders` takes additions in place of multiply-adds where it can: one instruction more, and less time on
+// processors whose additions have units of their own (AMD's since Zen).
+template <int Lanes, bool by_adders>
 MSMAMBA_INLINE Float<Lanes> exp2_of_product(Float<Lanes> a, Float<Lanes> b) {
-  const Float<Lanes> rounded = a * b + kRounding<Lanes>;
-  const Float<Lanes> part = rounded - kRounding<Lanes>;
-  return Exp2<Lanes>::power(rounded, part, a * b - part);
+  if constexpr (by_adders) {
+    const Float<Lanes> z = unfused<Lanes>(a * b);
+    const Float<Lanes> rounded = z + kRounding<Lanes>;
+    const Float<Lanes> part = rounded - kRounding<Lanes>;
+    return Exp2<Lanes>::power(rounded, part, z - part);
+  } else {
+    const Float<Lanes> rounded = a * b + kRounding<Lanes>;
+    const Float<Lanes> part = rounded - kRounding<Lanes>;
+    return Exp2<Lanes>::power(rounded, part, a * b - part);
+  }
 }
 
 // 2^z for any z, within 2.5 ulp; results beyond 2^-126 and 2^126 are held to those. NaN gives NaN.
@@ -205,10 +251,16 @@ MSMAMBA_INLINE Float<Lanes> exp_minus_abs(Float<Lanes> v) {
   const Float<Lanes> minus_abs = (Float<Lanes>)((Int<Lanes>)v | INT32_MIN);
   const Float<Lanes> z = at_least<Lanes>(minus_abs, -kMostExponent * kLn2);
   const Float<Lanes> rounded = z * kLog2E + kRounding<Lanes>;
-  // ln 2 in two parts: the first times what was rounded is exact, so no digits of a large |v| are lost.
   const Float<Lanes> part = rounded - kRounding<Lanes>;
-  const Float<Lanes> rest = (z - part * 0.693359375f) - part * -2.12194440e-4f;
-  return Exp2<Lanes>::power(rounded, part, rest * kLog2E);
+  // In two parts, so that no digits of a large |v| are lost.
+#if defined(__FMA__) || defined(__aarch64__)
+  // log2(e), whose products are not rounded.
+  const Float<Lanes> rest = z * kLog2ERest + (z * kLog2E - part);
+#else
+  // ln 2, of which the first part times what was rounded is exact.
+  const Float<Lanes> rest = ((z - part * 0.693359375f) - part * -2.12194440e-4f) * kLog2E;
+#endif
+  return Exp2<Lanes>::power(rounded, part, rest);
 }
 
 // log(1 + e) for e in [0, 1], within 2.5 ulp.
@@ -222,26 +274,25 @@ MSMAMBA_INLINE Float<Lanes> log1p_of_fraction(Float<Lanes> e) {
 }
 
 #if defined(__AVX512VL__)
-// 1 / (1 + i/15) and log(1 + i/15).
-alignas(64) constexpr float kInverses[16] = {
-    1.0f,         0.9375f,      0.882352948f, 0.833333313f, 0.789473653f, 0.75f,        0.714285731f, 0.681818187f,
-    0.652173877f, 0.625f,       0.599999964f, 0.576923072f, 0.555555522f, 0.535714269f, 0.517241359f, 0.5f};
-alignas(64) constexpr float kLogarithms[16] = {
-    0.0f,         0.0645385236f, 0.125163153f, 0.182321563f, 0.236388788f, 0.287682086f, 0.336472243f, 0.382992268f,
-    0.427444041f, 0.470003635f,  0.510825634f, 0.550046384f, 0.587786674f, 0.624154329f, 0.65924567f,  0.693147182f};
+// 1 / (1 + i/16) and log(1 + i/16) for i up to 16; what is beyond is not looked up.
+alignas(64) constexpr float kInverses[32] = {
+    1.0f, 0.941176474f, 0.888888896f, 0.842105269f, 0.800000012f, 0.761904776f, 0.727272749f, 0.695652187f,
+    0.666666687f, 0.639999986f, 0.615384638f, 0.592592597f, 0.571428597f, 0.551724136f, 0.533333361f, 0.516129017f,
+    0.5f};
+alignas(64) constexpr float kLogarithms[32] = {
+    0.0f, 0.0606246218f, 0.117783032f, 0.171850264f, 0.223143548f, 0.271933705f, 0.318453729f, 0.362905502f,
+    0.405465096f, 0.446287096f, 0.485507816f, 0.523248136f, 0.559615791f, 0.594707131f, 0.628608644f, 0.66139847f,
+    0.693147182f};
 
 // By table, since a division occupies its unit for as long as twenty multiply-adds: with c the nearest of the table's
-// arguments, log(1 + e) = log(1 + c) + log(1 + r), r = (e - c) / (1 + c), and |r| is at most 1/30.
+// arguments, log(1 + e) = log(1 + c) + log(1 + r), r = (e - c) / (1 + c), and |r| is at most 1/32.
 template <>
 MSMAMBA_INLINE Float<16> log1p_of_fraction<16>(Float<16> e) {
-  const float rounding = 12582912.0f;  // beside 1.5 * 2^23 the low bits of a float32 are those of an integer
-  const Float<16> rounded = e * 15.0f + rounding;
-  const __m512i index = (__m512i)rounded;
-  const __m512 inverse = _mm512_maskz_permutexvar_ps(kAllLanes, index, _mm512_load_ps(kInverses));
-  const __m512 logarithm = _mm512_maskz_permutexvar_ps(kAllLanes, index, _mm512_load_ps(kLogarithms));
-  const Float<16> r = (e - (rounded - rounding) * (1 / 15.0f)) * (Float<16>)inverse;
+  const float rounding = 12582912.0f / 16;  // beside it the low bits of a float32 are those of 16ths
+  const Float<16> rounded = e + rounding;
+  const Float<16> r = (e - (rounded - rounding)) * looked_up_of_32(kInverses, rounded);
   const Float<16> q = ((-0.25020372f * r + 0.33352386f) * r - 0.5f) * r + 1.0f;
-  return r * q + (Float<16>)logarithm;
+  return r * q + looked_up_of_32(kLogarithms, rounded);
 }
 #endif
 
@@ -249,6 +300,16 @@ MSMAMBA_INLINE Float<16> log1p_of_fraction<16>(Float<16> e) {
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> softplus(Float<Lanes> v) {
   return at_least<Lanes>(v, 0.0f) + log1p_of_fraction<Lanes>(exp_minus_abs<Lanes>(v));
+}
+
+// Of all values at once, whose instructions take turns: each alone is a long chain in which one waits for the other.
+template <int Lanes, int Count>
+MSMAMBA_INLINE void softplus_of_each(Float<Lanes> (&values)[Count]) {
+  Float<Lanes> parts[Count];
+#pragma GCC unroll 4
+  for (int i = 0; i < Count; ++i) parts[i] = exp_minus_abs<Lanes>(values[i]);
+#pragma GCC unroll 4
+  for (int i = 0; i < Count; ++i) values[i] = at_least<Lanes>(values[i], 0.0f) + log1p_of_fraction<Lanes>(parts[i]);
 }
 
 // 1 / (1 + exp(-v)), the derivative of softplus.
