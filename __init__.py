@@ -18,9 +18,11 @@ def open(path: str | os.PathLike[str], **options: Any) -> Session:
     """Opens a bundle, an ONNX file or an engine; see `msmamba.runtime.open_session` for the options.
 
     Example:
+        ```python
         with msmamba.open("colon.fp16") as session:
             for prediction in session.classify(["a.png", "b.tif"]):
                 print(prediction.label, prediction.probability)
+        ```
     """
     from .runtime.session import open_session  # not at the top: importing msmamba must stay light
 

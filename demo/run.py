@@ -98,7 +98,8 @@ def main(out: Path) -> None:
     for precision, bundle in bundles.items():
         wanted = ["--fp16"] if precision == "fp16" else []
         mmdeploy("export", best, *wanted, "-o", bundle, "--force")
-        mmdeploy("verify", bundle, "--against", best, "--data", data)
+        decisions = ["--report", out / f"decisions-{precision}.html"]
+        mmdeploy("verify", bundle, "--against", best, "--data", data, *decisions)
     mmdeploy(
         "infer", bundles["fp32"], data, "--format", "json", "--top", "3", "-o", out / "predictions.jsonl"
     )
@@ -107,7 +108,8 @@ def main(out: Path) -> None:
     mmdeploy("slide", bundles["fp32"], slide, "--mpp", "1", "--overlap", "0.5", "-o", tissue)
 
     write_report(out, run, bundles, tissue, seconds=time.perf_counter() - began)
-    print(f"\nthe report: {out / 'report.html'}; the slide's own: {tissue / 'report.html'}")
+    print(f"\nthe report: {out / 'report.html'}; the slide's own: {tissue / 'report.html'};")
+    print(f"what verify says of float16's decisions: {out / 'decisions-fp16.html'}")
     print(f"live, without a microscope: mmdeploy live {bundles['fp32']} demo")
 
 

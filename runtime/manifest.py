@@ -79,7 +79,8 @@ class Manifest:
     Attributes:
         labels: the classes' names, in the order of the logits.
         image_size: side of the square input, in pixels.
-        mean, std: statistics of the channels R, G, B scaled to [0, 1].
+        mean: means of the channels R, G, B, scaled to [0, 1].
+        std: their standard deviations.
         architecture: depths, dims, switches and what else shapes the network, as the exporter knows them.
         network: its name, as in ``mmdeploy train --network``; empty in artefacts of earlier versions.
         precision_asked: ``fp32``, ``fp16`` or ``int8``.

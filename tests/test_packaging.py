@@ -74,7 +74,17 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "runtime",
         "microscope",
     }
-    assert not inside & {"setup.py", "conftest.py", "tests", "benchmarks", "demo", "fuzz", "docs"}
+    assert not inside & {
+        "setup.py",
+        "conftest.py",
+        "tests",
+        "benchmarks",
+        "demo",
+        "fuzz",
+        "docs",
+        "site",
+        "mkdocs.yml",
+    }
     assert {name.parts[0] for name in names} <= {"msmamba", f"{wheel.name.split('-')[0]}-0.1.0.dist-info"}
     assert any(name.name.startswith("_native") for name in names)
     assert {

@@ -1,11 +1,13 @@
-"""The README's commands and program, run word for word in an empty folder."""
+"""The commands and programs of the README and of the users' pages, run word for word in an empty folder."""
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,16 @@ import pytest
 from PIL import Image
 from preloaded import Preloaded
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# What they have in common with the README is run once.
+USERS = [
+    (ROOT / "docs" / name).read_text("utf-8") for name in ("developer.md", "microscope.md", "integrator.md")
+]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_does_what_the_readme_says(folder: Path, preloaded: Preloaded) -> None:
-    commands = [line for block in blocks("sh") for line in block.splitlines()]
+    pages = [README, *USERS]
+    commands = [line for page in pages for block in blocks("sh", page) for line in block.splitlines()]
+    commands = list(dict.fromkeys(commands))
     assert {command.split()[1] for command in commands} >= {
         "train",
         "eval",
@@ -64,8 +73,21 @@ def test_the_program_runs_after_the_commands(folder: Path) -> None:
     assert 1 / 3 <= float(probability) <= 1
 
 
+def test_the_integrator_s_programs_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    programs = blocks("python", USERS[-1])
+    assert len(programs) == 5
+    output, names = io.StringIO(), {"__name__": "program"}
+    with redirect_stdout(output):
+        for program in programs:
+            exec(program, names)
+    printed = output.getvalue()
+    assert "native kernels" in printed
+    assert "missing.png failed: " in printed
+
+
 def test_every_page_that_the_readme_names_exists() -> None:
     pages = re.findall(r"\]\(([^):]+)\)", README)
     assert pages
     for page in pages:
-        assert (Path(__file__).parent.parent / page).is_file(), page
+        assert (ROOT / page).is_file(), page

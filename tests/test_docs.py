@@ -1,0 +1,96 @@
+"""The documentation: its commands can be given, and the check of its site finds what is wrong with one."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from msmamba.cli import mmdeploy
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
+
+from make_site import faults
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of every command on a page: lines in blocks of code, and what is in backticks."""
+    lines = re.findall(r"^(?: {4})?(mmdeploy .*)$", page, flags=re.MULTILINE)
+    lines += re.findall(r"`(mmdeploy [^`]*)`", page)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def unknown(words: list[str]) -> list[str]:
+    """Of a command's words, the commands and options that `mmdeploy` does not know."""
+    command: click.Command = mmdeploy
+    rest = words[1:]
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        if rest[0] not in command.commands:
+            return rest[:1]
+        command, rest = command.commands[rest[0]], rest[1:]
+    known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+    given = [re.split(r"[=\]]", word.lstrip("["))[0] for word in rest]
+    return [word for word in given if word.startswith("-") and word not in known | {"--help", "--version"}]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_command_and_option_is_known(page: Path) -> None:
+    wrong = [(words, unknown(words)) for words in commands(page.read_text(encoding="utf-8"))]
+    assert [(" ".join(words), missing) for words, missing in wrong if missing] == []
+
+
+def test_what_is_not_known_is_found() -> None:
+    assert sum(len(commands(page.read_text(encoding="utf-8"))) for page in PAGES) > 150
+    assert unknown(["mmdeploy", "life", "demo"]) == ["life"]
+    assert unknown(["mmdeploy", "data", "fetch", "malaria"]) == ["fetch"]
+    assert unknown(["mmdeploy", "infer", "a", "b", "[--top", "3]", "--tops=3"]) == ["--tops"]
+
+
+# What stands on a page, and what is found of it.
+ELSEWHERE = {
+    '<script src="https://unpkg.com/a.js"></script>': "page.html loads 'https://unpkg.com/a.js'",
+    '<link rel="stylesheet" href="//a.org/fonts.css">': "page.html loads '//a.org/fonts.css'",
+    '<link rel="preconnect" href="https://fonts.gstatic.com">': "page.html loads 'https://fonts.gstatic.com'",
+    '<img srcset="here.png 1x, http://a.org/b.png 2x">': "page.html loads 'http://a.org/b.png'",
+    "<style>@import 'https://a.org/a.css';</style>": "page.html loads 'https://a.org/a.css'",
+    '<p style="background: url(http://a.org/b.png)">': "page.html loads 'http://a.org/b.png'",
+    '<pre class="mermaid">a --> b</pre>': "page.html has a diagram, for which Mermaid",
+    '<a href="gone.html">gone</a>': "page.html links to 'gone.html', which is not there",
+    '<a href="#nowhere">nowhere</a>': "page.html links to '#nowhere', a place that is not on that page",
+    '<a href="other.html#nowhere">nowhere</a>': "page.html links to 'other.html#nowhere', a place",
+}
+
+
+@pytest.mark.parametrize("html", ELSEWHERE)
+def test_what_is_wrong_with_a_site_is_found(html: str, tmp_path: Path) -> None:
+    (tmp_path / "here.png").write_bytes(b"")
+    (tmp_path / "other.html").write_text('<h1 id="top">Other</h1>')
+    (tmp_path / "page.html").write_text(html)
+    (fault,) = faults(tmp_path)
+    assert fault.startswith(ELSEWHERE[html])
+
+
+def test_style_sheets_and_fonts_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "a.css").write_text(
+        "@font-face { src: url('https://fonts.gstatic.com/a.woff2') } p { fill: url(#b) }"
+    )
+    assert list(faults(tmp_path)) == ["a.css loads 'https://fonts.gstatic.com/a.woff2'"]
+
+
+def test_a_site_that_is_whole_has_no_faults(tmp_path: Path) -> None:
+    (tmp_path / "a.js").write_text("")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "index.html").write_text('<h2 id="a b">A</h2><a href="../page.html">back</a>')
+    (tmp_path / "page.html").write_text(
+        '<link rel="canonical" href="https://a.org/page.html"><script src="a.js"></script>'
+        '<img src="data:image/png;base64,AA"><a href="https://a.org">elsewhere</a>'
+        '<a href="below/#a%20b">below</a>'
+    )
+    assert list(faults(tmp_path)) == []
