@@ -56,6 +56,7 @@ class BenchmarkOptions:
         warmup: rounds before those, not counted.
         seconds: time after which no further round begins (five are measured at least).
         image: file to preprocess; None for a picture made up of 640x480 pixels.
+        memory: whether each case is run in a process of its own, too, to measure its memory.
     """
 
     batch_sizes: Sequence[int] = (1,)
@@ -67,6 +68,7 @@ class BenchmarkOptions:
     warmup: int = 5
     seconds: float = 120
     image: str | os.PathLike[str] | None = None
+    memory: bool = True
 
     def __post_init__(self) -> None:
         for name in ("batch_sizes", "threads", "kernels", "providers"):
@@ -119,8 +121,10 @@ def benchmark(
             f"{name}: {note}" for (name, *_), session in sessions.items() for note in session.notes
         )
         loop_ms = _measure(runs, options, report)
-        report("measuring memory")
-        memory = [_peak_memory_mb(case, options.device) for case in cases]
+        memory: list[float | None] = [None] * len(cases)
+        if options.memory:
+            report("measuring memory")
+            memory = [_peak_memory_mb(case, options.device) for case in cases]
         results = tuple(
             run.result(_first_alike(runs, run), peak) for run, peak in zip(runs, memory, strict=True)
         )

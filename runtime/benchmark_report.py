@@ -81,7 +81,7 @@ class Result:
         images_per_second: how many images the network takes a second.
         ratio: median of its latency over that of the first artefact.
         ratio_of_minima: its least latency over the first artefact's.
-        peak_memory_mb: None where the system does not tell.
+        peak_memory_mb: None where the system does not tell, or was not asked.
     """
 
     case: Case

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ _BENCH = record(
                     "min_ms": _MILLISECONDS,
                     "images_per_second": number(0),
                     "file_mb": number(0),
-                    "peak_memory_mb": maybe(number(0)),
                     "executed_by": TEXT,
                 }
             )
@@ -53,8 +52,6 @@ class Latency:
     images_per_second: float
     file_mb: float
     """Size of the ONNX file, 10^6 bytes."""
-    peak_memory_mb: float | None
-    """The high-water mark of a process of its own; None where the system does not tell."""
     executed_by: str
 
 
@@ -84,6 +81,7 @@ def latencies(
     Raises:
         MsmambaError: whatever `benchmark` raises.
     """
+    options = replace(options, memory=False)  # which would take a process for each network
     files = {name: open_bundle(bundle).manifest.files[MODEL_NAME] for name, bundle in bundles.items()}
     measured = {
         "files": files,
@@ -117,7 +115,6 @@ def _latency(result: Result) -> Latency:
         min_ms=result.network_ms.min,
         images_per_second=result.images_per_second,
         file_mb=result.file_mb,
-        peak_memory_mb=result.peak_memory_mb,
         executed_by=result.executed_by,
     )
 

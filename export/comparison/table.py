@@ -176,7 +176,6 @@ def _record(comparison: Comparison, entry: Entry, on_front: bool) -> dict[str, A
         "p90_ms": None if latency is None else latency.p90_ms,
         "min_ms": None if latency is None else latency.min_ms,
         "file_mb": None if latency is None else latency.file_mb,
-        "peak_memory_mb": None if latency is None else latency.peak_memory_mb,
         "parity_kept": None if parity is None else parity.kept,
         "flips": None if parity is None else parity.flips,
         "max_abs_error": None if parity is None else parity.max_abs_error,

@@ -233,13 +233,13 @@ compare_networks(
 def test_killed_at_any_moment_it_goes_on(
     compared: tuple[Path, Result], cells: Path, tmp_path: Path, preloaded: Preloaded
 ) -> None:
-    """Six seconds: five processes, of which four are killed, each a bit farther."""
+    """The dearest of this file: four processes are killed, each a bit farther than the one before."""
     output, script = tmp_path / "killed", KILLED % FIGURES
     for moment in (
         "toy_thin step 2",
         "toy_thin writing the bundle",
         "toy_wide epoch",
-        "measuring memory",
+        "measuring",
     ):
         done = preloaded.run(["-c", script, Path(__file__).parents[2], cells, output, moment])
         assert done.returncode == -signal.SIGKILL, f"{moment}\n{done.stdout}\n{done.stderr}"
@@ -256,7 +256,7 @@ def test_killed_at_any_moment_it_goes_on(
 def test_a_network_that_fails_stops_no_other(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three seconds: two toys are exported."""
+    """Some seconds: two toys are exported."""
     data = shutil.copytree(labelled, tmp_path / "labelled")
     (data / "train" / "basophil" / "0.png").write_bytes(b"broken")
     special = {
