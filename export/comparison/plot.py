@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _WIDE_RANGE = 3
 """Slowest over fastest from which on latencies stand on a logarithmic axis."""
+_VERY_WIDE_RANGE = 12
+"""Right end over left end of a logarithmic axis from which on it has three ticks a decade, not seven."""
 _FONT_SIZE = 9.5
 """Size of the names, points."""
 _NEAR, _ROW = 8, 7
@@ -92,7 +94,9 @@ def _draw_axes(axes: Axes, shown: list[Entry], colours: Colours, images: int) ->
     if max(times) > _WIDE_RANGE * min(times):
         axes.set_xscale("log")
         low, high = min(times) / 1.25, max(times) * 1.35
-        axes.xaxis.set_major_locator(FixedLocator([tick for tick in _ticks() if low <= tick <= high]))
+        steps = (1, 2, 5) if high > _VERY_WIDE_RANGE * low else (1, 1.5, 2, 3, 4, 5, 7)
+        ticks = [step * 10.0**power for power in range(-3, 6) for step in steps]
+        axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         low, high = min(times) * 0.85, max(times) * 1.15
@@ -108,11 +112,6 @@ def _draw_axes(axes: Axes, shown: list[Entry], colours: Colours, images: int) ->
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(colours.faint)
-
-
-def _ticks() -> Iterator[float]:
-    for power in range(-3, 6):
-        yield from (step * 10.0**power for step in (1, 2, 5))
 
 
 def _place(entry: Entry) -> tuple[float, float, float, float]:

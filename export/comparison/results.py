@@ -205,7 +205,7 @@ class Comparison:
             )
         if self.front == (self.best,):
             return f"{said} None is faster than its {took}."
-        return f"{said} It takes {took}, and every faster one is less accurate by more than chance explains."
+        return f"{said} It takes {took}, and these images suffice to tell every faster one from it."
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -126,7 +126,9 @@ SLOW = ("slow", first(90), 30.0)
         pytest.param(
             [SLOW, ("near", first(89), 9.0)], "near", "near is the fastest (9 ms) of those", id="near"
         ),
-        pytest.param([SLOW, ("far", first(60), 9.0)], "slow", "every faster one is less accurate", id="far"),
+        pytest.param(
+            [SLOW, ("far", first(60), 9.0)], "slow", "suffice to tell every faster one from it", id="far"
+        ),
         pytest.param([SLOW, ("far", first(60), 40.0)], "slow", "None is faster than its 30 ms", id="only"),
     ],
 )
