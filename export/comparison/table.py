@@ -107,7 +107,10 @@ def notes_on(comparison: Comparison) -> list[str]:
             f"{measured.processor}. {ON_FRONT}: none is as accurate and faster, or as fast and more accurate."
         )
         if measured.warning:
-            notes.append(f"Latencies are in doubt: {measured.warning}, without bench.json.")
+            notes.append(
+                f"Latencies are in doubt: {measured.warning}. The least are min_ms in results.csv; without "
+                "bench.json they are measured again."
+            )
     if any(entry.scores is None or entry.latency is None for entry in comparison.entries):
         notes.append(f"{UNKNOWN}: not known yet; the same command goes on.")
     return notes
