@@ -182,7 +182,7 @@ def chunk_state(
         decay += delta
         deltas = _columns(delta, BLOCK, STEPS)
         inputs = _columns(delta * x.to(tl.float32), BLOCK, STEPS)
-        bs = _columns(b, STATES, STEPS)
+        bs = _columns(b.to(tl.float32), STATES, STEPS)
 
         line, first = _next_tile(line, first, length, STEPS)
         position, inside = _tile_positions(direction, line, first, height, width, STEPS)
@@ -192,7 +192,7 @@ def chunk_state(
         )
 
         for i in tl.static_range(STEPS):
-            h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i].to(tl.float32)[:, None]
+            h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i][:, None]
 
     slot = (plane.to(tl.int64) * (tl.num_programs(0) + 1) + chunk) * channels
     tl.store(state_ptr + (slot + channel)[None, :] * STATES + state[:, None], h, mask=real[None, :])
@@ -250,8 +250,8 @@ def scan(
         delta = _step_sizes(raw, bias, inside)
         deltas = _columns(delta, BLOCK, STEPS)
         inputs = _columns(delta * u, BLOCK, STEPS)
-        bs = _columns(b, STATES, STEPS)
-        cs = _columns(c, STATES, STEPS)
+        bs = _columns(b.to(tl.float32), STATES, STEPS)
+        cs = _columns(c.to(tl.float32), STATES, STEPS)
         target = partial_ptr + position[None, :] * channels + channel[:, None]
         writes = present
 
@@ -265,8 +265,8 @@ def scan(
 
         outputs = ()
         for i in tl.static_range(STEPS):
-            h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i].to(tl.float32)[:, None]
-            y = tl.sum(h * cs[i].to(tl.float32)[:, None], axis=0)
+            h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i][:, None]
+            y = tl.sum(h * cs[i][:, None], axis=0)
             outputs = outputs + (y,)  # noqa: RUF005  Triton has no unpacking
         tl.store(target, _tile(outputs, BLOCK, STEPS) + skipped, mask=writes)
 
@@ -340,7 +340,7 @@ def tile_states(
         delta = _step_sizes(raw, bias, inside)
         deltas = _columns(delta, BLOCK, STEPS)
         inputs = _columns(delta * x.to(tl.float32), BLOCK, STEPS)
-        bs = _columns(b, STATES, STEPS)
+        bs = _columns(b.to(tl.float32), STATES, STEPS)
 
         line, first = _next_tile(line, first, length, STEPS)
         position, inside = _tile_positions(direction, line, first, height, width, STEPS)
@@ -350,7 +350,7 @@ def tile_states(
         )
 
         for i in tl.static_range(STEPS):
-            h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i].to(tl.float32)[:, None]
+            h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i][:, None]
 
 
 @triton.jit
@@ -427,14 +427,14 @@ def scan_backward(
         deltas = _columns(delta, BLOCK, STEPS)
         inputs = _columns(delta * u, BLOCK, STEPS)
         dys = _columns(dy, BLOCK, STEPS)
-        bs = _columns(b, STATES, STEPS)
-        cs = _columns(c, STATES, STEPS)
+        bs = _columns(b.to(tl.float32), STATES, STEPS)
+        cs = _columns(c.to(tl.float32), STATES, STEPS)
 
         decays = ()
         states = (h,)
         for i in tl.static_range(STEPS):
             decay = tl.exp2(deltas[i][None, :] * rate)
-            h = decay * h + inputs[i][None, :] * bs[i].to(tl.float32)[:, None]
+            h = decay * h + inputs[i][None, :] * bs[i][:, None]
             decays = decays + (decay,)  # noqa: RUF005  Triton has no unpacking
             states = states + (h,)  # noqa: RUF005
 
@@ -457,10 +457,10 @@ def scan_backward(
         dbs = ()
         dcs = ()
         for i in tl.static_range(STEPS - 1, -1, -1):
-            g += dys[i][None, :] * cs[i].to(tl.float32)[:, None]
+            g += dys[i][None, :] * cs[i][:, None]
             dcs = (tl.sum(_rounded(states[i + 1], dys[i]), axis=1),) + dcs  # noqa: RUF005
             dbs = (tl.sum(_rounded(g, inputs[i]), axis=1),) + dbs  # noqa: RUF005
-            into = (tl.sum(g * bs[i].to(tl.float32)[:, None], axis=0),) + into  # noqa: RUF005
+            into = (tl.sum(g * bs[i][:, None], axis=0),) + into  # noqa: RUF005
             g = g * decays[i]
             through = g * states[i]
             da += through * deltas[i][None, :]
