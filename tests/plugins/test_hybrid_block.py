@@ -165,6 +165,25 @@ def test_an_int8_local_branch_of_whole_numbers_gives_the_function_s_bits(half: i
     assert len(np.unique(local)) > 10
 
 
+@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+def test_values_beyond_int8_are_held_however_large(kernels: str) -> None:
+    select_kernels(kernels)
+    weights = BlockCase(16, side=1).weights("LocalBranchInt8")
+    for name in ("shift", "depthwise_bias", "expand_bias", "depthwise_weight", "expand_weight"):
+        weights[name] = np.zeros_like(weights[name])
+    weights["scale"] = np.ones_like(weights["scale"])
+    for name in ("depthwise_weight", "expand_weight"):
+        weights[name][:, 0, 1, 1] = 1  # the map's only position as it is
+    found = []
+    with block.BlockOperator("LocalBranchInt8", weights) as operator:
+        for value in (1e3, 1e38, np.inf):  # divided by its scale, the second is infinite too
+            (local,) = operator(1, np.full((1, 1, 1, 32), value, np.float32))
+            found.append(local)
+    assert found[0].any()
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
 @each_case
 @pytest.mark.parametrize("op_type", INT8_OPERATORS)
 @pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])

@@ -112,18 +112,59 @@ struct Integers {
   MSMAMBA_INLINE static Int<Lanes> broadcast(Word word) { return word - Int<Lanes>{}; }
 };
 
+// What one of some integers is worth, and its inverse.
+template <int Lanes>
+struct Step {
+  explicit Step(float scale_) : scale(broadcast<Lanes>(scale_)), inverse(1.0f / scale) {}
+
+  Float<Lanes> scale;
+  Float<Lanes> inverse;
+};
+
+// Whether there is `rest_of`: c - a * b, rounded once.
+template <int Lanes>
+constexpr bool kHasFma = false;
+#if defined(__AVX512VL__)
+template <>
+constexpr bool kHasFma<16> = true;
+MSMAMBA_INLINE Float<16> rest_of(Float<16> c, Float<16> a, Float<16> b) {
+  return (Float<16>)_mm512_fnmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+#endif
+#if defined(__FMA__)
+template <>
+constexpr bool kHasFma<8> = true;
+MSMAMBA_INLINE Float<8> rest_of(Float<8> c, Float<8> a, Float<8> b) {
+  return (Float<8>)_mm256_fnmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+#endif
+
+// value / scale, rounded as a division rounds it. That occupies its unit as long as ten products; with the inverse
+// rounded to the nearest, one step from the product with it gives the same (Markstein, IBM Journal of Research and
+// Development 34, 1990, theorem 7). Where the product is infinite the step gives no number, and the product stands.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> quotient(Float<Lanes> value, const Step<Lanes>& step) {
+  if constexpr (kHasFma<Lanes>) {
+    const Float<Lanes> near = value * step.inverse;
+    const Float<Lanes> exact = near + rest_of(value, near, step.scale) * step.inverse;
+    return exact == exact ? exact : near;
+  } else {
+    return value / step.scale;
+  }
+}
+
 // The integer that QuantizeLinear gives: value / scale to the nearest, ties to even, held to int8. NaN gives -128.
 template <int Lanes>
-MSMAMBA_INLINE Int<Lanes> quantised(Float<Lanes> value, Float<Lanes> scale) {
+MSMAMBA_INLINE Int<Lanes> quantised(Float<Lanes> value, const Step<Lanes>& step) {
   const float rounding = 12582912.0f;  // beside 1.5 * 2^23 the low bits of a float32 are those of an integer
-  const Float<Lanes> held = smaller<Lanes>(larger<Lanes>(value / scale, broadcast<Lanes>(-128.0f)), broadcast<Lanes>(127.0f));
-  return (Int<Lanes>)(held + rounding) - 0x4b400000;
+  const Float<Lanes> above = larger<Lanes>(quotient<Lanes>(value, step), broadcast<Lanes>(-128.0f));
+  return (Int<Lanes>)(smaller<Lanes>(above, broadcast<Lanes>(127.0f)) + rounding) - 0x4b400000;
 }
 
 // `value` as QuantizeLinear and DequantizeLinear leave it.
 template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> rounded_to(Float<Lanes> value, Float<Lanes> scale) {
-  return __builtin_convertvector(quantised<Lanes>(value, scale), Float<Lanes>) * scale;
+MSMAMBA_INLINE Float<Lanes> rounded_to(Float<Lanes> value, const Step<Lanes>& step) {
+  return __builtin_convertvector(quantised<Lanes>(value, step), Float<Lanes>) * step.scale;
 }
 
 // Words of a row of `depth` values in `left_side`.
@@ -140,7 +181,7 @@ MSMAMBA_INLINE RowsOf<typename Arithmetic::Word> left_side(RowsOf<float> rows, i
   if constexpr (!Arithmetic::kInteger) {
     return rows;
   } else {
-    const Float<Lanes> step = broadcast<Lanes>(*scale);
+    const Step<Lanes> step(*scale);
     const int64_t words = row_words<Lanes, Arithmetic>(depth);
     for (int64_t i = 0; i < count; ++i) {
       for_each_vector<Lanes>(depth, [&](int64_t c, auto used) MSMAMBA_INLINE_BODY {

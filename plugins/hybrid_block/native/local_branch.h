@@ -116,13 +116,15 @@ class LocalBranch {
     const int64_t count = tile.last - tile.first;
     const auto rows = left_side<Lanes, Arithmetic>({expanded, 2 * padded}, count, 2 * padded, weights.scales,
                                                    buffers.integers);
+    const Step<Lanes> projected(Arithmetic::kInteger ? weights.scales[1] : 1.0f);
     weights.project.multiply(rows, count, RowsTo{local, half},
                              [&](int64_t column, Float<Lanes> product) MSMAMBA_INLINE_BODY {
-                               Float<Lanes> value = product + load<Lanes>(weights.project_bias + column);
+                               const Float<Lanes> value = product + load<Lanes>(weights.project_bias + column);
                                if constexpr (Arithmetic::kInteger) {
-                                 value = rounded_to<Lanes>(value, broadcast<Lanes>(weights.scales[1]));
+                                 return relu<Lanes>(rounded_to<Lanes>(value, projected));
+                               } else {
+                                 return relu<Lanes>(value);
                                }
-                               return relu<Lanes>(value);
                              });
   }
 
@@ -164,13 +166,13 @@ class LocalBranch {
       return scratch.floats(rows * whole_vectors<Lanes>(sizes.half));
     }
 
-    float* depthwise;       // (9, P), times the norm's scale
-    float* depthwise_bias;  // (rows' borders, columns' borders, P), with what the norm's shift adds
-    float* expand;          // (2, 9, P): the first output of each channel, then the second
-    float* expand_bias;     // (2, P)
+    float* depthwise;                   // (9, P), times the norm's scale
+    float* depthwise_bias;              // (rows' borders, columns' borders, P), with what the norm's shift adds
+    float* expand;                      // (2, 9, P): the first output of each channel, then the second
+    float* expand_bias;                 // (2, P)
     Matrix<Lanes, Arithmetic> project;  // (2 * P, h), rows in the order of the expanded channels
-    float* project_bias;    // (P)
-    float* scales;          // of integers: what one is worth after the expanding convolution, and after the product
+    float* project_bias;                // (P)
+    float* scales;  // of integers: what one is worth after the expanding convolution, and after the product
   };
 
   struct Buffers {
@@ -178,8 +180,8 @@ class LocalBranch {
         : expanded(scratch.floats(kTilePositions * 2 * whole_vectors<Lanes>(sizes.half))),
           integers(words_of<Lanes, Arithmetic>(scratch, kTilePositions, 2 * whole_vectors<Lanes>(sizes.half))) {}
 
-    float* expanded;                     // (kTilePositions, 2, P)
-    typename Arithmetic::Word* integers; // the same, of integers
+    float* expanded;                      // (kTilePositions, 2, P)
+    typename Arithmetic::Word* integers;  // the same, of integers
   };
 };
 

@@ -206,7 +206,13 @@ class Matrix {
     for (int r = 0; r < Rows; ++r) {
       a[r] = block.a.start + r * block.a.stride;
 #pragma GCC unroll 3
-      for (int v = 0; v < Vectors; ++v) sums[r][v] = Sum{};
+      for (int v = 0; v < Vectors; ++v) {
+        if constexpr (Arithmetic::kInteger) {
+          sums[r][v] = load_integers<Lanes>(offsets_ + (block.vector + v) * Lanes);
+        } else {
+          sums[r][v] = Sum{};
+        }
+      }
     }
     for (int64_t w = begin; w < end; ++w, weights += Vectors * Lanes) {
       Sum weight[Vectors];
@@ -224,8 +230,7 @@ class Matrix {
   // What a vector of sums comes to.
   MSMAMBA_INLINE Float<Lanes> product(int64_t column, Sum sum) const {
     if constexpr (Arithmetic::kInteger) {
-      const Int<Lanes> exact = sum + load_integers<Lanes>(offsets_ + column);
-      return __builtin_convertvector(exact, Float<Lanes>) * load<Lanes>(scales_ + column);
+      return __builtin_convertvector(sum, Float<Lanes>) * load<Lanes>(scales_ + column);
     } else {
       return sum;
     }
@@ -236,10 +241,10 @@ class Matrix {
   int64_t columns_;
   int64_t vectors_;
   int64_t panels_;
-  Word* weights_;   // panel after panel (words, vectors, lanes)
-  int64_t* spans_;  // (panels, 2)
-  float* scales_;   // (vectors, lanes), of integers
-  int32_t* offsets_;
+  Word* weights_;     // panel after panel (words, vectors, lanes)
+  int64_t* spans_;    // (panels, 2)
+  float* scales_;     // (vectors, lanes), of integers
+  int32_t* offsets_;  // likewise: what sums begin with
 };
 
 }  // namespace

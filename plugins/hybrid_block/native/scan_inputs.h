@@ -188,17 +188,17 @@ class ScanInputs {
           C(sizes.inner, sizes.states, scratch),
           scales(scratch.floats(kLeftSides)) {}
 
-    float* norm_weight;   // (h)
-    float* norm_bias;     // (h)
+    float* norm_weight;               // (h)
+    float* norm_bias;                 // (h)
     Matrix<Lanes, Arithmetic> flow;   // (d, D): to the convolution
     Matrix<Lanes, Arithmetic> gate;   // (d, D)
-    float* conv;          // (9, P), once for every group
-    float* conv_bias;     // (P)
+    float* conv;                      // (9, P), once for every group
+    float* conv_bias;                 // (P)
     Matrix<Lanes, Arithmetic> steps;  // (D, K*R)
     Matrix<Lanes, Arithmetic> delta;  // (K*R, K*D), a block for each direction
     Matrix<Lanes, Arithmetic> B;      // (D, K*N)
     Matrix<Lanes, Arithmetic> C;      // (D, K*N)
-    float* scales;        // (kLeftSides), of integers: what one is worth
+    float* scales;                    // (kLeftSides), of integers: what one is worth
   };
 
   struct Buffers {
@@ -213,9 +213,9 @@ class ScanInputs {
       return depth > sizes.steps ? depth : sizes.steps;
     }
 
-    float* normed;    // (kTilePositions, h)
-    float* features;  // (kTilePositions, P)
-    float* steps;     // (kTilePositions, K*R padded), one group
+    float* normed;                        // (kTilePositions, h)
+    float* features;                      // (kTilePositions, P)
+    float* steps;                         // (kTilePositions, K*R padded), one group
     typename Arithmetic::Word* integers;  // the left side of one product, of integers
   };
 };

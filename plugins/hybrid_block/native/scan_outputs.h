@@ -132,17 +132,17 @@ class ScanOutputs {
           norm_bias(padded_row<Lanes>(scratch, sizes.half)),
           gated_scale(scratch.floats(1)) {}
 
-    float* out_norm_weight;  // (D)
-    float* out_norm_bias;    // (D)
+    float* out_norm_weight;             // (D)
+    float* out_norm_bias;               // (D)
     Matrix<Lanes, Arithmetic> project;  // (D, d), columns shuffled
-    float* project_bias;     // (d), shuffled
-    float* conv;             // (9, P), shuffled; zero for channels that are not convolved
-    float* conv_bias;        // (P), likewise
-    float* convolved;        // (P): 1 for convolved channels, 0 for the others
-    float* residual_scale;   // (1)
-    float* norm_weight;      // (h)
-    float* norm_bias;        // (h)
-    float* gated_scale;      // (1), of integers: what one is worth
+    float* project_bias;                // (d), shuffled
+    float* conv;                        // (9, P), shuffled; zero for channels that are not convolved
+    float* conv_bias;                   // (P), likewise
+    float* convolved;                   // (P): 1 for convolved channels, 0 for the others
+    float* residual_scale;              // (1)
+    float* norm_weight;                 // (h)
+    float* norm_bias;                   // (h)
+    float* gated_scale;                 // (1), of integers: what one is worth
   };
 
   struct Buffers {
