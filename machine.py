@@ -104,10 +104,10 @@ def peak_memory_bytes() -> int | None:
     found = re.search(r"^VmHWM:\s*(\d+) kB$", _text(Path("/proc/self/status")), re.MULTILINE)
     if found:  # rather than ru_maxrss, which on Linux starts at what the parent process held
         return int(found.group(1)) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         return None
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

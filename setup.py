@@ -4,6 +4,8 @@ One shared library serves every machine of its platform: the kernels are compile
 set, each from a source of its own with its own flags, and chosen at run time. It has no Python in it
 (ctypes and ONNX Runtime load it), and it is optional: where there is no C++ compiler the package
 installs without it and ``plugins.selective_scan.cpu.why_unavailable()`` says so.
+
+``release/wheels.py`` compiles the same sources with the same flags for other platforms than this one.
 """
 
 from __future__ import annotations
@@ -20,19 +22,27 @@ NATIVE_FOLDERS = [
 ]
 COMPILE_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-g0", "-Wno-psabi"]
 
-# Sources are compiled with the flags of the instruction set that ends their name.
-KERNEL_FLAGS: dict[str, list[str]] = {"kernels_baseline": []}
-if platform.machine().lower() in ("x86_64", "amd64"):
-    KERNEL_FLAGS["kernels_avx2"] = ["-mavx2", "-mfma", "-mf16c"]
-    KERNEL_FLAGS["kernels_avx512"] = [
-        *KERNEL_FLAGS["kernels_avx2"],
-        *("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
-    ]
+
+def kernel_flags(machine: str) -> dict[str, list[str]]:
+    """For each ending of a source's name, the flags of its instruction set, on machines of that kind."""
+    flags: dict[str, list[str]] = {"kernels_baseline": []}
+    if machine.lower() in ("x86_64", "amd64"):
+        flags["kernels_avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+        flags["kernels_avx512"] = [
+            *flags["kernels_avx2"],
+            *("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
+        ]
+    return flags
 
 
 def native_files(pattern: str) -> list[str]:
     """Files of the native folders, sorted so that builds are alike."""
     return sorted(str(path) for folder in NATIVE_FOLDERS for path in folder.glob(pattern))
+
+
+def common_sources() -> list[str]:
+    """Native sources that need no flags of their own."""
+    return [path for path in native_files("*.cpp") if "kernels_" not in path]
 
 
 class BuildExtension(build_ext):
@@ -46,7 +56,7 @@ class BuildExtension(build_ext):
                 extra_postargs=[*COMPILE_FLAGS, *flags],
                 depends=ext.depends,
             )
-            for name, flags in KERNEL_FLAGS.items()
+            for name, flags in kernel_flags(platform.machine()).items()
         ]
         ext.extra_objects = [obj for objects in kernels for obj in objects]
         super().build_extension(ext)
@@ -60,17 +70,18 @@ class BuildPython(build_py):
         return [module for module in modules if module[:2] != ("msmamba", "setup")]
 
 
-setup(
-    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
-    ext_modules=[
-        Extension(
-            "msmamba.plugins.selective_scan._native",
-            sources=[path for path in native_files("*.cpp") if "kernels_" not in path],
-            depends=native_files("*.h") + native_files("*.cpp"),
-            extra_compile_args=COMPILE_FLAGS,
-            extra_link_args=["-pthread"],
-            language="c++",
-            optional=True,
-        )
-    ],
-)
+if __name__ == "__main__":
+    setup(
+        cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
+        ext_modules=[
+            Extension(
+                "msmamba.plugins.selective_scan._native",
+                sources=common_sources(),
+                depends=native_files("*.h") + native_files("*.cpp"),
+                extra_compile_args=COMPILE_FLAGS,
+                extra_link_args=["-pthread"],
+                language="c++",
+                optional=True,
+            )
+        ],
+    )

@@ -41,8 +41,8 @@ def compiler() -> str:
 
 def runnable_sets() -> list[str]:
     """The instruction sets that this machine runs, of those that the native library holds."""
-    names = list(KERNEL_FLAGS)
-    return names[: names.index(scan.kernels()) + 1]
+    names, best = list(KERNEL_FLAGS), scan.kernels()
+    return names[: names.index(best) + 1] if best in names else names[:1]  # ARM calls its baseline "neon"
 
 
 def sanitized(

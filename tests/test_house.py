@@ -54,7 +54,7 @@ ORDER = {
 }
 
 FACE = ("__init__", "__main__", "setup")
-OUTSIDE = ("tests", "benchmarks", "demo", "fuzz", "docs", "build")
+OUTSIDE = ("tests", "benchmarks", "demo", "fuzz", "release", "docs", "build")
 
 
 def sources(part: str) -> list[Path]:

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import msmamba
+
 ROOT = Path(__file__).parent.parent
 ASSETS = ("index.html", "page.css", "page.js", "connection.js", "picture.js", "icon.svg")
 
@@ -81,11 +83,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "benchmarks",
         "demo",
         "fuzz",
+        "release",
         "docs",
         "site",
         "mkdocs.yml",
     }
-    assert {name.parts[0] for name in names} <= {"msmamba", f"{wheel.name.split('-')[0]}-0.1.0.dist-info"}
+    assert {name.parts[0] for name in names} <= {"msmamba", f"msmamba-{msmamba.__version__}.dist-info"}
     assert any(name.name.startswith("_native") for name in names)
     assert {
         PurePosixPath("msmamba/export/proof/decision.html.jinja"),

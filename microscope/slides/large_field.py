@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
@@ -121,7 +123,8 @@ class LargeField:
                 f"{pixels}: while it is read, '{folder}' has to hold {needed / 1e9:.1f} GB, and has room for "
                 f"{max(free, 0) / 1e9:.1f}"
             )
-        self._pixels: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # `close` closes it
+        self._position = threading.Lock()
+        self._pixels: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # `close` closes it
         try:
             for rows in _decoded(path, header, white_level):
                 self._pixels.write(rows.data)
@@ -139,9 +142,18 @@ class LargeField:
         stride = self.levels[level].width * 3
         out = np.empty((height, width, 3), np.uint8)
         for row, pixels in enumerate(out, start=y):
-            content = os.pread(self._pixels.fileno(), width * 3, row * stride + x * 3)
+            content = self._read_at(row * stride + x * 3, width * 3)
             pixels[:] = np.frombuffer(content, np.uint8).reshape(width, 3)
         return out
+
+    def _read_at(self, offset: int, size: int) -> bytes:
+        """Bytes of the file, for any thread at any time."""
+        file = self._pixels.fileno()
+        if sys.platform == "win32":
+            with self._position:  # which every read there moves
+                os.lseek(file, offset, os.SEEK_SET)
+                return os.read(file, size)
+        return os.pread(file, size, offset)
 
     def reopened(self) -> LargeField:
         """The same field: reading it moves nothing."""

@@ -8,7 +8,8 @@ W, K, D)``, ``A (K, D, N)``, ``B`` and ``C (batch, H, W, K, N)``, ``D`` and ``de
 accumulation is in float32. ``A``, ``D`` and ``delta_bias`` are float32. The same input gives the same bits
 whatever the number of threads.
 
-The library is optional: it is missing where the package was installed without a C++ compiler.
+The library is optional: msmamba's wheels bring it, and it is missing where the package was installed from
+source without a C++ compiler.
 ``why_unavailable()`` tells; every function that needs it raises BackendError with that reason.
 """
 
@@ -52,6 +53,7 @@ def library_path() -> Path | None:
     ``SessionOptions.register_custom_ops_library``.
     """
     folder = Path(__file__).parent
+    # Built here it has the suffix of this Python; in a wheel that of any, `.so` or, on Windows, `.pyd`.
     candidates = (folder / f"{_STEM}{suffix}" for suffix in EXTENSION_SUFFIXES)
     return next((path for path in candidates if path.is_file()), None)
 
@@ -66,7 +68,7 @@ def why_unavailable() -> str | None:
 
 
 def kernels() -> str:
-    """The instruction set in use: ``"avx512"``, ``"avx2"`` or ``"baseline"`` (SSE2 or NEON)."""
+    """The instruction set in use: ``"avx512"``, ``"avx2"``, ``"neon"`` (ARM) or ``"baseline"``."""
     name: bytes = _library().msmamba_scan_kernels()
     return name.decode()
 
@@ -294,7 +296,7 @@ def _library() -> ctypes.CDLL:
     if path is None:
         raise BackendError(
             "the native scan was not built when msmamba was installed: "
-            "install a C++17 compiler (GCC or Clang) and reinstall msmamba"
+            "install its wheel for this platform, or a C++17 compiler (GCC or Clang) and msmamba again"
         )
     try:
         library = ctypes.CDLL(str(path))

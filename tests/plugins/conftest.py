@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scan_cases import KERNELS
 
 from msmamba.plugins.selective_scan import cpu
 
@@ -19,7 +20,7 @@ def default_settings() -> Iterator[None]:
     cpu.set_threads(before[1])
 
 
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
+@pytest.fixture(params=KERNELS)
 def kernels(request: pytest.FixtureRequest, default_settings: None) -> str:
     """The compiled scan with the kernels of one instruction set."""
     name: str = request.param

@@ -191,7 +191,7 @@ int main() {
                               {2, 6, 5, 33, 5}, {1, 9, 8, 24, 16}, {2, 3, 3, 64, 16}, {1, 2, 3, 101, 21},
                               {5, 6, 6, 16, 4}};
   int runs = 0, wrong = 0;
-  for (const char* kernels : {"avx512", "avx2", "baseline"}) {
+  for (const char* kernels : {"avx512", "avx2", "neon", "baseline"}) {
     if (!msmamba::select_kernels(kernels)) continue;
     for (const ScanShape& shape : shapes) {
       const Problem problem(shape);

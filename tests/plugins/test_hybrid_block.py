@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scan_cases import KERNELS
 
 from msmamba.errors import BackendError
 from msmamba.plugins.hybrid_block import INT8_OPERATORS, OPERATORS
@@ -92,7 +93,7 @@ def select_kernels(name: str) -> None:
 @each_case
 @each_operator
 @each_type
-@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_agrees_with_the_definition(op_type: str, case: BlockCase, float16: bool, kernels: str) -> None:
     select_kernels(kernels)
     case = replace(case, float16=float16)
@@ -318,7 +319,7 @@ def test_a_missing_library_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) 
         block._library.cache_clear()
 
 
-@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("far", [-90.0, -1e4, -1e30, -1e38, float(-np.finfo(np.float32).max)])
 def test_silu_and_gelu_are_nothing_far_below_zero(kernels: str, far: float) -> None:
     select_kernels(kernels)

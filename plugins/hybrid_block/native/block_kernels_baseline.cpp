@@ -1,5 +1,4 @@
 // The block's kernels for what every machine of the platform has: SSE2 on x86-64, NEON on aarch64.
 #define MSMAMBA_BLOCK_KERNELS kBaselineBlockKernels
-#define MSMAMBA_KERNELS_NAME "baseline"
-#define MSMAMBA_LANES 4
+#include "../../selective_scan/native/baseline.h"
 #include "kernels.h"

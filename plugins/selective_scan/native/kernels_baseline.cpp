@@ -1,5 +1,4 @@
 // Kernels for what every machine of the platform has: SSE2 on x86-64, NEON on aarch64.
 #define MSMAMBA_KERNELS kBaselineKernels
-#define MSMAMBA_KERNELS_NAME "baseline"
-#define MSMAMBA_LANES 4
+#include "baseline.h"
 #include "kernels.h"

@@ -15,7 +15,7 @@ struct Parallel {
 // The best kernels this machine can run, or those chosen with `select_kernels`.
 const Kernels& active_kernels();
 
-// Chooses kernels by name ("avx512", "avx2", "baseline"); false if this machine or build lacks them.
+// Chooses kernels by name ("avx512", "avx2", "neon", "baseline"); false if this machine or build lacks them.
 bool select_kernels(const char* name);
 
 // y (batch, H, W, D) of `inputs.type`. Returns null, or what went wrong.
