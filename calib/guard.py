@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ..data.folders import WHOLE, ImageFolder, match_labels, read_evaluation_folder
 from ..data.samples import Sample, classes_of, sources_of
-from ..data.seen import Overlap, Seen
+from ..data.seen import Overlap, Seen, checksums_of
 from ..errors import ArtefactError, BackendError, DataError, InputError, some
 from ..files import atomic_folder, sha256_of
 from ..measures.evaluation import BATCH_SIZE, logits_of
@@ -197,6 +197,8 @@ def calibrate(
         truth = classes_of(samples)
         _check_classes(found, chosen, truth)
         notes = (*found.notes, *_on_what_training_saw(opened.seen, found, chosen, samples))
+        samples, on_copies = _without_copies(samples)
+        truth, notes = classes_of(samples), (*notes, *on_copies)
         done = 0
         qualities: list[Quality] = []
         pictures: list[dict[str, float | None]] = []
@@ -332,6 +334,29 @@ def _on_what_training_saw(
     if overlap.chose_the_epoch:
         notes.append(f"{len(overlap.chose_the_epoch)} of the {len(names)} images {_FLATTERS}")
     return notes
+
+
+def _without_copies(samples: Sequence[Sample]) -> tuple[Sequence[Sample], tuple[str, ...]]:
+    """The samples without copies of one in its class, and a note of how many there were.
+
+    The promise and the limits count images that were drawn independently of each other, and a copy was not.
+    One that was given several classes stays in each: not all of them can be right, which has to count.
+    """
+    known: set[tuple[int, int]] = set()
+    kept = []
+    for sample, checksum in zip(samples, checksums_of(sources_of(samples)), strict=True):
+        if checksum is None:  # whoever reads it says why
+            kept.append(sample)
+        elif (checksum, sample.label) not in known:
+            known.add((checksum, sample.label))
+            kept.append(sample)
+    left = len(samples) - len(kept)
+    if not left:
+        return samples, ()
+    return kept, (
+        f"{left:,} of {len(samples):,} images are copies of others and count once, with these: "
+        "only different images promise something of others",
+    )
 
 
 def _check_classes(data: ImageFolder, split: str, truth: npt.NDArray[np.integer[Any]]) -> None:

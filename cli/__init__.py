@@ -59,7 +59,7 @@ class _Commands(Group):
         except (MsmambaError, OSError) as error:  # OSError: standard output on a full disk, say
             if context.params["debug"]:
                 raise
-            _say(f"error: {error}")
+            _say(f"error: {_told(error)}")
             context.exit(1)
         except Terminated as stop:
             _say(f"ended by {stop}")
@@ -67,6 +67,13 @@ class _Commands(Group):
         except KeyboardInterrupt:
             _say("interrupted")
             context.exit(_INTERRUPTED)
+
+
+def _told(error: MsmambaError | OSError) -> str:
+    """What went wrong; of what the system says, without its number, which file it is about."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"'{error.filename}' cannot be used: {error.strerror.lower()}"
+    return str(error)
 
 
 def _say(line: str) -> None:

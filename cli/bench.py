@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import EVERY_CORE, PROVIDERS, format_option, rounds_option, steps, tell
+from .options import EVERY_CORE, PROVIDERS, check_replaces_none, format_option, rounds_option, steps, tell
 from .output import say, say_lines
 
 _CASES = "What is measured (each may be given several times)"
@@ -98,6 +98,9 @@ def bench(
     from ..files import as_utf8, write_atomically
     from ..runtime.benchmark import BenchmarkOptions, benchmark
 
+    for name, file in (("-o", output), ("--plot", plot)):
+        check_replaces_none(name, file, (*artefacts, chosen["image"]))
+    check_replaces_none("--plot", plot, [output])
     options = BenchmarkOptions(**{name: value for name, value in chosen.items() if value not in (None, ())})
     with steps() as report:
         result = benchmark(artefacts, options, report=report)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +34,14 @@ class Option(click.Option):
     def __init__(self, *names: Any, group: str, **settings: Any) -> None:
         super().__init__(*names, **settings)
         self.group = group
+
+    def type_cast_value(self, context: click.Context, value: Any) -> Any:
+        """The value as its type has it; "nan", which every range and every bar lets pass, is no number."""
+        found = super().type_cast_value(context, value)
+        for each in found if isinstance(found, tuple) else (found,):
+            if isinstance(each, float) and math.isnan(each):
+                raise click.BadParameter("nan is not a number.", context, self)
+        return found
 
     def get_help_extra(self, context: click.Context) -> OptionHelpExtra:
         """The default as it is written, without click's brackets; no range, which an error tells."""

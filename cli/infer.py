@@ -8,6 +8,7 @@ import click
 
 from .help import Command, option
 from .options import (
+    check_replaces_none,
     device_options,
     drift_logged,
     drift_option,
@@ -77,6 +78,7 @@ def infer(
     from ..runtime.session import open_session
 
     found = find_images(images)
+    check_replaces_none("-o", output, (artefact, drift, *found.images))
     tell(found.notes)
     with (
         open_session(artefact, guard=not no_guard, **device) as session,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,6 +230,33 @@ def let_idle_threads_sleep() -> None:
     To be called before PyTorch is loaded.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def check_replaces_none(name: str, output: str | None, others: Iterable[str | Path | None]) -> None:
+    """Refuses a file to write that is one of those that the command reads, or writes otherwise.
+
+    Args:
+        name: the option that names it.
+        output: what it names; None where it was not given.
+        others: the paths of the others.
+
+    Raises:
+        click.UsageError: it is one of them; by another path, too.
+    """
+    if output is None:
+        return
+    path, there = Path(output), None
+    with suppress(OSError, ValueError):  # not there yet, or no file's name, which whoever writes it says
+        there = path.stat()
+    for other in map(Path, (each for each in others if each is not None)):
+        same = path == other
+        if there is not None:
+            with suppress(OSError, ValueError):
+                same = same or os.path.samestat(there, other.stat())
+        if same:
+            raise click.UsageError(
+                f"{name} would replace '{other}', which goes with this command: name another"
+            )
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

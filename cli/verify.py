@@ -8,7 +8,15 @@ import click
 
 from ..errors import ParityError
 from .help import Command, option
-from .options import format_option, guard_option, let_idle_threads_sleep, steps, tell, weights_option
+from .options import (
+    check_replaces_none,
+    format_option,
+    guard_option,
+    let_idle_threads_sleep,
+    steps,
+    tell,
+    weights_option,
+)
 from .output import say_lines
 
 _COMPARED = "What is compared"
@@ -121,6 +129,7 @@ def verify(
 
     The result goes into the bundle as parity.json. The exit status is 1 when the bar is missed.
     """
+    check_replaces_none("--report", options["page"], (artefact, options["reference"], *options["data"]))
     let_idle_threads_sleep()
 
     from ..export.proof.verify import verify as compare

@@ -2,23 +2,31 @@
 
 Folders below a folder are read, and so are folders that a link leads to, each once, under its own name where
 it has one in there. Passed over, counted and told are: hidden files and folders, folders that programs leave
-(`LEFT_BY_PROGRAMS`), files of other kinds, links that lead nowhere, and what is no file.
+(`LEFT_BY_PROGRAMS`), folders that our own commands wrote, whose pictures are of what was classified before,
+files of other kinds, links that lead nowhere, and what is no file.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import DataError, some
-from ..files import as_utf8
+from ..files import as_utf8, open_file
 from ..images import SUFFIXES
 
 LEFT_BY_PROGRAMS = frozenset(
     {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 )
 """Folders that archives, interpreters, storage boxes and file systems leave beside what one put there."""
+
+_OF_RESULTS = ("run.json", "session.json")
+"""What `slide` and `live` write first into a folder of results; each says the artefact's SHA-256."""
+_MARK, _GLIMPSE = b'"artefact_sha256"', 4096
+_OF_TRAINING = (("config.json", "history.jsonl"), ("comparison.json", "results.json"))
+"""What `train` and `compare` leave beside their pictures."""
 
 _EXAMPLES = 5
 
@@ -90,7 +98,7 @@ def files_below(folder: Path, passed: Passed, *, within: Path | None = None) -> 
         seen.add((status.st_dev, status.st_ino))
         inner: list[Path] = []
         for path, is_link, is_folder, is_file in found:
-            if is_folder and (reason := why_no_folder_of_images(path.name)):
+            if is_folder and (reason := why_no_folder_of_images(path)):
                 passed.add(reason, _below(folder, path))
                 continue
             if path.name.startswith("."):
@@ -136,7 +144,7 @@ def class_folders(root: Path, passed: Passed) -> list[Path]:
         raise DataError(f"the folder '{root}' cannot be read: {error.strerror}") from error
     for path in entries:
         if path.is_dir():
-            if reason := why_no_folder_of_images(path.name):
+            if reason := why_no_folder_of_images(path):
                 passed.add(reason, path.name)
             else:
                 folders.append(path)
@@ -147,11 +155,24 @@ def class_folders(root: Path, passed: Passed) -> list[Path]:
     return folders
 
 
-def why_no_folder_of_images(name: str) -> str:
-    """Why a folder of such a name is passed over, in the plural; empty where it is not."""
-    if name in LEFT_BY_PROGRAMS:
+def why_no_folder_of_images(folder: Path) -> str:
+    """Why a folder is passed over, in the plural; empty where it is not."""
+    if folder.name in LEFT_BY_PROGRAMS:
         return "folders that programs leave"
-    return "hidden folders" if name.startswith(".") else ""
+    if folder.name.startswith("."):
+        return "hidden folders"
+    return "folders that mmdeploy has written" if _is_written_by_us(folder) else ""
+
+
+def _is_written_by_us(folder: Path) -> bool:
+    """Whether it holds results, among them pictures, of one of our commands."""
+    for name in _OF_RESULTS:
+        with suppress(OSError), open_file(folder / name) as file:
+            if _MARK in file.read(_GLIMPSE):
+                return True
+    with suppress(OSError):  # of a folder that cannot be read, which whoever reads it says
+        return any(all((folder / name).is_file() for name in names) for names in _OF_TRAINING)
+    return False
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -107,7 +107,9 @@ def find_images(arguments: Iterable[str | os.PathLike[str]], suffixes: Collectio
         else:
             matches = [argument]
         for match in map(Path, matches):
-            found.extend(_images_below(match, passed) if match.is_dir() else [match])
+            # Unlike Path.is_dir it raises nothing for a name that is too long or in a locked folder.
+            is_folder = os.path.isdir(match)  # noqa: PTH112  # as above
+            found.extend(_images_below(match, passed) if is_folder else [match])
     unique = {os.path.realpath(path): path for path in sorted(found, reverse=True)}
     return Found(sorted(unique.values()), passed.notes())
 

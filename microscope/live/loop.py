@@ -19,7 +19,7 @@ from threading import Event, Thread
 from typing import Any, NamedTuple
 
 from ...data.scale import check_microns
-from ...errors import ImageError, SourceError
+from ...errors import ImageError, InputError, SourceError
 from ...images import FULL_WHITE
 from ...runtime.drift import DriftLog, picture_scores
 from ...runtime.quality import Quality, quality_of
@@ -158,11 +158,14 @@ def stream(
 
     Raises:
         SourceError: the source could not be opened at first, or cannot keep its frames.
-        InputError: the source or the microns are none, or the grid needs them and nobody knows them.
+        InputError: the source, the microns or the seconds are none, or the grid needs microns that nobody
+            knows.
         ArtefactError: the artefact does not say its labels, mean or std, or answers with NaN.
         BackendError: the network failed.
     """
     check_microns(assume_mpp)
+    if seconds is not None and not seconds >= 0:
+        raise InputError(f"{seconds!r} seconds: expected how long to go on, 0 or more")
     white = session.transform.white_level if session.transform else FULL_WHITE
     opened = open_source(source, white, keep_all=keep_all)
     if keep_all and not opened.keeps:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import BackendError
+from ...errors import BackendError, SourceError
 from ...files import as_utf8
 from ...images import FULL_WHITE
 from ...runtime.artefact import artefact_sha256
@@ -74,6 +74,7 @@ def live(
 
     Raises:
         TargetError: the folder exists already or cannot be written.
+        SourceError: a folder, an image or a video has ended before anything was classified, or as `stream`.
         InputError: the page's port is taken, or its host is none of this machine's.
         BackendError: the extra ``live`` is not installed, or as `stream`.
         MsmambaError: whatever else `stream` raises.
@@ -126,6 +127,7 @@ def live(
             log=log,
         )
         stack.enter_context(closing(results))
+        shown = 0
         for shown, result in enumerate(results, 1):
             line = _line_of(result)
             if shown_on is not None:
@@ -138,11 +140,14 @@ def live(
                 say(as_utf8(as_json(line)).decode())
             if shown == frames:
                 return
+        has_ended = time.monotonic() < ends and not opened.endless
         if shown_on is not None and time.monotonic() < ends:
             shown_on.end(f"'{opened.name}' has ended")
             report(f"'{opened.name}' has ended; the page stays until Ctrl-C")
             while time.monotonic() < ends:
                 time.sleep(_LOOK)
+        if has_ended and not shown:
+            raise SourceError(f"'{opened.name}' has ended, and no frame of it could be classified")
 
 
 @contextmanager

@@ -34,6 +34,7 @@ _SUFFIXES = (".geojson", ".geojson.gz", ".json", ".json.gz")
 _NO_REGIONS = frozenset({"detection", "cell", "tile"})
 _AREAS = frozenset({"Polygon", "MultiPolygon", "GeometryCollection"})
 _LARGEST = 1 << 30  # bytes of GeoJSON, decompressed
+_FARTHEST = 1e12  # pixels: beyond lies no slide, and areas are no longer exact, or overflow
 _TILES_AT_ONCE = 4096
 
 
@@ -263,6 +264,8 @@ def _read(feature: dict[str, Any], name: str) -> tuple[str, str, Any, str]:
         return name, label, None, "have no coordinates that could be read"
     if not np.isfinite(coordinates).all():
         return name, label, None, "have no coordinates that could be read"
+    if (np.abs(coordinates) > _FARTHEST).any():
+        return name, label, None, "have coordinates that no slide has"
     return name, label, shape, ""
 
 

@@ -247,8 +247,9 @@ class _Run:
                 self._slides[name] = {**facts, "path": os.fspath(path), "error": str(error)}
                 self._save(interrupted=True)
         self._save(interrupted=False)
-        self._summarise(named)
-        self._report(named)
+        told = [*named, *self._done_before(named)]
+        self._summarise(told)
+        self._report(told, named)
         failed = [name for name in named if self._slides[name].get("error")]
         torn = [name for name in named if self._slides[name].get("unreadable")]
         if failed:
@@ -263,8 +264,19 @@ class _Run:
                 "their rows say why"
             )
 
+    def _done_before(self, named: dict[str, Path]) -> list[str]:
+        """The slides of earlier calls whose results are there, in the order of their names."""
+        return sorted(
+            name
+            for name, facts in self._slides.items()
+            if name not in named and is_done(facts, self._labels) and self._csv_of(name).exists()
+        )
+
+    def _csv_of(self, name: str) -> Path:
+        return self._folder / "model-outputs-csv" / f"{name}.csv"
+
     def _classify_one(self, name: str, path: Path) -> None:
-        done = self._folder / "model-outputs-csv" / f"{name}.csv"
+        done = self._csv_of(name)
         partial = self._folder / "partial" / f"{name}.csv"
         before, options = self._slides.get(name, {}), self._options
         roi = _roi_of(path, options.roi)
@@ -277,6 +289,7 @@ class _Run:
         if done.exists():
             self._check_done(done, before)
             before.pop("error", None)
+            before["path"] = os.fspath(path)  # where it lies now
             return
         started = time.monotonic()
         white = transform_of(self._session).white_level
@@ -406,13 +419,13 @@ class _Run:
         text = as_json(content, indent=1)
         write_atomically(self._folder / _RUN, as_utf8(text + "\n"))
 
-    def _summarise(self, named: dict[str, Path]) -> None:
+    def _summarise(self, told: list[str]) -> None:
         text = io.StringIO()
         undecided = ("undecided",) if self._guarded else ()
         columns = ("tiles", "unreadable", *undecided, "tissue", "seconds")
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(["slide", *columns, *(f"share_{label}" for label in self._labels), "error"])
-        for name in named:
+        for name in told:
             facts = self._slides[name]
             shares = facts.get("shares", {})
             values = [
@@ -422,9 +435,14 @@ class _Run:
             rows.writerow([as_cell(name), *values, as_cell(facts.get("error", ""))])
         write_atomically(self._folder / "summary.csv", as_utf8(text.getvalue()))
 
-    def _report(self, named: dict[str, Path]) -> None:
-        csvs = {name: self._folder / "model-outputs-csv" / f"{name}.csv" for name in named}
-        rows = {name: path for name, path in csvs.items() if path.exists()}
+    def _report(self, told: list[str], named: dict[str, Path]) -> None:
+        rows = {name: path for name in told if (path := self._csv_of(name)).exists()}
+        for name in rows.keys() - named.keys():
+            facts = self._slides[name]
+            with suppress(ImageError):
+                if _content_of(Path(facts["path"]), None) == facts.get("content", [])[:2]:
+                    continue
+            self._certain[name] = []  # what lies there, seen from this working folder, may be another slide
         pictures = {}
         for name in rows:
             pictures[name] = Pictures(
@@ -437,7 +455,7 @@ class _Run:
             artefact=self._identity["artefact"],
             sha256=self._identity["artefact_sha256"],
             labels=self._labels,
-            slides=[(name, self._slides[name]) for name in named],
+            slides=[(name, self._slides[name]) for name in told],
             pictures=pictures,
             rows=rows,
             certain=self._certain,

@@ -291,6 +291,26 @@ def test_a_guard_without_a_threshold_decides_all() -> None:
     assert guard.candidates(logits) == [(2, 1, 0)]
 
 
+def test_copies_promise_nothing(pictures: Path, tmp_path: Path) -> None:
+    """Thirty images cannot promise 5 % (below), nor can thirty of which each is there six times."""
+    data, bundle = shutil.copytree(pictures, tmp_path / "data"), write_bundle(tmp_path / "bundle")
+    for path in data.glob("*/*.png"):
+        if int(path.stem) < 50:
+            path.write_bytes((path.parent / f"{50 + int(path.stem) % 10}.png").read_bytes())
+    result = calibrate(bundle, data)
+    assert result.exit_code == 1
+    assert "30 images cannot promise an error of at most 5 %" in result.stderr
+
+    some = shutil.copytree(pictures, tmp_path / "some")
+    shutil.copy(some / "red" / "1.png", some / "red" / "copy.png")
+    shutil.copy(some / "red" / "1.png", some / "green" / "copy.png")
+    result = calibrate(bundle, some, "--format", "json")
+    told = json.loads(result.stdout)
+    assert told["guard"]["images"] == 3 * IMAGES + 1  # with the one that was given two classes
+    assert "1 of 182 images are copies of others and count once" in result.stderr
+    assert any("copies" in note for note in told["notes"])
+
+
 def _few(data: Path) -> None:
     for path in data.glob("*/*.png"):
         if int(path.stem) < 50:
@@ -342,7 +362,7 @@ def _broken_image(data: Path) -> None:
         pytest.param(_class_away, "there are none of 'red'", id="class-missing"),
         pytest.param(_classes_away, "there are none of 'green', 'red'", id="one-class"),
         pytest.param(_unknown_class, "1 classes are unknown to the model: purple", id="unknown-class"),
-        pytest.param(_alike, "all 180 images have the same logits", id="all-alike"),
+        pytest.param(_alike, "all 3 images have the same logits", id="all-alike"),
         pytest.param(_unlabelled, "data: ", id="unlabelled"),
         pytest.param(
             _mostly_wrong,

@@ -30,6 +30,7 @@ def failing() -> Iterator[None]:
         raise {
             "ours": MsmambaError("found x, expected y: do z"),
             "system": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            "locked": OSError(errno.EACCES, os.strerror(errno.EACCES), "cells"),
             "stopped": KeyboardInterrupt(),
         }[how]
 
@@ -47,6 +48,8 @@ def test_an_error_is_one_line_on_standard_error() -> None:
 def test_an_error_of_the_system_is_one_line_too() -> None:
     result = CliRunner().invoke(mmdeploy, ["fail", "system"])
     assert (result.exit_code, result.stderr) == (1, "error: [Errno 28] No space left on device\n")
+    result = CliRunner().invoke(mmdeploy, ["fail", "locked"])
+    assert (result.exit_code, result.stderr) == (1, "error: 'cells' cannot be used: permission denied\n")
 
 
 @pytest.mark.parametrize("arguments", [["info", "--\x1b[31m"], ["infer", "x\x1b[2J\ny", "z.png"]])
@@ -215,3 +218,31 @@ def test_a_file_of_labels_is_text_in_utf_8(content: bytes, message: str | None, 
     else:
         with pytest.raises(InputError, match=message):
             names(str(tmp_path / "labels.txt"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["infer", "{}.onnx", "a.png", "-o", "a.png"],
+        ["infer", "{}.onnx", ".", "-o", "./a.png"],
+        ["infer", "{}.onnx", "a.png", "-o", "link.onnx"],
+        ["infer", "{}.onnx", "a.png", "-o", "new", "--drift", "./new"],
+        ["bench", "{}.onnx", "-o", "{}.onnx"],
+        ["bench", "{}.onnx", "--plot", "a.png", "--image", "a.png"],
+        ["bench", "{}.onnx", "-o", "new", "--plot", "new"],
+        ["verify", "{}.onnx", "--against", "b.pth", "--data", "cells", "--report", "b.pth"],
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_nothing_that_a_command_is_given_is_replaced(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.onnx", "a.png", "b.pth"):
+        Path(name).write_text(name)
+    Path("link.onnx").hardlink_to("model.onnx")
+    done = CliRunner().invoke(mmdeploy, [each.format("model") for each in arguments])
+    assert done.exit_code == 2
+    assert "would replace" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.pth", "link.onnx", "model.onnx"]
+    assert Path("a.png").read_text() == "a.png"

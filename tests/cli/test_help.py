@@ -37,6 +37,13 @@ def contexts(command: click.Command, parent: click.Context | None = None) -> Ite
 
 
 CONTEXTS = list(contexts(mmdeploy))
+FLOATS = [
+    pytest.param(context, parameter, id=f"{context.info_name}-{parameter.name}")
+    for context in CONTEXTS
+    for parameter in context.command.params
+    if isinstance(parameter.type, click.types.FloatParamType | click.types.FloatRange)
+]
+"""Every option whose value is a number that need not be whole."""
 every_command = pytest.mark.parametrize(
     "context", CONTEXTS, ids=[context.command_path.replace(" ", "-") for context in CONTEXTS]
 )
@@ -160,3 +167,13 @@ def test_defaults_are_those_of_the_library(name: str) -> None:
     compared = {option: value for option, value in told.items() if defaults.get(str(option)) is not None}
     assert len(compared) >= 2
     assert compared == {option: defaults[str(option)] for option in compared}
+
+
+@pytest.mark.parametrize(("context", "parameter"), FLOATS)
+def test_nan_is_no_number(context: click.Context, parameter: click.Parameter) -> None:
+    """Every comparison with it is false, so it would be within any range and miss or meet any bar."""
+    value = ("nan",) * parameter.nargs
+    with pytest.raises(click.BadParameter, match="nan"):
+        parameter.type_cast_value(
+            context, value if parameter.nargs > 1 else (value if parameter.multiple else "nan")
+        )

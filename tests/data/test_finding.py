@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
+from msmamba.cli import mmdeploy
 from msmamba.data.copies import contents_of
 from msmamba.data.finding import Passed, class_folders, images_below
 from msmamba.errors import DataError
@@ -119,3 +124,31 @@ def test_copies_are_told_by_their_bytes(tmp_path: Path) -> None:
     assert contents_of(paths) == [0, 1, 0, 3, 4, 5, 6, 7]
     paths[0].unlink()  # what cannot be read is no copy either: its reader names it
     assert contents_of(paths) == [*range(8)]
+
+
+def test_what_was_written_of_images_is_not_taken_for_images(bundles: dict[str, Path], tmp_path: Path) -> None:
+    """Results may lie among the images: gone on with, or watched, they are not read again as new ones."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    bundle, results = str(bundles["fp32"]), tmp_path / "in" / "results"
+    results.parent.mkdir()
+    command = ["slide", bundle, str(tmp_path), "--pixel-for-pixel", "--no-tissue", "-o", str(results)]
+    assert CliRunner().invoke(mmdeploy, command).exit_code == 0
+    live = ["live", bundle, str(tmp_path), "--no-page", "-o", str(tmp_path / "session")]
+    assert CliRunner().invoke(mmdeploy, live).exit_code == 0
+    for name in ("run", "cells/compared", "session/thumbnails"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / name / "curve.png")
+    for name in ("run/config.json", "run/history.jsonl", "cells/compared/comparison.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "cells/compared/results.json").write_text("{}")
+    (tmp_path / "other").mkdir()  # of another program
+    (tmp_path / "other" / "session.json").write_text("{}")
+    shutil.copy(tmp_path / "a.png", tmp_path / "other" / "b.png")
+
+    assert list((results / "thumbnails").iterdir())
+    passed = Passed()
+    assert [path.name for path in images_below(tmp_path, passed)] == ["a.png", "b.png"]
+    assert any("folders that mmdeploy has written, 4" in note for note in passed.notes())
+    assert CliRunner().invoke(mmdeploy, command).exit_code == 0
+    (tmp_path / "cells" / "red").mkdir()
+    assert [path.name for path in class_folders(tmp_path / "cells", passed)] == ["red"]

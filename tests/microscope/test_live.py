@@ -188,6 +188,22 @@ def test_seconds_end_it_where_no_frame_comes(session: Session, tmp_path: Path) -
     assert 0.3 <= time.monotonic() - before < 5
 
 
+@pytest.mark.parametrize("seconds", [-1, float("nan")])
+def test_seconds_that_are_none_are_refused(seconds: float, session: Session, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="seconds: expected"):
+        stream(session, f"watch:{tmp_path}", seconds=seconds)
+
+
+def test_files_of_which_none_can_be_used_are_a_failure(bundles: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    command = ["live", str(bundles["fp32"]), str(tmp_path), "--no-page"]
+    done = CliRunner().invoke(mmdeploy, command)
+    assert done.exit_code == 1
+    assert "has ended, and no frame of it could be classified" in done.stderr
+    Image.fromarray(picture(1)).save(tmp_path / "b.png")
+    assert CliRunner().invoke(mmdeploy, command).exit_code == 0
+
+
 def test_the_command_prints_lines_and_keeps_them(bundles: dict[str, Path], tmp_path: Path) -> None:
     done = CliRunner().invoke(
         mmdeploy,

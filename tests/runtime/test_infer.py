@@ -70,6 +70,11 @@ def test_a_file_is_taken_whatever_its_suffix(slides: Path) -> None:
     assert images("missing.png") == [Path("missing.png")]
 
 
+def test_a_name_that_no_file_can_have_stops_no_other(slides: Path) -> None:
+    there, long = slides / "a.png", slides / ("n" * 300)
+    assert images(there, long) == [there, long]
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path: Path) -> None:
     path = save(tmp_path / "cell[1].png")
     save(tmp_path / "cell1.png")

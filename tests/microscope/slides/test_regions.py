@@ -67,6 +67,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "outside": (feature("x", box(500, 0, 600, 90)), "lie outside the slide and are left out: region 2 (x)"),
     "empty": (feature("x", box(5, 5, 5, 90)), "are empty"),
     "far": (feature("x", box(5, 5, 10**400, 90)), "have no coordinates that could be read"),
+    "overflow": (feature("x", box(-1e308, -1e308, 1e308, 1e308)), "have coordinates that no slide has"),  # type: ignore[arg-type]
     "nothing": (feature("x"), "are empty"),
     "point": (written({"type": "Point", "coordinates": [1, 2]}, name="mark"), "points or lines"),
     "no-type": ({"type": "Feature", "geometry": {"type": {}, "coordinates": []}}, "points or lines"),

@@ -276,6 +276,35 @@ def test_what_is_done_is_not_done_again(
     assert set(told) == {"right"}
 
 
+def test_slides_of_earlier_calls_stay_in_the_summary_and_on_the_page(
+    session: Session,
+    bundles: dict[str, Path],
+    slides: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So does what they show: by a path from another working folder another file may be meant."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    shutil.copy2(slides[0], tmp_path / "here" / "left.tif")
+    out = tmp_path / "out"
+    monkeypatch.chdir(tmp_path / "here")
+    classify_slides(session, bundles["fp32"], [Path("left.tif")], out, OPTIONS)
+    monkeypatch.chdir(tmp_path / "there")
+    shutil.copy(slides[1], "left.tif")
+    classify_slides(session, bundles["fp32"], slides[1:], out, OPTIONS)
+    with (out / "summary.csv").open(newline="") as file:
+        assert [row["slide"] for row in csv.DictReader(file)] == ["right", "left"]
+    right, left = (out / "report.html").read_text().split("<h2>right</h2>")[1].split("<h2>left</h2>")
+    assert "most certain" in right
+    assert "map of" in left
+    assert "most certain" not in left
+    classify_slides(session, bundles["fp32"], [tmp_path / "here" / "left.tif"], out, OPTIONS)
+    left, right = (out / "report.html").read_text().split("<h2>left</h2>")[1].split("<h2>right</h2>")
+    assert "most certain" in left
+    assert "most certain" in right
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [({"overlap": 0.5}, "overlap is 0.25 there and 0.5 here"), ({"mpp": 0.6}, "mpp is 0.5 there and 0.6")],
