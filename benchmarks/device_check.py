@@ -403,6 +403,7 @@ def onnxruntime_step(folder: Path, tell: Tell) -> None:
 
     import msmamba
     from msmamba.errors import MsmambaError
+    from msmamba.runtime import onnxruntime_cuda
 
     images = pictures(BATCHES[-1], os.environ.get("DEVICE_CHECK_IMAGES"))
     for precision in ("fp32", "fp16"):
@@ -411,11 +412,13 @@ def onnxruntime_step(folder: Path, tell: Tell) -> None:
             raise Lacks(f"the bundle '{precision}' that the step 'export' makes")
         with msmamba.open(bundle, device="cpu") as session:
             expected = np.concatenate([session.run(images[i : i + 1]) for i in range(len(images))])
-        for kernels in ("native", "functions"):
+        for kernels, graphs in (("native", True), ("native", False), ("functions", False)):
+            onnxruntime_cuda.OPTIONS["enable_cuda_graph"] = str(int(graphs))
+            asked = f"{kernels}{'' if graphs else ', without CUDA graphs'}"
             try:
                 session = msmamba.open(bundle, device="cuda", provider="cuda", kernels=kernels)
             except MsmambaError as error:
-                tell(bundle=precision, kernels=kernels, path=str(error))
+                tell(bundle=precision, kernels=asked, path=str(error))
                 continue
             with session:
                 for batch in BATCHES if kernels == "native" else BATCHES[:1]:
@@ -423,8 +426,8 @@ def onnxruntime_step(folder: Path, tell: Tell) -> None:
                     logits = session.run(part)
                     tell(
                         bundle=precision,
-                        kernels=kernels,
-                        path=session.path,
+                        kernels=asked,
+                        path="as above" if kernels == "native" and not graphs else session.path,
                         batch=batch,
                         ms=median_ms(partial(session.run, part), 20 if kernels == "native" else 3),
                         off_the_CPU=float(np.abs(logits - expected[:batch]).max()),
