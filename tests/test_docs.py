@@ -53,6 +53,14 @@ def test_what_is_not_known_is_found() -> None:
     assert unknown(["mmdeploy", "infer", "a", "b", "[--top", "3]", "--tops=3"]) == ["--tops"]
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    named = re.findall(
+        r"([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    docs = ROOT / "docs"
+    assert sorted(named) == sorted(path.relative_to(docs).as_posix() for path in docs.rglob("*.md"))
+
+
 # What stands on a page, and what is found of it.
 ELSEWHERE = {
     '<script src="https://unpkg.com/a.js"></script>': "page.html loads 'https://unpkg.com/a.js'",
