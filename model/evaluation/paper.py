@@ -121,12 +121,34 @@ class Peer:
     """10^9 at 224x224."""
 
     @property
-    def network(self) -> str | None:
-        """Its name in the registry; None for one that cannot be built here."""
-        return _NETWORKS.get(self.name)
+    def network(self) -> str:
+        """Its name in the registry."""
+        return _NETWORKS[self.name]
+
+    @property
+    def classes(self) -> int:
+        """How many classes the network had that the paper counted, as far as its count tells."""
+        return 4 if self.name.startswith("SwiftFormer") else 1000
 
 
 _NETWORKS = {
+    "ConvNext-tiny": "convnext_tiny",
+    "ConvNext-small": "convnext_small",
+    "RepVit-m1_0": "repvit_m1_0",
+    "RepVit-m1_1": "repvit_m1_1",
+    "Mobileone-s0": "mobileone_s0",
+    "Mobileone-s2": "mobileone_s2",
+    "Mobileone-s3": "mobileone_s3",
+    "Twins-small": "twins_pcpvt_small",
+    "Twins-base": "twins_pcpvt_base",
+    "Vit-tiny": "vit_tiny_patch16_224",
+    "Vit-small": "vit_small_patch16_224",
+    "Vit-base": "vit_base_patch16_224",
+    "FastVit-sa24": "fastvit_sa24",
+    "FastVit-ma36": "fastvit_ma36",
+    "SwiftFormer-S": "swiftformer_s",
+    "SwiftFormer-L1": "swiftformer_l1",
+    "SwiftFormer-L3": "swiftformer_l3",
     "PVT-small": "pvt_small",
     "PVT-medium": "pvt_medium",
     "MpVit-tiny": "mpvit_tiny",

@@ -32,7 +32,6 @@ from .paper import (
     Doubt,
     PaperRow,
     Peer,
-    Published,
     Results,
     printed_results,
     read_published,
@@ -123,7 +122,7 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
     if row:
         as_counted = row.architecture(row.published.classes)
     elif peer:
-        as_counted = replace(begun.arch, num_classes=Published.classes)
+        as_counted = replace(begun.arch, num_classes=peer.classes)
     count = complexity(as_counted, PAPER_SIZE)
     own = Row(
         network=row.name if row else peer.name if peer else family_of(begun.arch).describe(begun.arch),

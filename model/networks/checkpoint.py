@@ -145,6 +145,7 @@ def load_checkpoint(
         CheckpointError: missing, unreadable, of another architecture (the tensors that differ are
             named), or with weights that are not finite.
         InputError: there is no network of that name.
+        BackendError: the library that the network is built with is missing.
     """
     file = read_checkpoint_file(path, weights_of)
     for note in file.notes:

@@ -66,6 +66,7 @@ def complexity(arch: Architecture, image_size: int = 224) -> Complexity:
 
     Raises:
         InputError: the network takes no such images.
+        BackendError: it cannot be built here.
     """
     family = family_of(arch)
     with torch.device("meta"):

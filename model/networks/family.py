@@ -105,6 +105,10 @@ class Family(ABC):
     map_layout: ClassVar[MapLayout] = CHANNELS_FIRST
     """How the results of the modules of `map_layers` hold their maps."""
 
+    def unavailable(self) -> str:
+        """Why the family's networks cannot be built here, and what to do; empty where they can."""
+        return ""
+
     @abstractmethod
     def architecture(self, name: str, **changes: Any) -> Architecture:
         """The architecture that the registry knows by this name.

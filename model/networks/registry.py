@@ -21,6 +21,15 @@ from .microscopic_mamba_family import MicroscopicMambaFamily
 from .mpvit import MPViTFamily
 from .pvt import PVTFamily
 from .smt import SMTFamily
+from .timm_networks import (
+    ConvNeXtFamily,
+    FastViTFamily,
+    MobileOneFamily,
+    RepViTFamily,
+    SwiftFormerFamily,
+    TwinsFamily,
+    ViTFamily,
+)
 from .uniformer import UniFormerFamily
 from .vmamba import VMambaFamily
 
@@ -35,6 +44,13 @@ NETWORKS: dict[str, Family] = {
     **dict.fromkeys(SMTFamily.sizes, SMTFamily()),
     **dict.fromkeys(MedMambaFamily.sizes, MedMambaFamily()),
     **dict.fromkeys(VMambaFamily.sizes, VMambaFamily()),
+    **dict.fromkeys(ConvNeXtFamily.sizes, ConvNeXtFamily()),
+    **dict.fromkeys(RepViTFamily.sizes, RepViTFamily()),
+    **dict.fromkeys(MobileOneFamily.sizes, MobileOneFamily()),
+    **dict.fromkeys(TwinsFamily.sizes, TwinsFamily()),
+    **dict.fromkeys(ViTFamily.sizes, ViTFamily()),
+    **dict.fromkeys(FastViTFamily.sizes, FastViTFamily()),
+    **dict.fromkeys(SwiftFormerFamily.sizes, SwiftFormerFamily()),
 }
 """The families by the names of their networks. A new network is a line here."""
 

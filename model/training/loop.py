@@ -177,7 +177,7 @@ def train(
         CheckpointError: the weights are of another network, or are no longer where the run had them from.
         TrainingError: the loss is no longer finite, the run to resume is another one, or another process
             stopped.
-        BackendError: deterministic training needs an algorithm that there is not.
+        BackendError: deterministic training needs an algorithm that there is not, or the network a library.
     """
     hardware = hardware or Hardware()
     if hardware.threads is not None:
@@ -185,6 +185,8 @@ def train(
     elif processes.on_machine > 1:
         set_threads(max(1, usable_cores() // processes.on_machine))
     check_microns(mpp)
+    if unavailable := family_of(arch).unavailable():
+        raise BackendError(f"network '{family_of(arch).name_of(arch)}' cannot be trained here: {unavailable}")
     arch = replace(arch, num_classes=len(data.labels))
     folder = RunFolder(run)
     with deterministic_algorithms(hardware.deterministic), ExitStack() as held:

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
@@ -255,11 +256,11 @@ def collected(values: Sequence[T], processes: Processes) -> list[T]:
 
 
 def synchronise_batch_norms(network: nn.Module) -> None:
-    """Puts a `SyncedBatchNorm2d` in the place of every batch norm; names and weights stay."""
+    """Puts a `SyncedBatchNorm` in the place of every batch norm; names and weights stay."""
     for parent in list(network.modules()):
         for name, module in list(parent.named_children()):
-            if isinstance(module, nn.BatchNorm2d):
-                setattr(parent, name, SyncedBatchNorm2d.of(module))
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(parent, name, SyncedBatchNorm.of(module))
 
 
 def take(network: nn.Module, part: Part) -> None:
@@ -267,12 +268,12 @@ def take(network: nn.Module, part: Part) -> None:
     for module in network.modules():
         if isinstance(module, DropPath):
             module.share = (part.whole, part.start, part.stop)
-        elif isinstance(module, SyncedBatchNorm2d):
+        elif isinstance(module, SyncedBatchNorm):
             module.copies = part.copies
 
 
-class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the images of all processes, (B, C, H, W).
+class SyncedBatchNorm(_BatchNorm):
+    """Batch norm over the images of all processes: of maps, (B, C, H, W), or of vectors, (B, C).
 
     PyTorch's own knows CUDA only. This one is the same arithmetic on every device, so that what runs on
     several GPUs is what the tests run on several CPU processes.
@@ -282,13 +283,16 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     """How often each image is there, on different processes."""
 
     @classmethod
-    def of(cls, norm: nn.BatchNorm2d) -> SyncedBatchNorm2d:
+    def of(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> SyncedBatchNorm:
         """Makes a norm with the weights and statistics of another, which are shared."""
         synced = cls(norm.num_features, norm.eps, norm.momentum)
         synced.weight, synced.bias = norm.weight, norm.bias
         synced.running_mean, synced.running_var = norm.running_mean, norm.running_var
         synced.num_batches_tracked = norm.num_batches_tracked
         return synced.train(norm.training)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Takes what either kind of norm takes."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -315,7 +319,7 @@ class _SyncedNorm(torch.autograd.Function):
         channels = x.shape[1]
         count = x.numel() // channels
         own_variance, own_mean = torch.var_mean(
-            x.float() if x.element_size() < 4 else x, (0, 2, 3), correction=0
+            x.float() if x.element_size() < 4 else x, (0, *range(2, x.ndim)), correction=0
         )
         own = torch.cat([own_mean, own_variance, own_mean.new_tensor([count])]).double()
         everyones = torch.empty(distributed.get_world_size(), own.numel(), dtype=own.dtype, device=x.device)
@@ -347,5 +351,6 @@ class _SyncedNorm(torch.autograd.Function):
         scale = weight.double() * torch.rsqrt(variance.double() + ctx.eps)
         slope = of_normalised * scale * torch.rsqrt(variance.double() + ctx.eps)
         offset = of_plain * scale - slope * mean
-        through = torch.addcmul(offset.to(x).view(1, -1, 1, 1), x, slope.to(x).view(1, -1, 1, 1))
+        by_channel = (1, -1, *(1,) * (x.ndim - 2))
+        through = torch.addcmul(offset.to(x).view(by_channel), x, slope.to(x).view(by_channel))
         return dx.sub_(through).to(map_type), dweight, dbias, None

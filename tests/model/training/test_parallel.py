@@ -25,7 +25,7 @@ from msmamba.model.networks.layers import DropPath
 from msmamba.model.training import parallel
 from msmamba.model.training.loading import ShuffledBatches, in_batches
 from msmamba.model.training.loop import Hardware, train
-from msmamba.model.training.parallel import Part, Processes, Shards, SyncedBatchNorm2d, dealt
+from msmamba.model.training.parallel import Part, Processes, Shards, SyncedBatchNorm, dealt
 
 SCRIPT = Path(__file__).with_name("together.py")
 PATIENCE = 120
@@ -117,7 +117,7 @@ def test_batches_dealt_for_evaluation_are_collected_in_order(
 def test_one_process_alone_changes_nothing(make_network: Callable[..., nn.Module]) -> None:
     network = make_network()
     assert parallel.ALONE.replicate(network) is network
-    assert not any(isinstance(module, SyncedBatchNorm2d) for module in network.modules())
+    assert not any(isinstance(module, SyncedBatchNorm) for module in network.modules())
     with parallel.joined() as (processes, device):
         assert (processes, device) == (parallel.ALONE, "cpu")
 
@@ -166,7 +166,7 @@ def test_synchronised_norms_err_no_more_than_pytorchs_in_half_precision() -> Non
     try:
         errors = []
         answers = []
-        for norm, images in ((exact, x.double()), (plain, x), (SyncedBatchNorm2d.of(plain), x)):
+        for norm, images in ((exact, x.double()), (plain, x), (SyncedBatchNorm.of(plain), x)):
             images.requires_grad_()
             y = norm(images)
             found = torch.autograd.grad(y, (images, norm.weight, norm.bias), grad.to(y.dtype))

@@ -63,8 +63,10 @@ def compare_steps(batches: str, parts: str) -> None:
     """Prints how far gradients, statistics and losses are from those of one process, in float64."""
     with parallel.joined() as (processes, _):
         torch.manual_seed(0)
-        alone = MicroscopicMamba(SMALL).double().train()
-        shared = MicroscopicMamba(SMALL).double().train()
+        alone, shared = MicroscopicMamba(SMALL), MicroscopicMamba(SMALL)
+        for network in (alone, shared):  # a norm of vectors too, as RepViT has it
+            network.head = nn.Sequential(nn.BatchNorm1d(SMALL.dims[-1]), network.head)
+            network.double().train()
         shared.load_state_dict(alone.state_dict())
         replica = processes.replicate(shared)
         errors = {"gradient": 0.0, "statistic": 0.0, "loss": 0.0}
