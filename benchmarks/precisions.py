@@ -64,6 +64,7 @@ def main() -> None:
     cpu.select_kernels(options.kernels)
     with tempfile.TemporaryDirectory() as name:
         folder = options.bundles or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         paths = export(options.checkpoint, options.data, options.image_size, folder)
         if options.against is not None:
             for precision in PRECISIONS:
