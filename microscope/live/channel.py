@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from threading import Condition
 from typing import Generic, TypeVar
 
@@ -10,6 +11,17 @@ _Item = TypeVar("_Item")
 
 class Ended(Exception):
     """Nothing comes any more."""
+
+
+def give_back(changed: Condition) -> None:
+    """Gives back a lock that an interrupt has left the calling thread with.
+
+    One that comes between the taking of a lock and the block that would give it back leaves it taken, and the
+    other thread would wait for it forever.
+    """
+    with suppress(RuntimeError):  # that it is not taken
+        while True:
+            changed.release()
 
 
 class Channel(Generic[_Item]):
@@ -57,6 +69,7 @@ class Channel(Generic[_Item]):
 
     def end(self, error: BaseException | None = None) -> None:
         """Lets nothing in any more; what is there may still be taken, and then ``error`` is raised."""
+        give_back(self._changed)
         with self._changed:
             if not self._ended:
                 self._ended, self._error = True, error

@@ -32,6 +32,7 @@ from PIL import Image
 from ...errors import TargetError
 from ...files import as_utf8, write_atomically
 from ...schema import as_json
+from .channel import give_back
 from .loop import Result
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class Record:
 
     def finish(self) -> None:
         """Has `keep` end, once all is written."""
+        give_back(self._changed)
         with self._changed:
             self._done = True
             self._changed.notify_all()

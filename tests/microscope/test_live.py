@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ import msmamba
 from msmamba.cli import mmdeploy
 from msmamba.errors import ImageError, InputError, SourceError, TargetError
 from msmamba.microscope import stream
+from msmamba.microscope.live.channel import Channel
 from msmamba.microscope.sources import Frame
 from msmamba.microscope.sources.demo import Demo
 from msmamba.runtime import Session
@@ -281,3 +283,14 @@ def test_a_log_that_cannot_be_written_stops_no_session(session: Session, tmp_pat
     found = list(stream(session, tmp_path, keep_all=True, log=log, report=reports.append))
     assert len(found) == 2
     assert reports == ["no more scores are logged: cannot write 'log': the disk is full"]
+
+
+def test_an_interrupt_that_leaves_the_lock_taken_ends_a_channel_all_the_same() -> None:
+    channel: Channel[int] = Channel(keep_all=True)
+    channel.put(0)
+    waiting = Thread(target=channel.put, args=(1,), daemon=True)
+    waiting.start()
+    channel._changed.acquire()  # as one between the lock's taking and the block leaves it
+    channel.end()
+    waiting.join(20)
+    assert not waiting.is_alive()

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -290,6 +291,20 @@ def test_an_interrupt_at_any_moment_loses_no_result_that_was_shown(
             assert len(numbers) in (shown, shown + 1)
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_an_interrupt_that_leaves_the_lock_taken_ends_the_session_all_the_same(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with suppress(KeyboardInterrupt), recording(tmp_path / "s", FACTS, 0.0, silent) as record:
+            add(record, result(0))
+            record._changed.acquire()  # as one between the lock's taking and the block leaves it
+            raise KeyboardInterrupt
+
+    thread = Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert len((tmp_path / "s" / "session.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_long_sessions_take_little_memory_while_they_run(tmp_path: Path) -> None:
