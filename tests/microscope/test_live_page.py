@@ -173,13 +173,10 @@ def test_who_stops_reading_is_sent_one_picture_and_holds_up_nobody(page: Page) -
     with page.look() as asleep, page.look() as awake:
         page.show(20)
         picture(asleep, 20)
-        seen = []
         for number in range(21, 61):
             page.show(number)
-            head, _ = picture(awake)
-            seen.append(head["result"]["number"])
-            say(awake, got=seen[-1])
-        assert seen[-20:] == list(range(seen[-1] - 19, seen[-1] + 1))
+            picture(awake, number)
+            say(awake, got=number)
         with pytest.raises(TimeoutError):
             asleep.recv(timeout=0.1)
         say(asleep, got=20)
