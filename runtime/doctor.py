@@ -28,7 +28,7 @@ from ..plugins.selective_scan import cpu
 from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES, dotted
 from ..schema import as_json
 from ..version import __version__
-from . import probe
+from . import onnxruntime_library, probe
 from .engine_plan import NAMES as ENGINE_LIBRARIES
 from .onnxruntime_backend import GPU_PROVIDERS, NV_PLUGIN, compute_capability, register_native_kernels
 from .onnxruntime_library import import_onnxruntime
@@ -40,8 +40,6 @@ _CUDA_SUCCESS = 0
 _CLASSIFY, _NATIVE, _GPU = "classify on the CPU", "native kernels of the network", "NVIDIA GPU"
 _TRAIN, _EXPORT, _ON_CUDA = "train", "export to ONNX", "ONNX Runtime on CUDA"
 _SCAN_ON_CUDA = "the scan on ONNX Runtime's CUDA"
-_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
-"""Packages that install into the same folder."""
 
 
 def _builds(title: str) -> str:
@@ -208,12 +206,12 @@ def _machine() -> dict[str, str]:
 
 
 def _onnxruntime() -> Ability:
-    name, fix = _CLASSIFY, "pip install onnxruntime"
     try:
         onnxruntime = import_onnxruntime()
     except BackendError as error:
-        return Ability(name, False, f"ONNX Runtime does not import: {error.__cause__}", fix)
-    return Ability(name, True, f"ONNX Runtime {onnxruntime.__version__}")
+        said = f"ONNX Runtime does not import: {error.__cause__}"
+        return Ability(_CLASSIFY, False, said, onnxruntime_library.how_to_install())
+    return Ability(_CLASSIFY, True, f"ONNX Runtime {onnxruntime.__version__}")
 
 
 def _one_onnxruntime() -> Ability:
@@ -223,13 +221,12 @@ def _one_onnxruntime() -> Ability:
         onnxruntime = import_onnxruntime()
     except BackendError:
         return _onnxruntime().waiting(name)
-    installed = {package: _version(package) for package in _RUNTIMES}
-    found = [f"{package} {number}" for package, number in installed.items() if number]
+    installed = onnxruntime_library.versions()
+    found = [f"{package} {number}" for package, number in installed.items()]
     imported = f"{onnxruntime.__version__}, with {', '.join(onnxruntime.get_available_providers())}"
     if len(found) > 1 or (found and onnxruntime.__version__ not in installed.values()):
         said = f"{' and '.join(found)} installed, in one folder; what imports is {imported}"
-        wanted = "onnxruntime-gpu" if _version("onnxruntime-gpu") else "onnxruntime"
-        return Ability(name, False, said, f"pip uninstall -y {' '.join(_RUNTIMES)}; pip install {wanted}")
+        return Ability(name, False, said, onnxruntime_library.how_to_install())
     return Ability(name, True, (found or [f"onnxruntime {onnxruntime.__version__}"])[0])
 
 
@@ -250,9 +247,9 @@ def _int8_products() -> Ability:
     name = "int8 products in hardware"
     found = [feature for feature in machine.processor_features() if feature in _INT8_FEATURES]
     if not found:
-        fix = "none: int8 files run, more slowly; prefer the float32 file on this processor"
+        fix = "none: int8 files run, no faster than float32 ones"
         return Ability(name, False, f"none of {', '.join(_INT8_FEATURES)}", fix)
-    return Ability(name, True, f"{', '.join(found)}; with native kernels the float32 file is still faster")
+    return Ability(name, True, ", ".join(found))
 
 
 _OTHER_DECODERS = "install pillow and simplejpeg as in msmamba's constraints.txt; then reinstall msmamba"

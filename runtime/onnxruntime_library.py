@@ -9,11 +9,15 @@ has imported it before, or set the variable, that stands.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ..errors import BackendError
 
 TELEMETRY_SWITCH = "ORT_DISABLE_TELEMETRY"
+PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+"""They install into the same folder: whichever is uninstalled takes the other's files with it."""
 
 
 def import_onnxruntime() -> Any:
@@ -25,6 +29,28 @@ def import_onnxruntime() -> Any:
     os.environ.setdefault(TELEMETRY_SWITCH, "1")
     try:
         import onnxruntime
+
+        if not hasattr(onnxruntime, "InferenceSession"):
+            raise ImportError(
+                f"{', '.join(onnxruntime.__path__)} holds nothing of it, as after uninstalling one of two"
+            )
     except ImportError as error:
-        raise BackendError(f"ONNX Runtime cannot be loaded ({error}): pip install onnxruntime") from error
+        raise BackendError(f"ONNX Runtime cannot be loaded ({error}): {how_to_install()}") from error
     return onnxruntime
+
+
+def versions() -> dict[str, str]:
+    """The version of each of `PACKAGES` that pip takes for installed."""
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def how_to_install() -> str:
+    """The command after which one package alone has the folder: the one for GPUs, if that was there."""
+    found = versions()
+    if not found:
+        return "pip install onnxruntime"
+    return f"pip uninstall -y {' '.join(PACKAGES)}; pip install {list(found)[-1]}"

@@ -12,9 +12,10 @@ from click.testing import CliRunner
 from recording_gpu import RecordingDriver
 
 from msmamba.cli import mmdeploy
+from msmamba.errors import BackendError
 from msmamba.plugins import cuda_driver, tensorrt_library
 from msmamba.plugins.selective_scan import cpu
-from msmamba.runtime import doctor
+from msmamba.runtime import doctor, onnxruntime_library
 
 
 def test_this_machine_can_classify() -> None:
@@ -124,16 +125,45 @@ def test_int8_is_told_from_the_instruction_sets(
     monkeypatch.setattr(doctor.machine, "processor_features", lambda: features)
     ability = next(item for item in doctor.examine().abilities if item.name.startswith("int8"))
     assert ability.works == works
-    assert "float32 file" in ability.found + ability.fix
+    assert ("no faster than float32" in ability.fix) != works
 
 
-def test_without_onnxruntime_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("installed", "fix"),
+    [
+        ({}, "pip install onnxruntime"),
+        ({"onnxruntime": "1.32.0"}, "pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime"),
+    ],
+    ids=["nowhere", "broken"],
+)
+def test_without_onnxruntime_nothing_is_promised(
+    installed: dict[str, str], fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(onnxruntime_library, "versions", lambda: installed)
     result = CliRunner().invoke(mmdeploy, ["doctor"])
     assert result.exit_code == 1
-    assert result.stdout.count("fix: pip install onnxruntime\n") == 1
+    assert result.stdout.count(f"fix: {fix}\n") == 1
     assert (
         result.stdout.splitlines()[0] == "This machine cannot classify images yet: see the first 'no' below."
+    )
+
+
+def test_a_folder_that_an_uninstalled_package_emptied_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after ``onnxruntime-gpu`` was installed beside ``onnxruntime``, and that removed."""
+    (tmp_path / "onnxruntime" / "capi").mkdir(parents=True)
+    (tmp_path / "onnxruntime" / "capi" / "left.txt").touch()
+    for name in [name for name in sys.modules if name.split(".")[0] == "onnxruntime"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(onnxruntime_library, "versions", lambda: {"onnxruntime-gpu": "1.31.1"})
+    with pytest.raises(BackendError) as refused:
+        onnxruntime_library.import_onnxruntime()
+    assert str(refused.value) == (
+        f"ONNX Runtime cannot be loaded ({tmp_path / 'onnxruntime'} holds nothing of it, as after "
+        "uninstalling one of two): pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
     )
 
 
@@ -169,7 +199,7 @@ def test_a_mixed_install_of_onnxruntime_is_seen(
 
     here = onnxruntime.__version__
     versions = {name: here if number == "here" else number for name, number in installed.items()}
-    monkeypatch.setattr(doctor, "_version", versions.get)
+    monkeypatch.setattr(onnxruntime_library, "versions", lambda: versions)
     found = ability("one ONNX Runtime")
     assert found.works == (said is None)
     if said is not None:
