@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from .help import Command, option
@@ -31,7 +33,8 @@ def info(model: str, image_size: int, weights_of: str | None, **switches: bool |
     from ..model.networks.complexity import complexity
     from ..model.networks.registry import NETWORKS, architecture_named, family_of
 
-    if model in NETWORKS:
+    path = Path(model)
+    if model in NETWORKS or (path.name == model and not path.suffix and not path.exists()):
         arch = architecture_named(model, **given(switches))
     elif given(switches):
         raise click.UsageError(

@@ -152,7 +152,10 @@ def _what_timm_lacks() -> str:
     except ImportError as error:
         return f"timm is not installed here ({error}): {_INSTALL}"
     except RuntimeError as error:  # what torchvision raises beside a PyTorch that it was not built for
-        return f"timm does not import beside PyTorch {torch.__version__} ({error}): {_INSTALL}"
+        return (
+            f"timm does not import beside PyTorch {torch.__version__} ({error}): install the torchvision "
+            "that is built for it, from where PyTorch came"
+        )
     version = tuple(map(int, re.findall(r"\d+", timm.__version__)[:3]))
     if version < OLDEST_TIMM:
         oldest = ".".join(map(str, OLDEST_TIMM))

@@ -108,6 +108,14 @@ def test_info_knows_it_by_name() -> None:
     assert shown.stdout.startswith("toy_wide, 1000 classes, 224 pixels\n")
 
 
+def test_info_takes_what_is_no_file_for_a_name() -> None:
+    wrong = CliRunner().invoke(mmdeploy, ["info", "toy_wid"])
+    assert wrong.exit_code == 1
+    assert wrong.stderr.startswith("error: there is no network 'toy_wid': did you mean toy_wide")
+    missing = CliRunner().invoke(mmdeploy, ["info", "toy_wid.pth"])
+    assert missing.stderr == "error: toy_wid.pth: cannot read the checkpoint: No such file or directory\n"
+
+
 def test_build_network_takes_names_and_fields() -> None:
     tiny = build_network("t", num_classes=4)
     assert isinstance(tiny, MicroscopicMamba)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -60,6 +61,24 @@ CHEAPEST = (
     *("fastvit_sa24", "swiftformer_s"),
 )
 MERGED = ("repvit_m1_0", "mobileone_s0", "fastvit_sa24")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torchvision_imports() -> Iterator[None]:
+    """Beside a PyTorch for the CPU, too, where PyPI's torchvision, built for CUDA, lacks its operators.
+
+    It does not import unless these two are declared. No network has them.
+    """
+    library = None
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        importlib.import_module("torchvision")
+    yield
+    del library  # with it they go
 
 
 @pytest.fixture(scope="module", autouse=True)
