@@ -319,8 +319,17 @@ def load_image(
     return image
 
 
+def is_masked(array: object) -> bool:
+    """Whether it is a masked array of NumPy's, asked without loading what has them for every other."""
+    return (
+        isinstance(array, np.ndarray)
+        and type(array) is not np.ndarray
+        and isinstance(array, np.ma.MaskedArray)
+    )
+
+
 def _raster(source: ImageSource, max_pixels: int) -> Raster:
-    if isinstance(source, np.ma.MaskedArray):
+    if is_masked(source):
         raise ImageError(
             "the array is masked, and there is no colour for what is masked: expected one without"
         )

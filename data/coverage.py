@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any, NamedTuple
 
 from ..schema import listed, maybe, number, record
@@ -28,6 +27,8 @@ class Spread(NamedTuple):
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """The spread of at least one figure, to six digits."""
+        from statistics import median  # not at the top: opening an artefact would load decimals and fractions
+
         return cls(*(float(f"{value:.6g}") for value in (min(values), median(values), max(values))))
 
 

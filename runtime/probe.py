@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import ImageError
@@ -77,6 +76,13 @@ def differences_here() -> tuple[str, ...]:
     return _compared(_EXPECTED, checksums(_EXAMPLE), "the machines that msmamba is tested on")
 
 
+def _installed(library: str) -> str:
+    """A library and its version."""
+    from importlib.metadata import version  # not at the top: it loads sockets and all of e-mail
+
+    return f"{library} {version(library)}"
+
+
 def _compared(
     expected: Mapping[str, Mapping[str, str]], found: Mapping[str, Mapping[str, str]], others: str
 ) -> tuple[str, ...]:
@@ -85,11 +91,10 @@ def _compared(
         if name not in PICTURES:
             continue
         kind, library = PICTURES[name]
-        decoder = f"{library} {version(library)}"
         if name not in found:
-            said.append(f"{decoder} here cannot decode {kind}")
+            said.append(f"{_installed(library)} here cannot decode {kind}")
         elif found[name]["pixels"] != sums["pixels"]:
-            said.append(f"{decoder} here decodes {kind} to other pixels than {others}")
+            said.append(f"{_installed(library)} here decodes {kind} to other pixels than {others}")
         elif found[name]["tensor"] != sums["tensor"]:
             said.append(f"the transform here makes other values of a {kind} picture than {others}")
     return tuple(said)

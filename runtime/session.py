@@ -27,6 +27,7 @@ from ..images import (
     Transform,
     check_white_level,
     describe_source,
+    is_masked,
     is_source,
     load_image,
     white_as_asked,
@@ -43,7 +44,6 @@ from .onnxruntime_backend import DEVICES, PROVIDERS, OnnxRuntimeBackend, check_c
 from .probe import differences
 from .processes import Home
 from .quality import Quality, quality_of
-from .tensorrt_backend import TensorRtBackend
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -499,7 +499,7 @@ class Session:
             problems.append(f"is a batch of {images.shape[0]}; this artefact takes at most {self.max_batch}")
         if images.dtype != np.float32:
             problems.append(f"holds {images.dtype}; this artefact takes float32: use .astype(np.float32)")
-        if isinstance(images, np.ma.MaskedArray):
+        if is_masked(images):
             problems.append("is a masked array: expected one without a mask")
         if isinstance(images, DeviceArray):
             if not self._backend.takes_device_arrays:
@@ -625,6 +625,8 @@ def open_session(
                 f"'{name}' is a TensorRT engine, which needs a GPU: {error}: elsewhere open the bundle it "
                 f"belongs to, or its {MODEL_NAME}"
             ) from error
+        from .tensorrt_backend import TensorRtBackend  # not at the top: the other artefacts need none of it
+
         backend = TensorRtBackend(read_file(name), name)
     elif provider == "engine" or (bundle and ENGINE_NAME in bundle.manifest.files and provider == "auto"):
         backend, obstacle = _engine_of(bundle, name, device, provider, trust_engine_code)
@@ -709,6 +711,8 @@ def _engine_of(
                 "provider 'engine' and device 'cpu' exclude each other: an engine runs on a GPU"
             )
         return None, "asked for the CPU"
+    from .tensorrt_backend import TensorRtBackend  # not at the top, as above
+
     try:
         cuda_driver.initialise()  # before the engine is read and a TensorRT library is loaded for nothing
         plan = bundle.read(ENGINE_NAME)
