@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ..errors import BackendError
@@ -41,6 +40,8 @@ def import_onnxruntime() -> Any:
 
 def versions() -> dict[str, str]:
     """The version of each of `PACKAGES` that pip takes for installed."""
+    from importlib.metadata import PackageNotFoundError, version  # not at the top: loads sockets and e-mail
+
     found = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
