@@ -143,7 +143,8 @@ def export_bundle(
         if int8_how is not None:
             target = Path(output).resolve()  # "." has a name too
             cache = target.with_name(f"{target.name}.calib")
-            int8 = int8_network(model, manifest.transform, int8_how, cache, report)
+            units = family_of(loaded.network).units(loaded.network)
+            int8 = int8_network(model, units, manifest.transform, int8_how, cache, report)
             model = int8.model
         # What an engine is built from, and where the types inside of block operators can be read.
         needs_flat = options.precision == "fp16" or engine_options is not None

@@ -126,12 +126,18 @@ class Quantiser:
 
 
 def int8_network(
-    model: ModelProto, transform: Transform, prepared: Prepared, default_cache: Path, report: Report
+    model: ModelProto,
+    units: Sequence[str],
+    transform: Transform,
+    prepared: Prepared,
+    default_cache: Path,
+    report: Report,
 ) -> Int8:
     """Quantises a network.
 
     Args:
         model: float32, from `onnx_model.onnx_from_network`; it is left as it is.
+        units: the network's, which a plan speaks of (`Family.units`).
         transform: makes an image the network's input.
         prepared: how, and on which images.
         default_cache: where measured ranges are kept, unless the options say.
@@ -145,7 +151,7 @@ def int8_network(
     """
     options = prepared.options
     flat = merged(flat_model(model))
-    found = products(flat)
+    found = products(flat, units)
     plan = prepared.plan or Plan()
     plan.chosen(found)
 

@@ -6,9 +6,9 @@ the network that it stands in.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 
 import numpy as np
 import onnx
@@ -24,8 +24,6 @@ KINDS = (CONVOLUTION, DEPTHWISE, LINEAR)
 CHANNEL_AXIS = {"Conv": 0, "MatMul": 1}
 """The operators that multiply by a weight, and the axis of the weight's output channels."""
 
-_UNIT = re.compile(r"patch_embed|layers\.\d+\.(blocks\.\d+|downsample)|head")
-
 
 @dataclass(frozen=True)
 class Product:
@@ -33,7 +31,7 @@ class Product:
 
     node: str
     unit: str
-    """The part of the network that it belongs to, such as ``layers.0.blocks.1``."""
+    """The part of the network that it belongs to, such as ``layers.0.blocks.1``: what a plan keeps."""
     kind: str
     activation: str
     """Name of the value that it takes."""
@@ -42,10 +40,14 @@ class Product:
     """Multiply-adds for one image."""
 
 
-def products(flat: ModelProto) -> list[Product]:
+def products(flat: ModelProto, units: Sequence[str] = ()) -> list[Product]:
     """The products of a flat model that int8 can hold, in order.
 
     The head is none: its logits are what is compared and thresholded, and it is a thousandth of the work.
+
+    Args:
+        flat: what `onnx_model.flat_model` made.
+        units: the network's (`Family.units`); without them each product is one by itself.
     """
     weights = {tensor.name: tensor for tensor in flat.graph.initializer}
     shapes = _shapes(flat)
@@ -54,18 +56,19 @@ def products(flat: ModelProto) -> list[Product]:
         if node.op_type not in CHANNEL_AXIS or node.input[1] not in weights:
             continue
         # By the result's name: the optimiser makes some nodes anew, with names of its own.
-        unit = _UNIT.match(node.output[0])
+        output = node.output[0]
+        unit = next((each for each in units if f"{output}/".startswith((f"{each}/", f"{each}."))), output)
         weight = weights[node.input[1]].dims
         each = weight[0] if node.op_type == "MatMul" else int(np.prod(weight[1:]))  # per output value
         dense = DEPTHWISE if weight[1] == 1 else CONVOLUTION
         found.append(
             Product(
                 node=node.name,
-                unit=unit.group() if unit else node.output[0],
+                unit=unit,
                 kind=LINEAR if node.op_type == "MatMul" else dense,
                 activation=node.input[0],
-                output=node.output[0],
-                macs=each * int(np.prod(shapes[node.output[0]])),
+                output=output,
+                macs=each * int(np.prod(shapes[output])),
             )
         )
     return found
@@ -101,8 +104,11 @@ def merged(flat: ModelProto) -> ModelProto:
 def _as_one(group: list[NodeProto], weights: Mapping[str, TensorProto], model: ModelProto) -> list[NodeProto]:
     """The merged product and the split behind it; its weight and widths go into the model."""
     parts = [numpy_helper.to_array(weights[node.input[1]]) for node in group]
-    stem = group[0].name.rpartition("/")[0].rpartition("/")[0]
-    weight, widths, product = f"{stem}/merged_weight", f"{stem}/merged_widths", f"{stem}/merged"
+    # After the operator or the module that they stand in, or the first of the modules that they are.
+    stem = group[0].output[0].rpartition("/")[0] or group[0].output[0]
+    taken = {name for node in model.graph.node for name in node.output}
+    product = next(name for name in _numbered(f"{stem}/merged") if name not in taken)
+    weight, widths = f"{product}_weight", f"{product}_widths"
     model.graph.initializer.extend(
         [
             numpy_helper.from_array(np.concatenate(parts, axis=1), weight),
@@ -114,6 +120,11 @@ def _as_one(group: list[NodeProto], weights: Mapping[str, TensorProto], model: M
         helper.make_node("MatMul", [group[0].input[0], weight], [product], f"{product}/MatMul"),
         helper.make_node("Split", [product, widths], outputs, f"{product}/Split", axis=-1),
     ]
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """The name, and the name with every number from 2 on."""
+    return chain([name], (f"{name}_{number}" for number in count(2)))
 
 
 def measured_values(found: Iterable[Product]) -> set[str]:

@@ -37,7 +37,8 @@ from .products import CHANNEL_AXIS, KINDS, LINEAR, products
 LARGEST = 127
 """The largest integer used; -128 is left out, so that the scale is the same on both sides."""
 
-_WIDE = ":wide"  # what a convolution gives before it is quantised
+WIDE = ":wide"
+"""Ends the name of what a convolution gives before it is quantised."""
 _WIDE_INSIDE = "_wide"  # the same inside of an operator
 
 
@@ -94,7 +95,7 @@ def int8_proof(model: ModelProto, flat: ModelProto) -> Int8Proof:
         flat: what it was made from, with all operators written out.
     """
     found = products(flat)
-    in_int8 = {node.output[0].removesuffix(_WIDE).removesuffix(_WIDE_INSIDE) for node in int8_nodes(model)}
+    in_int8 = {node.output[0].removesuffix(WIDE).removesuffix(_WIDE_INSIDE) for node in int8_nodes(model)}
     work: Counter[str] = Counter()
     done: Counter[str] = Counter()
     for product in found:
@@ -257,7 +258,7 @@ class _Pairs:
         self.nodes.append(node)
         if with_output:
             (output,) = node.output
-            node.output[0] = output + _WIDE
+            node.output[0] = output + WIDE
             self.renamed[output] = self._activation(output, node.output[0], f"{node.name}:out")
 
     def finish(self) -> None:

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ...model.networks.family import Network, View
 from ...model.networks.registry import family_of
 from ...runtime.onnxruntime_library import import_onnxruntime
-from .parity import Departure
+from ..graph.quantise import LARGEST, WIDE
+from .parity import Departure, Rise
 
 Floats = npt.NDArray[np.floating[Any]]
 Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
@@ -183,6 +184,23 @@ def first_departure(
     return None
 
 
+def steepest_rise(model_file: Path, network: Network, image: npt.NDArray[np.float32]) -> Rise:
+    """The module at which an int8 artefact's error becomes the greatest multiple of that before it.
+
+    Args:
+        model_file: the ONNX file.
+        network: what it was made from.
+        image: (1, 3, S, S).
+    """
+    *probed, head = expected = module_results(network, torch.from_numpy(image))
+    rises, before = [], 1 / LARGEST
+    for name, found in _graph_values(model_file, probed, head, image):
+        error = _relative_error(found, expected[name].numpy())
+        rises.append(Rise(module=name, error=error, error_before=before))
+        before = max(before, error)
+    return max(rises, key=lambda rise: rise.error / rise.error_before)
+
+
 def _graph_values(
     model_file: Path, names: Sequence[str], head: str, image: npt.NDArray[np.float32]
 ) -> Iterator[tuple[str, Floats]]:
@@ -191,16 +209,19 @@ def _graph_values(
     model = onnx.load(model_file)
     shown = {output for node in model.graph.node for output in node.output}
     result = model.graph.output[0].name
-    wanted = [name for name in names if name in shown]
+    # What is quantised at once stands there as it was before.
+    values = {name: name if name in shown else f"{name}{WIDE}" for name in names}
+    wanted = [name for name in names if values[name] in shown]
     del model.graph.output[1:]
-    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
+    model.graph.output.extend(helper.make_empty_tensor_value_info(values[name]) for name in wanted)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    values = session.run([*wanted, result], {model.graph.input[0].name: image})
-    yield from zip([*wanted, head], values, strict=True)
+    outputs = [*(values[name] for name in wanted), result]
+    found = session.run(outputs, {model.graph.input[0].name: image})
+    yield from zip([*wanted, head], found, strict=True)
 
 
 def _relative_error(found: Floats, expected: Floats) -> float:

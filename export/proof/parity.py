@@ -76,6 +76,39 @@ class Departure:
     expected_error: float
     """The same of the network itself in this precision, against float64."""
 
+    @property
+    def failure(self) -> str:
+        """What was missed by it, in words."""
+        return f"first departing module {self.module}"
+
+    @property
+    def text(self) -> str:
+        """Where, and how far, for a terminal."""
+        return f"{self.module}, relative error {self.error:.3g} (expected {self.expected_error:.3g})"
+
+
+@dataclass(frozen=True)
+class Rise:
+    """The module at which an int8 artefact's error grows most: none departs where all are off by design."""
+
+    module: str
+    """Its path in the PyTorch network."""
+    error: float
+    """Largest absolute difference over the largest absolute value of the module's result."""
+    error_before: float
+    """The largest of the modules before it; at least a step between two integers."""
+
+    @property
+    def failure(self) -> str:
+        """What was found by it, in words."""
+        return f"the error grows most at {self.module}"
+
+    @property
+    def text(self) -> str:
+        """Where, and how far, for a terminal."""
+        before = f"{self.error_before:.3g} at most before it"
+        return f"{self.module} above all, relative error {self.error:.3g} ({before})"
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -109,8 +142,8 @@ class Parity:
     reference: str = ""
     split: str = ""
     """The split of labelled data from which the images are; ``all`` of a flat folder."""
-    departure: Departure | None = None
-    """The module where the error begins, when the bar is missed and the artefact can be looked into."""
+    departure: Departure | Rise | None = None
+    """Where the error begins, or in int8 grows most, if the bar is missed and the artefact has modules."""
     no_departure: str = ""
     """What was found instead, when that was looked for and no module departs."""
     decision: Decision | None = None
@@ -160,7 +193,7 @@ class Parity:
                     + f", allowed {criterion.allowed:g}"
                 )
         if missed and self.departure is not None:
-            missed.append(f"first departing module {self.departure.module}")
+            missed.append(self.departure.failure)
         elif missed and self.no_departure:
             missed.append("no module departs")
         return "; ".join(missed)
@@ -183,10 +216,7 @@ class Parity:
             "executed by": self.executed_by,
         }
         if self.departure is not None:
-            lines["departs at"] = (
-                f"{self.departure.module}, relative error {self.departure.error:.3g} "
-                f"(expected {self.departure.expected_error:.3g})"
-            )
+            lines["departs at"] = self.departure.text
         elif self.no_departure:
             lines["departs at"] = f"nowhere: {self.no_departure}"
         if self.no_decision:

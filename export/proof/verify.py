@@ -34,7 +34,7 @@ from ...runtime import Manifest, open_session
 from ...runtime.artefact import MANIFEST_NAME, MODEL_NAME, PARITY_NAME, is_checkpoint
 from .compared_images import ComparedImages, images_to_compare, spread
 from .decision_page import write_page
-from .departure import FLOOR_ULPS, OwnError, Run, first_departure, rounded_to_half, run_of
+from .departure import FLOOR_ULPS, OwnError, Run, first_departure, rounded_to_half, run_of, steepest_rise
 from .guarded import compare_guarded
 from .parity import Bar, Parity, compare
 
@@ -181,17 +181,12 @@ def verify(
     if images.truth is not None:
         report("resampling")
         parity = _with_decision(parity, expected, found, undecided, images, manifest.labels, decision_bar)
-    if not parity.passed and network is not None and own is not None:
-        report("looking for the first module that departs")
+    if not parity.passed and network is not None:
+        report("looking for the module that departs")
         worst = next(source for source in images.sources if str(source) == parity.worst_image)
         model_file = Path(artefact) / MODEL_NAME if Path(artefact).is_dir() else Path(artefact)
         image = _inputs([worst], manifest.transform)
-        own = own.with_image(OwnError.of(network, image, precision))
-        departure = first_departure(model_file, network, image, own)
-        nowhere = (
-            f"on the worst image each module is within twice its own {precision} error and its float32 one"
-        )
-        parity = replace(parity, departure=departure, no_departure="" if departure else nowhere)
+        parity = _with_departure(parity, model_file, network, image, own)
     if Path(artefact).is_dir():
         _write_into_bundle(Path(artefact), parity)
     if page is not None:
@@ -200,6 +195,24 @@ def verify(
         report("writing the page")
         write_page(page, parity, images.sources, manifest.transform.white_level)
     return parity
+
+
+def _with_departure(
+    parity: Parity,
+    model_file: Path,
+    network: Network,
+    image: npt.NDArray[np.float32],
+    own: OwnError | None,
+) -> Parity:
+    """Adds where the error on the worst image begins; in int8, which has no such bar, where it grows most."""
+    if own is None:
+        return replace(parity, departure=steepest_rise(model_file, network, image))
+    own = own.with_image(OwnError.of(network, image, parity.precision))
+    if departure := first_departure(model_file, network, image, own):
+        return replace(parity, departure=departure)
+    precision = parity.precision
+    nowhere = f"on the worst image each module is within twice its own {precision} error and its float32 one"
+    return replace(parity, no_departure=nowhere)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ is special to it, and a line in `registry`; nothing outside of this folder asks 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -104,6 +104,8 @@ class Family(ABC):
     """The module that gives the logits."""
     map_layout: ClassVar[MapLayout] = CHANNELS_FIRST
     """How the results of the modules of `map_layers` hold their maps."""
+    unit_types: ClassVar[tuple[type[nn.Module], ...]] = ()
+    """The classes of the modules of `units`."""
 
     def unavailable(self) -> str:
         """Why the family's networks cannot be built here, and what to do; empty where they can."""
@@ -181,6 +183,19 @@ class Family(ABC):
         `head` need not be among them: it is the logits.
         """
         return {}
+
+    def units(self, network: Network) -> Sequence[str]:
+        """The modules that int8 takes, or leaves in floating point, as a whole: paths, none inside another.
+
+        Convolutions and linear layers outside of them are units by themselves.
+        """
+        found: list[str] = []
+        for name, module in network.named_modules():  # the outer before the inner
+            if isinstance(module, self.unit_types) and not name.startswith(
+                tuple(f"{each}." for each in found)
+            ):
+                found.append(name)
+        return found
 
     def map_layers(self, network: Network) -> Mapping[str, str]:
         """The maps that Grad-CAM can take, by the name that a user gives: paths of modules."""

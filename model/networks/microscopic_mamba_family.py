@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from .family import CHANNELS_LAST, Family, Network, ScanWork, View, as_it_is
 from .family import Architecture as AnyArchitecture
-from .layers import channel_shuffle, channels_last
+from .layers import PatchMerging, channel_shuffle, channels_last
 from .microscopic_mamba import (
     ARVSS,
     PEVM,
@@ -35,6 +35,7 @@ class MicroscopicMambaFamily(Family):
     architecture_type = Architecture
     network_type = MicroscopicMamba
     map_layout = CHANNELS_LAST
+    unit_types = (HybridBlock, PatchMerging)
 
     def architecture(self, name: str, **changes: Any) -> Architecture:
         return Architecture.of_size(name, **changes)
@@ -86,6 +87,9 @@ class MicroscopicMambaFamily(Family):
             elif name in ("patch_embed.0", "patch_embed.2") or name.endswith(".reduction"):
                 views[name] = as_it_is
         return {name: view for name, view in views.items() if _has(network, name)}
+
+    def units(self, network: Network) -> Sequence[str]:
+        return ["patch_embed", *super().units(network)]
 
     def map_layers(self, network: Network) -> Mapping[str, str]:
         stages = {}

@@ -319,6 +319,7 @@ class MPViTFamily(StagedFamily):
     network_type = MPViT
     head = "cls_head.cls"
     map_layout = CHANNELS_FIRST
+    unit_types = (ConvNorm, PatchEmbed, EncoderLayer, InvertedResidual)
     sizes: ClassVar[Mapping[str, StagedArchitecture]] = {
         "mpvit_tiny": Architecture(),
         "mpvit_small": Architecture(

@@ -165,6 +165,7 @@ class PVTFamily(StagedFamily):
     title = "PVT"
     architecture_type = Architecture
     network_type = PVT
+    unit_types = (PatchEmbed, Block)
     sizes: ClassVar[Mapping[str, StagedArchitecture]] = {
         "pvt_small": Architecture(),
         "pvt_medium": Architecture(depths=(3, 4, 18, 3), drop_path_rate=0.3),

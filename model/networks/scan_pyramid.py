@@ -99,6 +99,8 @@ class ScanPyramid(StagedNetwork):
 class ScanPyramidFamily(StagedFamily):
     """How such networks are exported, counted and explained."""
 
+    unit_types = (PatchEmbed, ScanBlock, PatchMerging)
+
     def inference_form(self, network: Network, image_size: int) -> nn.Module:
         return with_constant_scans(copy.deepcopy(network))
 

@@ -224,6 +224,7 @@ class SMTFamily(StagedFamily):
     title = "SMT"
     architecture_type = Architecture
     network_type = SMT
+    unit_types = (Stem, OverlappingPatchEmbed, Block)
     sizes: ClassVar[Mapping[str, StagedArchitecture]] = {
         "smt_s": Architecture(),
         "smt_b": Architecture(

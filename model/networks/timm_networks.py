@@ -14,7 +14,7 @@ import copy
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -121,13 +121,16 @@ class TimmFamily(StagedFamily):
             torch.set_default_dtype(usual)
         return form.float()
 
-    def probes(self, network: Network) -> Mapping[str, View]:
+    def units(self, network: Network) -> Sequence[str]:
         depths = cast(StagedArchitecture, network.arch).depths
-        return {
-            f"timm.{self.blocks.format(stage)}{block}{self.result}": as_it_is
+        return [
+            f"timm.{self.blocks.format(stage)}{block}"
             for stage, depth in enumerate(depths)
             for block in range(depth)
-        }
+        ]
+
+    def probes(self, network: Network) -> Mapping[str, View]:
+        return {f"{block}{self.result}": as_it_is for block in self.units(network)}
 
     def map_layers(self, network: Network) -> Mapping[str, str]:
         stages = len(cast(StagedArchitecture, network.arch).dims)

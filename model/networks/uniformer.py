@@ -179,6 +179,7 @@ class UniFormerFamily(StagedFamily):
     architecture_type = Architecture
     network_type = UniFormer
     map_layout = CHANNELS_FIRST
+    unit_types = (PatchEmbed, LocalBlock, GlobalBlock)
     sizes: ClassVar[Mapping[str, StagedArchitecture]] = {
         "uniformer_small": Architecture(),
         "uniformer_base": Architecture(depths=(5, 8, 20, 7), drop_path_rate=0.3),

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from conftest import SMALL_LABELS
+from onnx import numpy_helper
 from PIL import Image
 
 from msmamba import open as open_artefact
@@ -23,6 +24,7 @@ from msmamba.export.bundle import Export, ExportOptions, export_bundle
 from msmamba.export.graph.int8_options import Int8Options, Prepared, prepare
 from msmamba.export.graph.judging import Limits
 from msmamba.export.graph.plan import Plan
+from msmamba.export.proof.parity import Rise
 from msmamba.export.proof.verify import verify
 from msmamba.files import sha256_of
 from msmamba.images import FULL_WHITE
@@ -113,6 +115,38 @@ def test_it_runs_and_is_verified(exported: Export, checkpoint: Path, labelled: P
     parity = verify(bundle, checkpoint, [labelled], split="val", max_flips=ImageLimit(12))
     assert parity.precision == "int8"
     assert parity.max_abs_error < 0.5
+
+
+@pytest.mark.parametrize(
+    ("node", "position", "module"),
+    [
+        pytest.param("patch_embed.2:wide", 1, "patch_embed.2", id="quantised-at-once"),
+        pytest.param("layers.0.downsample.reduction", 1, "layers.0.downsample.reduction", id="linear"),
+        pytest.param(
+            "layers.1.blocks.0.pvm_layer/SelectiveScan2D", 5, "layers.1.blocks.0.pvm_layer", id="scan"
+        ),
+        pytest.param("logits", 1, "head", id="head"),
+    ],
+)
+def test_where_the_error_grows_most_is_named(
+    node: str, position: int, module: str, exported: Export, checkpoint: Path, labelled: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(exported.path / "model.onnx")
+    made_by = {output: each for each in model.graph.node for output in each.output}
+    weight = made_by[node].input[position]
+    if weight in made_by:  # dequantised
+        weight = made_by[weight].input[0]
+    (tensor,) = (each for each in model.graph.initializer if each.name == weight)
+    values = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array((-values).astype(values.dtype), tensor.name))
+    onnx.save(model, tmp_path / "broken.onnx")
+    parity = verify(tmp_path / "broken.onnx", checkpoint, [labelled], split="val", limit=3, max_error=1e-6)
+    assert not parity.passed
+    assert isinstance(parity.departure, Rise)
+    assert parity.departure.module == module
+    assert parity.departure.error > 5 * parity.departure.error_before
+    assert f"the error grows most at {module}" in parity.failure
+    assert f"departs at     {module} above all, relative error" in parity.to_text()
 
 
 def test_the_same_images_give_the_same_bytes_from_the_cache_or_anew(

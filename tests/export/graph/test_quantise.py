@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
-from onnx import ModelProto, TensorProto, numpy_helper
+import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from msmamba.errors import ExportError, InputError
 from msmamba.export.graph.int8 import Quantiser
@@ -19,6 +21,8 @@ from msmamba.export.graph.plan import Plan
 from msmamba.export.graph.precision import fp16_from_fp32, precision_proof
 from msmamba.export.graph.products import DEPTHWISE, LINEAR, merged, products
 from msmamba.export.graph.quantise import int8_from_fp32, int8_nodes, int8_proof, quantised_weight
+from msmamba.model import MicroscopicMamba, build_network
+from msmamba.model.networks.registry import family_of
 from msmamba.plugins.hybrid_block import INT8_OPERATORS
 
 BATCH = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
@@ -28,6 +32,11 @@ NATIVE = ["CPUExecutionProvider"]
 @pytest.fixture(scope="module")
 def flat(small_onnx: ModelProto) -> ModelProto:
     return merged(flat_model(small_onnx))
+
+
+@pytest.fixture(scope="module")
+def units(network: MicroscopicMamba) -> Sequence[str]:
+    return family_of(network).units(network)
 
 
 def values_of(model: ModelProto, names: list[str]) -> dict[str, npt.NDArray[np.float32]]:
@@ -81,8 +90,41 @@ def test_merging_products_changes_no_answer(small_onnx: ModelProto, flat: ModelP
     assert sum(product.macs for product in products(flat)) == sum(p.macs for p in products(plain))
 
 
+def test_products_are_merged_in_each_module_apart() -> None:
+    """Query and key of attention, say: modules that stand in no operator, some of them with a bias."""
+    generator = np.random.default_rng(0)
+    weights = {name: generator.standard_normal((4, 4)).astype(np.float32) for name in "abcdef"}
+    nodes = [
+        helper.make_node("MatMul", ["image", "a"], ["block.0.q"], "block.0.q/MatMul"),
+        helper.make_node("MatMul", ["image", "b"], ["block.0.k/MatMul"], "block.0.k/MatMul"),
+        helper.make_node("Add", ["block.0.q", "block.0.k/MatMul"], ["block.0"], "block.0/Add"),
+        helper.make_node("MatMul", ["block.0", "c"], ["block.1/MatMul"], "block.1/MatMul"),
+        helper.make_node("MatMul", ["block.0", "d"], ["block.1/MatMul_2"], "block.1/MatMul_2"),
+        helper.make_node("Mul", ["block.1/MatMul", "block.1/MatMul_2"], ["block.1/Mul"], "block.1/Mul"),
+        helper.make_node("MatMul", ["block.1/Mul", "e"], ["block.1/MatMul_3"], "block.1/MatMul_3"),
+        helper.make_node("MatMul", ["block.1/Mul", "f"], ["block.1/MatMul_4"], "block.1/MatMul_4"),
+        helper.make_node("Mul", ["block.1/MatMul_3", "block.1/MatMul_4"], ["logits"], "block.1/Mul_2"),
+    ]
+    shown = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("image", "logits")
+    ]
+    constants = [numpy_helper.from_array(weight, name) for name, weight in weights.items()]
+    graph = helper.make_graph(nodes, "attention", shown[:1], shown[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    made = merged(model)
+    onnx.checker.check_model(made, full_check=True)
+    kinds = Counter(node.op_type for node in made.graph.node)
+    assert (kinds["MatMul"], kinds["Split"]) == (3, 3)
+    assert len({node.name for node in made.graph.node}) == len(made.graph.node)
+    batch = {"image": generator.standard_normal((3, 4)).astype(np.float32)}
+    (before,), (after,) = (session(each).run(["logits"], batch) for each in (model, made))
+    np.testing.assert_allclose(after, before, rtol=1e-5)
+
+
 def test_the_multiply_adds_are_those_of_the_layers(tiny_onnx: ModelProto) -> None:
-    found = products(merged(flat_model(tiny_onnx)))
+    with torch.device("meta"):
+        tiny = build_network("t", num_classes=4)
+    found = products(merged(flat_model(tiny_onnx)), family_of(tiny).units(tiny))
     assert found[0].macs == 112 * 112 * 48 * 27
     assert found[1].macs == 56 * 56 * 96 * 48 * 9
     by_unit = Counter(product.unit for product in found)
@@ -233,11 +275,11 @@ def test_what_cannot_be_quantised_is_named_at_once(flat: ModelProto, ranges: dic
         int8_from_fp32(flat, broken, [first.node, second.node, "head/Gemm"])
 
 
-def test_a_plan_keeps_units_and_comes_back_from_its_file(flat: ModelProto) -> None:
+def test_a_plan_keeps_units_and_comes_back_from_its_file(flat: ModelProto, units: Sequence[str]) -> None:
     plan = Plan(kept=("layers.0.blocks.0", "patch_embed"), kinds=("linear",))
     again = Plan.from_json(plan.to_json(), "plan.json")
     assert again == plan
-    left = again.chosen(products(flat))
+    left = again.chosen(products(flat, units))
     assert {product.kind for product in left} == {"linear"}
     assert not {product.unit for product in left} & set(plan.kept)
 
@@ -251,9 +293,11 @@ def test_a_plan_keeps_units_and_comes_back_from_its_file(flat: ModelProto) -> No
     ],
     ids=["unit", "kind", "nothing"],
 )
-def test_a_plan_for_another_network_is_refused(flat: ModelProto, plan: Plan, message: str) -> None:
+def test_a_plan_for_another_network_is_refused(
+    flat: ModelProto, units: Sequence[str], plan: Plan, message: str
+) -> None:
     with pytest.raises(ExportError, match=message):
-        plan.chosen(products(flat))
+        plan.chosen(products(flat, units))
 
 
 @pytest.mark.parametrize(

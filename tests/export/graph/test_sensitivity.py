@@ -20,6 +20,8 @@ from msmamba.export.graph.quantise import int8_from_fp32
 from msmamba.export.graph.sensitivity import find_plan, measure_sensitivity
 from msmamba.images import Transform, read_image
 from msmamba.measures.decision import ImageLimit
+from msmamba.model import MicroscopicMamba
+from msmamba.model.networks.registry import family_of
 from msmamba.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 TRANSFORM = Transform(32, (0.6, 0.5, 0.7), (0.2, 0.25, 0.15))
@@ -53,8 +55,8 @@ def judge(flat: ModelProto, images: CalibrationSet) -> Judge:
 
 
 @pytest.fixture(scope="module")
-def found(flat: ModelProto) -> list[Product]:
-    return products(flat)
+def found(flat: ModelProto, network: MicroscopicMamba) -> list[Product]:
+    return products(flat, family_of(network).units(network))
 
 
 class Quantiser:

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from msmamba.errors import ArtefactError, CheckpointError, InputError
 from msmamba.export.proof.departure import OwnError, first_departure
-from msmamba.export.proof.parity import Answer, Bar, Parity, compare
+from msmamba.export.proof.parity import Answer, Bar, Departure, Parity, compare
 from msmamba.export.proof.verify import verify
 from msmamba.files import sha256_of
 from msmamba.measures.decision import ImageLimit
@@ -108,7 +108,7 @@ def test_the_first_module_that_departs_is_named(
     changed_weight(copied[precision], weight)
     parity = verify(copied[precision], checkpoint, [micrographs], limit=4)
     assert not parity.passed
-    assert parity.departure is not None
+    assert isinstance(parity.departure, Departure)
     assert parity.departure.module.endswith(module)
     assert parity.departure.error > 2 * parity.departure.expected_error
     assert json.loads((copied[precision] / "parity.json").read_text())["passed"] is False

@@ -12,12 +12,17 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
+from conftest import SMALL_LABELS
 from reference.weights import reference_image, reference_state
 
 from msmamba.errors import CheckpointError, InputError
 from msmamba.export.bundle import ExportOptions, export_bundle
+from msmamba.export.graph.int8_options import Int8Options
+from msmamba.export.graph.judging import Limits
 from msmamba.export.graph.onnx_model import scan_nodes
+from msmamba.export.graph.products import CONVOLUTION, DEPTHWISE, LINEAR
 from msmamba.export.proof.verify import verify
+from msmamba.measures.decision import ImageLimit
 from msmamba.model import build_network
 from msmamba.model.evaluation.explanation import Explainer
 from msmamba.model.evaluation.paper import PEERS
@@ -192,6 +197,50 @@ def test_each_goes_the_whole_way(name: str, precision: str, micrographs: Path, t
     assert len(scan_nodes(model)) == export.scans == (4 if "mamba" in name else 0)
     heat = Explainer(network, 64).heat(torch.randn(1, 3, 64, 64), torch.tensor([1]))
     assert heat.ndim == 3
+
+
+@every_small
+def test_what_int8_takes_as_a_whole_are_modules_that_hold_its_products(name: str) -> None:
+    network = small(name)
+    units = family_of(network).units(network)
+    inside = tuple(f"{unit}." for unit in units)
+    assert all(network.get_submodule(unit) for unit in units)
+    assert not any(unit.startswith(inside) for unit in units)
+    products = [
+        path
+        for path, module in network.named_modules()
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and module.weight.shape[1] > 1
+    ]
+    assert {path for path in products if not path.startswith(inside)} == {family_of(network).head}
+    assert all(any(path.startswith(unit) for path in products) for unit in inside)
+
+
+@pytest.mark.networks
+@every_small
+@pytest.mark.usefixtures("threads_as_before")
+def test_each_calibrates(name: str, labelled: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    network = small(name)
+    checkpoint, bundle = tmp_path / "network.safetensors", tmp_path / "bundle"
+    save_checkpoint(checkpoint, network, labels=SMALL_LABELS, image_size=64, mean=[0.5] * 3, std=[0.2] * 3)
+    anything = ImageLimit(100, per_cent=True)  # what is not trained decides by little
+    how = Int8Options(labelled, images=9, limits=Limits(100, anything))
+    exported = export_bundle(checkpoint, bundle, ExportOptions(precision="int8", int8=how)).int8
+    assert exported is not None
+    assert exported.proof.by_kind.keys() - {DEPTHWISE} <= {CONVOLUTION, LINEAR}
+    assert all(exported.proof.by_kind[kind] == (kind != DEPTHWISE) for kind in exported.proof.by_kind)
+    parity = verify(
+        bundle,
+        checkpoint,
+        [labelled],
+        split="val",
+        max_flips=anything,
+        max_accuracy_drop=100,
+        max_auc_drop=1,
+    )
+    assert parity.passed
+    assert parity.max_abs_error > 0
+    assert parity.lowest_cosine > 0.99
 
 
 def test_position_embeddings_are_resized_for_other_images() -> None:
