@@ -435,6 +435,37 @@ def onnxruntime_step(folder: Path, tell: Tell) -> None:
                     )
 
 
+def parity_step(folder: Path, tell: Tell) -> None:
+    """`mmdeploy verify` of a trained checkpoint's bundles on CUDA, on labelled images."""
+    import numpy as np
+
+    from msmamba.errors import MsmambaError
+    from msmamba.export.bundle import ExportOptions, export_bundle
+    from msmamba.export.proof.verify import verify
+
+    checkpoint, data = os.environ.get("DEVICE_CHECK_CHECKPOINT"), os.environ.get("DEVICE_CHECK_DATA")
+    if not checkpoint or not data:
+        raise Lacks("a trained checkpoint and its images: --checkpoint FILE --data FOLDER")
+    for precision in ("fp32", "fp16"):
+        bundle = folder / f"parity-{precision}"
+        export_bundle(checkpoint, bundle, ExportOptions(precision), force=True)
+        try:
+            parity = verify(bundle, checkpoint, [data], device="cuda", provider="cuda")
+        except MsmambaError as error:
+            tell(bundle=precision, path=str(error))
+            continue
+        tell(
+            bundle=precision,
+            path=parity.executed_by,
+            images=parity.images,
+            off_the_checkpoint=parity.max_abs_error,
+            bar=np.inf if parity.bar.max_abs_error is None else parity.bar.max_abs_error,
+            flips=parity.flips,
+            undecided=len(parity.undecided),
+            passed=parity.passed,
+        )
+
+
 def launch_step(folder: Path, tell: Tell) -> None:
     """The plugin's own launches through the driver: plain, captured and replayed, and 10,000 times."""
     import numpy as np
@@ -523,6 +554,7 @@ STEPS: dict[str, Step] = {
     "network": Step(network_step, "The network in PyTorch", 45, ("torch", "triton", "safetensors")),
     "export": Step(export_step, "Bundles", 60, _EXPORT, on_gpu=False),
     "onnxruntime": Step(onnxruntime_step, "ONNX Runtime on CUDA", 90, ("numpy", "onnxruntime")),
+    "parity": Step(parity_step, "Parity of a trained checkpoint", 120, _EXPORT),
     "launch": Step(launch_step, "Launches through the driver", 40, ("numpy", "triton", "cuda")),
     "tensorrt_rtx": Step(tensorrt_rtx_step, "TensorRT-RTX", 60, (*_EXPORT, "tensorrt_rtx", "cuda")),
     "compile": Step(compile_step, "The network by torch.compile", 90, ("torch", "triton", "safetensors")),
@@ -628,6 +660,10 @@ def main() -> int:
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install first")
     parser.add_argument("--images", help="folder of pictures for ONNX Runtime's parity, in place of noise")
     parser.add_argument(
+        "--checkpoint", help="a trained checkpoint to verify on CUDA, on the images of --data"
+    )
+    parser.add_argument("--data", help="labelled images, as 'mmdeploy verify' takes them")
+    parser.add_argument(
         "--minutes", type=float, default=6, help="for all of it; what is left over is not begun"
     )
     parser.add_argument("--steps", default=",".join(STEPS), help="some of: " + ", ".join(STEPS))
@@ -652,8 +688,9 @@ def main() -> int:
             parser.error(f"{arguments.wheels} holds no wheels")
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--upgrade"]
         subprocess.run([*command, "--target", str(folder / "packages"), *wheels], check=True)
-    if arguments.images:
-        os.environ["DEVICE_CHECK_IMAGES"] = str(Path(arguments.images).resolve())
+    for name in ("images", "checkpoint", "data"):
+        if given := getattr(arguments, name):
+            os.environ[f"DEVICE_CHECK_{name.upper()}"] = str(Path(given).resolve())
     results: list[Row] = []
     with importable(folder) as environment:
         for name in chosen:

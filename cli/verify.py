@@ -10,6 +10,7 @@ from ..errors import ParityError
 from .help import Command, option
 from .options import (
     check_replaces_none,
+    device_options,
     format_option,
     guard_option,
     let_idle_threads_sleep,
@@ -107,6 +108,7 @@ _RESULTS = "Results"
 @format_option("table", "json")
 @guard_option
 @weights_option
+@device_options
 def verify(
     artefact: str,
     output_format: str,
@@ -126,6 +128,8 @@ def verify(
 
     Where ARTEFACT carries a guard ('mmdeploy calibrate'), both answers are put through it, and images that
     are answered by one and withheld by the other are counted.
+
+    ARTEFACT runs as 'mmdeploy infer' would run it here, or as you ask; what ran is in the result.
 
     The result goes into the bundle as parity.json. The exit status is 1 when the bar is missed.
     """

@@ -59,6 +59,11 @@ def verify(
     limit: int | None = None,
     weights_of: str | None = None,
     guard: bool = True,
+    device: str = "auto",
+    provider: str = "auto",
+    threads: int | None = None,
+    kernels: str = "auto",
+    trust_engine_code: bool = False,
     batch_size: int = 8,
     report: Callable[[str], None] = lambda step: None,
 ) -> Parity:
@@ -85,11 +90,18 @@ def verify(
         weights_of: which weights of a checkpoint, as `load_checkpoint` takes it; None: those that the
             artefact has.
         guard: whether both answers are put through the artefact's guard, where it has one.
+        device: where the artefact runs; this and the next four as `open_session` takes them. What ran is in
+            the proof. An artefact as the reference runs as it does by itself.
+        provider: what executes it.
+        threads: how many CPU threads it uses.
+        kernels: which kernels run it.
+        trust_engine_code: lets an engine run the library that it carries.
         batch_size: images at once.
         report: is told each step as it begins.
 
     Raises:
         ArtefactError: the artefact or the reference cannot be used, or they do not belong together.
+        BackendError: the machine cannot run the artefact as asked.
         CheckpointError: the checkpoint cannot be used.
         InputError: `max_error` is negative or NaN.
         DataError: there are no images, classes are unknown to the model, or labels are needed (for a bar on
@@ -99,7 +111,15 @@ def verify(
     """
     if max_error is not None and not max_error >= 0:
         raise InputError(f"--max-error is {max_error:g}: expected a bound of 0 or more")
-    with open_session(artefact, guard=guard) as session:
+    with open_session(
+        artefact,
+        guard=guard,
+        device=device,
+        provider=provider,
+        threads=threads,
+        kernels=kernels,
+        trust_engine_code=trust_engine_code,
+    ) as session:
         manifest = session.manifest
         if manifest is None:
             raise ArtefactError(f"{artefact} has no manifest: verify a bundle or an ONNX file by msmamba")

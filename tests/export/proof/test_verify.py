@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from msmamba.errors import ArtefactError, CheckpointError, InputError
+from msmamba.errors import ArtefactError, BackendError, CheckpointError, InputError
 from msmamba.export.proof.departure import OwnError, first_departure
 from msmamba.export.proof.parity import Answer, Bar, Departure, Parity, compare
 from msmamba.export.proof.verify import verify
@@ -62,6 +62,19 @@ def test_an_honest_export_passes_and_the_proof_is_put_into_the_bundle(
     assert manifest.files["parity.json"] == sha256_of(copied[precision] / "parity.json")
     assert manifest.precision_proven["parity"] == parity.summary
     assert written["undecided"] == parity.undecided
+
+
+def test_the_artefact_runs_as_it_is_asked_to_and_the_proof_says_how(
+    copied: dict[str, Path], checkpoint: Path, micrographs: Path, no_gpu: None
+) -> None:
+    found = verify(copied["fp32"], checkpoint, [micrographs], kernels="functions", threads=1)
+    assert found.passed
+    assert "ONNX functions" in found.executed_by
+    assert json.loads((copied["fp32"] / "parity.json").read_text())["executed_by"] == found.executed_by
+    before = (copied["fp32"] / "parity.json").read_bytes()
+    with pytest.raises(BackendError, match="cuda"):
+        verify(copied["fp32"], checkpoint, [micrographs], device="cuda")
+    assert (copied["fp32"] / "parity.json").read_bytes() == before
 
 
 def test_nothing_is_written_through_links_out_of_a_bundle(
