@@ -63,9 +63,13 @@ GPU_PROVIDERS = {
     "nv-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
 }
 """ONNX Runtime's name of each provider, and how to get it, by what is asked for."""
-# Tiny at 224, two threads, two cores that other processes wanted too: idle threads that spin made an image
-# take 185 ms and 97 ms of processor time, idle threads that sleep 122 ms and 62 ms.
-_IDLE_THREADS_SLEEP = ("session.intra_op.allow_spinning", "0")
+# Between nodes an idle thread spins this long, as the next node mostly comes sooner than it could be woken,
+# and then sleeps. Spinning without end, ONNX Runtime's default, takes the cores from whatever else wants
+# them: tiny at 224 pixels on two busy cores took 185 ms and 97 ms of processor time, 122 ms and 62 ms with
+# threads that sleep at once.
+_SPIN_US = 20
+_SPINS_BRIEFLY_SINCE = (1, 26)
+"""The version of ONNX Runtime that ends spinning after so long; earlier ones would ignore it, and spin on."""
 
 # How far from 1 probabilities may sum up to: quantised ones of many classes, each rounded to 1/256.
 _SUM_TOLERANCE = 0.1
@@ -349,7 +353,8 @@ def _load(wanted: _Wanted, graphs: bool = False) -> _Loaded:
     does_not_start = f"{providers[0]} does not start{missing}: {_ASK_DOCTOR}"
     options.intra_op_num_threads = wanted.threads
     options.log_severity_level = _LOG_NOTHING_BUT_FATAL
-    options.add_session_config_entry(*_IDLE_THREADS_SLEEP)
+    for entry, value in _idle_threads(runtime.__version__, wanted.threads).items():
+        options.add_session_config_entry(entry, value)
     no_native_kernels = _why_not_native(options, wanted, providers[0])
     own_options = {**_OPTIONS, _CUDA: {**_OPTIONS[_CUDA], **onnxruntime_cuda.OPTIONS}} if graphs else _OPTIONS
     try:
@@ -370,6 +375,19 @@ def _load(wanted: _Wanted, graphs: bool = False) -> _Loaded:
     if found != providers[0]:
         raise BackendError(does_not_start)
     return _Loaded(session, found, metadata, interface, no_native_kernels)
+
+
+def _idle_threads(version: str, threads: int) -> dict[str, str]:
+    """Configuration entries that say what a session's idle threads do.
+
+    Args:
+        version: ONNX Runtime's.
+        threads: the session's; with one there is nothing to wait for.
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if threads < 2 or found is None or (int(found[1]), int(found[2])) < _SPINS_BRIEFLY_SINCE:
+        return {"session.intra_op.allow_spinning": "0"}
+    return {"session.intra_op.allow_spinning": "1", "session.intra_op.spin_duration_us": str(_SPIN_US)}
 
 
 def _fell_back(error: Exception) -> bool:

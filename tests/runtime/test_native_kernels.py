@@ -87,3 +87,32 @@ def test_the_number_of_threads_changes_nothing(bundles: dict[str, Path]) -> None
         with open_session(bundles["fp32"], kernels="native", threads=threads) as session:
             answers.append(session.run(images(2, session.image_size or 0)))
     np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("version", "threads", "expected"),
+    [
+        ("1.32.0", 2, {"allow_spinning": "1", "spin_duration_us": "20"}),
+        ("1.26.0.dev1", 16, {"allow_spinning": "1", "spin_duration_us": "20"}),
+        ("1.25.1", 2, {"allow_spinning": "0"}),
+        ("1.32.0", 1, {"allow_spinning": "0"}),
+    ],
+    ids=["two", "many", "an-ONNX-Runtime-that-would-spin-on", "one"],
+)
+def test_idle_threads_spin_briefly_where_they_can(
+    version: str,
+    threads: int,
+    expected: dict[str, str],
+    bundles: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = onnxruntime.SessionOptions()
+    monkeypatch.setattr(onnxruntime, "SessionOptions", lambda: made)
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    model = str(bundles["fp32"] / "model.onnx")
+    OnnxRuntimeBackend(model, "fp32", device="cpu", threads=threads).close()
+    for name, value in expected.items():
+        assert made.get_session_config_entry(f"session.intra_op.{name}") == value
+    if "spin_duration_us" not in expected:
+        with pytest.raises(RuntimeError, match="spin_duration_us"):
+            made.get_session_config_entry("session.intra_op.spin_duration_us")
