@@ -112,6 +112,25 @@ class MLP(nn.Module):
         return result
 
 
+class TransformerBlock(nn.Module):
+    """Attention, or what takes its place, and an MLP, each of a LayerNorm's result and with a residual.
+
+    (…, C) to the same shape.
+    """
+
+    def __init__(self, channels: int, attn: nn.Module, mlp: nn.Module, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.attn = attn
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
 def initialise_transformer(module: nn.Module) -> None:
     """Linear layers truncated normal of 0.02 with biases of zero, LayerNorms one and zero; for `apply`."""
     if isinstance(module, nn.Linear):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from .family import Network, View, as_it_is
 from .layers import (
     MLP,
-    DropPath,
     PatchEmbed,
+    TransformerBlock,
     attention,
     channels_first,
     channels_last,
@@ -78,20 +78,11 @@ class Attention(nn.Module):
         return attended
 
 
-class Block(nn.Module):
-    """Attention and an MLP, each with a residual: (B, H, W, C), or (B, N, C), to the same shape."""
+class Block(TransformerBlock):
+    """A block of PVT: (B, H, W, C), or (B, N, C), to the same shape."""
 
     def __init__(self, channels: int, mlp_ratio: int, reduction: int, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
-        self.attn = Attention(channels, reduction)
-        self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = MLP(channels, mlp_ratio)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        super().__init__(channels, Attention(channels, reduction), MLP(channels, mlp_ratio), drop_path)
 
 
 class PVT(StagedNetwork):

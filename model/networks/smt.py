@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .family import Network, View, as_it_is
 from .layers import (
-    DropPath,
+    TransformerBlock,
     attention,
     channels_first,
     channels_last,
@@ -160,20 +160,12 @@ class MLP(nn.Module):
         return result
 
 
-class Block(nn.Module):
+class Block(TransformerBlock):
     """Modulation or attention, and an MLP: (B, H, W, C) to the same shape."""
 
     def __init__(self, channels: int, mlp_ratio: int, attends: bool, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
-        self.attn = Attention(channels) if attends else Modulation(channels)
-        self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = MLP(channels, mlp_ratio)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        attn = Attention(channels) if attends else Modulation(channels)
+        super().__init__(channels, attn, MLP(channels, mlp_ratio), drop_path)
 
 
 class SMT(StagedNetwork):

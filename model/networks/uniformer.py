@@ -18,6 +18,7 @@ from .family import CHANNELS_FIRST, Network, View, as_it_is
 from .layers import (
     MLP,
     DropPath,
+    TransformerBlock,
     attention,
     channels_first,
     channels_last,
@@ -111,25 +112,17 @@ class Attention(nn.Module):
         return attended
 
 
-class GlobalBlock(nn.Module):
+class GlobalBlock(TransformerBlock):
     """Positions, attention, an MLP: (B, C, H, W) to the same shape."""
 
     def __init__(self, channels: int, mlp_ratio: int, drop_path: float) -> None:
-        super().__init__()
+        super().__init__(channels, Attention(channels), MLP(channels, mlp_ratio), drop_path)
         self.pos_embed = depthwise_conv(channels)
-        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
-        self.attn = Attention(channels)
-        self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = MLP(channels, mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pos_embed(x)
-        height, width = x.shape[2:]
-        tokens = x.flatten(2).transpose(1, 2)  # (B, N, C)
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
-        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
-        return tokens.transpose(1, 2).unflatten(-1, (height, width))
+        tokens: Tensor = super().forward(x.flatten(2).transpose(1, 2))  # (B, N, C)
+        return tokens.transpose(1, 2).unflatten(-1, tuple(x.shape[2:]))
 
 
 class UniFormer(StagedNetwork):
