@@ -30,7 +30,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
 from ...errors import BackendError, MsmambaError, TrainingError
+from ..networks.family import Network
 from ..networks.layers import DropPath
+from ..networks.registry import family_of
 from .loading import Key, ShuffledBatches
 
 T = TypeVar("T")
@@ -95,13 +97,16 @@ class Processes:
         value: T = outcome[0]
         return value
 
-    def replicate(self, network: nn.Module) -> nn.Module:
+    def replicate(self, network: Network) -> nn.Module:
         """The network to train: its gradients are averaged over the processes before they are seen."""
         if self.count == 1:
             return network
         synchronise_batch_norms(network)
-        # Some weights of every checkpoint are in no forward pass.
-        return DistributedDataParallel(network, find_unused_parameters=True, gradient_as_bucket_view=True)
+        # Where every weight is in the forward pass, looking for others costs time, and PyTorch warns of it.
+        some_unused = family_of(network).unused_parameters(network) > 0
+        return DistributedDataParallel(
+            network, find_unused_parameters=some_unused, gradient_as_bucket_view=True
+        )
 
 
 ALONE = Processes()

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,14 +17,20 @@ from torch.nn import functional
 
 from msmamba.data.folders import read_training_folder
 from msmamba.errors import MsmambaError
-from msmamba.model.networks.microscopic_mamba import Architecture, MicroscopicMamba
+from msmamba.model.networks.family import Network
+from msmamba.model.networks.microscopic_mamba import Architecture
+from msmamba.model.networks.registry import build_network
 from msmamba.model.training import loop as training
 from msmamba.model.training import parallel
 from msmamba.model.training.augmentation import Augmentation
 from msmamba.model.training.loading import ShuffledBatches
 from msmamba.model.training.recipe import Recipe
 
-SMALL = Architecture(depths=(1, 1), dims=(32, 64), num_classes=2)
+SIZES: dict[str, dict[str, Any]] = {
+    "t": {"depths": (1, 1), "dims": (32, 64)},  # some of its weights are in no forward pass
+    "smt_s": {"depths": (1, 1, 2, 1), "dims": (32, 32, 32, 32)},
+}
+SMALL = Architecture(num_classes=2, **SIZES["t"])
 # A rate so small that what differs is the arithmetic: Adam turns the rounding errors of gradients that are
 # zero in exact numbers (those of biases before batch norms) into steps of full length.
 STEADY = Recipe(
@@ -38,9 +45,14 @@ STEADY = Recipe(
 )
 
 
-def step(
-    network: nn.Module, own: MicroscopicMamba, batch: int, parts: int, processes: parallel.Processes
-) -> float:
+def small(name: str) -> Network:
+    """A small network of a family, its head behind a norm of vectors, as RepViT has it; in float64."""
+    network = build_network(name, num_classes=2, **SIZES[name])
+    network.head = nn.Sequential(nn.BatchNorm1d(SIZES[name]["dims"][-1]), network.head)
+    return network.double().train()
+
+
+def step(network: nn.Module, own: Network, batch: int, parts: int, processes: parallel.Processes) -> float:
     """The gradients of one batch of noise, as `model.training.loop` takes them: the loss of all processes."""
     generator = torch.Generator().manual_seed(batch)
     images, labels = torch.randn(batch, 3, 32, 32, generator=generator).double(), torch.arange(batch) % 2
@@ -59,14 +71,11 @@ def step(
     return processes.total(total)[0]
 
 
-def compare_steps(batches: str, parts: str) -> None:
+def compare_steps(name: str, batches: str, parts: str) -> None:
     """Prints how far gradients, statistics and losses are from those of one process, in float64."""
     with parallel.joined() as (processes, _):
         torch.manual_seed(0)
-        alone, shared = MicroscopicMamba(SMALL), MicroscopicMamba(SMALL)
-        for network in (alone, shared):  # a norm of vectors too, as RepViT has it
-            network.head = nn.Sequential(nn.BatchNorm1d(SMALL.dims[-1]), network.head)
-            network.double().train()
+        alone, shared = small(name), small(name)
         shared.load_state_dict(alone.state_dict())
         replica = processes.replicate(shared)
         errors = {"gradient": 0.0, "statistic": 0.0, "loss": 0.0}
