@@ -226,7 +226,7 @@ def export(
         say(f"  {count} nodes: {reason}")
     if result.kernels_bytes:
         say(f"  {result.kernels_bytes / 1e3:.0f} kB of kernels, to build engines from without Triton")
-    else:
+    elif result.scans:
         say("  no kernels to build engines from: triton is not installed here")
 
 
