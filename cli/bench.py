@@ -34,7 +34,16 @@ _RESULTS = "Results"
     multiple=True,
     metavar="N",
     show_default=EVERY_CORE,
-    help="How many CPU threads to use.",
+    help="How many CPU threads to use, in each session.",
+)
+@option(
+    "--sessions",
+    group=_CASES,
+    type=click.IntRange(1),
+    multiple=True,
+    metavar="N",
+    show_default="1",
+    help="How many batches to run side by side; they share the cores.",
 )
 @option(
     "--kernels",

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from .. import machine
@@ -48,7 +50,8 @@ class BenchmarkOptions:
 
     Attributes:
         batch_sizes: images a batch.
-        threads: CPU threads; None for one on every usable core.
+        threads: CPU threads of a session; None for every usable core, shared out among the sessions.
+        sessions: how many batches run side by side, each on threads of its own.
         kernels: the kernels to run, as `open_session` takes them.
         providers: what executes, as `open_session` takes it.
         device: the device to run on, as `open_session` takes it.
@@ -61,6 +64,7 @@ class BenchmarkOptions:
 
     batch_sizes: Sequence[int] = (1,)
     threads: Sequence[int | None] = (None,)
+    sessions: Sequence[int] = (1,)
     kernels: Sequence[str] = ("auto",)
     providers: Sequence[str] = ("auto",)
     device: str = "auto"
@@ -71,7 +75,7 @@ class BenchmarkOptions:
     memory: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("batch_sizes", "threads", "kernels", "providers"):
+        for name in ("batch_sizes", "threads", "sessions", "kernels", "providers"):
             if not getattr(self, name):
                 raise InputError(f"no {name} to measure: give at least one")
         if self.rounds < 1 or self.warmup < 0:
@@ -100,25 +104,30 @@ def benchmark(
     if not artefacts:
         raise InputError("no artefact to measure: give at least one")
     wanted = product(
-        map(str, artefacts), options.providers, options.kernels, options.threads, options.batch_sizes
+        map(str, artefacts),
+        options.providers,
+        options.kernels,
+        options.threads,
+        options.sessions,
+        options.batch_sizes,
     )
     cases = list(
         dict.fromkeys(
-            Case(name, batch_size, machine.threads_to_use(threads), kernels, provider)
-            for name, provider, kernels, threads, batch_size in wanted
+            Case(name, batch_size, _threads_of_each(threads, sessions), kernels, provider, sessions)
+            for name, provider, kernels, threads, sessions, batch_size in wanted
         )
     )
     state = _state()
     encoded = _made_up_image() if options.image is None else _image_file(options.image)
     with ExitStack() as stack:
         report("opening")
-        sessions = {
+        opened = {
             key: stack.enter_context(_opened(*key, options.device))
             for key in dict.fromkeys(map(_session_key, cases))
         }
-        runs = [_Run(case, sessions[_session_key(case)], encoded) for case in cases]
+        runs = [stack.enter_context(_Run(case, opened[_session_key(case)], encoded)) for case in cases]
         notes = dict.fromkeys(
-            f"{name}: {note}" for (name, *_), session in sessions.items() for note in session.notes
+            f"{name}: {note}" for (name, *_), session in opened.items() for note in session.notes
         )
         loop_ms = _measure(runs, options, report)
         memory: list[float | None] = [None] * len(cases)
@@ -134,10 +143,15 @@ def benchmark(
 
 
 class _Run:
-    """One case being measured: its session, its input and its samples."""
+    """One case being measured: its session, its input and its samples.
+
+    What runs side by side runs in one `Session`, which many threads may call: it differs from as many of them
+    in its memory alone.
+    """
 
     def __init__(self, case: Case, session: Session, encoded: bytes) -> None:
         self.case, self._session, self._encoded = case, session, encoded
+        self._lanes = ThreadPoolExecutor(case.sessions - 1) if case.sessions > 1 else None
         if session.image_size is None:
             raise InputError(f"'{case.artefact}' leaves its image size open: export it with one")
         if session.max_batch is not None and case.batch_size > session.max_batch:
@@ -150,6 +164,23 @@ class _Run:
         self._images = np.random.default_rng(0).standard_normal(shape, np.float32)
         self._samples: dict[str, list[float]] = {step: [] for step in STEPS}
 
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        if self._lanes is not None:
+            self._lanes.shutdown()
+
+    def _answered(self) -> NDArray[np.float32]:
+        """The logits of a batch, when as many as run side by side have theirs."""
+        if self._lanes is None:
+            return self._session.run(self._images)
+        others = [self._lanes.submit(self._session.run, self._images) for _ in range(self.case.sessions - 1)]
+        logits = self._session.run(self._images)
+        for other in others:
+            other.result()
+        return logits
+
     def once(self, counted: bool) -> None:
         """Runs the case once, and keeps its times unless it is a warm-up."""
         moments = [time.perf_counter()]
@@ -157,7 +188,7 @@ class _Run:
             for _ in range(self.case.batch_size):
                 self._session.prepare(self._encoded)
         moments.append(time.perf_counter())
-        logits = self._session.run(self._images)
+        logits = self._answered()
         moments.append(time.perf_counter())
         if self._classifies:
             self._session.predictions(logits)
@@ -179,7 +210,7 @@ class _Run:
             network_ms=network,
             preprocessing_ms=Spread.of(samples["preprocessing_ms"]) if self._classifies else None,
             postprocessing_ms=Spread.of(samples["postprocessing_ms"]) if self._classifies else None,
-            images_per_second=self.case.batch_size / network.median * 1e3,
+            images_per_second=self.case.sessions * self.case.batch_size / network.median * 1e3,
             ratio=float(np.median(samples["network_ms"] / of_first)),
             ratio_of_minima=network.min / float(of_first.min()),
             peak_memory_mb=peak_memory_mb,
@@ -213,6 +244,11 @@ def _fixed_loop_ms() -> float:
     return (time.perf_counter() - started) * 1e3
 
 
+def _threads_of_each(threads: int | None, sessions: int) -> int:
+    """Those asked for, or as many as each session has of the usable cores."""
+    return machine.threads_to_use(threads) if threads else max(1, machine.threads_to_use(None) // sessions)
+
+
 def _session_key(case: Case) -> tuple[str, int, str, str]:
     return case.artefact, case.threads, case.kernels, case.provider
 
@@ -225,7 +261,7 @@ def _opened(artefact: str, threads: int, kernels: str, provider: str, device: st
 
 
 def _first_alike(runs: list[_Run], run: _Run) -> _Run:
-    """The run of the first artefact and provider with the same batch size, threads and kernels."""
+    """The run of the first artefact and provider with the same batch size, threads, sessions and kernels."""
 
     def conditions(case: Case) -> Case:
         return replace(case, artefact="", provider="")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,18 +20,19 @@ NOISE_BOUND = 0.10
 """How far a case's median may lie above its minimum, as a fraction, before it counts as noisy."""
 
 DEFINITIONS = {
-    "network_ms": "one Session.run of a batch that lies ready in memory, copies to a device included",
-    "preprocessing_ms": "decoding and transforming the images of the batch, one after the other",
-    "postprocessing_ms": "softmax and predictions of the batch",
+    "network_ms": "one Session.run of a batch that lies ready in memory, copies to a device included; of "
+    "several side by side ('sessions'), until the last has ended",
+    "preprocessing_ms": "decoding and transforming the images of a batch, one after the other",
+    "postprocessing_ms": "softmax and predictions of a batch",
     "median, p90, p99, min, max": "over the rounds after the warm-up, in milliseconds a batch",
-    "images_per_second": "batch size over the median of network_ms",
+    "images_per_second": "images of the batches that run side by side over the median of network_ms",
     "ratio": "median over the rounds of network_ms over that of the first artefact and provider in the same "
-    "round, batch size, threads and kernels alike",
+    "round, batch size, threads, sessions and kernels alike",
     "ratio_of_minima": "the least network_ms over the least of that case; other work on the machine only "
     "ever adds to a time, and spoils this last",
     "case noise": "median over minimum, less one, of a case's network_ms",
-    "peak_memory_mb": "resident high-water mark of a process that only opens the artefact and runs three "
-    "batches, in 10^6 bytes",
+    "peak_memory_mb": "resident high-water mark of a process that only opens the artefact and runs batches "
+    "three times, in 10^6 bytes",
     "noise": "90th percentile over median, less one, of a fixed single-threaded loop timed in every round",
 }
 
@@ -41,13 +42,22 @@ STEPS = {"preprocessing_ms": "#9ecae1", "network_ms": "#3182bd", "postprocessing
 
 @dataclass(frozen=True)
 class Case:
-    """One thing measured: an artefact at a batch size, with threads, kernels and provider."""
+    """One thing measured: an artefact at a batch size, with threads, kernels and provider.
+
+    Of ``sessions`` batches that run side by side each has so many threads.
+    """
 
     artefact: str
     batch_size: int
     threads: int
     kernels: str
     provider: str = "auto"
+    sessions: int = 1
+
+    def __str__(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        beside = f" in each of {self.sessions} sessions" if self.sessions > 1 else ""
+        return f"{shown(self.artefact)}, batch {self.batch_size}, {threads}{beside}"
 
 
 @dataclass(frozen=True)
@@ -128,11 +138,7 @@ class Benchmark:
         noisy = [result for result in self.results if result.noise > NOISE_BOUND]
         if not noisy:
             return None
-        named = "; ".join(
-            f"{shown(result.case.artefact)}, batch {result.case.batch_size}, {result.case.threads} threads: "
-            f"{result.noise:.0%}"
-            for result in noisy
-        )
+        named = "; ".join(f"{result.case}: {result.noise:.0%}" for result in noisy)
         return (
             f"medians lie more than {NOISE_BOUND:.0%} above the minimum ({named}): "
             "compare minima ('least'), or close other programs and measure again"
@@ -146,7 +152,7 @@ class Benchmark:
     def to_text(self) -> str:
         """A table for a reader, milliseconds a batch."""
         width = max(len(shown(result.case.artefact)) for result in self.results)
-        columns = "size batch thr  median    p90    p99    min    max  img/s   pre  post    MB"
+        columns = "size batch thr ses  median    p90    p99    min    max  img/s   pre  post    MB"
         lines = [f"{'artefact':<{width}}  {columns} ratio least  run by"]
         for result in self.results:
             case, network = result.case, result.network_ms
@@ -157,12 +163,15 @@ class Benchmark:
                 for spread in (result.preprocessing_ms, result.postprocessing_ms)
             )
             memory = f"{result.peak_memory_mb:5.0f}" if result.peak_memory_mb else "    -"
-            setting = f"{result.image_size:4d} {case.batch_size:5d} {case.threads:3d}"
+            setting = f"{result.image_size:4d} {case.batch_size:5d} {case.threads:3d} {case.sessions:3d}"
             ratios = f"{result.ratio:5.2f} {result.ratio_of_minima:5.2f}"
             lines.append(
                 f"{shown(case.artefact):<{width}}  {setting}  {times} "
                 f"{result.images_per_second:6.1f} {sides} {memory} {ratios}  {result.executed_by}"
             )
+        if len({replace(result.case, artefact="") for result in self.results}) > 1:
+            best = max(self.results, key=lambda result: result.images_per_second)
+            lines.append(f"most images a second, {best.images_per_second:.1f}: {best.case}")
         lines.append(
             f"{self.rounds} rounds, milliseconds a batch; ratio of medians and of minima ('least'); "
             f"noise {self.noise:.1%}"
@@ -210,6 +219,5 @@ class Benchmark:
 
 def _caption(case: Case) -> str:
     provider = "" if case.provider == "auto" else f", {case.provider}"
-    return (
-        f"{case.artefact}\nbatch {case.batch_size}, {case.threads} threads, {case.kernels} kernels{provider}"
-    )
+    threads = f"{case.threads} threads" if case.sessions == 1 else f"{case.sessions} x {case.threads} threads"
+    return f"{case.artefact}\nbatch {case.batch_size}, {threads}, {case.kernels} kernels{provider}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,20 @@ from .session import open_session
 _BATCHES = 3  # the runtime allocates its buffers in the first, and settles
 
 
-def peak_bytes(artefact: str, batch_size: int, **options: Any) -> int | None:
+def peak_bytes(artefact: str, batch_size: int, sessions: int = 1, **options: Any) -> int | None:
     """Peak memory of this process after a few batches; None where the system does not tell."""
-    with open_session(artefact, **options) as session:
+    with open_session(artefact, **options) as session, ThreadPoolExecutor(sessions) as lanes:
         size = session.image_size or 224
         pixels = np.zeros((2 * size, 2 * size, 3), np.uint8)
-        for _ in range(_BATCHES):
-            if session.transform is None:
-                session.run(np.zeros((batch_size, 3, size, size), np.float32))
-            else:
-                session.run(np.stack([session.prepare(pixels)[0] for _ in range(batch_size)]))
+
+        def classify(_lane: int) -> None:
+            for _ in range(_BATCHES):
+                if session.transform is None:
+                    session.run(np.zeros((batch_size, 3, size, size), np.float32))
+                else:
+                    session.run(np.stack([session.prepare(pixels)[0] for _ in range(batch_size)]))
+
+        list(lanes.map(classify, range(sessions)))
     return machine.peak_memory_bytes()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +93,33 @@ def test_every_combination_is_measured_and_compared_with_its_like(bundle: Path, 
         )
 
 
+def test_batches_side_by_side_are_run_at_once_on_threads_of_their_own(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(3)
+    run = Session.run
+
+    def meeting(session: Session, images: Any) -> Any:
+        together.wait(timeout=10)  # none goes on before all three have come
+        return run(session, images)
+
+    monkeypatch.setattr(Session, "run", meeting)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 7)
+    found = benchmark([bundle], dataclasses.replace(QUICK, sessions=(3,), threads=(None,), batch_sizes=(2,)))
+    (result,) = found.results
+    assert (result.case.sessions, result.case.threads) == (3, 2)
+    assert result.images_per_second == pytest.approx(6e3 / result.network_ms.median)
+
+
+def test_the_case_of_most_images_a_second_is_named(bundle: Path) -> None:
+    found = benchmark([bundle], dataclasses.replace(QUICK, sessions=(1, 2), threads=(1,)))
+    beside = found.results[1]
+    best = max(found.results, key=lambda result: result.images_per_second)
+    assert f"most images a second, {best.images_per_second:.1f}: {best.case}\n" in found.to_text()
+    assert str(beside.case) == f"{bundle}, batch 1, 1 thread in each of 2 sessions"
+    assert "most images" not in benchmark([bundle], QUICK).to_text()
+
+
 def test_rounds_are_interleaved(bundle: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     once = module._Run.once
@@ -134,7 +163,7 @@ def test_noise_is_a_case_s_own(found: Benchmark) -> None:
     assert dataclasses.replace(found, results=(quiet, quiet)).warning is None
     warning = dataclasses.replace(found, results=(quiet, noisy)).warning
     assert warning is not None
-    assert f"({noisy.case.artefact}, batch 1, 1 threads: 50%)" in warning
+    assert f"({noisy.case.artefact}, batch 1, 1 thread: 50%)" in warning
 
 
 def test_the_machine_s_noise_is_the_fixed_loop_s(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
