@@ -230,8 +230,10 @@ def _with_departure(
     own = own.with_image(OwnError.of(network, image, parity.precision))
     if departure := first_departure(model_file, network, image, own):
         return replace(parity, departure=departure)
-    precision = parity.precision
-    nowhere = f"on the worst image each module is within twice its own {precision} error and its float32 one"
+    nowhere = (
+        f"on the worst image each module is within twice its own {parity.precision} error and its float32 "
+        "one, by the file's functions on the CPU; if something else ran it, that departs"
+    )
     return replace(parity, no_departure=nowhere)
 
 
