@@ -3,6 +3,10 @@
 The wheel and what it needs go into a fresh virtual environment of the Python that runs this, and what is
 asked of it runs with an empty PATH. The kernels expected are the best for the instruction sets that Linux
 says this processor has.
+
+With ``--artefact BUNDLE`` it also classifies a picture, and says how long after the beginning of the install
+the answer was there; and with ``--beside PYTHON``, the interpreter of an environment where pip compiled
+msmamba (``pip install .``), it measures both builds' latency in one interleaved run.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import venv
 from pathlib import Path
 
@@ -36,7 +41,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--artefact", type=Path, help="a bundle to open, whose session says how it runs")
+    parser.add_argument("--beside", type=Path, metavar="PYTHON", help="also time it beside a build by pip")
     options = parser.parse_args()
+    if options.beside and not options.artefact:
+        parser.error("--beside needs an artefact to time: --artefact BUNDLE")
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder)
         python = Path(folder, "bin", "python")
@@ -51,6 +60,10 @@ def main() -> None:
         ]
         install += ["install", "--constraint", str(ROOT / "constraints.txt"), "--only-binary", ":all:"]
         subprocess.run([*install, str(options.wheel.resolve())], check=True)
+        took = time.monotonic() - began
+        (packages,) = Path(folder, "lib").glob("python3*/site-packages")
+        size = sum(path.lstat().st_size for path in packages.rglob("*"))
+        print(f"{options.wheel.name}: installed in {took:.1f} s, {size / 1e6:.0f} MB", flush=True)
 
         def ask(*arguments: str) -> str:
             command = [str(python), "-I", *arguments]
@@ -72,6 +85,16 @@ def main() -> None:
             if "native kernels" not in path:
                 sys.exit(f"{options.artefact} runs by {path!r}, expected native kernels")
             print(f"{options.artefact.name}: {path}")
+            picture = packages / "msmamba" / "runtime" / "probe_1.jpg"
+            asked = time.monotonic()
+            ask("-m", "msmamba", "infer", str(options.artefact.resolve()), str(picture))
+            answered = time.monotonic() - asked
+            print(f"answered {took + answered:.1f} s after the install began, {answered:.2f} s of them infer")
+        if options.beside:
+            peers = (ROOT / "benchmarks" / "peers.py", options.artefact.resolve(), "--before", options.beside)
+            print(f"the wheel's build, and as 'before' that of {options.beside}:", flush=True)
+            command = [str(python), *map(str, peers), "--threads", "1", "2"]
+            subprocess.run(command, cwd=folder, env={"PATH": ""}, check=True)
 
 
 if __name__ == "__main__":
