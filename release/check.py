@@ -47,6 +47,7 @@ from wheels import (
 
 OUTSIDE = ("tests", "benchmarks", "demo", "fuzz", "release", "docs", ".ci")
 """Folders of the repository that are not in the package."""
+OF_ANOTHER = "is of another commit, by the times of its entries: make wheels"
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ def wrong_wheel(path: Path, platform: Platform, source: Source, licences: Mappin
             contents = {entry.filename: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         return [f"cannot be read: {error}"]
+    if {entry.date_time for entry in entries} != {time.gmtime(source.epoch)[:6]}:
+        return [OF_ANOTHER]
     info = f"msmamba-{source.version}.dist-info"
     texts = {"LICENSE": source.files["LICENSE"], **licences}
     known = source.package | {f"{info}/licenses/{name}": text for name, text in texts.items()}
@@ -150,8 +153,6 @@ def wrong_wheel(path: Path, platform: Platform, source: Source, licences: Mappin
     ]
     if len(entries) != len(contents):
         wrong.append("holds a name twice")
-    if {entry.date_time for entry in entries} != {time.gmtime(source.epoch)[:6]}:
-        wrong.append("was made of another commit, by the times of its entries")
     if path.stat().st_size > LARGEST:
         wrong.append(f"has {path.stat().st_size:,} bytes, expected {LARGEST:,} at most")
     wrong += wrong_record(contents, f"{info}/RECORD")
@@ -183,9 +184,12 @@ def wrong_sdist(path: Path, source: Source) -> list[str]:
     """How a source distribution differs from what is tracked."""
     try:
         with tarfile.open(path) as archive:
+            times = {entry.mtime for entry in archive}
             contents = unpacked(archive)
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         return [f"cannot be read: {error}"]
+    if times != {source.epoch}:
+        return [OF_ANOTHER]
     top = f"msmamba-{source.version}/"
     package = {name.removeprefix("msmamba/"): content for name, content in source.package.items()}
     expected = {top + name: content for name, content in (package | source.compiled).items()}

@@ -212,9 +212,8 @@ def test_a_wheel_of_another_commit_or_with_a_name_twice_or_cut_short_is_refused(
 ) -> None:
     path = tmp_path / "a.whl"
     path.write_bytes(make["pack_wheel"](wheel_files(), windows, EPOCH - 86_400))
-    assert check["wrong_wheel"](path, windows, source, LICENCES) == [
-        "was made of another commit, by the times of its entries"
-    ]
+    other = ["is of another commit, by the times of its entries: make wheels"]
+    assert check["wrong_wheel"](path, windows, source, LICENCES) == other
     packed = make["pack_wheel"](wheel_files(), windows, EPOCH)
     path.write_bytes(packed)
     with zipfile.ZipFile(path) as archive:
@@ -229,12 +228,12 @@ def test_a_wheel_of_another_commit_or_with_a_name_twice_or_cut_short_is_refused(
         assert told.startswith("cannot be read: ")
 
 
-def sdist_of(files: Files) -> bytes:
+def sdist_of(files: Files, time: int = EPOCH) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for name, content in files.items():
             entry = tarfile.TarInfo(f"msmamba-1.2/{name}")
-            entry.size = len(content)
+            entry.size, entry.mtime = len(content), time
             archive.addfile(entry, io.BytesIO(content))
     return packed.getvalue()
 
@@ -272,13 +271,16 @@ def test_what_is_wrong_with_a_source_distribution_is_named(
     assert check["wrong_sdist"](tmp_path / "a.tar.gz", source) == found
 
 
-def test_a_source_distribution_cut_short_is_refused(
+def test_a_source_distribution_cut_short_or_of_another_commit_is_refused(
     check: dict[str, Any], source: Any, tmp_path: Path
 ) -> None:
     for damaged in (sdist_of(sdist_files())[:-40], b"no archive"):
         (tmp_path / "a.tar.gz").write_bytes(damaged)
         (told,) = check["wrong_sdist"](tmp_path / "a.tar.gz", source)
         assert told.startswith("cannot be read: ")
+    (tmp_path / "a.tar.gz").write_bytes(sdist_of(sdist_files(), EPOCH - 1))
+    other = ["is of another commit, by the times of its entries: make wheels"]
+    assert check["wrong_sdist"](tmp_path / "a.tar.gz", source) == other
 
 
 def bill_of(wheel: bytes, version: str = "1.2", names: tuple[str, ...] = ("numpy", "pillow")) -> bytes:
