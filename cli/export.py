@@ -218,7 +218,8 @@ def export(
     tell((*result.manifest.notes, *result.notes))
     if result.int8 is not None:
         tell(result.int8.prepared.notes)
-        say(f"  {result.int8.summary}")
+        for line in result.int8.summary:
+            say(f"  {line}")
     if result.engine is not None:
         say(f"  {result.engine.summary}")
     for reason in sorted(set(result.proof.float32_nodes.values())):

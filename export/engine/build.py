@@ -141,10 +141,15 @@ class Engine:
     def summary(self) -> str:
         """What was built, in one line."""
         layers = ", ".join(f"{count} {kind}" for kind, count in self.proof.layers.items())
-        return (
+        text = (
             f"engine for {dotted(self.options.compute_capabilities)}: {len(self.plan) / 1e6:.1f} MB "
             f"in {self.build_s:.1f} s, {len(self.proof.plugins)} plugin layers, layers by type: {layers}"
         )
+        asked, compiled = len(self.proof.int8_layers), self.proof.compiled_products
+        if not asked or not compiled:
+            return text
+        # Those that TensorRT takes apart and puts together anew have names of its own there, and are counted.
+        return f"{text}; {compiled.get('int8', 0)} of {asked} int8 products are compiled as such"
 
 
 def engine_from_onnx(

@@ -46,14 +46,14 @@ class Int8:
     """None where it was not needed to find the plan."""
 
     @property
-    def summary(self) -> str:
-        """Lines for a terminal."""
+    def summary(self) -> tuple[str, str]:
+        """What was quantised, and what it answers, a line each."""
         kept = ", ".join(self.plan.kept) or "none"
         return (
             f"int8: {len(self.proof.products)} products, {100 * self.proof.share:.1f} % of the multiply-adds "
             f"outside the scan; ranges by {self.prepared.options.method} on "
-            f"{len(self.prepared.calibration.images)} images; units kept in floating point: {kept}\n"
-            f"  on {self.judgement.images} {self.prepared.judged_on}: {self.judgement.summary}"
+            f"{len(self.prepared.calibration.images)} images; units kept in floating point: {kept}",
+            f"  on {self.judgement.images} {self.prepared.judged_on}: {self.judgement.summary}",
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Dims: B batch, H W map, C channels, N tokens, M tokens of the coarser map.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, cast
@@ -177,6 +178,15 @@ class PVTFamily(StagedFamily):
                 reductions=tuple(1 if weight is None else weight.shape[-1] for weight in reductions),
             )
         )
+
+    def inference_form(self, network: Network, image_size: int) -> nn.Module:
+        """With position embeddings of the images' size, once for all."""
+        form = copy.deepcopy(cast(PVT, network))
+        for stage in range(4):
+            side = image_size // (4 * 2**stage)
+            positions = form.positions(stage, side, side).detach().reshape(1, -1, form.arch.dims[stage])
+            form.register_parameter(f"pos_embed{stage + 1}", nn.Parameter(positions))
+        return form
 
     def probes(self, network: Network) -> Mapping[str, View]:
         arch = cast(Architecture, network.arch)

@@ -357,6 +357,9 @@ class ViTFamily(TimmFamily):
     def inference_form(self, network: Network, image_size: int) -> nn.Module:
         form = cast(Any, super().inference_form(network, image_size))
         form.timm.set_input_size(img_size=(image_size, image_size))  # embeddings of this size, once for all
+        # Or timm would resize them in the file, for every image, from their own size to the same.
+        form.timm.dynamic_img_size = False
+        form.timm.patch_embed.flatten = True
         return cast(nn.Module, form)
 
     def map_layers(self, network: Network) -> Mapping[str, str]:

@@ -262,6 +262,9 @@ def test_an_engine_from_the_command_line(checkpoint: Path, labelled: Path, tmp_p
     assert compiled["int8"] == len(proven["int8"]["products"])
     assert set(compiled) == {"int8", "half", "float"}
     assert compiled["float"] == 1  # the head
+    counted = f"{compiled['int8']} of {compiled['int8']} int8 products are compiled as such"
+    assert counted in result.stdout
+    assert "\n    on 12 validation images: " in result.stdout
     assert proven["nodes"]["float16"] > 100
     assert f"int8: {len(proven['int8']['products'])} products" in result.stdout
 

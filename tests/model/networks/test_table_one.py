@@ -17,6 +17,8 @@ from reference.weights import reference_image, reference_state
 
 from msmamba.errors import CheckpointError, InputError
 from msmamba.export.bundle import ExportOptions, export_bundle
+from msmamba.export.engine.build import EngineOptions
+from msmamba.export.engine.engine_bundle import engine_bundle
 from msmamba.export.graph.int8_options import Int8Options
 from msmamba.export.graph.judging import Limits
 from msmamba.export.graph.onnx_model import scan_nodes
@@ -31,6 +33,7 @@ from msmamba.model.networks.complexity import complexity
 from msmamba.model.networks.family import Network
 from msmamba.model.networks.registry import architecture_named, family_of, recognise
 from msmamba.model.networks.staged import StagedNetwork
+from msmamba.plugins.tensorrt_library import link_parser_library
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "peers"
 SCALE = np.float32(1 / 32)  # a power of two: exact
@@ -195,8 +198,18 @@ def test_each_goes_the_whole_way(name: str, precision: str, micrographs: Path, t
     shown = {value for node in model.graph.node for value in node.output}
     assert set(family_of(network).probes(network)) <= shown
     assert len(scan_nodes(model)) == export.scans == (4 if "mamba" in name else 0)
+    assert "Resize" not in {
+        node.op_type for node in model.graph.node
+    }  # of position embeddings, for every image
     heat = Explainer(network, 64).heat(torch.randn(1, 3, 64, 64), torch.tensor([1]))
     assert heat.ndim == 3
+    if precision == "fp16":
+        link_parser_library()
+        options = EngineOptions((89,), batches=(1, 1, 2))
+        proof = engine_bundle(bundle, tmp_path / "engine", options).engine.proof
+        assert len(proof.plugins) == export.scans
+        assert {plugin.outputs for plugin in proof.plugins} <= {("HALF",)}
+        assert all("Gemm" in layer or "ReduceMean" in layer for layer in proof.float32_layers)
 
 
 @every_small

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from msmamba.cli import mmdeploy
 from msmamba.errors import CheckpointError, InputError
 from msmamba.export.bundle import ExportOptions, export_bundle
+from msmamba.export.graph.onnx_model import onnx_from_network
 from msmamba.export.proof.verify import verify
 from msmamba.measures.decision import ImageLimit
 from msmamba.model import build_network
@@ -156,6 +157,17 @@ def test_vit_takes_other_sizes_as_timm_does() -> None:
     with torch.no_grad():
         torch.testing.assert_close(network(images), other(images), rtol=0, atol=1e-5)
         assert (network(images) - expected(images)).abs().max() > 1e-3  # positions count
+
+
+def test_vits_embeddings_stand_in_the_file_in_the_size_of_its_images() -> None:
+    """Otherwise timm resizes them there for every image, to 224 pixels too, and TensorRT refuses the file."""
+    network = network_of("vit_tiny_patch16_224")
+    model = onnx_from_network(network, 224)
+    assert "Resize" not in {node.op_type for node in model.graph.node}
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        form = family_of(network).inference_form(network, 224).eval()
+        torch.testing.assert_close(form(images), network(images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SIZES)
