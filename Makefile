@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+WHEELS ?= build/wheels
 VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -94,17 +95,17 @@ sign:
 	$(PYTHON) release/sign.py dist --key '$(KEY)'
 
 # The wheels' kernels for ARM64 and for Windows on emulated machines, which are installed (Debian's QEMU and Wine) where
-# they are missing.
+# they are missing. Builds the wheels into build/wheels, or takes those of another folder: WHEELS=dist.
 test-arm: $(VENV)/test.stamp .venv-wheels/build.stamp
 	command -v qemu-aarch64 && [ -e /usr/aarch64-linux-gnu/lib/libc.so.6 ] || \
 		{ $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends qemu-user libc6-arm64-cross; }
-	.venv-wheels/bin/python release/wheels.py build/wheels --only manylinux_2_17_aarch64
-	$(BIN)/python -m pytest -m arm tests/platforms
+	[ $(WHEELS) != build/wheels ] || .venv-wheels/bin/python release/wheels.py build/wheels --only manylinux_2_17_aarch64
+	WHEELS=$(WHEELS) $(BIN)/python -m pytest -m arm tests/platforms
 
 test-windows: $(VENV)/test.stamp .venv-wheels/build.stamp
 	command -v wine || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends wine wine64; }
-	.venv-wheels/bin/python release/wheels.py build/wheels --only win_amd64
-	$(BIN)/python -m pytest -m windows tests/platforms
+	[ $(WHEELS) != build/wheels ] || .venv-wheels/bin/python release/wheels.py build/wheels --only win_amd64
+	WHEELS=$(WHEELS) $(BIN)/python -m pytest -m windows tests/platforms
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "msmamba needs Python 3.10 or later, this is " + sys.version)'

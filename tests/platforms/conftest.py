@@ -1,7 +1,8 @@
 """The native libraries of wheels for other machines, called by a small program on an emulated one.
 
-`make test-arm` and `make test-windows` build the wheels and install the emulators: Debian's QEMU with its C
-library for ARM64, and Wine. The program (`driver.c`) gets all calls in one file: one start a machine.
+`make test-arm` and `make test-windows` build the wheels, or take them from the folder ``WHEELS``, and install
+the emulators: Debian's QEMU with its C library for ARM64, and Wine. The program (`driver.c`) gets all calls
+in one file: one start a machine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 import msmamba
 
 ROOT = Path(__file__).parent.parent.parent
-WHEELS = ROOT / "build" / "wheels"  # as in the Makefile
+WHEELS = ROOT / os.environ.get("WHEELS", "build/wheels")  # as in the Makefile
 PYTHON = ROOT / ".venv-wheels" / "bin" / "python"  # which has the compiler
 DRIVER = Path(__file__).parent / "driver.c"
 FORWARD, BACKWARD, BLOCK, RESIZE = range(4)
@@ -94,6 +95,9 @@ def library(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Libra
     """Runs calls, by their names, on a machine; skips where this processor cannot do for it."""
     folder = tmp_path_factory.mktemp("machine")
     wheel = WHEELS / f"msmamba-{msmamba.__version__}-py3-none-{machine.tag}.whl"
+    assert wheel.is_file(), (
+        f"there is no {wheel}: make {'test-arm' if 'aarch64' in machine.tag else 'test-windows'}"
+    )
     with zipfile.ZipFile(wheel) as archive:
         (inside,) = (name for name in archive.namelist() if Path(name).name.startswith("_native"))
         native = folder / Path(inside).name
