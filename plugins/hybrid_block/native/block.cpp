@@ -72,30 +72,67 @@ thread_local KeptMemory scratch_memory;  // of every thread that works
 
 int64_t divided_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
-// How one phase's work is cut into tiles, shared out by a counter.
-struct PhaseTiles {
-  int64_t units = 0;  // positions or rows of an image
-  int64_t tiles = 0;  // of an image
-  int64_t count = 0;  // of all images
-  std::atomic<int64_t> taken{0};
-  std::atomic<int64_t> done{0};
-
+// How one phase's work is cut into tiles. Every thread has a share of them, neighbours in the map, and begins with it: in
+// each phase of each operator the same part of the map, so that what a thread wrote lies in its own core's cache when it
+// reads it. Who is done with its own takes what is left of the others'.
+class PhaseTiles {
+ public:
   void cut(const Phase& phase, const MapShape& map, int threads) {
     const bool by_rows = phase.unit == Phase::kRows;
-    units = by_rows ? map.height : map.positions();
+    units_ = by_rows ? map.height : map.positions();
     int64_t most = by_rows ? phase.tile_positions / map.width : phase.tile_positions;
     if (most < 1) most = 1;
-    tiles = divided_up(units, most);
+    tiles_ = divided_up(units_, most);
     // The same number for every thread, where there are so many positions or rows.
-    const int64_t even = divided_up(divided_up(tiles * map.batch, threads) * threads, map.batch);
-    if (tiles < even) tiles = even < units ? even : units;
-    count = tiles * map.batch;
+    const int64_t even = divided_up(divided_up(tiles_ * map.batch, threads) * threads, map.batch);
+    if (tiles_ < even) tiles_ = even < units_ ? even : units_;
+    count_ = tiles_ * map.batch;
+    shares_ = static_cast<int>(count_ < threads ? count_ : threads);
+    if (shares_ > kMostShares) shares_ = kMostShares;
+    for (int i = 0; i < shares_; ++i) share_[i].next.store(count_ * i / shares_, std::memory_order_relaxed);
+  }
+
+  // Calls `run(tile)` for tiles that no other thread has taken, until there are none; `thread` counts those that came.
+  template <typename Run>
+  void take(int thread, Run run) {
+    const int first = static_cast<int>(shares_ * fraction_of(thread));
+    for (int i = 0; i < shares_; ++i) {
+      const int share = (first + i) % shares_;
+      const int64_t end = count_ * (share + 1) / shares_;
+      for (int64_t index; (index = share_[share].next.fetch_add(1, std::memory_order_relaxed)) < end;) {
+        run(tile(index));
+        done_.fetch_add(1, std::memory_order_release);
+      }
+    }
+  }
+
+  bool finished() const { return done_.load(std::memory_order_acquire) == count_; }
+
+ private:
+  static constexpr int kMostShares = 32;
+
+  struct alignas(64) Share {
+    std::atomic<int64_t> next;  // tile; of a share in use
+  };
+
+  // 0, 1/2, 1/4, 3/4, 1/8, ...: however many of the threads come, they begin far apart.
+  static float fraction_of(int thread) {
+    float fraction = 0.0f, digit = 0.5f;
+    for (; thread > 0; thread /= 2, digit /= 2) fraction += static_cast<float>(thread % 2) * digit;
+    return fraction;
   }
 
   Tile tile(int64_t index) const {
-    const int64_t part = index % tiles;
-    return {index / tiles, units * part / tiles, units * (part + 1) / tiles};
+    const int64_t part = index % tiles_;
+    return {index / tiles_, units_ * part / tiles_, units_ * (part + 1) / tiles_};
   }
+
+  int64_t units_ = 0;  // positions or rows of an image
+  int64_t tiles_ = 0;  // of an image
+  int64_t count_ = 0;  // of all images
+  int shares_ = 0;
+  Share share_[kMostShares];
+  std::atomic<int64_t> done_{0};
 };
 
 void relax() {
@@ -115,10 +152,11 @@ struct Job {
   const BlockCall& call;
   size_t scratch_bytes;
   PhaseTiles phases[kMostPhases];
+  std::atomic<int> threads{0};  // that have come
 
-  Job(const OperatorKernels& kernels_, const BlockCall& call_, int threads)
+  Job(const OperatorKernels& kernels_, const BlockCall& call_, int width)
       : kernels(kernels_), call(call_), scratch_bytes(kernels.scratch_bytes(call.sizes, call.map)) {
-    for (int i = 0; i < kernels.phases; ++i) phases[i].cut(kernels.phase[i], call.map, threads);
+    for (int i = 0; i < kernels.phases; ++i) phases[i].cut(kernels.phase[i], call.map, width);
   }
 
   // One thread's share of every phase. The next phase begins when the last tile of this one is done, not
@@ -126,24 +164,18 @@ struct Job {
   void work() {
     void* const scratch = scratch_memory.at_least(scratch_bytes);
     if (scratch == nullptr) return;
+    const int thread = threads.fetch_add(1, std::memory_order_relaxed);
     for (int i = 0; i < kernels.phases; ++i) {
-      PhaseTiles& tiles = phases[i];
-      for (int64_t index; (index = tiles.taken.fetch_add(1, std::memory_order_relaxed)) < tiles.count;) {
-        kernels.phase[i].run(call, tiles.tile(index), scratch);
-        tiles.done.fetch_add(1, std::memory_order_release);
-      }
+      phases[i].take(thread, [&](const Tile& tile) { kernels.phase[i].run(call, tile, scratch); });
       if (i + 1 == kernels.phases) break;
-      for (int spins = 0; tiles.done.load(std::memory_order_acquire) < tiles.count; ++spins) {
+      for (int spins = 0; !phases[i].finished(); ++spins) {
         spins < kSpins ? relax() : std::this_thread::yield();
       }
     }
   }
 
   // Whether all is done: a thread that gets no memory leaves its tiles to the others, if there are any.
-  bool finished() const {
-    const PhaseTiles& last = phases[kernels.phases - 1];
-    return last.done.load(std::memory_order_acquire) == last.count;
-  }
+  bool finished() const { return phases[kernels.phases - 1].finished(); }
 };
 
 }  // namespace
