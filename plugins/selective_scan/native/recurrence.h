@@ -118,6 +118,42 @@ MSMAMBA_INLINE Float<Lanes> advance_state(Float<Lanes>& h, Float<Lanes> pace, Fl
   return h * element_at(c);
 }
 
+// The same, by adders, in four stages.
+template <int Lanes>
+class StagedState {
+ public:
+  MSMAMBA_INLINE void reduce(Float<Lanes> pace, const float* A) {
+    z_ = unfused<Lanes>(pace * load<Lanes>(A));
+    rounded_ = z_ + kRounding<Lanes>;
+    part_ = rounded_ - kRounding<Lanes>;
+    in_turn<Lanes>(rounded_);
+    in_turn<Lanes>(part_);
+  }
+
+  MSMAMBA_INLINE void approximate() {
+    f_ = z_ - part_;
+    table_ = Exp2<Lanes>::table(rounded_);
+    q_ = Exp2<Lanes>::series(f_);
+    in_turn<Lanes>(f_);
+    in_turn<Lanes>(table_);
+    in_turn<Lanes>(q_);
+  }
+
+  MSMAMBA_INLINE void join() {
+    decay_ = Exp2<Lanes>::joined(table_, f_, q_, part_);
+    in_turn<Lanes>(decay_);
+  }
+
+  MSMAMBA_INLINE void advance(Float<Lanes>& h, Float<Lanes> drive, const float* b, const float* c, Float<Lanes>& sum) {
+    h = decay_ * h + drive * element_at(b);
+    sum += h * element_at(c);
+    in_turn<Lanes>(sum);
+  }
+
+ private:
+  Float<Lanes> z_, rounded_, part_, f_, table_, q_, decay_;
+};
+
 template <int Lanes>
 MSMAMBA_INLINE void put_output(const Tile& tile, int t, Float<Lanes> output) {
   float* const sum = tile.sums[t] + tile.first;
@@ -137,13 +173,25 @@ MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* A, 
     const float* const B = tile.B[t];
     const float* const C = tile.C[t];
     meanwhile(t);
-    Float<Lanes> even{}, odd{};  // two sums: half the latency
-#pragma GCC unroll 8
-    for (int n = 0; n < States; n += 2) {
-      even += advance_state<Lanes, decay>(h[n], pace, drive, A + n * Lanes, B + n, C + n);
-      odd += advance_state<Lanes, decay>(h[n + 1], pace, drive, A + (n + 1) * Lanes, B + n + 1, C + n + 1);
+    Float<Lanes> sums[2] = {};  // two: half the latency
+    if constexpr (decay == Decay::kNormalByAdders) {
+      // Of one state after the other, in their order, the processor would see no more than some four at a time, each
+      // a chain of thirty cycles: the stages of neighbouring states take turns.
+      StagedState<Lanes> states[States];
+#pragma GCC unroll 19
+      for (int n = 0; n < States + 3; ++n) {
+        if (n < States) states[n].reduce(pace, A + n * Lanes);
+        if (n >= 1 && n - 1 < States) states[n - 1].approximate();
+        if (n >= 2 && n - 2 < States) states[n - 2].join();
+        if (n >= 3) states[n - 3].advance(h[n - 3], drive, B + n - 3, C + n - 3, sums[(n - 3) % 2]);
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int n = 0; n < States; ++n) {
+        sums[n % 2] += advance_state<Lanes, decay>(h[n], pace, drive, A + n * Lanes, B + n, C + n);
+      }
     }
-    put_output<Lanes>(tile, t, even + odd);
+    put_output<Lanes>(tile, t, sums[0] + sums[1]);
   }
 #pragma GCC unroll 16
   for (int n = 0; n < States; ++n) store<Lanes>(state + n * Lanes, h[n]);

@@ -79,6 +79,17 @@ MSMAMBA_INLINE Float<Lanes> unfused(Float<Lanes> value) {
   return value;
 }
 
+// Keeps what makes `value` before all that follows another call of this (on AVX-512): compilers gather instructions by
+// what they make, where taking turns would let the processor work on more of them at a time.
+template <int Lanes>
+MSMAMBA_INLINE void in_turn(Float<Lanes>& value) {
+#if defined(__AVX512VL__)
+  asm volatile("" : "+v"(value));
+#else
+  static_cast<void>(value);
+#endif
+}
+
 // Sums of neighbouring lanes: those of `a`, then those of `b`.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> sums_of_pairs(Float<Lanes> a, Float<Lanes> b) {
@@ -151,16 +162,22 @@ MSMAMBA_INLINE Float<Lanes> at_most(Float<Lanes> value, float bound) {
 // with the step.
 //
 // `power(rounded, part, f)` takes z in pieces: `rounded` is z + kRounding<Lanes>, in whose low bits stand n and i, and
-// `part` is the multiple.
+// `part` is the multiple. Its own pieces are T[i], for some times 2^n already; q(f); and what they come to.
 template <int Lanes>
 struct Exp2 {
   static constexpr int kFractionBits = 0;
-  MSMAMBA_INLINE static Float<Lanes> power(Float<Lanes> rounded, Float<Lanes>, Float<Lanes> f) {
+  MSMAMBA_INLINE static Float<Lanes> table(Float<Lanes> rounded) {
+    return (Float<Lanes>)(((Int<Lanes>)rounded << 23) + 0x3f800000);
+  }
+  MSMAMBA_INLINE static Float<Lanes> series(Float<Lanes> f) {
     // f in [-1/2, 1/2]: relative error 1.1e-7.
-    const Float<Lanes> q =
-        (((0.0013300607f * f + 0.009669691f) * f + 0.055505585f) * f + 0.24022283f) * f + 0.6931472f;
-    const Float<Lanes> scaled = (Float<Lanes>)(((Int<Lanes>)rounded << 23) + 0x3f800000);
-    return scaled * f * q + scaled;
+    return (((0.0013300607f * f + 0.009669691f) * f + 0.055505585f) * f + 0.24022283f) * f + 0.6931472f;
+  }
+  MSMAMBA_INLINE static Float<Lanes> joined(Float<Lanes> table, Float<Lanes> f, Float<Lanes> q, Float<Lanes>) {
+    return table * f * q + table;
+  }
+  MSMAMBA_INLINE static Float<Lanes> power(Float<Lanes> rounded, Float<Lanes> part, Float<Lanes> f) {
+    return joined(table(rounded), f, series(f), part);
   }
 };
 
@@ -182,12 +199,17 @@ alignas(64) constexpr float kPowersOfTwo[16] = {
 template <>
 struct Exp2<16> {
   static constexpr int kFractionBits = 4;
-  MSMAMBA_INLINE static Float<16> power(Float<16> rounded, Float<16> part, Float<16> f) {
+  MSMAMBA_INLINE static Float<16> table(Float<16> rounded) { return looked_up(kPowersOfTwo, rounded); }
+  MSMAMBA_INLINE static Float<16> series(Float<16> f) {
     // f in [-1/32, 1/32]: relative error 1e-9.
-    const Float<16> q = (0.055502344f * f + 0.24023429f) * f + 0.6931472f;
-    const Float<16> table = looked_up(kPowersOfTwo, rounded);
-    const Float<16> scaled = table * f * q + table;
-    return (Float<16>)_mm512_maskz_scalef_ps(kAllLanes, (__m512)scaled, (__m512)part);  // by floor(part), which is n
+    return (0.055502344f * f + 0.24023429f) * f + 0.6931472f;
+  }
+  MSMAMBA_INLINE static Float<16> joined(Float<16> table, Float<16> f, Float<16> q, Float<16> part) {
+    const Float<16> power = table * f * q + table;
+    return (Float<16>)_mm512_maskz_scalef_ps(kAllLanes, (__m512)power, (__m512)part);  // by floor(part), which is n
+  }
+  MSMAMBA_INLINE static Float<16> power(Float<16> rounded, Float<16> part, Float<16> f) {
+    return joined(table(rounded), f, series(f), part);
   }
 };
 #endif
@@ -200,13 +222,19 @@ alignas(32) constexpr int32_t kEighthPowersOfTwo[8] = {0x3f800000, 0x3f7b95c2, 0
 template <>
 struct Exp2<8> {
   static constexpr int kFractionBits = 3;
-  MSMAMBA_INLINE static Float<8> power(Float<8> rounded, Float<8>, Float<8> f) {
-    // f in [-1/16, 1/16]: relative error 1e-8.
-    const Float<8> q = (0.055504266f * f + 0.24025749f) * f + 0.6931472f;
+  MSMAMBA_INLINE static Float<8> table(Float<8> rounded) {
     const __m256 entries = _mm256_load_ps(reinterpret_cast<const float*>(kEighthPowersOfTwo));
-    const Int<8> table = (Int<8>)_mm256_permutevar8x32_ps(entries, (__m256i)rounded);
-    const Float<8> scaled = (Float<8>)(table + ((Int<8>)rounded << 20));
-    return scaled * f * q + scaled;
+    return (Float<8>)((Int<8>)_mm256_permutevar8x32_ps(entries, (__m256i)rounded) + ((Int<8>)rounded << 20));
+  }
+  MSMAMBA_INLINE static Float<8> series(Float<8> f) {
+    // f in [-1/16, 1/16]: relative error 1e-8.
+    return (0.055504266f * f + 0.24025749f) * f + 0.6931472f;
+  }
+  MSMAMBA_INLINE static Float<8> joined(Float<8> table, Float<8> f, Float<8> q, Float<8>) {
+    return table * f * q + table;
+  }
+  MSMAMBA_INLINE static Float<8> power(Float<8> rounded, Float<8> part, Float<8> f) {
+    return joined(table(rounded), f, series(f), part);
   }
 };
 #endif
