@@ -29,7 +29,7 @@ from cyclonedx.model.license import LicenseExpression
 from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from sums import SUMS, sums_text, wrong_sums
+from sums import SIGNATURE, SUMS, sums_text, wrong_sums
 from wheelhouse import ROOT, SYSTEMS, System, run
 from wheels import PLATFORMS, Part, bill_name, build_epoch, linked_in, zig_folder
 
@@ -126,7 +126,7 @@ def main() -> None:
             path = dist / bill_name(wheel.name)
             path.write_bytes(bill)
             print(f"{path}: {len(json.loads(bill)['components'])} packages")
-    files = {path.name: path.read_bytes() for path in dist.iterdir() if path.name != SUMS}
+    files = {path.name: path.read_bytes() for path in dist.iterdir() if path.name not in (SUMS, SIGNATURE)}
     (dist / SUMS).write_text(sums_text(files))
 
 

@@ -40,6 +40,7 @@ from wheels import (
     bill_name,
     build_epoch,
     expected_functions,
+    linked_in,
     misfits,
     wheel_name,
     zig_licences,
@@ -204,7 +205,7 @@ def wrong_sdist(path: Path, source: Source) -> list[str]:
     return wrong
 
 
-def wrong_bill(path: Path, wheel: Path, source: Source) -> list[str]:
+def wrong_bill(path: Path, wheel: Path, platform: Platform, source: Source) -> list[str]:
     """How a bill of materials fails to be a wheel's."""
     try:
         bill = json.loads(path.read_bytes())
@@ -212,6 +213,7 @@ def wrong_bill(path: Path, wheel: Path, source: Source) -> list[str]:
         found = (subject["name"], subject["version"])
         hashes = [each["content"] for each in subject["hashes"]]
         listed = {re.sub(r"[-_.]+", "-", part["name"]).lower() for part in parts}
+        inside = {part["name"] for part in subject["components"]}
     except (ValueError, KeyError, TypeError) as error:
         return [f"is no bill of materials ({type(error).__name__}: {error})"]
     wrong = []
@@ -226,6 +228,8 @@ def wrong_bill(path: Path, wheel: Path, source: Source) -> list[str]:
         name = re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", need)[0]).lower()
         if name not in listed:
             wrong.append(f"does not list {name}")
+    unlisted = (part.name for part in linked_in(platform) if part.name not in inside)
+    wrong += [f"does not list {name}, which is linked in" for name in unlisted]
     return wrong
 
 
@@ -249,7 +253,7 @@ def wrong_release(
         faults = wrong_wheel(dist / name, platform, source, licences(platform))
         wrong += [f"{name}: {fault}" for fault in faults or wrong_library(dist / name, platform)]
         if not faults and (dist / bill).is_file():
-            wrong += [f"{bill}: {fault}" for fault in wrong_bill(dist / bill, dist / name, source)]
+            wrong += [f"{bill}: {fault}" for fault in wrong_bill(dist / bill, dist / name, platform, source)]
     found = {path.name for path in dist.iterdir()} - {SUMS, SIGNATURE}
     wrong += [f"there is no {name}" for name in sorted(names - found)]
     wrong += [f"there is {name}, which is not of version {source.version}" for name in sorted(found - names)]

@@ -283,8 +283,17 @@ def test_a_source_distribution_cut_short_or_of_another_commit_is_refused(
     assert check["wrong_sdist"](tmp_path / "a.tar.gz", source) == other
 
 
-def bill_of(wheel: bytes, version: str = "1.2", names: tuple[str, ...] = ("numpy", "pillow")) -> bytes:
+LINKED_IN = ("zig compiler_rt", "libc++", "libc++abi", "libunwind", "MinGW-w64")
+
+
+def bill_of(
+    wheel: bytes,
+    version: str = "1.2",
+    names: tuple[str, ...] = ("numpy", "pillow"),
+    inside: tuple[str, ...] = LINKED_IN,
+) -> bytes:
     subject = {
+        "components": [{"name": name, "version": "1"} for name in inside],
         "name": "msmamba",
         "version": version,
         "hashes": [{"alg": "SHA-256", "content": hashlib.sha256(wheel).hexdigest()}],
@@ -304,12 +313,13 @@ def test_what_is_wrong_with_a_bill_of_materials_is_named(
         (bill_of(packed, "1.1"), ["is of msmamba 1.1, expected msmamba 1.2"]),
         (bill_of(b"another"), ["is of another file than a.whl"]),
         (bill_of(packed, names=("numpy",)), ["does not list pillow"]),
+        (bill_of(packed, inside=LINKED_IN[:-1]), ["does not list MinGW-w64, which is linked in"]),
     ):
         bill.write_bytes(content)
-        assert check["wrong_bill"](bill, wheel, source) == found
+        assert check["wrong_bill"](bill, wheel, windows, source) == found
     for content in (b"{", b"[]", b"{}", b'{"metadata": null, "components": []}'):
         bill.write_bytes(content)
-        (told,) = check["wrong_bill"](bill, wheel, source)
+        (told,) = check["wrong_bill"](bill, wheel, windows, source)
         assert told.startswith("is no bill of materials")
 
 
