@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ..errors import DataError, some
 from ..files import as_utf8
-from ..images import StackedImage
+from ..images import SUFFIXES, StackedImage
 from .copies import contents_of, note_on_leaks, notes_on_copies
 from .coverage import Coverage
 from .finding import Passed, class_folders, images_below
@@ -93,6 +93,9 @@ class ImageFolder:
             DataError: there is no such split, or it is empty.
         """
         samples = self.splits.get(name)
+        if not samples and name == WHOLE:
+            counted = f"files ending in {', '.join(sorted(SUFFIXES))} count"
+            raise DataError(f"{self.root}: has no images in its class folders ({counted})")
         if not samples:
             present = ", ".join(key for key, value in self.splits.items() if value) or "none"
             raise DataError(f"{self.root}: has no images in a {name!r} split (splits with images: {present})")

@@ -19,7 +19,7 @@ from ...files import sha256_of
 from ...schema import SHA256, TEXT, record
 from .checkpoint_file import check_finite, check_shared, read_checkpoint_file
 from .family import Network
-from .registry import canonical, family_of
+from .registry import canonical, family_of, recognised
 
 LEAST_SHARE = 0.5
 """The share of a network's tensors without its head that must fit; fewer are of another network."""
@@ -90,6 +90,10 @@ class Pretrained:
         ]
         title = family_of(network).name_of(network.arch)
         if len(fitting) < LEAST_SHARE * len(wanted):
+            if (other := recognised(self.state)) not in ("", title):
+                raise CheckpointError(
+                    f"{self.path}: has weights of {other}, and the network is {title}: give its weights"
+                )
             raise CheckpointError(
                 f"{self.path}: has {len(fitting)} of the {len(wanted)} tensors that {title} has beside its "
                 f"head: {some(missing)} (it begins with {some(sorted(self.state))}): give weights of {title}"

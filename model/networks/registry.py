@@ -6,8 +6,8 @@ build_network("pvt_small", num_classes=4)     one that the paper compares it wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -75,8 +75,10 @@ def architecture_named(name: str, **changes: Any) -> Architecture:
     """
     if name not in NETWORKS:
         raise InputError(_no_network(name))
+    family = NETWORKS[name]
     try:
-        return NETWORKS[name].architecture(name, **changes)
+        _check_fields(family, changes)
+        return family.architecture(name, **changes)
     except (TypeError, ValueError) as error:
         raise InputError(f"network '{name}' cannot be built so: {error}") from error
 
@@ -94,10 +96,23 @@ def with_switches(arch: Architecture, switches: Mapping[str, Any]) -> Architectu
     Raises:
         InputError: it has no such field, or the fields do not fit together.
     """
+    family = family_of(arch)
     try:
+        _check_fields(family, switches)
         return replace(arch, **switches)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{family_of(arch).describe(arch)}: cannot be changed so: {error}") from error
+        raise InputError(f"{family.describe(arch)}: cannot be changed so: {error}") from error
+
+
+def _check_fields(family: Family, named: Iterable[str]) -> None:
+    """Refuses what is no field of a family's architectures.
+
+    Raises:
+        ValueError: some are none; all of them are named.
+    """
+    known = [field.name for field in fields(family.architecture_type)]
+    if strange := [name for name in named if name not in known]:
+        raise ValueError(f"{family.title} has no {', '.join(strange)}: it has {', '.join(known)}")
 
 
 def build_network(name: str, *, num_classes: int, **changes: Any) -> Network:
@@ -156,5 +171,16 @@ def recognise(state: Mapping[str, Tensor], name: str | None = None) -> tuple[Fam
             unlike.append(f"not a {family.title} checkpoint: it has no tensor {error}")
         except (ValueError, IndexError, TypeError) as error:
             wrong.append(f"not a {family.title} checkpoint: {error}")
+    if name is not None and not wrong and (other := recognised(state)):
+        raise ValueError(f"it is of {other}, not of {name}")
     # One that has a family's tensors, and not as they should be, is hardly of another family.
     raise ValueError(some(wrong or unlike))
+
+
+def recognised(state: Mapping[str, Tensor]) -> str:
+    """The name of the network that a state dict is of; empty where it is of none that is known."""
+    try:
+        family, arch = recognise(state)
+    except ValueError:
+        return ""
+    return family.name_of(arch)

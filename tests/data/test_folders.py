@@ -224,6 +224,11 @@ def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
         read_evaluation_folder(make(tmp_path, "file.png") / "file.png")
 
 
+def test_class_folders_without_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no images in its class folders \(files ending in \.bmp, "):
+        read_evaluation_folder(make(tmp_path, "a/readme.txt", "b/readme.txt"))
+
+
 def test_names_without_a_group_are_named(tmp_path: Path) -> None:
     make(tmp_path, *(f"{label}/P{n}_0.png" for label in "ab" for n in range(9)), "a/stray.png")
     with pytest.raises(DataError, match=r"1 file names do not match .* a/stray\.png"):

@@ -85,9 +85,14 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     assert torch.equal(filled.patch_embed.norm.bias, small().patch_embed.norm.bias)
 
 
-def test_weights_of_another_network_are_refused(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has \d of the \d+ tensors that medmamba has beside its head"):
+def test_weights_of_another_network_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match="has weights of microscopic_mamba, and the network is medmamba:"
+    ):
         Pretrained.read(checkpoint).fill(small())
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "unknown.pth")
+    with pytest.raises(CheckpointError, match=r"has 0 of the \d+ tensors that medmamba has beside its head"):
+        Pretrained.read(tmp_path / "unknown.pth").fill(small())
 
 
 def test_weights_that_diverged_are_refused(tmp_path: Path) -> None:
@@ -201,7 +206,9 @@ def test_the_command_says_in_a_line_what_is_wrong(checkpoint: Path, cells: Path,
     )
     unfit = command("train", cells, "-o", run, "--network", "pvt_small", "--weights", checkpoint)
     assert unfit.exit_code == 1
-    assert unfit.stderr.startswith(f"error: {checkpoint}: has 0 of the ")
+    assert unfit.stderr.startswith(
+        f"error: {checkpoint}: has weights of microscopic_mamba, and the network is pvt"
+    )
     assert unfit.stderr.count("\n") == 1
     assert not run.exists()  # the next try needs no other folder
     alone = command("train", cells, "-o", run, "--weights-of", "ema")
@@ -213,7 +220,7 @@ def test_a_state_dict_may_be_named(tmp_path: Path, cells: Path) -> None:
     described += ["--mean", *["0.5"] * 3, "--std", *["0.2"] * 3]
     torch.save(small(2).state_dict(), tmp_path / "state.pth")
     for name, message in {
-        "vmamba_t": "not a VMamba checkpoint: ",
+        "vmamba_t": "it is of medmamba, not of vmamba_t",
         "medmamba_s": "it is of medmamba (depths (1, 1, 1, 1), dims (16, 32, 64, 128)), not of medmamba_s",
         "nothing": "there is no network 'nothing': 'mmdeploy networks' lists all names",
     }.items():

@@ -130,7 +130,12 @@ def test_build_network_takes_names_and_fields() -> None:
         pytest.param("PVT-smal", {}, "no network 'PVT-smal': did you mean pvt_small or", id="misspelt"),
         pytest.param("t", {"width": 3}, "network 't' cannot be built so.*width", id="no-such-field"),
         pytest.param("t", {"dims": (30,)}, "network 't' cannot be built so.*same stages", id="unfit"),
-        pytest.param("toy_thin", {"mifa": False}, "'toy_thin' cannot be built so.*mifa", id="other-family's"),
+        pytest.param(
+            "toy_thin",
+            {"mifa": False, "colour": 1},
+            "'toy_thin' cannot be built so: Toy has no mifa, colour: it has num_classes, width",
+            id="other-family's",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_refused(name: str, changes: dict[str, Any], message: str) -> None:
