@@ -45,3 +45,60 @@ def arguments(sizes: tuple[int, ...], dtype: Any = np.float32, seed: int = 0) ->
         "D": rng.standard_normal((DIRECTIONS, channels)).astype(np.float32),
         "delta_bias": np.log(np.expm1(step)).astype(np.float32),
     }
+
+
+def softplus_inputs() -> tuple[Arrays, NDArray[np.float64]]:
+    """Inputs whose result is softplus of the step sizes, and what that is.
+
+    One position: the state is delta' * x * B whatever A is, and only direction 0 is let through.
+    """
+    raw = np.concatenate(
+        [np.linspace(-87, 30, 40_000), -np.geomspace(1e-20, 1, 1_000), np.geomspace(1e-20, 1, 1_000)]
+    )
+    inputs = arguments((1, 1, 1, raw.size, 1))
+    inputs["delta"][:] = raw.astype(np.float32)
+    for name, value in {"x": 1, "B": 0, "C": 1, "D": 0, "delta_bias": 0}.items():
+        inputs[name][:] = value
+    inputs["B"][..., 0, :] = 1
+    return inputs, np.logaddexp(0, inputs["delta"][0, 0, 0, 0].astype(np.float64))
+
+
+def decay_inputs() -> tuple[Arrays, NDArray[np.float64]]:
+    """Inputs whose result's second position is the decays alone, and their exponents, of two.
+
+    The first position sets the state to 1. A step of 32 is exact, so the exponent is known: 32 *
+    float32(log2(e)) * A, rounded where multiply-adds are not fused or the processor's additions have units
+    of their own.
+    """
+    exponents = np.concatenate([np.linspace(-125, 0, 40_001), -np.geomspace(1e-20, 1, 1_000)])
+    A = (exponents / np.log2(np.e) / 32).astype(np.float32)
+    inputs = arguments((1, 1, 2, A.size, 1))
+    for name, value in {"delta": 32, "x": 0, "B": 0, "C": 1, "D": 0, "delta_bias": 0}.items():
+        inputs[name][:] = value
+    inputs["A"][0, :, 0] = A
+    inputs["B"][..., 0, :] = 1
+    inputs["x"][0, 0, 0] = 1 / 32
+    return inputs, 32 * float(np.float32(np.log2(np.e))) * A.astype(np.float64)
+
+
+def extreme_inputs() -> Arrays:
+    """Steps and rates beyond all bounds, whose result is finite all the same."""
+    inputs = arguments((1, 3, 3, 4, 16))
+    inputs["delta"][0, 1, 1] = 1e30  # forgets everything
+    inputs["delta"][0, 0, 2] = -1e30  # does not move
+    inputs["A"][:, 1] = -3e38
+    inputs["A"][:, 2] = 0
+    inputs["x"][0, 1, 1] = 1e-30
+    return inputs
+
+
+def inputs_with_nan(name: str) -> Arrays:
+    """Inputs of which one has one NaN, with low bits as no arithmetic makes them."""
+    inputs = arguments((2, 4, 3, 20, 16))
+    inputs[name][(1,) * inputs[name].ndim] = np.uint32(0x7FC00155).view(np.float32)
+    return inputs
+
+
+def ulps(found: NDArray[np.float32], truth: NDArray[np.float64]) -> float:
+    """Largest error in units of the last place of the true value."""
+    return float((np.abs(found - truth) / np.spacing(truth.astype(np.float32))).max())

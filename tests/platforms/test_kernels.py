@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from resize_cases import CASES as RESIZE_CASES
 from resize_cases import picture
 from scan_cases import CASES as SCAN_CASES
-from scan_cases import Arrays, arguments
+from scan_cases import (
+    Arrays,
+    arguments,
+    decay_inputs,
+    extreme_inputs,
+    inputs_with_nan,
+    softplus_inputs,
+    ulps,
+)
 
 from msmamba.plugins.hybrid_block import OPERATORS
 from msmamba.plugins.hybrid_block.cpu import BlockSizes
@@ -31,6 +39,7 @@ from .conftest import BACKWARD, BLOCK, FORWARD, RESIZE, Call, Library, Results
 EPSILON = float(np.finfo(np.float32).eps)
 GRADIENTS = ("one-token", "one-column", "odd", "five-states", "wide-and-narrow", "long")
 HALF = ("odd", "wide-and-narrow")
+NAN = ("x", "delta", "A", "B", "C", "D", "delta_bias")
 ELEMENT_TYPES = {"float32": 0, "float16": 1}
 BLOCKS = {
     f"{case}-{'float16' if case.float16 else 'float32'}": case
@@ -84,6 +93,16 @@ def block_call(op_type: str, name: str) -> Call:
     return Call(BLOCK, numbers, [*weights.values(), *maps], outputs)
 
 
+def every_half() -> Arrays:
+    """Inputs of float16 whose result is twice x, which is every number that float16 has."""
+    numbers = np.arange(0x10000, dtype=np.uint16).view(np.float16)
+    inputs = arguments((1, 1, 1, numbers.size, 1), dtype=np.float16)
+    inputs["x"] = np.where(np.isfinite(numbers), numbers, np.float16(0)).reshape(1, 1, 1, -1)
+    inputs["B"][:] = 0
+    inputs["D"][:] = 0.5
+    return inputs
+
+
 def resize_call(name: str) -> Call:
     height, width, size, box = RESIZE_CASES[name]
     left, top, right, bottom = box or (0, 0, width, height)
@@ -97,6 +116,12 @@ def results(library: Library) -> dict[str, Results]:
     calls = {f"forward-{name}": forward_call(arguments(sizes)) for name, sizes in SCAN_CASES.items()}
     for name in HALF:
         calls[f"half-{name}"] = forward_call(arguments(SCAN_CASES[name], dtype=np.float16))
+    calls["softplus"] = forward_call(softplus_inputs()[0])
+    calls["decay"] = forward_call(decay_inputs()[0])
+    calls["extreme"] = forward_call(extreme_inputs())
+    for name in NAN:
+        calls[f"nan-{name}"] = forward_call(inputs_with_nan(name))
+    calls["every-half"] = forward_call(every_half())
     for name in GRADIENTS:
         calls[f"backward-{name}"] = backward_call(arguments(SCAN_CASES[name]))
     for op_type in OPERATORS:
@@ -139,6 +164,35 @@ def test_the_scan_of_float16(name: str, results: dict[str, Results]) -> None:
     (found,) = results[f"half-{name}"]
     half_ulp = np.spacing(np.abs(exact).astype(np.float16)).astype(np.float64) / 2
     assert np.all(np.abs(found.astype(np.float64) - exact) <= half_ulp * 1.01 + 1e-5)
+
+
+def test_every_float16_is_read_and_written(results: dict[str, Results]) -> None:
+    with np.errstate(over="ignore"):
+        expected = (every_half()["x"].astype(np.float32) * 2).astype(np.float16)
+    np.testing.assert_array_equal(results["every-half"][0], expected)
+
+
+def test_softplus_is_within_3_5_ulp(results: dict[str, Results]) -> None:
+    assert ulps(results["softplus"][0][0, 0, 0], softplus_inputs()[1]) <= 3.5
+
+
+def test_decay_is_within_2_5_ulp(results: dict[str, Results]) -> None:
+    """Of the exponents, or of what they are rounded to where multiply-adds are not fused."""
+    exponent, found = decay_inputs()[1], results["decay"][0][0, 0, 1]
+    rounded = exponent.astype(np.float32).astype(np.float64)
+    assert min(ulps(found, np.exp2(exponent)), ulps(found, np.exp2(rounded))) <= 2.5
+
+
+def test_extreme_steps_and_rates_stay_what_they_are_in_the_reference(results: dict[str, Results]) -> None:
+    exact = by_reference(extreme_inputs(), torch.float64)[0]
+    np.testing.assert_allclose(results["extreme"][0], exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAN)
+def test_nan_reaches_the_output_it_concerns_and_no_other(name: str, results: dict[str, Results]) -> None:
+    exact = by_reference(inputs_with_nan(name), torch.float64)[0]
+    assert 0 < np.isnan(exact).sum() < exact.size
+    np.testing.assert_array_equal(np.isnan(results[f"nan-{name}"][0]), np.isnan(exact))
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scan_cases import CASES, KERNELS, Arrays, arguments
+from scan_cases import (
+    CASES,
+    KERNELS,
+    Arrays,
+    arguments,
+    decay_inputs,
+    extreme_inputs,
+    inputs_with_nan,
+    softplus_inputs,
+    ulps,
+)
 
 from msmamba.errors import BackendError
 from msmamba.plugins.selective_scan import cpu
@@ -93,53 +103,22 @@ def test_half_precision_edges_survive_the_round_trip(kernels: str) -> None:
     np.testing.assert_array_equal(scan_into_nan(inputs), expected)
 
 
-def ulps(found: NDArray[np.float32], truth: NDArray[np.float64]) -> float:
-    """Largest error in units of the last place of the true value."""
-    return float((np.abs(found - truth) / np.spacing(truth.astype(np.float32))).max())
-
-
 def test_softplus_is_within_3_5_ulp(kernels: str) -> None:
-    # One position: the state is delta' * x * B whatever A is, and only direction 0 is let through.
-    raw = np.concatenate(
-        [np.linspace(-87, 30, 40_000), -np.geomspace(1e-20, 1, 1_000), np.geomspace(1e-20, 1, 1_000)]
-    )
-    inputs = arguments((1, 1, 1, raw.size, 1))
-    inputs["delta"][:] = raw.astype(np.float32)
-    for name, value in {"x": 1, "B": 0, "C": 1, "D": 0, "delta_bias": 0}.items():
-        inputs[name][:] = value
-    inputs["B"][..., 0, :] = 1
-    truth = np.logaddexp(0, inputs["delta"][0, 0, 0, 0].astype(np.float64))
+    inputs, truth = softplus_inputs()
     assert ulps(scan_into_nan(inputs)[0, 0, 0], truth) <= 3.5
 
 
 def test_decay_is_within_2_5_ulp(kernels: str) -> None:
-    # Two positions, the first of which sets the state to 1; the second shows its decay alone. A step of 32 is
-    # exact, so the exponent is known: 32 * float32(log2(e)) * A, rounded where multiply-adds are not fused or
-    # the processor's additions have units of their own.
-    exponents = np.concatenate([np.linspace(-125, 0, 40_001), -np.geomspace(1e-20, 1, 1_000)])
-    A = (exponents / np.log2(np.e) / 32).astype(np.float32)
-    inputs = arguments((1, 1, 2, A.size, 1))
-    for name, value in {"delta": 32, "x": 0, "B": 0, "C": 1, "D": 0, "delta_bias": 0}.items():
-        inputs[name][:] = value
-    inputs["A"][0, :, 0] = A
-    inputs["B"][..., 0, :] = 1
-    inputs["x"][0, 0, 0] = 1 / 32
-    exponent = 32 * float(np.float32(np.log2(np.e))) * A.astype(np.float64)
-    rounded = exponent.astype(np.float32).astype(np.float64)
+    inputs, exponent = decay_inputs()
     found = scan_into_nan(inputs)[0, 0, 1]
-    errors = [ulps(found, np.exp2(rounded))]
+    errors = [ulps(found, np.exp2(exponent.astype(np.float32).astype(np.float64)))]
     if kernels != "baseline":
         errors.append(ulps(found, np.exp2(exponent)))
     assert min(errors) <= 2.5
 
 
 def test_extreme_steps_and_rates_stay_what_they_are_in_the_reference(kernels: str) -> None:
-    inputs = arguments((1, 3, 3, 4, 16))
-    inputs["delta"][0, 1, 1] = 1e30  # forgets everything
-    inputs["delta"][0, 0, 2] = -1e30  # does not move
-    inputs["A"][:, 1] = -3e38
-    inputs["A"][:, 2] = 0
-    inputs["x"][0, 1, 1] = 1e-30
+    inputs = extreme_inputs()
     truth = reference_scan(inputs, torch.float64)
     assert np.all(np.isfinite(truth))
     np.testing.assert_allclose(scan_into_nan(inputs), truth, rtol=1e-5, atol=1e-5)
@@ -147,8 +126,7 @@ def test_extreme_steps_and_rates_stay_what_they_are_in_the_reference(kernels: st
 
 @pytest.mark.parametrize("name", ["x", "delta", "A", "B", "C", "D", "delta_bias"])
 def test_nan_reaches_the_output_it_concerns_and_no_other(name: str, kernels: str) -> None:
-    inputs = arguments((2, 4, 3, 20, 16))
-    inputs[name][(1,) * inputs[name].ndim] = np.nan
+    inputs = inputs_with_nan(name)
     truth = reference_scan(inputs, torch.float64)
     assert 0 < np.isnan(truth).sum() < truth.size
     np.testing.assert_array_equal(np.isnan(scan_into_nan(inputs)), np.isnan(truth))

@@ -36,7 +36,7 @@ class ChannelVectors {
   int padded_ = 0;
 };
 
-// (N, Lanes) from `A` (channels, N); idle lanes are zero.
+// (N, Lanes) from `A` (channels, N); idle lanes are zero, and every NaN is the plain one.
 template <int Lanes>
 void pack_A(float* packed, const float* A, int64_t states, int lanes_used) {
   for (int lane = 0; lane < Lanes; ++lane) {
@@ -46,7 +46,8 @@ void pack_A(float* packed, const float* A, int64_t states, int lanes_used) {
   }
   for (int64_t n = 0; n < states; ++n) {
     const Float<Lanes> values = load<Lanes>(packed + n * Lanes);
-    store<Lanes>(packed + n * Lanes, at_most<Lanes>(at_least<Lanes>(values, -kLargestFactor), kLargestFactor));
+    const Float<Lanes> held = at_most<Lanes>(at_least<Lanes>(values, -kLargestFactor), kLargestFactor);
+    store<Lanes>(packed + n * Lanes, held == held ? held : broadcast<Lanes>(__builtin_nanf("")));
   }
 }
 

@@ -53,6 +53,7 @@ class ForwardScan {
  private:
   enum Turn { First, Middle, Last };
   static constexpr int kStepsTogether = 4;
+  static constexpr int kLineFloats = 16;  // of a cache line of 64 bytes
   static constexpr bool kIsFloat32 = std::is_same_v<Element, float>;
 
   // Where the operands of a tile's steps stand: x and delta at the task's first channel.
@@ -139,8 +140,11 @@ class ForwardScan {
                                                                 : fill_vector<kLanes, false>(*here, first, bias);
         const Tile tile = {here->steps, states,    buffers_.pace, buffers_.drive, B_rows(*here),
                            C_rows(*here), here->sum, first,         turn != First};
+        // Of short vectors, which share cache lines, one calls for all that its line holds.
+        constexpr int kSpan = kLanes < 8 ? kLineFloats : kLanes;
+        const int steps_ahead = first % kSpan == 0 ? next->steps : 0, span = vectors_.used(first, kSpan);
         const auto call_for_next = [=](int t) MSMAMBA_INLINE_LAMBDA {
-          if (t < next->steps) prefetch(*next, t, first, lanes_used, states);
+          if (t < steps_ahead) prefetch(*next, t, first, span, states);
         };
         const float* const A = buffers_.A + (direction * padded + first) * states;
         float* const state = buffers_.state + first * states;

@@ -12,6 +12,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define MSMAMBA_INLINE inline __attribute__((always_inline))
@@ -130,6 +132,8 @@ MSMAMBA_INLINE Float<Lanes> larger(Float<Lanes> a, Float<Lanes> b) {
 #endif
 #if defined(__AVX2__)
   if constexpr (Lanes == 8) return (Float<Lanes>)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__aarch64__)
+  if constexpr (Lanes == 4) return (Float<Lanes>)vmaxnmq_f32((float32x4_t)a, (float32x4_t)b);
 #endif
   return a > b ? a : b;
 }
@@ -141,6 +145,8 @@ MSMAMBA_INLINE Float<Lanes> smaller(Float<Lanes> a, Float<Lanes> b) {
 #endif
 #if defined(__AVX2__)
   if constexpr (Lanes == 8) return (Float<Lanes>)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__aarch64__)
+  if constexpr (Lanes == 4) return (Float<Lanes>)vminnmq_f32((float32x4_t)a, (float32x4_t)b);
 #endif
   return a < b ? a : b;
 }
@@ -148,11 +154,17 @@ MSMAMBA_INLINE Float<Lanes> smaller(Float<Lanes> a, Float<Lanes> b) {
 // Both return the bound only where `value` lies beyond it: a NaN stays a NaN.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> at_least(Float<Lanes> value, float bound) {
+#if defined(__aarch64__)
+  if constexpr (Lanes == 4) return (Float<Lanes>)vmaxq_f32(vdupq_n_f32(bound), (float32x4_t)value);
+#endif
   return larger<Lanes>(broadcast<Lanes>(bound), value);
 }
 
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> at_most(Float<Lanes> value, float bound) {
+#if defined(__aarch64__)
+  if constexpr (Lanes == 4) return (Float<Lanes>)vminq_f32(vdupq_n_f32(bound), (float32x4_t)value);
+#endif
   return smaller<Lanes>(broadcast<Lanes>(bound), value);
 }
 
@@ -322,6 +334,12 @@ MSMAMBA_INLINE Float<16> log1p_of_fraction<16>(Float<16> e) {
   const Float<16> q = ((-0.25020372f * r + 0.33352386f) * r - 0.5f) * r + 1.0f;
   return r * q + looked_up_of_32(kLogarithms, rounded);
 }
+#endif
+
+#if defined(__aarch64__)
+}  // namespace
+#include "vector_neon.h"
+namespace {
 #endif
 
 // log(1 + exp(v)) for any v, within 3.5 ulp where the result is normal.
