@@ -17,7 +17,7 @@ from typing import Any
 from onnx import ModelProto
 
 from ...calib import measure, range_of
-from ...errors import ExportError
+from ...errors import ExportError, some
 from ...images import Transform
 from ...schema import as_json
 from .inlining import block_nodes
@@ -184,7 +184,7 @@ def int8_network(
     proof = int8_proof(final, flat)
     missing = sorted({product.node for product in plan.chosen(found)} - set(proof.products))
     if missing:
-        raise ExportError(f"{len(missing)} products were to be int8 and are not: {', '.join(missing)}")
+        raise ExportError(f"{len(missing)} products were to be int8 and are not: {some(missing)}")
     used = measured_values(plan.chosen(found))
     ranges = {name: value for name, value in ranges.items() if name in used}
     return Int8(final, proof, plan, prepared, ranges, judgement, sensitivity)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from ...errors import ExportError, InputError
+from ...errors import ExportError, InputError, some
 from ...schema import TEXT, listed, parsed, record, whole
 from .products import CONVOLUTION, KINDS, LINEAR, Product
 
@@ -41,8 +41,8 @@ class Plan:
         strange += [kind for kind in self.kinds if kind not in KINDS]
         if strange:
             raise ExportError(
-                f"the plan names {', '.join(map(repr, strange))}: this network has the units "
-                f"{', '.join(units)} and the kinds {', '.join(KINDS)}; make a plan for this network"
+                f"the plan names {some([repr(each) for each in strange])}: this network has the units "
+                f"{some([*units])} and the kinds {', '.join(KINDS)}; make a plan for this network"
             )
         left = [product for product in found if product.kind in self.kinds and product.unit not in self.kept]
         if not left:

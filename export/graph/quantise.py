@@ -11,8 +11,9 @@ input gets a pair of its own: what else reads the value, the scan and the residu
 unrounded. (That is why `onnxruntime.quantization.QDQQuantizer` does not do here: it puts the pair in front
 of every reader.)
 
-The residual rule (quantise the residual input of an Add behind a convolution, or the two are not fused) has
-no place to apply: no Add of this network joins a product to an earlier activation.
+The residual rule (quantise the residual input of an Add behind a convolution, or the two are not fused) is
+not applied: no Add of Microscopic-Mamba joins a product to an earlier activation, and what it is worth to
+networks of which one does, nobody has measured on a device.
 """
 
 from __future__ import annotations

@@ -13,13 +13,18 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import SMALL_LABELS
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from msmamba import open as open_artefact
 from msmamba.cli import mmdeploy
 from msmamba.errors import CheckpointError, InputError
 from msmamba.export.bundle import ExportOptions, export_bundle
+from msmamba.export.graph.int8_options import Int8Options
+from msmamba.export.graph.judging import Limits
 from msmamba.export.graph.onnx_model import onnx_from_network
+from msmamba.export.graph.products import DEPTHWISE
 from msmamba.export.proof.verify import verify
 from msmamba.measures.decision import ImageLimit
 from msmamba.model import build_network
@@ -222,6 +227,27 @@ def test_each_family_goes_the_whole_way(name: str, precision: str, micrographs: 
     heat = Explainer(network, 64).heat(torch.randn(3, 3, 64, 64), torch.tensor([0, 1, 2]))
     assert heat.shape[1:] == ((4, 4) if name.startswith("vit") else (2, 2))
     assert (heat >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["mobileone_s0", "repvit_m1_0", "vit_tiny_patch16_224"])
+def test_merged_convolutions_and_attention_calibrate(name: str, labelled: Path, tmp_path: Path) -> None:
+    """Seconds each, as above."""
+    network = network_of(name)
+    units = family_of(network).units(network)
+    assert all(network.get_submodule(unit) for unit in units)
+    checkpoint, bundle = tmp_path / "network.safetensors", tmp_path / "bundle"
+    save_checkpoint(checkpoint, network, labels=SMALL_LABELS, image_size=64, mean=[0.5] * 3, std=[0.2] * 3)
+    anything = ImageLimit(100, per_cent=True)  # what is not trained decides by little
+    how = Int8Options(labelled, images=9, limits=Limits(100, anything))
+    int8 = export_bundle(checkpoint, bundle, ExportOptions(precision="int8", int8=how)).int8
+    assert int8 is not None
+    assert all(share == (kind != DEPTHWISE) for kind, share in int8.proof.by_kind.items())
+    inside = tuple(f"{unit}." for unit in units)
+    blocks = {unit for unit in units if any(product.startswith(unit) for product in int8.proof.products)}
+    outside = [product for product in int8.proof.products if not product.startswith(inside)]
+    assert len(blocks) > len(outside) > 0  # the stem, and what is between stages
+    with open_artefact(bundle) as session:
+        assert len(session.classify(sorted((labelled / "val").glob("*/*")))) == 12
 
 
 @pytest.mark.parametrize("name", CHEAPEST)
