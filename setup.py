@@ -32,6 +32,8 @@ def kernel_flags(machine: str) -> dict[str, list[str]]:
             *flags["kernels_avx2"],
             *("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
         ]
+    elif machine.lower() in ("aarch64", "arm64"):
+        flags["kernels_dotprod"] = ["-mcpu=generic+dotprod"]
     return flags
 
 

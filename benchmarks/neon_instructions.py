@@ -8,7 +8,8 @@ they stand in, and counted as they stand, with all that is done in them beside t
     .venv-wheels/bin/python benchmarks/neon_instructions.py [--before TREE]
 
 Whole loops are counted, and told for a unit of their work: a state update is one step of one state of four
-channels, a vector.
+channels, a vector; a tile of products has 96 of them, eight rows by three vectors, and is looked for in
+LocalBranch, since every operator multiplies alike.
 """
 
 from __future__ import annotations
@@ -27,9 +28,37 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TARGET = "aarch64-linux-gnu.2.17"  # as in release/wheels.py
-MULTIPLY_ADDS = ("fmla",)
+PRODUCTS = {"fmla": 4, "mla": 4, "smull": 8, "smull2": 8, "sdot": 16}
+"""How many numbers an instruction multiplies."""
 
 Instructions = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is compiled: text that includes the kernels, with setup.py's flags for sources of that ending."""
+
+    text: str
+    ending: str = "kernels_baseline"
+
+
+def _local_branch(arithmetic: str) -> str:
+    """A source of LocalBranch's second phase alone, by float32 or int8 products."""
+    headers = ("selective_scan/native/baseline.h", "hybrid_block/native/local_branch.h")
+    kernel = f"LocalBranch<4, {arithmetic}<4>>::project<float>"
+    lines = [*(f'#include "plugins/{header}"' for header in headers), "namespace probed {"]
+    return "\n".join(
+        [*lines, f"extern decltype(&{kernel}) kernel;", f"decltype(&{kernel}) kernel = {kernel};", "}"]
+    )
+
+
+SOURCES = {
+    "scan": Source('#include "plugins/selective_scan/native/kernels_baseline.cpp"'),
+    "float32": Source(_local_branch("Floats")),
+    "int8": Source(_local_branch("Integers")),
+    "dotprod": Source(_local_branch("Integers"), "kernels_dotprod"),
+    "resize": Source('#include "plugins/image_resize/native/resize_kernels_baseline.cpp"'),
+}
 
 
 @dataclass(frozen=True)
@@ -38,38 +67,48 @@ class Loop:
 
     Attributes:
         title: what one unit of its work is.
-        source: the kernels' source, in whose assembly it is looked for.
+        source: a name among `SOURCES`.
         function: a pattern of the mangled names of the functions that it may stand in.
-        units: how many units of work a round of it does.
+        units: how many units of work a round of it does; 0 where these are its products.
+        products: how many products a unit has then.
+        by: the instructions that make them.
     """
 
     title: str
     source: str
     function: str
-    units: int
+    units: int = 0
+    products: int = 96
+    by: tuple[str, ...] = ("fmla",)
 
 
-SCAN = "plugins/selective_scan/native/kernels_baseline.cpp"
+INTEGER = ("mla", "smull", "smull2", "sdot")
 ADVANCE = r"advance_tileILi4ELNS_5DecayE{}.*ForwardScanILi4ELi4EfE"
 LOOPS = (
-    Loop("a state update", SCAN, ADVANCE.format(1), units=16),
-    Loop("a state update, decays of any size", SCAN, ADVANCE.format(0), units=16),
-    Loop("the operands of a step (softplus)", SCAN, r"ForwardScanILi4ELi4EfE11fill_vectorILi4ELb1E", units=4),
+    Loop("a state update", "scan", ADVANCE.format(1), units=16),
+    Loop("a state update, decays of any size", "scan", ADVANCE.format(0), units=16),
+    Loop(
+        "the operands of a step (softplus)", "scan", r"ForwardScanILi4ELi4EfE11fill_vectorILi4ELb1E", units=4
+    ),
+    Loop("a tile of float32 products", "float32", "project"),
+    Loop("a tile of int8 products", "int8", "project", by=INTEGER),
+    Loop("a tile of int8 products, dotprod", "dotprod", "project", by=INTEGER),
+    Loop("16 bytes of a resize's rows", "resize", "along_rows", products=16, by=INTEGER),
+    Loop("16 bytes of a resize's columns", "resize", "along_columns", products=16, by=INTEGER),
 )
 
 
-def assembly(tree: Path, source: str, folder: Path) -> list[str]:
-    """A source of the kernels as assembly, in lines."""
+def assembly(tree: Path, source: Source, folder: Path) -> list[str]:
+    """Kernels of a checkout as assembly, in lines; an ending that it does not know has no flags."""
     build = runpy.run_path(str(tree / "setup.py"))
-    (flags,) = (
-        flags for ending, flags in build["kernel_flags"]("aarch64").items() if f"{ending}.cpp" in source
-    )
+    flags = build["kernel_flags"]("aarch64").get(source.ending, [])
     cache = str(Path(sys.prefix) / "zig-cache")
     caches = {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
-    made = folder / "kernels.s"
+    text, made = folder / "kernels.cpp", folder / "kernels.s"
+    text.write_text(f"{source.text}\n")
     command = [sys.executable, "-m", "ziglang", "c++", "-target", TARGET, *build["COMPILE_FLAGS"], *flags]
-    command += ["-fPIC", "-S", source, "-o", str(made), "-Wno-unused-command-line-argument"]
-    subprocess.run(command, cwd=tree, env={**os.environ, **caches}, check=True)
+    command += ["-fPIC", f"-I{tree}", "-S", str(text), "-o", str(made), "-Wno-unused-command-line-argument"]
+    subprocess.run(command, env={**os.environ, **caches}, check=True)
     return made.read_text().splitlines()
 
 
@@ -112,7 +151,7 @@ def kind(instruction: str) -> str:
 
 
 def found_loop(wanted: Loop, lines: Sequence[str]) -> Instructions:
-    """The loop with the most multiply-adds among those that are meant."""
+    """The loop with the most products among those that are meant."""
     found = [
         loop
         for name, body in functions(lines)
@@ -120,20 +159,21 @@ def found_loop(wanted: Loop, lines: Sequence[str]) -> Instructions:
         for loop in innermost_loops(body)
     ]
     if not found:
-        sys.exit(f"there is no loop in a function like {wanted.function} of {wanted.source}")
-    return max(found, key=multiply_adds)
+        sys.exit(f"there is no loop in a function like {wanted.function} of {SOURCES[wanted.source].text}")
+    return max(found, key=lambda loop: products(loop, wanted.by))
 
 
-def multiply_adds(loop: Instructions) -> int:
-    """How many multiply-adds of vectors a loop has."""
-    return sum(line.split("\t")[0] in MULTIPLY_ADDS for line in loop)
+def products(loop: Instructions, by: Sequence[str]) -> int:
+    """How many products a loop has that some instructions make."""
+    return sum(PRODUCTS[name] for line in loop if (name := line.split("\t")[0]) in by)
 
 
 def row(wanted: Loop, loop: Instructions) -> list[str]:
     """A loop's instructions for a unit of its work: all of them, then of each kind."""
+    units = wanted.units or products(loop, wanted.by) / wanted.products
     counts = Counter(map(kind, loop))
     kinds = (counts[each] for each in ("arithmetic", "copies", "memory", "other"))
-    return [f"{count / wanted.units:.1f}" for count in (len(loop), *kinds)]
+    return [f"{count / units:.1f}" for count in (len(loop), *kinds)]
 
 
 def main() -> None:
@@ -145,9 +185,9 @@ def main() -> None:
     print("| for | | instructions | arithmetic | copies | memory | other |\n|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         made = {
-            (label, source): assembly(tree.resolve(), source, Path(name))
+            (label, key): assembly(tree.resolve(), source, Path(name))
             for label, tree in trees.items()
-            for source in dict.fromkeys(loop.source for loop in LOOPS)
+            for key, source in SOURCES.items()
         }
     for wanted in LOOPS:
         for label in trees:

@@ -215,3 +215,43 @@ def exact_outputs(op_type: str, case: BlockCase) -> list[NDArray[np.float64]]:
     evaluator = ReferenceEvaluator(model, new_ops=[Gelu])
     maps = {name: array.astype(np.float64) for name, array in case.maps(op_type).items()}
     return [np.asarray(output) for output in evaluator.run(None, maps)]
+
+
+def weights_of_the_largest_integers(half: int) -> Arrays:
+    """Weights of ScanInputsInt8 that are all -128, as are most of the values they are multiplied with."""
+    weights = BlockCase(half).weights("ScanInputsInt8")
+    for name in INT8_WEIGHTS["ScanInputs"]:
+        weights[name] = np.full_like(weights[name], -128)
+    weights["norm_bias"] = np.full_like(weights["norm_bias"], -2)
+    weights["tokens_scale"] = np.float32(0.001)
+    weights["features_scale"] = np.float32(1e-6)
+    return weights
+
+
+def int8_products(weights: Arrays, outputs: list[NDArray[Any]]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """The outputs of ScanInputsInt8 that are products, and what they are exactly.
+
+    Both sides of each product are known: tokens and features come out unrounded.
+    """
+    tokens, gate, features, delta, B, C = outputs
+    inner, states = features.shape[-1], B[0, 0, 0].size
+    projected = _product(tokens, weights, "tokens", "in_weight")
+    merged = _product(features, weights, "features", "features_weight")
+    steps, inputs, products = np.split(
+        merged, [merged.shape[-1] - 2 * states, merged.shape[-1] - states], axis=-1
+    )
+    expanded = _product(steps, weights, "step_features", "step_expand")
+    return [
+        (gate, projected[..., inner:]),
+        (B, inputs.reshape(B.shape)),
+        (C, products.reshape(C.shape)),
+        (delta, expanded.reshape(delta.shape)),
+    ]
+
+
+def _product(values: NDArray[Any], weights: Arrays, value: str, weight: str) -> NDArray[np.float32]:
+    """A product of integers, exact until it is scaled; values are rounded as QuantizeLinear does."""
+    scale = weights[f"{value}_scale"]
+    integers = np.clip(np.rint(values / scale), -128, 127).astype(np.int64)
+    sums = integers @ weights[weight].astype(np.int64)
+    return sums.astype(np.float32) * (scale * weights[f"{weight}_scale"])

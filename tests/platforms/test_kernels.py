@@ -14,7 +14,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from block_cases import BlockCase, block_model, exact_outputs
+from block_cases import (
+    BlockCase,
+    block_model,
+    exact_outputs,
+    int8_products,
+    weights_of_the_largest_integers,
+)
 from numpy.typing import NDArray
 from resize_cases import CASES as RESIZE_CASES
 from resize_cases import picture
@@ -29,7 +35,7 @@ from scan_cases import (
     ulps,
 )
 
-from msmamba.plugins.hybrid_block import OPERATORS
+from msmamba.plugins.hybrid_block import INT8_OPERATORS, OPERATORS
 from msmamba.plugins.hybrid_block.cpu import BlockSizes
 from msmamba.plugins.selective_scan import reference
 from msmamba.resize import resize
@@ -53,6 +59,9 @@ BLOCKS = {
         BlockCase(24, batch=2, side=7, float16=True),
     )
 }
+INT8_BLOCKS = [name for name, case in BLOCKS.items() if not case.float16]
+LARGEST = "2x9x9x48-4-groups-16-states-float32"
+"""The case that is multiplied with the largest integers, too."""
 RESIZES = ("one-pixel", "odd", "enlarged", "tall", "on-threads", "part")
 
 
@@ -82,15 +91,31 @@ def exact_block(op_type: str, name: str) -> list[NDArray[np.float64]]:
     return exact_outputs(op_type, BLOCKS[name])
 
 
-def block_call(op_type: str, name: str) -> Call:
+@cache
+def by_function(op_type: str, name: str) -> list[NDArray[Any]]:
+    """The function of standard operators in plain ONNX Runtime, in the case's precision."""
     case = BLOCKS[name]
-    weights = case.weights(op_type)
+    dtype = element_type(case)
+    model = block_model(op_type, case, dtype=dtype).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    maps = {key: array.astype(dtype) for key, array in case.maps(op_type).items()}
+    outputs: list[NDArray[Any]] = session.run(None, maps)
+    return outputs
+
+
+def block_call(op_type: str, name: str, weights: Arrays | None = None) -> Call:
+    """An operator with the case's weights, or others of their sizes."""
+    case = BLOCKS[name]
+    if weights is None:
+        weights = case.weights(op_type)
     maps = [array.astype(element_type(case)) for array in case.maps(op_type).values()]
     sizes = astuple(BlockSizes.of_weights(op_type, weights))
     shape = (case.batch, case.side, case.side, len(weights))
-    outputs = [(array.shape, element_type(case)) for array in exact_block(op_type, name)]
-    numbers = (OPERATORS.index(op_type), ELEMENT_TYPES[element_type(case).__name__], *sizes, *shape)
-    return Call(BLOCK, numbers, [*weights.values(), *maps], outputs)
+    outputs = [(array.shape, element_type(case)) for array in by_function(op_type, name)]
+    number = (*OPERATORS, *INT8_OPERATORS).index(op_type)
+    numbers = (number, ELEMENT_TYPES[element_type(case).__name__], *sizes, *shape)
+    packed = [weight.astype(np.float32) for weight in weights.values()]
+    return Call(BLOCK, numbers, [*packed, *maps], outputs)
 
 
 def every_half() -> Arrays:
@@ -127,6 +152,10 @@ def results(library: Library) -> dict[str, Results]:
     for op_type in OPERATORS:
         for name in BLOCKS:
             calls[f"{op_type}-{name}"] = block_call(op_type, name)
+    for op_type in INT8_OPERATORS:
+        for name in INT8_BLOCKS:
+            calls[f"{op_type}-{name}"] = block_call(op_type, name)
+    calls["largest"] = block_call("ScanInputsInt8", LARGEST, weights_of_the_largest_integers(48))
     for name in RESIZES:
         calls[f"resize-{name}"] = resize_call(name)
     return library(calls)
@@ -207,16 +236,37 @@ def test_the_scan_s_gradients(name: str, results: dict[str, Results]) -> None:
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("op_type", OPERATORS)
 def test_the_block(op_type: str, name: str, results: dict[str, Results]) -> None:
-    case = BLOCKS[name]
-    dtype = element_type(case)
-    model = block_model(op_type, case, dtype=dtype).SerializeToString()
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    maps = {key: array.astype(dtype) for key, array in case.maps(op_type).items()}
-    references = zip(exact_block(op_type, name), session.run(None, maps), strict=True)
+    references = zip(exact_block(op_type, name), by_function(op_type, name), strict=True)
     for found, (exact, other) in zip(results[f"{op_type}-{name}"], references, strict=True):
-        rounding = float(np.finfo(dtype).eps) * np.abs(exact).max()
+        rounding = float(np.finfo(found.dtype).eps) * np.abs(exact).max()
         allowed = max(2 * np.abs(other - exact).max(), 4 * rounding)
         np.testing.assert_allclose(found, exact, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("name", INT8_BLOCKS)
+def test_int8_products_of_scan_inputs_are_those_of_the_integers_bit_for_bit(
+    name: str, results: dict[str, Results]
+) -> None:
+    weights = BLOCKS[name].weights("ScanInputsInt8")
+    for found, expected in int8_products(weights, results[f"ScanInputsInt8-{name}"]):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_int8_products_of_the_largest_integers_are_exact(results: dict[str, Results]) -> None:
+    for found, expected in int8_products(weights_of_the_largest_integers(48), results["largest"]):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", INT8_BLOCKS)
+@pytest.mark.parametrize("op_type", INT8_OPERATORS)
+def test_operators_with_int8_products_agree_with_their_functions(
+    op_type: str, name: str, results: dict[str, Results]
+) -> None:
+    for found, expected in zip(results[f"{op_type}-{name}"], by_function(op_type, name), strict=True):
+        off = np.abs(found - expected) > 1e-4 * np.abs(expected).max()
+        # A value between two integers, told apart by its last bit, may be rounded to either.
+        assert off.mean() < 0.02
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0.1 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", RESIZES)

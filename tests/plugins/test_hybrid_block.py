@@ -19,7 +19,13 @@ from msmamba.plugins.selective_scan import cpu as scan
 
 pytest.importorskip("onnx", reason="the operators are defined as ONNX functions")
 onnxruntime = pytest.importorskip("onnxruntime", reason="gives the error of a float32 reference")
-from block_cases import BlockCase, block_model, exact_outputs  # noqa: E402  after the check for onnx
+from block_cases import (  # noqa: E402  after the check for onnx
+    BlockCase,
+    block_model,
+    exact_outputs,
+    int8_products,
+    weights_of_the_largest_integers,
+)
 
 pytestmark = pytest.mark.skipif(
     scan.library_path() is None, reason="the native library is not built: install with a C++ compiler"
@@ -107,42 +113,29 @@ def test_agrees_with_the_definition(op_type: str, case: BlockCase, float16: bool
         np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
-def integers(values: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.int64]:
-    """What QuantizeLinear gives."""
-    return np.clip(np.rint(values / scale), -128, 127).astype(np.int64)
-
-
-def product(
-    values: NDArray[Any], weights: dict[str, NDArray[Any]], value: str, weight: str
-) -> NDArray[np.float32]:
-    """A product of integers, exact until it is scaled."""
-    scale = weights[f"{value}_scale"]
-    sums = integers(values, scale) @ weights[weight].astype(np.int64)
-    return sums.astype(np.float32) * (scale * weights[f"{weight}_scale"])
-
-
 @each_case
-@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_int8_products_of_scan_inputs_are_those_of_the_integers_bit_for_bit(
     case: BlockCase, kernels: str
 ) -> None:
-    """Both sides of each product are known: tokens and features come out unrounded."""
     select_kernels(kernels)
-    weights = case.weights("ScanInputsInt8")
-    tokens, gate, features, delta, B, C = run("ScanInputsInt8", case)
-    inner, states = features.shape[-1], B[0, 0, 0].size
-    projected = product(tokens, weights, "tokens", "in_weight")
-    np.testing.assert_array_equal(gate, projected[..., inner:])
-    merged = product(features, weights, "features", "features_weight")
-    steps, inputs, outputs = np.split(merged, [merged.shape[-1] - 2 * states, merged.shape[-1] - states], -1)
-    np.testing.assert_array_equal(B, inputs.reshape(B.shape))
-    np.testing.assert_array_equal(C, outputs.reshape(C.shape))
-    expected = product(steps, weights, "step_features", "step_expand")
-    np.testing.assert_array_equal(delta, expected.reshape(delta.shape))
+    for found, expected in int8_products(case.weights("ScanInputsInt8"), run("ScanInputsInt8", case)):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_int8_products_of_the_largest_integers_are_exact(kernels: str) -> None:
+    select_kernels(kernels)
+    case, weights = BlockCase(48, batch=2), weights_of_the_largest_integers(48)
+    maps = [*case.maps("ScanInputs").values()]
+    with block.BlockOperator("ScanInputsInt8", weights) as operator:
+        outputs = operator(case.batch, *maps)
+    for found, expected in int8_products(weights, outputs):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("half", [8, 24, 40, 272])
-@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_an_int8_local_branch_of_whole_numbers_gives_the_function_s_bits(half: int, kernels: str) -> None:
     """All that stands before its product is exact there, and so are both of its scales."""
     select_kernels(kernels)
@@ -166,7 +159,7 @@ def test_an_int8_local_branch_of_whole_numbers_gives_the_function_s_bits(half: i
     assert len(np.unique(local)) > 10
 
 
-@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_values_beyond_int8_are_held_however_large(kernels: str) -> None:
     select_kernels(kernels)
     weights = BlockCase(16, side=1).weights("LocalBranchInt8")
@@ -187,7 +180,7 @@ def test_values_beyond_int8_are_held_however_large(kernels: str) -> None:
 
 @each_case
 @pytest.mark.parametrize("op_type", INT8_OPERATORS)
-@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_operators_with_int8_products_agree_with_their_functions(
     op_type: str, case: BlockCase, kernels: str
 ) -> None:
@@ -213,7 +206,7 @@ def test_threads_do_not_change_a_bit(op_type: str, case: BlockCase, float16: boo
 
 
 @pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "odd"])
-@pytest.mark.parametrize("kernels", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_large_maps_that_bypass_the_caches_are_the_same(kernels: str, offset: int) -> None:
     select_kernels(kernels)
     alone = BlockCase(16, side=32)

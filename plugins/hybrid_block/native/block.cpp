@@ -15,6 +15,8 @@ extern const BlockKernels kBaselineBlockKernels;
 #if defined(__x86_64__)
 extern const BlockKernels kAvx2BlockKernels;
 extern const BlockKernels kAvx512BlockKernels;
+#elif defined(__aarch64__)
+extern const Int8Kernels kDotProductInt8Kernels;
 #endif
 
 namespace {
@@ -37,10 +39,14 @@ const OperatorKernels& kernels_of(BlockOperator op, ElementType element) {
 #if defined(__x86_64__)
   // Those of AVX-512 multiply with VNNI, which its first processors lack.
   if (&kernels == &kAvx512BlockKernels && !this_processor().avx512_vnni) {
-    return kAvx2BlockKernels.int8[number - kFloatOperators];
+    return kAvx2BlockKernels.int8.operators[number - kFloatOperators];
+  }
+#elif defined(__aarch64__)
+  if (std::strcmp(active_kernels().name, kDotProductName) == 0) {
+    return kDotProductInt8Kernels.operators[number - kFloatOperators];
   }
 #endif
-  return kernels.int8[number - kFloatOperators];
+  return kernels.int8.operators[number - kFloatOperators];
 }
 
 // Memory that a thread keeps from one call to the next: fresh memory costs a page fault every 4 KiB, more than

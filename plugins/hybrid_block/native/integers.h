@@ -27,11 +27,23 @@ struct RowsTo {
 template <typename Element>
 RowsTo(Element*, int64_t) -> RowsTo<Element>;
 
+// Rows that share each vector of columns. Rows times the three vectors of a panel are the sums held in registers: 24 of
+// 32, or 12 of 16; 21 where vectors of the rows' words stand beside them.
+#if defined(__AVX512F__)
+constexpr int kRowsAtOnce = 8;
+#elif defined(__aarch64__)
+constexpr int kRowsAtOnce = 7;
+#else
+constexpr int kRowsAtOnce = 4;
+#endif
+
 template <int Lanes>
 struct Floats {
   static constexpr bool kInteger = false;
   static constexpr int kValues = 1;  // of a word
+  static constexpr int kRows = kRowsAtOnce;
   using Word = float;
+  using Vector = Float<Lanes>;  // of words
   using Sum = Float<Lanes>;
 
   template <typename Value>
@@ -41,6 +53,16 @@ struct Floats {
   MSMAMBA_INLINE static Float<Lanes> vector(const Word* words) { return load<Lanes>(words); }
   MSMAMBA_INLINE static Float<Lanes> broadcast(Word word) { return ::broadcast<Lanes>(word); }
   MSMAMBA_INLINE static void add(Sum& sum, Float<Lanes> row, Float<Lanes> columns) { sum += row * columns; }
+
+#if defined(__aarch64__)
+  static constexpr bool kByLanes = true;  // whether there is `add_lane`, which multiplies by one word of several of a row
+  template <int lane>
+  MSMAMBA_INLINE static void add_lane(Sum& sum, Float<Lanes> row, Float<Lanes> columns) {
+    sum = (Sum)vfmaq_laneq_f32((float32x4_t)sum, (float32x4_t)columns, (float32x4_t)row, lane);
+  }
+#else
+  static constexpr bool kByLanes = false;
+#endif
 };
 
 // Unaligned vectors of integers.
@@ -51,11 +73,25 @@ MSMAMBA_INLINE Int<Lanes> load_integers(const int32_t* source) {
   return value;
 }
 
+// A word of four values, the first in its lowest byte.
+template <typename Value>
+int32_t four_bytes(Value value) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 4; ++i) bits |= (static_cast<uint32_t>(static_cast<int32_t>(value(i))) & 0xffu) << (8 * i);
+  return static_cast<int32_t>(bits);
+}
+
 template <int Lanes>
 struct Integers {
   static constexpr bool kInteger = true;
   using Word = int32_t;
+  using Vector = Int<Lanes>;  // of words
   using Sum = Int<Lanes>;
+  static constexpr int kRows = kRowsAtOnce;
+  static constexpr bool kByLanes = false;
+  // Sums that begin with `offset`, and what they come to.
+  MSMAMBA_INLINE static Sum begun(Int<Lanes> offset) { return offset; }
+  MSMAMBA_INLINE static Int<Lanes> total(Sum sum) { return sum; }
 
 #if defined(__AVX512VL__)
   // AVX-512 VNNI, written out because this file's flags do not have it: who calls asks the processor first. A row's
@@ -64,9 +100,7 @@ struct Integers {
   static constexpr int32_t kOffset = -128;
   template <typename Value>
   static Word word(Value value) {
-    uint32_t bits = 0;
-    for (int i = 0; i < kValues; ++i) bits |= (static_cast<uint32_t>(static_cast<int32_t>(value(i))) & 0xffu) << (8 * i);
-    return static_cast<Word>(bits);
+    return four_bytes(value);
   }
   MSMAMBA_INLINE static void put(Word* words, Int<Lanes> values) {
     typedef uint8_t Bytes __attribute__((vector_size(Lanes)));
@@ -139,6 +173,12 @@ MSMAMBA_INLINE Float<8> rest_of(Float<8> c, Float<8> a, Float<8> b) {
 }
 #endif
 
+#if defined(__aarch64__)
+}  // namespace
+#include "integers_neon.h"
+namespace {
+#endif
+
 // value / scale, rounded as a division rounds it. That occupies its unit as long as ten products; with the inverse
 // rounded to the nearest, one step from the product with it gives the same (Markstein, IBM Journal of Research and
 // Development 34, 1990, theorem 7). Where the product is infinite the step gives no number, and the product stands.
@@ -156,8 +196,11 @@ MSMAMBA_INLINE Float<Lanes> quotient(Float<Lanes> value, const Step<Lanes>& step
 // The integer that QuantizeLinear gives: value / scale to the nearest, ties to even, held to int8. NaN gives -128.
 template <int Lanes>
 MSMAMBA_INLINE Int<Lanes> quantised(Float<Lanes> value, const Step<Lanes>& step) {
-  const float rounding = 12582912.0f;  // beside 1.5 * 2^23 the low bits of a float32 are those of an integer
   const Float<Lanes> above = larger<Lanes>(quotient<Lanes>(value, step), broadcast<Lanes>(-128.0f));
+#if defined(__aarch64__)
+  if constexpr (Lanes == 4) return (Int<Lanes>)vcvtnq_s32_f32((float32x4_t)smaller<Lanes>(above, broadcast<Lanes>(127.0f)));
+#endif
+  const float rounding = 12582912.0f;  // beside 1.5 * 2^23 the low bits of a float32 are those of an integer
   return (Int<Lanes>)(smaller<Lanes>(above, broadcast<Lanes>(127.0f)) + rounding) - 0x4b400000;
 }
 

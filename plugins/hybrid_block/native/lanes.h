@@ -35,6 +35,8 @@ MSMAMBA_INLINE Float<Lanes> load(const float* source, SomeLanes<Lanes> used) {
   if constexpr (Lanes == 16) {
     return (Float<Lanes>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << used.count) - 1), source);
   }
+#elif defined(__aarch64__)
+  if constexpr (Lanes == 4) return (Float<Lanes>)few_loaded(source, used.count);
 #endif
   float lanes[Lanes] = {};
   for (int i = 0; i < used.count; ++i) lanes[i] = source[i];
@@ -48,6 +50,8 @@ MSMAMBA_INLINE void store(float* target, Float<Lanes> value, SomeLanes<Lanes> us
     _mm512_mask_storeu_ps(target, static_cast<__mmask16>((1u << used.count) - 1), (__m512)value);
     return;
   }
+#elif defined(__aarch64__)
+  if constexpr (Lanes == 4) return few_stored(target, (float32x4_t)value, used.count);
 #endif
   float lanes[Lanes];
   store<Lanes>(lanes, value);
@@ -103,6 +107,13 @@ MSMAMBA_INLINE void store(Half* target, Float<Lanes> value, SomeLanes<Lanes> use
 #endif
   store_lanes<Lanes>(target, value, used.count);
 }
+
+// Whether `store_streamed` is another store than `store`.
+#if defined(__AVX2__)
+constexpr bool kHasStreamedStores = true;
+#else
+constexpr bool kHasStreamedStores = false;
+#endif
 
 // Stores past the caches, for memory that would have left them before it is read: the line is not fetched first. The
 // address is a multiple of the vector's size, and `end_streaming` comes before another thread is told that it is there.
@@ -185,6 +196,8 @@ MSMAMBA_INLINE Float<Lanes> square_root(Float<Lanes> v) {
 #endif
 #if defined(__AVX2__)
   if constexpr (Lanes == 8) return (Float<Lanes>)_mm256_sqrt_ps((__m256)v);
+#elif defined(__aarch64__)
+  if constexpr (Lanes == 4) return (Float<Lanes>)vsqrtq_f32((float32x4_t)v);
 #endif
   Float<Lanes> root = v;
   for (int i = 0; i < Lanes; ++i) root[i] = __builtin_sqrtf(v[i]);

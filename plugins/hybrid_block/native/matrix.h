@@ -17,20 +17,10 @@ constexpr int kPanelVectors = 3;
 // Floats of a matrix that leaves room in a second-level cache of 512 KiB.
 constexpr int64_t kSmallMatrix = 64 * 1024;
 
-// Rows that share each vector of weights. Rows times vectors are the sums held in registers: 24 of 32, or
-// 12 of 16.
-template <int Lanes>
-constexpr int rows_at_once() {
-#if defined(__AVX512F__) || defined(__aarch64__)
-  return 8;
-#else
-  return 4;
-#endif
-}
-
 template <int Lanes, typename Arithmetic>
 class Matrix {
   using Word = typename Arithmetic::Word;
+  using Vector = typename Arithmetic::Vector;
   using Sum = typename Arithmetic::Sum;
 
  public:
@@ -89,7 +79,7 @@ class Matrix {
   template <bool streamed = false, typename Element, typename Finish>
   MSMAMBA_INLINE void multiply(RowsOf<Word> a, int64_t count, RowsTo<Element> target, Finish finish) const {
     // Strips of even height: a short last one would wait for its own sums.
-    constexpr int kRows = rows_at_once<Lanes>();
+    constexpr int kRows = Arithmetic::kRows;
     const Shares strips(count, (count + kRows - 1) / kRows), panels(vectors_, panels_);
     // A small matrix stays near while whole rows of the product are written one after the other, as the
     // machine's prefetching likes them; of a large one each panel is fetched once for all rows.
@@ -208,29 +198,56 @@ class Matrix {
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) {
         if constexpr (Arithmetic::kInteger) {
-          sums[r][v] = load_integers<Lanes>(offsets_ + (block.vector + v) * Lanes);
+          sums[r][v] = Arithmetic::begun(load_integers<Lanes>(offsets_ + (block.vector + v) * Lanes));
         } else {
           sums[r][v] = Sum{};
         }
       }
     }
-    for (int64_t w = begin; w < end; ++w, weights += Vectors * Lanes) {
-      Sum weight[Vectors];
+    int64_t w = begin;
+    if constexpr (Arithmetic::kByLanes) {
+      for (; w + Lanes <= end; w += Lanes, weights += Lanes * Vectors * Lanes) {
+        Vector row[Rows];
+        int64_t offset = w;
+        asm("" : "+r"(offset));  // else compilers keep, and advance, an address for each row
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) row[r] = Arithmetic::vector(a[r] + offset);
+        add_lane<0, Rows, Vectors>(row, weights, sums);
+        add_lane<1, Rows, Vectors>(row, weights, sums);
+        add_lane<2, Rows, Vectors>(row, weights, sums);
+        add_lane<3, Rows, Vectors>(row, weights, sums);
+      }
+    }
+    for (; w < end; ++w, weights += Vectors * Lanes) {
+      Vector weight[Vectors];
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) weight[v] = Arithmetic::vector(weights + v * Lanes);
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
-        const Sum value = Arithmetic::broadcast(a[r][w]);
+        const Vector value = Arithmetic::broadcast(a[r][w]);
 #pragma GCC unroll 3
         for (int v = 0; v < Vectors; ++v) Arithmetic::add(sums[r][v], value, weight[v]);
       }
     }
   }
 
+  // Four words of each row times four rows of the panel, one by one: the rows' words in a lane of their vectors.
+  template <int lane, int Rows, int Vectors>
+  MSMAMBA_INLINE static void add_lane(const Vector (&row)[Rows], const Word* weights, Sum (&sums)[Rows][Vectors]) {
+    Vector weight[Vectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) weight[v] = Arithmetic::vector(weights + (lane * Vectors + v) * Lanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 3
+      for (int v = 0; v < Vectors; ++v) Arithmetic::template add_lane<lane>(sums[r][v], row[r], weight[v]);
+    }
+  }
+
   // What a vector of sums comes to.
   MSMAMBA_INLINE Float<Lanes> product(int64_t column, Sum sum) const {
     if constexpr (Arithmetic::kInteger) {
-      return __builtin_convertvector(sum, Float<Lanes>) * load<Lanes>(scales_ + column);
+      return __builtin_convertvector(Arithmetic::total(sum), Float<Lanes>) * load<Lanes>(scales_ + column);
     } else {
       return sum;
     }

@@ -92,11 +92,16 @@ struct ElementKernels {
   OperatorKernels operators[kFloatOperators];
 };
 
-// The kernels of one instruction set, by ElementType, and those with int8 products, by BlockOperator.
+// Those with int8 products, by BlockOperator.
+struct Int8Kernels {
+  OperatorKernels operators[kInt8Operators];
+};
+
+// The kernels of one instruction set, by ElementType, and those with int8 products.
 struct BlockKernels {
   const char* name;
   ElementKernels elements[kBlockElements];
-  OperatorKernels int8[kInt8Operators];
+  Int8Kernels int8;
 };
 
 }  // namespace msmamba

@@ -111,7 +111,7 @@ class ScanInputs {
     const auto buffers = layout_in<Buffers>(memory, sizes);
     const float* const flow = static_cast<const float*>(call.shared) + tile.image * length * padded;
     // Vectors of float16 are half a cache line, which other stores would part from the other half.
-    constexpr bool kMayStream = sizeof(Element) == sizeof(float);
+    constexpr bool kMayStream = kHasStreamedStores && sizeof(Element) == sizeof(float);
     const int64_t for_the_scan = kDirections * inner + 2 * sizes.states;  // floats of delta, B and C at one position
     const bool streamed = kMayStream && call.map.batch * sizes.groups * length * for_the_scan > kFloatsInCaches;
 

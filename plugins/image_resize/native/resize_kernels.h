@@ -53,6 +53,14 @@ MSMAMBA_INLINE void widen(const uint8_t* source, Sums widened[kVectors]) {
 #elif MSMAMBA_LANES == 8
   widened[0] = reinterpret_cast<Sums>(_mm256_cvtepu8_epi32(reinterpret_cast<__m128i>(bytes)));
   widened[1] = reinterpret_cast<Sums>(_mm256_cvtepu8_epi32(_mm_srli_si128(reinterpret_cast<__m128i>(bytes), 8)));
+#elif defined(__aarch64__)
+  // By table, whose entries beyond the bytes are zeros: little-endian, as every platform is that this is built for.
+  alignas(16) static constexpr uint32_t kFirst[4] = {0xffffff00, 0xffffff01, 0xffffff02, 0xffffff03};
+  const uint8x16_t first = vreinterpretq_u8_u32(vld1q_u32(kFirst));
+  for (uint8_t i = 0; i < 4; ++i) {
+    const uint8x16_t places = vorrq_u8(first, vreinterpretq_u8_u32(vdupq_n_u32(4u * i)));
+    widened[i] = reinterpret_cast<Sums>(vqtbl1q_u8(reinterpret_cast<uint8x16_t>(bytes), places));
+  }
 #else  // interleaved with zeros twice: little-endian, as every platform is that this is built for
   const Bytes zeros = {};
   for (int half = 0; half < 2; ++half) {

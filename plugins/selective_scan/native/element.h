@@ -1,6 +1,8 @@
 // Reading and writing float32, float16 and bfloat16 memory as float32 vectors.
 #pragma once
 
+#include <type_traits>
+
 #include "problem.h"
 #include "vector.h"
 
@@ -57,6 +59,17 @@ MSMAMBA_INLINE void narrowed(BFloat16* target, Float<Lanes> value) {
   store_low_bits<Lanes>(target, (Wide)(value == value ? (Int<Lanes>)rounded : Int<Lanes>{} + 0x7fc0));
 }
 
+#if defined(__aarch64__)
+// Four elements of 16 bits as float32. NEON converts float16 itself.
+MSMAMBA_INLINE float32x4_t widened_bits(uint16x4_t bits, const Half*) {
+  return vcvt_f32_f16(vreinterpret_f16_u16(bits));
+}
+MSMAMBA_INLINE float32x4_t widened_bits(uint16x4_t bits, const BFloat16*) {
+  return vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
+}
+MSMAMBA_INLINE uint16x4_t half_bits(float32x4_t value) { return vreinterpret_u16_f16(vcvt_f16_f32(value)); }
+#endif
+
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> widened(const Half* source) {
 #if defined(__AVX512VL__)
@@ -70,6 +83,12 @@ MSMAMBA_INLINE Float<Lanes> widened(const Half* source) {
   }
   if constexpr (Lanes == 4) {
     return (Float<Lanes>)_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(source)));
+  }
+#elif defined(__aarch64__)
+  if constexpr (Lanes == 4) {
+    uint16x4_t bits;
+    __builtin_memcpy(&bits, source, sizeof bits);
+    return (Float<Lanes>)widened_bits(bits, source);
   }
 #endif
   // Read the bits as a float32 that is 2^112 too small and scale it: exact for subnormals too. Infinities
@@ -101,6 +120,12 @@ MSMAMBA_INLINE void narrowed(Half* target, Float<Lanes> value) {
                      _mm_cvtps_ph((__m128)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     return;
   }
+#elif defined(__aarch64__)
+  if constexpr (Lanes == 4) {
+    const uint16x4_t bits = half_bits((float32x4_t)value);
+    __builtin_memcpy(target, &bits, sizeof bits);
+    return;
+  }
 #endif
   using Wide = typename Bits16<Lanes>::Wide;
   const Wide bits = (Wide)value;
@@ -130,11 +155,56 @@ MSMAMBA_INLINE void put_element(Element* target, Element value) {
   __builtin_memcpy(target, &value, sizeof value);
 }
 
+#if defined(__aarch64__)
+// One to three elements, which compilers would copy to memory and back by calls: what is beyond reads as zero, and is not
+// written.
+
+MSMAMBA_INLINE float32x4_t few_loaded(const float* source, int count) {
+  if (count == 1) return vsetq_lane_f32(element_at(source), vdupq_n_f32(0.0f), 0);
+  float32x2_t pair;
+  __builtin_memcpy(&pair, source, sizeof pair);
+  const float32x4_t two = vcombine_f32(pair, vdup_n_f32(0.0f));
+  return count == 2 ? two : vsetq_lane_f32(element_at(source + 2), two, 2);
+}
+
+template <typename Element>
+MSMAMBA_INLINE float32x4_t few_loaded(const Element* source, int count) {
+  uint16x4_t bits = vdup_n_u16(0);
+  if (count == 1) {
+    bits = vset_lane_u16(element_at(source).bits, bits, 0);
+  } else {
+    uint32_t pair;
+    __builtin_memcpy(&pair, source, sizeof pair);
+    bits = vreinterpret_u16_u32(vset_lane_u32(pair, vdup_n_u32(0), 0));
+    if (count == 3) bits = vset_lane_u16(element_at(source + 2).bits, bits, 2);
+  }
+  return widened_bits(bits, source);
+}
+
+MSMAMBA_INLINE void few_stored(float* target, float32x4_t value, int count) {
+  if (count == 1) return put_element(target, vgetq_lane_f32(value, 0));
+  const float32x2_t pair = vget_low_f32(value);
+  __builtin_memcpy(target, &pair, sizeof pair);
+  if (count == 3) put_element(target + 2, vgetq_lane_f32(value, 2));
+}
+
+MSMAMBA_INLINE void few_stored(Half* target, float32x4_t value, int count) {
+  const uint16x4_t bits = half_bits(value);
+  if (count == 1) return put_element(target, Half{vget_lane_u16(bits, 0)});
+  const uint32_t pair = vget_lane_u32(vreinterpret_u32_u16(bits), 0);
+  __builtin_memcpy(target, &pair, sizeof pair);
+  if (count == 3) put_element(target + 2, Half{vget_lane_u16(bits, 2)});
+}
+#endif
+
 // The first `count` lanes of a vector; the others read as zero and are not written.
 
 template <int Lanes, typename Element>
 MSMAMBA_INLINE Float<Lanes> load_lanes(const Element* source, int count) {
   if (count == Lanes) return widened<Lanes>(source);
+#if defined(__aarch64__)
+  if constexpr (Lanes == 4) return (Float<Lanes>)few_loaded(source, count);
+#endif
   Element lanes[Lanes] = {};
   for (int i = 0; i < count; ++i) lanes[i] = element_at(source + i);
   return widened<Lanes>(lanes);
@@ -143,6 +213,11 @@ MSMAMBA_INLINE Float<Lanes> load_lanes(const Element* source, int count) {
 template <int Lanes, typename Element>
 MSMAMBA_INLINE void store_lanes(Element* target, Float<Lanes> value, int count) {
   if (count == Lanes) return narrowed<Lanes>(target, value);
+#if defined(__aarch64__)
+  if constexpr (Lanes == 4 && !std::is_same_v<Element, BFloat16>) {
+    return few_stored(target, (float32x4_t)value, count);
+  }
+#endif
   Element lanes[Lanes];
   narrowed<Lanes>(lanes, value);
   for (int i = 0; i < count; ++i) put_element(target + i, lanes[i]);

@@ -4,6 +4,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace msmamba {
@@ -47,6 +49,23 @@ inline bool has_own_adders() {
 #else
 
 inline bool has_own_adders() { return false; }
+
+#endif
+
+#if defined(__aarch64__)
+
+// Whether four products of bytes are added up by one instruction, which the system tells (Linux, "ARM64 ELF hwcaps"). All
+// of Apple's computers have it.
+inline bool has_dot_products() {
+#if defined(__APPLE__)
+  return true;
+#elif defined(__linux__)
+  constexpr unsigned long kAsimdDp = 1ul << 20;
+  return (getauxval(AT_HWCAP) & kAsimdDp) != 0;
+#else
+  return false;
+#endif
+}
 
 #endif
 

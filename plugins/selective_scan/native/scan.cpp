@@ -19,6 +19,18 @@ namespace {
 constexpr int kMaxSets = 3;
 constexpr const char* kOutOfMemory = "out of memory";
 
+#if defined(__aarch64__)
+// The scan has no use for dot products: its kernels are the same under another name.
+const Kernels& dot_product_kernels() {
+  static const Kernels kernels = [] {
+    Kernels named = kBaselineKernels;
+    named.name = kDotProductName;
+    return named;
+  }();
+  return kernels;
+}
+#endif
+
 // Fills `sets` with the kernels this machine can run, best first, and returns their number.
 int runnable_kernels(const Kernels* sets[kMaxSets]) {
   int count = 0;
@@ -26,6 +38,8 @@ int runnable_kernels(const Kernels* sets[kMaxSets]) {
   const Processor processor = this_processor();
   if (processor.avx512) sets[count++] = &kAvx512Kernels;
   if (processor.avx2) sets[count++] = &kAvx2Kernels;
+#elif defined(__aarch64__)
+  if (has_dot_products()) sets[count++] = &dot_product_kernels();
 #endif
   sets[count++] = &kBaselineKernels;
   return count;

@@ -15,7 +15,12 @@ struct Parallel {
 // The best kernels this machine can run, or those chosen with `select_kernels`.
 const Kernels& active_kernels();
 
-// Chooses kernels by name ("avx512", "avx2", "neon", "baseline"); false if this machine or build lacks them.
+#if defined(__aarch64__)
+// NEON's kernels where int8 products take the processor's dot products.
+constexpr const char* kDotProductName = "neon+dotprod";
+#endif
+
+// Chooses kernels by name ("avx512", "avx2", "neon+dotprod", "neon", "baseline"); false if this machine or build lacks them.
 bool select_kernels(const char* name);
 
 // y (batch, H, W, D) of `inputs.type`. Returns null, or what went wrong.

@@ -1,0 +1,50 @@
+// The tables of the block's operators, as templates over what they multiply; MSMAMBA_LANES is defined by who includes this.
+#pragma once
+
+#include "local_branch.h"
+#include "mifa.h"
+#include "scan_inputs.h"
+#include "scan_outputs.h"
+
+namespace {
+
+constexpr msmamba::Phase by_positions(int64_t count, decltype(msmamba::Phase::run) run) {
+  return {msmamba::Phase::kPositions, count, run};
+}
+
+constexpr msmamba::Phase by_rows(int64_t positions, decltype(msmamba::Phase::run) run) {
+  return {msmamba::Phase::kRows, positions, run};
+}
+
+template <typename Operator>
+constexpr msmamba::OperatorKernels kernels_of(msmamba::Phase first, msmamba::Phase second) {
+  return {Operator::packed_bytes, Operator::pack, Operator::shared_bytes, Operator::scratch_bytes, 2, {first, second}};
+}
+
+template <typename Element, typename Arithmetic>
+constexpr msmamba::OperatorKernels local_branch() {
+  using Local = LocalBranch<MSMAMBA_LANES, Arithmetic>;
+  return kernels_of<Local>(by_positions(256, Local::template convolve<Element>),
+                           by_positions(Local::kTilePositions, Local::template project<Element>));
+}
+
+template <typename Element, typename Arithmetic>
+constexpr msmamba::OperatorKernels scan_inputs() {
+  using Inputs = ScanInputs<MSMAMBA_LANES, Arithmetic>;
+  return kernels_of<Inputs>(by_positions(Inputs::kTilePositions, Inputs::template project<Element>),
+                            by_positions(Inputs::kTilePositions, Inputs::template expand<Element>));
+}
+
+template <typename Element, typename Arithmetic>
+constexpr msmamba::OperatorKernels scan_outputs() {
+  using Outputs = ScanOutputs<MSMAMBA_LANES, Arithmetic>;
+  return kernels_of<Outputs>(by_positions(Outputs::kTilePositions, Outputs::template project<Element>),
+                             by_rows(64, Outputs::template merge<Element>));
+}
+
+constexpr msmamba::Int8Kernels int8_kernels() {
+  using Arithmetic = Integers<MSMAMBA_LANES>;
+  return {{local_branch<float, Arithmetic>(), scan_inputs<float, Arithmetic>(), scan_outputs<float, Arithmetic>()}};
+}
+
+}  // namespace
