@@ -114,7 +114,7 @@ def measure_sensitivity(
         quantise: makes the model with the given products in int8.
         found: all products of the network.
         plan: says which kinds of product a unit's quantisation takes in.
-        kinds: those to measure by themselves.
+        kinds: those to measure by themselves, where the network has products of them.
     """
     total = sum(product.macs for product in found)
 
@@ -128,7 +128,11 @@ def measure_sensitivity(
         harm(unit, [product for product in planned if product.unit == unit])
         for unit in dict.fromkeys(product.unit for product in planned)
     ]
-    by_kind = [harm(kind, [product for product in found if product.kind == kind]) for kind in kinds]
+    by_kind = [
+        harm(kind, of_kind)
+        for kind in kinds
+        if (of_kind := [product for product in found if product.kind == kind])
+    ]
 
     def most_harmful_first(harms: Sequence[Harm]) -> tuple[Harm, ...]:
         keys = [(-harm.judgement.flips, -harm.judgement.logit_error) for harm in harms]

@@ -15,7 +15,7 @@ from msmamba.errors import ArtefactError, ExportError, InputError
 from msmamba.export.graph.judging import Judge, Judgement, Limits, limits_of
 from msmamba.export.graph.onnx_model import flat_model
 from msmamba.export.graph.plan import Plan
-from msmamba.export.graph.products import KINDS, Product, products
+from msmamba.export.graph.products import CONVOLUTION, KINDS, Product, products
 from msmamba.export.graph.quantise import int8_from_fp32
 from msmamba.export.graph.sensitivity import find_plan, measure_sensitivity
 from msmamba.images import Transform, read_image
@@ -99,6 +99,18 @@ def test_units_are_ranked_by_the_harm_that_they_do(
     assert {harm.part for harm in sensitivity.kinds} == set(KINDS)
     assert sum(harm.share for harm in sensitivity.kinds) == pytest.approx(1)
     assert sensitivity.plot(Plan(kept=BAD_UNITS)).startswith(b"\x89PNG")
+
+
+def test_a_kind_that_a_network_lacks_is_not_ranked(
+    flat: ModelProto, judge: Judge, found: list[Product]
+) -> None:
+    stem = [product for product in found if product.unit == "patch_embed"]
+    assert {product.kind for product in stem} == {CONVOLUTION}
+    quantiser = Quantiser(flat, found)
+    sensitivity = measure_sensitivity(judge, quantiser, stem, Plan(), KINDS)
+    assert [harm.part for harm in sensitivity.kinds] == [CONVOLUTION]
+    assert 0 not in quantiser.asked
+    assert sensitivity.plot(Plan()).startswith(b"\x89PNG")
 
 
 def test_nothing_is_kept_or_ranked_where_all_of_it_does(
