@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..networks.complexity import Complexity, complexity
-from ..networks.registry import NETWORKS, architecture_named
+from ..networks.registry import NETWORKS, architecture_named, family_of
 from .paper import NAMES, PEERS, PUBLISHED
 
 PAPER_SIZE = 224
@@ -32,15 +32,20 @@ class Listed:
     """Why the network cannot be built here."""
 
 
-def listed_networks() -> Iterator[Listed]:
-    """The networks, as `registry.NETWORKS` has them; counting takes a moment for each."""
+def listed_networks(names: Iterable[str] | None = None) -> Iterator[Listed]:
+    """The networks of these names, or all that `registry.NETWORKS` has; counting takes a moment for each.
+
+    Raises:
+        InputError: there is no network of a name.
+    """
     peers = {peer.network: peer for peer in PEERS}
-    for name, family in NETWORKS.items():
+    for name in NETWORKS if names is None else names:
         peer, own = peers.get(name), PUBLISHED.get(name)
         printed = peer or own
         classes = printed.classes if printed else 1000
-        unavailable = family.unavailable()
         arch = architecture_named(name, num_classes=classes)
+        family = family_of(arch)
+        unavailable = family.unavailable()
         yield Listed(
             name=name,
             title=peer.name if peer else NAMES.get(name, family.title),

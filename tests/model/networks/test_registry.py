@@ -17,6 +17,7 @@ from msmamba.errors import CheckpointError, InputError
 from msmamba.export.proof.verify import verify
 from msmamba.model import MicroscopicMamba, build_network
 from msmamba.model.evaluation.explanation import Explainer
+from msmamba.model.evaluation.listing import listed_networks
 from msmamba.model.networks import registry
 from msmamba.model.networks.checkpoint import load_checkpoint
 from msmamba.model.networks.complexity import complexity
@@ -114,6 +115,13 @@ def test_info_takes_what_is_no_file_for_a_name() -> None:
     assert wrong.stderr.startswith("error: there is no network 'toy_wid': did you mean toy_wide")
     missing = CliRunner().invoke(mmdeploy, ["info", "toy_wid.pth"])
     assert missing.stderr == "error: toy_wid.pth: cannot read the checkpoint: No such file or directory\n"
+
+
+def test_some_of_the_networks_are_listed_alone() -> None:
+    (listed,) = listed_networks(["toy_thin"])
+    assert (listed.name, listed.title, listed.classes, listed.printed_macs) == ("toy_thin", "Toy", 1000, None)
+    with pytest.raises(InputError, match="no network 'toy_thim': did you mean toy_thin"):
+        list(listed_networks(["toy_thin", "toy_thim"]))
 
 
 def test_build_network_takes_names_and_fields() -> None:
