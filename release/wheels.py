@@ -2,8 +2,8 @@
 
 The native library has no Python in it, so one wheel of a platform serves every Python that msmamba runs
 on. zig's C++ compiler (PyPI's ``ziglang``) compiles it for all of them on one Linux machine, and links its
-C++ library in. What comes out depends on the tracked files and on ``SOURCE_DATE_EPOCH`` (by default the
-time of the last commit) alone: built twice it is the same, byte for byte.
+C++ library in. What comes out is to depend on the tracked files and on ``SOURCE_DATE_EPOCH`` (by default the
+time of the last commit) alone; `rebuild.py` builds it once more and compares.
 
 zig compiles its C++ library itself, once for each platform, and keeps it beside the compiler.
 """

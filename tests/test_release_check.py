@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+import msmamba
+
 ROOT = Path(__file__).parent.parent
 EPOCH = 1_700_000_000
 INFO = "msmamba-1.2.dist-info"
@@ -546,3 +548,7 @@ def test_what_a_second_build_has_otherwise_is_named(
         "msmamba-1.2-py3-none-win_amd64.whl": f"other bytes in {INFO}/RECORD, {LIBRARY}",
         "msmamba-1.2.tar.gz": f"is in {release} alone",
     }
+
+
+def test_the_changelog_tells_of_this_version(check: dict[str, Any]) -> None:
+    assert check["wrong_changelog"]((ROOT / "CHANGELOG.md").read_text(), msmamba.__version__) == []
