@@ -10,7 +10,9 @@ installs without it and ``plugins.selective_scan.cpu.why_unavailable()`` says so
 
 from __future__ import annotations
 
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -48,20 +50,30 @@ def common_sources() -> list[str]:
 
 
 class BuildExtension(build_ext):
-    """Compiles the kernels with the flags of their instruction set, the rest as usual."""
+    """Compiles the kernels with the flags of their instruction set, the rest as usual, on every core."""
 
     def build_extension(self, ext: Extension) -> None:
-        kernels = [
-            self.compiler.compile(
-                native_files(f"*{name}.cpp"),
-                output_dir=self.build_temp,
-                extra_postargs=[*COMPILE_FLAGS, *flags],
-                depends=ext.depends,
-            )
-            for name, flags in kernel_flags(platform.machine()).items()
+        sources, own = ext.sources, kernel_flags(platform.machine())
+        # The dearest come first: the wider the vectors, the longer it takes.
+        jobs = [
+            (path, flags) for name, flags in reversed(own.items()) for path in native_files(f"*{name}.cpp")
         ]
-        ext.extra_objects = [obj for objects in kernels for obj in objects]
-        super().build_extension(ext)
+        jobs += [(path, []) for path in sources]
+
+        def compiled(job: tuple[str, list[str]]) -> list[str]:
+            path, flags = job
+            arguments = {"extra_postargs": [*COMPILE_FLAGS, *flags], "depends": ext.depends}
+            objects: list[str] = self.compiler.compile([path], output_dir=self.build_temp, **arguments)
+            return objects
+
+        with ThreadPoolExecutor(os.cpu_count()) as cores:
+            # Linked in one order, so that builds are alike.
+            ext.extra_objects = sorted(name for objects in cores.map(compiled, jobs) for name in objects)
+        try:
+            ext.sources = []  # what is left to do is linking
+            super().build_extension(ext)
+        finally:
+            ext.sources = sources
 
 
 class BuildPython(build_py):
