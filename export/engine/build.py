@@ -47,6 +47,8 @@ HARDWARE_COMPATIBILITIES = ("none", "ampere-plus", "same-compute-capability")
 one of the same compute capability."""
 
 _AMPERE = 80
+_WITHOUT_FLOAT32_PRODUCTS = frozenset({75})
+"""For these TensorRT-RTX 1.7 compiles no float32 matrix product, and every network's head is one."""
 _TYPE_NAMES = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF"}
 
 
@@ -254,12 +256,13 @@ def _check_options(trt: Any, options: EngineOptions) -> None:
             wrong.append("TensorRT-RTX builds for the GPUs named: give more with --sm, such as --sm 8.6,8.9")
         if options.timing_cache is not None:
             wrong.append("TensorRT-RTX times nothing while it builds: leave --timing-cache out")
-        known = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
-        unknown = [sm for sm in options.compute_capabilities if str(sm) not in known]
+        named = [int(name[2:]) for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+        known = sorted(set(named) - _WITHOUT_FLOAT32_PRODUCTS)
+        unknown = [sm for sm in options.compute_capabilities if sm not in known]
         if unknown:
             wrong.append(
                 f"compute capability {dotted(unknown)} is not among those that TensorRT-RTX "
-                f"{trt.__version__} builds for: {dotted(sorted(int(sm) for sm in known))}"
+                f"{trt.__version__} builds these networks for: {dotted(known)}"
             )
     if wrong:
         raise ExportError("; ".join(wrong))

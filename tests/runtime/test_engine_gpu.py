@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from msmamba.errors import BackendError, InputError
-from msmamba.export.engine.build import EngineOptions
+from msmamba.errors import BackendError, ExportError, InputError
+from msmamba.export.engine.build import EngineOptions, buildable
 from msmamba.export.engine.engine_bundle import engine_bundle
 from msmamba.export.proof.verify import OwnError
 from msmamba.model.networks.microscopic_mamba import MicroscopicMamba
 from msmamba.plugins import cuda_driver
-from msmamba.plugins.tensorrt_library import import_tensorrt, link_parser_library
+from msmamba.plugins.tensorrt_library import link_parser_library
 from msmamba.runtime import open_session
 from msmamba.runtime.session import Session
 from msmamba.runtime.tensorrt_backend import TensorRtBackend
@@ -35,12 +36,9 @@ def options() -> EngineOptions:
         pytest.skip(str(error))
     link_parser_library()
     for library in ("tensorrt", "tensorrt_rtx"):
-        try:
-            trt = import_tensorrt(library)
-        except BackendError:
-            continue
-        if library == "tensorrt" or hasattr(trt.ComputeCapability, f"SM{device.compute_capability}"):
-            return EngineOptions((device.compute_capability,), library=library, batches=(1, 2, LARGEST))
+        wanted = EngineOptions((device.compute_capability,), library=library, batches=(1, 2, LARGEST))
+        with suppress(BackendError, ExportError):
+            return buildable(wanted)
     pytest.skip(f"no TensorRT library for compute capability {device.compute_capability / 10:.1f}")
 
 

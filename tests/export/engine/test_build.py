@@ -150,8 +150,13 @@ def test_a_layer_of_another_type_than_the_file_states_fails(fp16: ModelProto) ->
     [
         pytest.param(
             EngineOptions(compute_capabilities=(87, 89)),
-            r"compute capability 8\.7 is not among .*7\.5, 8\.0, 8\.6, 8\.9, 12\.0, 12\.1",
+            r"compute capability 8\.7 is not among .* for: 8\.0, 8\.6, 8\.9, 12\.0, 12\.1",
             id="jetson-with-rtx",
+        ),
+        pytest.param(
+            EngineOptions(compute_capabilities=(75,)),
+            r"compute capability 7\.5 is not among those that .* builds these networks for: 8\.0",
+            id="no-float32-head",
         ),
         pytest.param(EngineOptions(compute_capabilities=()), "--sm", id="no-gpu"),
         pytest.param(
