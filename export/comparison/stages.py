@@ -77,6 +77,8 @@ class Parity:
     """The largest of any logit; None where one is not finite."""
     flips: int
     """Images that get another label: those that the network decides, and those that it does not."""
+    undecided: int = 0
+    """Images that the network itself does not decide: too many of them lose parity, too."""
 
 
 def counted(
@@ -229,4 +231,4 @@ def _parity_of(manifest: Manifest) -> Parity | None:
     if found is None or _PARITY.problems(found):
         return None
     flips = found["flips"] + found["undecided_flips"]
-    return Parity(found["passed"], found["images"], found["max_abs_error"], flips)
+    return Parity(found["passed"], found["images"], found["max_abs_error"], flips, found["undecided"])

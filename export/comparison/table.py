@@ -8,6 +8,7 @@ from ...measures.uncertainty import Interval
 from ...model.evaluation.paper import METRICS
 from ...model.evaluation.table import MARK, UNKNOWN, Table
 from .results import Comparison, Entry
+from .stages import Parity
 
 ON_FRONT = "*"
 
@@ -76,6 +77,13 @@ def parity_as_text(entry: Entry) -> str:
     return f"{'kept' if entry.parity.kept else 'LOST'}{flipped}"
 
 
+def undecided_as_text(parity: Parity) -> str:
+    """How many images the network itself does not decide; empty where it decides all."""
+    if not parity.undecided:
+        return ""
+    return f" (the network itself does not decide {parity.undecided} of {parity.images} images)"
+
+
 def printed_as_text(entry: Entry) -> tuple[str, str]:
     """The accuracy and AUC that the paper prints for this data set, with the mark of a doubt."""
     cells = []
@@ -125,7 +133,7 @@ def failures_of(comparison: Comparison) -> list[str]:
     ]
     lines += [
         f"{entry.network}'s {comparison.precision} bundle does not answer like its network: "
-        f"'{entry.network}/{comparison.precision}/parity.json' says where"
+        f"'{entry.network}/{comparison.precision}/parity.json' says where{undecided_as_text(entry.parity)}"
         for entry in comparison.entries
         if entry.parity is not None and not entry.parity.kept
     ]

@@ -142,12 +142,14 @@ def test_the_sentence_names_the_fastest_that_is_as_good(made: Any, advised: str,
 
 
 def test_what_lost_parity_is_on_no_front_and_not_advised() -> None:
-    lost = entry("lost", first(90), 1.0, parity=Parity(False, 100, 3.5, 7))
+    lost = entry("lost", first(90), 1.0, parity=Parity(False, 100, 3.5, 7, undecided=4))
     found = comparison(entry(*SLOW), lost)
     assert [each.network for each in found.front] == ["slow"]
     assert found.advised is found.best
     assert [each.network for each in found.failed] == ["lost"]
-    assert "LOST, 7 flips" in table_of(found).to_text()
+    text = table_of(found).to_text()
+    assert "LOST, 7 flips" in text
+    assert "'lost/fp32/parity.json' says where (the network itself does not decide 4 of 100 images)" in text
 
 
 def test_without_latencies_the_table_says_what_is_not_known_yet() -> None:
