@@ -35,7 +35,7 @@ def kernel_flags(machine: str) -> dict[str, list[str]]:
             *("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
         ]
     elif machine.lower() in ("aarch64", "arm64"):
-        flags["kernels_dotprod"] = ["-mcpu=generic+dotprod"]
+        flags["kernels_dotprod"] = []
     return flags
 
 

@@ -34,14 +34,6 @@ PRODUCTS = {"fmla": 4, "mla": 4, "smull": 8, "smull2": 8, "sdot": 16}
 Instructions = Sequence[str]
 
 
-@dataclass(frozen=True)
-class Source:
-    """What is compiled: text that includes the kernels, with setup.py's flags for sources of that ending."""
-
-    text: str
-    ending: str = "kernels_baseline"
-
-
 def _local_branch(arithmetic: str) -> str:
     """A source of LocalBranch's second phase alone, by float32 or int8 products."""
     headers = ("selective_scan/native/baseline.h", "hybrid_block/native/local_branch.h")
@@ -53,12 +45,13 @@ def _local_branch(arithmetic: str) -> str:
 
 
 SOURCES = {
-    "scan": Source('#include "plugins/selective_scan/native/kernels_baseline.cpp"'),
-    "float32": Source(_local_branch("Floats")),
-    "int8": Source(_local_branch("Integers")),
-    "dotprod": Source(_local_branch("Integers"), "kernels_dotprod"),
-    "resize": Source('#include "plugins/image_resize/native/resize_kernels_baseline.cpp"'),
+    "scan": '#include "plugins/selective_scan/native/kernels_baseline.cpp"',
+    "float32": _local_branch("Floats"),
+    "int8": _local_branch("Integers"),
+    "dotprod": f"#define MSMAMBA_DOT_PRODUCTS\n{_local_branch('Integers')}",
+    "resize": '#include "plugins/image_resize/native/resize_kernels_baseline.cpp"',
 }
+"""What is compiled, none of which has flags of its own on ARM64."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +91,14 @@ LOOPS = (
 )
 
 
-def assembly(tree: Path, source: Source, folder: Path) -> list[str]:
-    """Kernels of a checkout as assembly, in lines; an ending that it does not know has no flags."""
-    build = runpy.run_path(str(tree / "setup.py"))
-    flags = build["kernel_flags"]("aarch64").get(source.ending, [])
+def assembly(tree: Path, source: str, folder: Path) -> list[str]:
+    """Kernels of a checkout as assembly, in lines."""
+    flags = runpy.run_path(str(tree / "setup.py"))["COMPILE_FLAGS"]
     cache = str(Path(sys.prefix) / "zig-cache")
     caches = {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
     text, made = folder / "kernels.cpp", folder / "kernels.s"
-    text.write_text(f"{source.text}\n")
-    command = [sys.executable, "-m", "ziglang", "c++", "-target", TARGET, *build["COMPILE_FLAGS"], *flags]
+    text.write_text(f"{source}\n")
+    command = [sys.executable, "-m", "ziglang", "c++", "-target", TARGET, *flags]
     command += ["-fPIC", f"-I{tree}", "-S", str(text), "-o", str(made), "-Wno-unused-command-line-argument"]
     subprocess.run(command, env={**os.environ, **caches}, check=True)
     return made.read_text().splitlines()
@@ -123,7 +115,7 @@ def functions(lines: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         elif label := re.match(r"(\.LBB\w+:)", line):
             body.append(label[1])
         elif re.match(r"\t[a-z]", line):
-            body.append(line.partition("//")[0].strip())
+            body.append(re.sub(r"\s+", "\t", line.partition("//")[0].strip(), count=1))
 
 
 def innermost_loops(body: Sequence[str]) -> Iterator[Instructions]:
@@ -159,7 +151,7 @@ def found_loop(wanted: Loop, lines: Sequence[str]) -> Instructions:
         for loop in innermost_loops(body)
     ]
     if not found:
-        sys.exit(f"there is no loop in a function like {wanted.function} of {SOURCES[wanted.source].text}")
+        sys.exit(f"there is no loop in a function like {wanted.function} of {SOURCES[wanted.source]}")
     return max(found, key=lambda loop: products(loop, wanted.by))
 
 

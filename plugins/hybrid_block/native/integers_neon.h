@@ -30,19 +30,20 @@ struct Integers<4> {
     return (Int<4>)words;
   }
 
-#if defined(__ARM_FEATURE_DOTPROD)
-  // One instruction for the four products of each lane.
+#if defined(MSMAMBA_DOT_PRODUCTS)
+  // One instruction for the four products of each lane, written out because compilers want different flags for it: who
+  // calls asks the processor first.
   static constexpr int kRows = kRowsAtOnce;
   static constexpr bool kByLanes = true;
   using Sum = Int<4>;
   MSMAMBA_INLINE static Sum begun(Int<4> offset) { return offset; }
   MSMAMBA_INLINE static Int<4> total(Sum sum) { return sum; }
   MSMAMBA_INLINE static void add(Sum& sum, Int<4> row, Int<4> columns) {
-    sum = (Sum)vdotq_s32((int32x4_t)sum, (int8x16_t)columns, (int8x16_t)row);
+    asm(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(columns), "w"(row));
   }
   template <int lane>
   MSMAMBA_INLINE static void add_lane(Sum& sum, Int<4> row, Int<4> columns) {
-    sum = (Sum)vdotq_laneq_s32((int32x4_t)sum, (int8x16_t)columns, (int8x16_t)row, lane);
+    asm(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.4b[%c3]" : "+w"(sum) : "w"(columns), "w"(row), "i"(lane));
   }
 #else
   // Bytes multiply to 16 bits, and pairs of those are added to sums of 32: two for each column. Rows times three vectors
