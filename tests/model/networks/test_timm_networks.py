@@ -307,7 +307,9 @@ def test_timms_published_weights_are_taken_but_for_the_head(tmp_path: Path) -> N
     assert "the head is trained anew" in note
     for key, tensor in network.state_dict().items():
         assert torch.equal(tensor, heads.get(key, state[key])), key
-    with pytest.raises(CheckpointError, match="give weights of convnext_tiny"):
+    with pytest.raises(
+        CheckpointError, match="has weights of swiftformer_s, and the network is convnext_tiny"
+    ):
         Pretrained.read(tmp_path / "model.safetensors").fill(build_network("convnext_tiny", num_classes=3))
 
 
