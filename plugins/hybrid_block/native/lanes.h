@@ -267,12 +267,16 @@ MSMAMBA_INLINE void store_unzipped(float* even, float* odd, Float<Lanes> value, 
 // `used.count` is a multiple of 4.
 template <int Lanes, typename Used>
 MSMAMBA_INLINE void store_unzipped_by_four(float* target, int64_t stride, Float<Lanes> value, Used used) {
-  if constexpr (Lanes == 4) {
-    for (int i = 0; i < 4; ++i) target[i * stride] = value[i];
-  } else {
-    const Halves<Lanes> pairs = halves<Lanes>(unzipped<Lanes>(value));
-    store_unzipped<Lanes / 2>(target, target + 2 * stride, pairs.low, SomeLanes<Lanes / 2>{used.count / 2});
-    store_unzipped<Lanes / 2>(target + stride, target + 3 * stride, pairs.high, SomeLanes<Lanes / 2>{used.count / 2});
+  const Float<Lanes> parts = unzipped_by_four<Lanes>(value);
+#pragma GCC unroll 4
+  for (int part = 0; part < 4; ++part) {
+    constexpr int kWidth = Lanes / 4;
+    if (used.count == Lanes) {
+      __builtin_memcpy(target + part * stride, reinterpret_cast<const float*>(&parts) + part * kWidth,
+                       kWidth * sizeof(float));
+    } else {
+      for (int i = 0; i < used.count / 4; ++i) target[part * stride + i] = parts[part * kWidth + i];
+    }
   }
 }
 
@@ -291,28 +295,30 @@ MSMAMBA_INLINE Float<Lanes> relu(Float<Lanes> v) {
   return at_least<Lanes>(v, 0.0f);
 }
 
-// 1 + exp(-v), from 1 to about 1e38: the divisor of sigmoid and SiLU. The exponent is one product, so that a
+// 1 + exp(-v), from 1 to about 1e38, for v of at least -kMostLogistic. The exponent is one product, so that a
 // negative v costs the exponential |v| / 2 ulp: where |v| is large, what is divided by it is next to nothing.
+constexpr float kMostLogistic = 87.3f;  // less than kMostExponent * ln 2
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> logistic_divisor(Float<Lanes> v) {
-  return exp2<Lanes>(v * -kLog2E) + 1.0f;
+  return exp2_of_at_most<Lanes>(v * -kLog2E) + 1.0f;
+}
+
+// 1 / (1 + exp(-v)) likewise: of any v below that it is next to nothing.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> logistic_of_held(Float<Lanes> v) {
+  return 1.0f / logistic_divisor<Lanes>(v);
 }
 
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> logistic(Float<Lanes> v) {
-  return 1.0f / logistic_divisor<Lanes>(v);
+  return logistic_of_held<Lanes>(at_least<Lanes>(v, -kMostLogistic));
 }
 
-// v, or the bound where v is less; what is no number stays none.
-template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> bounded_below(Float<Lanes> v, float bound) {
-  return v < bound ? broadcast<Lanes>(bound) : v;
-}
-
-// The divisor stops growing where v falls below -87, so the dividend stops there, too: the result is next to nothing.
+// v / (1 + exp(-v)). Where v is beyond what the divisor takes the result is next to nothing.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> silu(Float<Lanes> v) {
-  return bounded_below<Lanes>(v, -88.0f) / logistic_divisor<Lanes>(v);
+  const Float<Lanes> held = at_least<Lanes>(v, -kMostLogistic);
+  return held / logistic_divisor<Lanes>(held);
 }
 
 // v / 2 * (1 + erf(v / sqrt(2))). The error function is v * P(v^2) / Q(v^2), fitted up to 5.3, where it is 1
@@ -320,7 +326,7 @@ MSMAMBA_INLINE Float<Lanes> silu(Float<Lanes> v) {
 // error.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> gelu(Float<Lanes> v) {
-  const Float<Lanes> held = at_most<Lanes>(at_least<Lanes>(v, -5.3f), 5.3f);
+  const Float<Lanes> from_below = at_least<Lanes>(v, -5.3f), held = at_most<Lanes>(from_below, 5.3f);
   const Float<Lanes> u = held * held;
   const Float<Lanes> P =
       ((((4.81005981e-08f * u + 1.27581455e-05f) * u + 3.20670111e-04f) * u + 9.25599343e-03f) * u + 6.58716560e-02f) *
@@ -330,7 +336,7 @@ MSMAMBA_INLINE Float<Lanes> gelu(Float<Lanes> v) {
       ((((1.23716916e-06f * u + 7.13525445e-05f) * u + 1.83657455e-03f) * u + 2.81388509e-02f) * u + 2.49224107e-01f) *
           u +
       1.0f;
-  const Float<Lanes> half = bounded_below<Lanes>(v, -5.3f) * 0.5f;
+  const Float<Lanes> half = from_below * 0.5f;
   return half * (held * P / Q) + half;
 }
 

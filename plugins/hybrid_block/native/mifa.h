@@ -32,19 +32,22 @@ class MIFA {
     return static_cast<size_t>(map.batch * map.height * 2 * sizes.half) * sizeof(float);
   }
 
-  // The attention: (C) with padding.
-  static size_t scratch_bytes(const msmamba::BlockSizes& sizes, const msmamba::MapShape&) {
-    return static_cast<size_t>(whole_vectors<Lanes>(2 * sizes.half)) * sizeof(float);
+  // The convolved branches of a row, one vector of channels: (W, 2, Lanes). In the second phase the attention: (C) with
+  // padding.
+  static size_t scratch_bytes(const msmamba::BlockSizes& sizes, const msmamba::MapShape& map) {
+    const int64_t row = map.width * 2 * Lanes, attention = whole_vectors<Lanes>(2 * sizes.half);
+    return static_cast<size_t>(row > attention ? row : attention) * sizeof(float);
   }
 
   template <typename Element>
-  static void fuse(const msmamba::BlockCall& call, const msmamba::Tile& tile, void*) {
+  static void fuse(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* scratch) {
     const int64_t half = call.sizes.half, channels = 2 * half, padded = whole_vectors<Lanes>(half);
     const int64_t height = call.map.height, width = call.map.width, first_position = tile.image * height * width;
     const auto weights = layout_in<Weights>(call.packed, call.sizes);
     const Element* const local = map_in<Element>(call, 0) + first_position * half;
     const Element* const scanned = map_in<Element>(call, 1) + first_position * half;
     float* const sums = static_cast<float*>(call.shared) + tile.image * height * channels;
+    float* const convolved = static_cast<float*>(scratch);
 
     for (int64_t row = tile.first; row < tile.last; ++row) {
       Element* const y = map_out<Element>(call, 0) + (first_position + row * width) * channels;
@@ -52,18 +55,25 @@ class MIFA {
         const Lines<Element> lines[2] = {neighbouring_lines(local + c, row, height, width * half, half),
                                          neighbouring_lines(scanned + c, row, height, width * half, half)};
         const Float<Lanes> bias = load<Lanes>(weights.conv_bias + c);
-        Float<Lanes> scanned_sum{}, local_sum{};
+        // Loops of their own: one chain of both would be too long for the processor to begin the next position's in time.
         convolve_line<Lanes, 2, 1>(
             lines, 0, width, width, weights.conv + c, padded, used,
             [&](int64_t position, const Convolved<Lanes, 2, 1>& result) MSMAMBA_INLINE_BODY {
-              const Float<Lanes> local_weight = logistic<Lanes>(relu<Lanes>(result.sums[0][0] + bias));
-              const Float<Lanes> scanned_weight = logistic<Lanes>(gelu<Lanes>(result.sums[1][0] + bias));
-              const Float<Lanes> weighted_scanned = local_weight * result.centres[1];
-              const Float<Lanes> weighted_local = scanned_weight * result.centres[0];
-              scanned_sum += weighted_scanned;
-              local_sum += weighted_local;
-              store_shuffled(y + position * channels, half, c, weighted_scanned, weighted_local, used);
+              store<Lanes>(convolved + 2 * position * Lanes, result.sums[0][0] + bias);
+              store<Lanes>(convolved + (2 * position + 1) * Lanes, result.sums[1][0] + bias);
             });
+        Float<Lanes> scanned_sum{}, local_sum{};
+        for (int64_t position = 0; position < width; ++position) {
+          const Float<Lanes> convolved_local = load<Lanes>(convolved + 2 * position * Lanes);
+          const Float<Lanes> convolved_scanned = load<Lanes>(convolved + (2 * position + 1) * Lanes);
+          const Float<Lanes> local_weight = logistic_of_held<Lanes>(relu<Lanes>(convolved_local));
+          const Float<Lanes> scanned_weight = logistic_of_held<Lanes>(gelu<Lanes>(convolved_scanned));
+          const Float<Lanes> weighted_scanned = local_weight * load<Lanes>(lines[1].here.at(position), used);
+          const Float<Lanes> weighted_local = scanned_weight * load<Lanes>(lines[0].here.at(position), used);
+          scanned_sum += weighted_scanned;
+          local_sum += weighted_local;
+          store_shuffled(y + position * channels, half, c, weighted_scanned, weighted_local, used);
+        }
         store_shuffled(sums + row * channels, half, c, scanned_sum, local_sum, used);
       });
     }

@@ -123,10 +123,14 @@ class ScanInputs {
         convolve_line<Lanes, 1, 1>(
             lines, first, last, width, weights.conv + c, padded, used,
             [&](int64_t position, const Convolved<Lanes, 1, 1>& result) MSMAMBA_INLINE_BODY {
-              store<Lanes>(target + position * padded + c, silu<Lanes>(result.sums[0][0] + bias));
+              store<Lanes>(target + position * padded + c, result.sums[0][0] + bias);
             });
       });
     });
+    // In a loop of its own: one chain with the convolution's would be too long for the processor to begin others in time.
+    for (int64_t i = 0; i < count * padded; i += Lanes) {
+      store<Lanes>(buffers.features + i, silu<Lanes>(load<Lanes>(buffers.features + i)));
+    }
     for (int64_t group = 0; group < sizes.groups; ++group) {
       const int64_t row = (tile.image * sizes.groups + group) * length + tile.first;
       const float* const features = buffers.features + group * inner;

@@ -86,15 +86,24 @@ class ScanOutputs {
       const Element* const gate = map_in<Element>(call, 1) + row * inner;
       layer_norm<Lanes>(y, inner, count, inner, weights.out_norm_weight, weights.out_norm_bias,
                         [&](int64_t position, int64_t first, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
-                          const int64_t at = position * inner + first;
-                          store<Lanes>(gated + at, value * silu<Lanes>(load<Lanes>(gate + at, used)), used);
+                          store<Lanes>(gated + position * inner + first, value, used);
                         });
+      // In loops of its own SiLU takes whole vectors, across the ends of rows.
+      for_each_vector<Lanes>(count * inner, [&](int64_t i, auto used) MSMAMBA_INLINE_BODY {
+        store<Lanes>(gated + i, load<Lanes>(gated + i, used) * silu<Lanes>(load<Lanes>(gate + i, used)), used);
+      });
       const auto rows = left_side<Lanes, Arithmetic>({gated, inner}, count, inner, weights.gated_scale,
                                                      buffers.integers);
       weights.project.multiply(rows, count, RowsTo{map + group * sizes.model, padded},
                                [&](int64_t column, Float<Lanes> product) MSMAMBA_INLINE_BODY {
-                                 return silu<Lanes>(product + load<Lanes>(weights.project_bias + column));
+                                 return product + load<Lanes>(weights.project_bias + column);
                                });
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      for_each_vector<Lanes>(sizes.half, [&](int64_t c, auto used) MSMAMBA_INLINE_BODY {
+        float* const at = map + i * padded + c;
+        store<Lanes>(at, silu<Lanes>(load<Lanes>(at, used)), used);
+      });
     }
   }
 
@@ -170,12 +179,15 @@ class ScanOutputs {
         return;
       }
       const Float<Lanes> bias = load<Lanes>(weights.conv_bias + c);
-      convolve_line<Lanes, 1, 1>(
-          lines, 0, height, height, weights.conv + c, padded, used,
-          [&](int64_t i, const Convolved<Lanes, 1, 1>& result) MSMAMBA_INLINE_BODY {
-            const Float<Lanes> value = silu<Lanes>(result.sums[0][0] + bias);
-            store<Lanes>(line + i * padded + c, convolved != 0.0f ? value : result.centres[0]);
-          });
+      convolve_line<Lanes, 1, 1>(lines, 0, height, height, weights.conv + c, padded, used,
+                                 [&](int64_t i, const Convolved<Lanes, 1, 1>& result) MSMAMBA_INLINE_BODY {
+                                   store<Lanes>(line + i * padded + c, result.sums[0][0] + bias);
+                                 });
+      for (int64_t i = 0; i < height; ++i) {
+        float* const at = line + i * padded + c;
+        const Float<Lanes> value = silu<Lanes>(load<Lanes>(at));
+        store<Lanes>(at, convolved != 0.0f ? value : load<Lanes>(lines[0].here.at(i), used));
+      }
     });
   }
 

@@ -276,13 +276,19 @@ MSMAMBA_INLINE Float<Lanes> exp2_of_product(Float<Lanes> a, Float<Lanes> b) {
   }
 }
 
-// 2^z for any z, within 2.5 ulp; results beyond 2^-126 and 2^126 are held to those. NaN gives NaN.
+// 2^z for z of at most kMostExponent, within 2.5 ulp; results below 2^-126 are held to that. NaN gives NaN.
 template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> exp2(Float<Lanes> z) {
-  const Float<Lanes> held = at_most<Lanes>(at_least<Lanes>(z, -kMostExponent), kMostExponent);
+MSMAMBA_INLINE Float<Lanes> exp2_of_at_most(Float<Lanes> z) {
+  const Float<Lanes> held = at_least<Lanes>(z, -kMostExponent);
   const Float<Lanes> rounded = held + kRounding<Lanes>;
   const Float<Lanes> part = rounded - kRounding<Lanes>;
   return Exp2<Lanes>::power(rounded, part, held - part);
+}
+
+// Likewise for any z; results beyond 2^126 are held to that, too.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> exp2(Float<Lanes> z) {
+  return exp2_of_at_most<Lanes>(at_most<Lanes>(z, kMostExponent));
 }
 
 // exp(-|v|) for any v, down to 2^-126.
