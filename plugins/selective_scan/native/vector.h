@@ -291,6 +291,16 @@ MSMAMBA_INLINE Float<Lanes> exp2(Float<Lanes> z) {
   return exp2_of_at_most<Lanes>(at_most<Lanes>(z, kMostExponent));
 }
 
+// a * b - c, rounded once where the processor can: clang leaves a product that is used twice by itself.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> multiplied_less(Float<Lanes> a, float b, Float<Lanes> c) {
+#if defined(__clang__)
+  return __builtin_elementwise_fma(a, broadcast<Lanes>(b), -c);
+#else
+  return a * b - c;
+#endif
+}
+
 // exp(-|v|) for any v, down to 2^-126.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> exp_minus_abs(Float<Lanes> v) {
@@ -301,7 +311,7 @@ MSMAMBA_INLINE Float<Lanes> exp_minus_abs(Float<Lanes> v) {
   // In two parts, so that no digits of a large |v| are lost.
 #if defined(__FMA__) || defined(__aarch64__)
   // log2(e), whose products are not rounded.
-  const Float<Lanes> rest = z * kLog2ERest + (z * kLog2E - part);
+  const Float<Lanes> rest = z * kLog2ERest + multiplied_less<Lanes>(z, kLog2E, part);
 #else
   // ln 2, of which the first part times what was rounded is exact.
   const Float<Lanes> rest = ((z - part * 0.693359375f) - part * -2.12194440e-4f) * kLog2E;
