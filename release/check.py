@@ -103,8 +103,8 @@ def unpacked(archive: tarfile.TarFile) -> dict[str, bytes]:
 
 
 def wrong_tree(root: Path = ROOT) -> list[str]:
-    """What is not committed: nobody else could build that."""
-    command = ["git", "status", "--porcelain"]
+    """What is not committed: nobody else could build that. What is not tracked gets into nothing."""
+    command = ["git", "status", "--porcelain", "--untracked-files=no"]
     lines = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True).stdout
     return [f"{line[3:]} is not committed" for line in lines.splitlines()]
 

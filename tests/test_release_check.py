@@ -432,6 +432,8 @@ def test_what_is_not_committed_is_named(check: dict[str, Any], tmp_path: Path) -
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     assert check["wrong_tree"](tmp_path) == []
     (tmp_path / "a b.py").write_text("")
+    assert check["wrong_tree"](tmp_path) == []  # gets into nothing
+    subprocess.run(["git", "add", "a b.py"], cwd=tmp_path, check=True)
     assert check["wrong_tree"](tmp_path) == ['"a b.py" is not committed']
 
 
