@@ -91,7 +91,8 @@ def main() -> None:
             answered = time.monotonic() - asked
             print(f"answered {took + answered:.1f} s after the install began, {answered:.2f} s of them infer")
         if options.beside:
-            peers = (ROOT / "benchmarks" / "peers.py", options.artefact.resolve(), "--before", options.beside)
+            beside = options.beside.absolute()  # where a link leads is no environment
+            peers = (ROOT / "benchmarks" / "peers.py", options.artefact.resolve(), "--before", beside)
             print(f"the wheel's build, and as 'before' that of {options.beside}:", flush=True)
             command = [str(python), *map(str, peers), "--threads", "1", "2"]
             subprocess.run(command, cwd=folder, env={"PATH": ""}, check=True)
