@@ -7,14 +7,13 @@ import csv
 import hashlib
 import io
 import platform
-import runpy
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from release_scripts import names_in
 
 from msmamba.plugins.selective_scan.cpu import library_path
 
@@ -30,12 +29,8 @@ FUNCTIONS = [
 
 @pytest.fixture(scope="module")
 def maker() -> dict[str, Any]:
-    """The names of `release/wheels.py`, which stands outside the package."""
-    sys.path.insert(0, str(ROOT / "release"))
-    try:
-        return runpy.run_path(str(ROOT / "release" / "wheels.py"))
-    finally:
-        sys.path.remove(str(ROOT / "release"))
+    """The names of `release/wheels.py`."""
+    return names_in("wheels.py")
 
 
 def of_tag(maker: dict[str, Any], tag: str) -> Any:

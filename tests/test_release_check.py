@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import runpy
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from release_scripts import names_in
 
 import msmamba
 
@@ -45,12 +45,8 @@ Files = dict[str, bytes]
 
 @pytest.fixture(scope="module")
 def check() -> dict[str, Any]:
-    """The names of `release/check.py`, which stands outside the package."""
-    sys.path.insert(0, str(ROOT / "release"))
-    try:
-        return runpy.run_path(str(ROOT / "release" / "check.py"))
-    finally:
-        sys.path.remove(str(ROOT / "release"))
+    """The names of `release/check.py`."""
+    return names_in("check.py")
 
 
 @pytest.fixture(scope="module")
@@ -531,11 +527,7 @@ def test_what_is_not_there_or_not_whole_is_not_signed(
 def test_what_a_second_build_has_otherwise_is_named(
     check: dict[str, Any], make: dict[str, Any], windows: Any, release: Path, tmp_path: Path
 ) -> None:
-    sys.path.insert(0, str(ROOT / "release"))
-    try:
-        rebuild = runpy.run_path(str(ROOT / "release" / "rebuild.py"))
-    finally:
-        sys.path.remove(str(ROOT / "release"))
+    rebuild = names_in("rebuild.py")
     again = tmp_path / "again"
     shutil.copytree(release, again)
     (again / "SHA256SUMS.sig").write_text("by somebody")
