@@ -19,7 +19,6 @@ import re
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -39,6 +38,7 @@ from wheels import (
     Platform,
     bill_name,
     build_epoch,
+    entry_time,
     expected_functions,
     linked_in,
     misfits,
@@ -138,7 +138,7 @@ def wrong_wheel(path: Path, platform: Platform, source: Source, licences: Mappin
             contents = {entry.filename: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         return [f"cannot be read: {error}"]
-    if {entry.date_time for entry in entries} != {time.gmtime(source.epoch)[:6]}:
+    if {entry.date_time for entry in entries} != {entry_time(source.epoch)}:
         return [OF_ANOTHER]
     info = f"msmamba-{source.version}.dist-info"
     texts = {"LICENSE": source.files["LICENSE"], **licences}

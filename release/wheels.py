@@ -100,6 +100,12 @@ def build_epoch() -> int:
     return int(os.environ.get("SOURCE_DATE_EPOCH", committed))
 
 
+def entry_time(epoch: int) -> tuple[int, int, int, int, int, int]:
+    """The time of a wheel's entries; zip keeps every other second alone."""
+    year, month, day, hour, minute, second = time.gmtime(epoch)[:6]
+    return year, month, day, hour, minute, second - second % 2
+
+
 def wheel_name(version: str, platform: Platform) -> str:
     """The file's name of a platform's wheel."""
     return f"msmamba-{version}-py3-none-{platform.tag}.whl"
@@ -291,7 +297,7 @@ def pack_wheel(files: Mapping[str, bytes], platform: Platform, epoch: int) -> by
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name in [*names, f"{info}/RECORD"]:
-            entry = zipfile.ZipInfo(name, time.gmtime(epoch)[:6])
+            entry = zipfile.ZipInfo(name, entry_time(epoch))
             entry.external_attr = 0o100644 << 16
             entry.create_system = 3  # Unix, whose modes these are
             entry.compress_type = zipfile.ZIP_DEFLATED

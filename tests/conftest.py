@@ -36,6 +36,24 @@ SMALL_SIZE = 32
 SMALL_LABELS = ("basophil", "eosinophil", "lymphocyte")
 
 
+class _Root:
+    """Keeps pytest from importing the repository's `__init__.py` as if the folder's name were the package's.
+
+    That name may be none that Python imports, such as `msmamba-main` of an archive. A plugin, as no conftest
+    is asked of folders above its own.
+    """
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        """A plain folder in place of a package."""
+        return pytest.Dir.from_parent(parent, path=path) if path == parent.config.rootpath else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers what has to be known before anything is collected."""
+    config.pluginmanager.register(_Root())
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the dearest files first, each still whole; a file's tests run in one process (Makefile)."""
     places = {name: place for place, name in enumerate(DEAREST)}

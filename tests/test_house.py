@@ -273,3 +273,9 @@ def test_classification_loads_onnxruntime_and_nothing_else_heavy(bundles: dict[s
     assert {name.split(".")[0] for name in loaded} & set(HEAVY) == {"onnxruntime"}
     # Each of these is a hundredth of a second or more of the first answer, and none is needed for it.
     assert not {"numpy.ma", "email", "statistics", "msmamba.runtime.tensorrt_backend"} & loaded
+
+
+def test_the_repository_may_lie_in_a_folder_of_any_name(request: pytest.FixtureRequest) -> None:
+    """As a package pytest would import it by the folder's name, and `msmamba-main` is none of a module."""
+    packages = [node.path for node in request.node.listchain() if isinstance(node, pytest.Package)]
+    assert request.config.rootpath not in packages

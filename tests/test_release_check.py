@@ -20,7 +20,7 @@ from release_scripts import names_in
 import msmamba
 
 ROOT = Path(__file__).parent.parent
-EPOCH = 1_700_000_000
+EPOCH = 1_700_000_001  # a second that zip does not keep
 INFO = "msmamba-1.2.dist-info"
 LIBRARY = "msmamba/plugins/selective_scan/_native.pyd"
 LICENCES = {"zig/LICENSE": b"MIT"}
