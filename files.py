@@ -226,6 +226,7 @@ def atomic_file(path: str | os.PathLike[str], *, through_links: bool = False) ->
         temporary, (file, lock) = _claimed(target, _remove_left_file, _new_file)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name; links in a circle
         raise _target_error(shown, error) from error
+    is_ours = True
     try:
         with _told_of(shown, temporary):
             with file:
@@ -233,9 +234,11 @@ def atomic_file(path: str | os.PathLike[str], *, through_links: bool = False) ->
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
+            is_ours = False  # whoever writes the same target next may have the name by now
             _flush_folder(target.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        if is_ours:
+            temporary.unlink(missing_ok=True)
         lock.close()
 
 
@@ -476,10 +479,21 @@ def _lock_folder(folder: Path) -> _Lock | None:
     """The lock on a folder; None where another process has it."""
     if sys.platform == "win32":  # folders cannot be locked there; the file goes with its descriptor
         return _lock(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_TEMPORARY))
-    lock = _lock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
-    if lock is not None and not folder.is_dir():
+    return _lock_of_what_is_at(folder, os.O_DIRECTORY)
+
+
+def _lock_of_what_is_at(path: Path, flags: int) -> _Lock | None:
+    """The lock on what is still at a path when it is locked; None where another process has it, or had."""
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    opened = os.fstat(descriptor)
+    lock = _lock(descriptor)
+    try:
+        is_there = os.path.samestat(path.stat(), opened)
+    except FileNotFoundError:
+        is_there = False
+    if lock is not None and not is_there:  # it has its name, or is gone, and who writes next is at the path
         lock.close()
-        return None  # the other process has just put it in its place
+        return None
     return lock
 
 
@@ -582,7 +596,7 @@ def _remove_left_file(leftover: Path) -> bool:
         if sys.platform == "win32":  # where a file that is open cannot be removed
             leftover.unlink()
             return True
-        lock = _lock(os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
+        lock = _lock_of_what_is_at(leftover, os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return True
     except OSError:

@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Thread
 from typing import BinaryIO
@@ -394,6 +396,53 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
             other.write(b"other")
         assert (tmp_path / "out").read_bytes() == b"other"
     assert (tmp_path / "out").read_bytes() == b"one"
+    assert names(tmp_path) == ["out"]
+
+
+@on_posix
+def test_many_writers_of_one_file_all_write_it(tmp_path: Path) -> None:
+    failures: list[TargetError] = []
+
+    def write(content: bytes) -> None:
+        for _ in range(50):
+            try:
+                write_atomically(tmp_path / "out", content)
+            except TargetError as error:
+                failures.append(error)
+
+    writers = [Thread(target=write, args=(content * 1000,)) for content in (b"a", b"b", b"c")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert failures == []
+    assert len(set((tmp_path / "out").read_bytes())) == 1
+    assert names(tmp_path) == ["out"]
+
+
+@on_posix
+@pytest.mark.parametrize("make", [atomic_file, atomic_folder], ids=["file", "folder"])
+def test_what_took_a_leftovers_name_while_that_was_looked_at_stays(
+    make: Callable[[Path], AbstractContextManager[object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One writer ends and another begins between the opening of a leftover and its lock."""
+    one, other = make(tmp_path / "out"), make(tmp_path / "out")
+    one.__enter__()
+    (temporary,) = names(tmp_path)
+    lock = files._lock
+
+    def lock_late(descriptor: int) -> object:
+        monkeypatch.setattr(files, "_lock", lock)
+        one.__exit__(None, None, None)
+        if make is atomic_folder:
+            (tmp_path / "out").rmdir()
+        other.__enter__()
+        return lock(descriptor)
+
+    monkeypatch.setattr(files, "_lock", lock_late)
+    with make(tmp_path / "out") if make is atomic_file else atomic_folder(tmp_path / "out", True):
+        assert temporary in names(tmp_path)
+        other.__exit__(None, None, None)
     assert names(tmp_path) == ["out"]
 
 
