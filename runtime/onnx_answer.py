@@ -1,8 +1,9 @@
-"""What a classifier in an ONNX file answers with: logits, or what somebody's last layer made of them.
+"""What an ONNX file says of itself: whose operators it calls, and what its classifier answers with.
 
-msmamba's own files answer with logits. Those of others may end in a softmax, of whose probabilities a second
-one would make near-uniform ones. The file says so itself: from the graph's output
-one goes back, through what does not change values, to the operator that made them.
+msmamba's own files call operators of its domain, for which there are native kernels, and answer with logits.
+Those of others call none of them, and may end in a softmax, of whose probabilities a second one would make
+near-uniform ones. The file says so itself: from the graph's output one goes back, through what does not
+change values, to the operator that made them.
 
 Field numbers are those of onnx.proto3.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from .protobuf import LENGTH_DELIMITED, Buffer, fields
 
@@ -64,13 +66,25 @@ class _Body:
         return next((node for node in reversed(self.nodes) if value in node.outputs), None)
 
 
-def answer_of(content: Buffer) -> Answer:
-    """What the first output of an ONNX file holds, as its graph has it.
+class Told(NamedTuple):
+    """What a file says of itself.
+
+    Attributes:
+        answer: what its first output holds.
+        domains: the domains of the operators that its graph and functions call; ONNX's own is empty.
+    """
+
+    answer: Answer
+    domains: frozenset[str]
+
+
+def told_by(content: Buffer) -> Told:
+    """Reads the graph and the functions of an ONNX file, none of its weights.
 
     Args:
         content: the bytes of a file that ONNX Runtime takes.
     """
-    graph, functions = None, {}
+    graph, functions = _Body((), (), ()), {}
     try:
         for field in fields(content):
             if field.number == _MODEL_GRAPH:
@@ -79,10 +93,10 @@ def answer_of(content: Buffer) -> Answer:
                 key, body = _function(content, field.start, field.end)
                 functions[key] = body
     except EOFError:  # what ONNX Runtime reads and this does not says nothing of itself
-        return Answer.LOGITS
-    if graph is None or not graph.outputs:
-        return Answer.LOGITS
-    return _answer(graph, graph.outputs[0], functions)
+        return Told(Answer.LOGITS, frozenset())
+    called = {node.domain for body in (graph, *functions.values()) for node in body.nodes}
+    answer = _answer(graph, graph.outputs[0], functions) if graph.outputs else Answer.LOGITS
+    return Told(answer, frozenset(domain.decode(errors="replace") for domain in called))
 
 
 def _answer(graph: _Body, value: bytes, functions: dict[tuple[bytes, bytes], _Body]) -> Answer:

@@ -5,7 +5,7 @@ what they compute. ONNX Runtime prefers a registered kernel to a function of the
 library registered its kernels run those nodes, without it the functions do, slower and with the same
 meaning. Which of the two happened, and why, is in `OnnxRuntimeBackend.path`. On CUDA the native library runs
 the scan alone, by the compiled kernels of the bundle, and the functions' standard operators are the
-provider's.
+provider's. A file without such nodes, of another network or somebody else's, has nothing to do with either.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ..errors import ArtefactError, BackendError
 from ..files import open_file
 from ..images import MAX_SIZE, is_image_size
 from ..plugins.selective_scan import cpu, gpu_operator
-from ..plugins.selective_scan.onnx_function import OP_TYPE
+from ..plugins.selective_scan.onnx_function import DOMAIN, OP_TYPE
 from . import onnxruntime_cuda
 from .backend import FEATURES
 from .device_arrays import DeviceArray
-from .onnx_answer import Answer, answer_of
+from .onnx_answer import Answer, Told, told_by
 from .onnxruntime_cuda import BoundRuns
 from .onnxruntime_library import import_onnxruntime
 
@@ -112,7 +112,8 @@ class OnnxRuntimeBackend:
             device: ``auto`` (CUDA where it starts and the file has no scan, which the CPU's native kernels
                 run faster; else the CPU, and `path` says why), ``cpu`` or ``cuda``.
             threads: CPU threads; None takes every core that this process may use.
-            kernels: ``auto`` (native where there are some, on the CPU or CUDA), ``native`` or ``functions``.
+            kernels: ``auto`` (native where there are some for the file, on the CPU or CUDA), ``native`` or
+                ``functions``.
             provider: one of `PROVIDERS` but ``engine``.
             gpu_kernels: reads the scan's compiled kernels, by file name, when they are needed.
 
@@ -137,7 +138,9 @@ class OnnxRuntimeBackend:
                     not_cuda = f"; not CUDA, {_NO_SCAN_ON_CUDA}"
                 else:
                     provider = "cuda"
-        wanted = _Wanted(runtime, model, name, threads, device, kernels, provider, gpu_kernels)
+        told = _told(model, name)
+        is_ours = DOMAIN in told.domains
+        wanted = _Wanted(runtime, model, name, threads, device, kernels, provider, gpu_kernels, is_ours)
         try:
             loaded = _load(wanted)
         except (ArtefactError, BackendError) as error:
@@ -155,8 +158,9 @@ class OnnxRuntimeBackend:
         interface = loaded.interface
         self.provider = loaded.provider
         self.metadata: Mapping[str, str] = loaded.metadata
-        self._answer = _answer(model, name)
-        self.path = _path(self.provider, loaded.no_native_kernels, self._answer) + graphs + not_cuda
+        self._answer = told.answer
+        operators = _operators(self.provider, loaded.no_native_kernels) if is_ours else "standard operators"
+        self.path = _path(self.provider, operators, self._answer) + graphs + not_cuda
         self._name = name
         self._session: onnxruntime.InferenceSession | None = loaded.session
         self._input, self._output = interface.image, interface.logits
@@ -323,6 +327,8 @@ class _Wanted(NamedTuple):
     kernels: str
     provider: str
     gpu_kernels: Callable[[], Mapping[str, bytes]]
+    is_ours: bool
+    """Whether the model calls operators that there are native kernels for."""
 
 
 class _Loaded(NamedTuple):
@@ -478,7 +484,10 @@ def _why_not_native(options: Any, wanted: _Wanted, provider: str) -> str | None:
     """
     if wanted.kernels == "functions":
         return "asked for"
-    if provider == _CPU:
+    obstacle: str | None
+    if not wanted.is_ours:
+        obstacle = f"'{wanted.name}' has no operator that they run: leave --kernels out (kernels='auto')"
+    elif provider == _CPU:
         obstacle = register_native_kernels(options)
     elif provider == _CUDA:
         obstacle = _register_gpu_scan(options, wanted)
@@ -511,12 +520,17 @@ def compute_capability() -> int:
     return 10 * major.value + minor.value
 
 
-def _path(provider: str, obstacle: str | None, answer: Answer) -> str:
-    name = f"onnxruntime {provider.removesuffix('ExecutionProvider')}"
-    whose = "the scan's, by the CUDA driver" if provider == _CUDA else f"({cpu.kernels()})"
-    kernels = f"native kernels {whose}" if obstacle is None else f"ONNX functions ({obstacle})"
+def _path(provider: str, operators: str, answer: Answer) -> str:
     softmax = ", a softmax at its end" if answer is Answer.PROBABILITIES else ""
-    return f"{name}, {kernels}{softmax}"
+    return f"onnxruntime {provider.removesuffix('ExecutionProvider')}, {operators}{softmax}"
+
+
+def _operators(provider: str, obstacle: str | None) -> str:
+    """What runs msmamba's operators, and why not the native kernels."""
+    if obstacle is not None:
+        return f"ONNX functions ({obstacle})"
+    whose = "the scan's, by the CUDA driver" if provider == _CUDA else f"({cpu.kernels()})"
+    return f"native kernels {whose}"
 
 
 @contextmanager
@@ -535,20 +549,20 @@ def _scans(model: bytes | str) -> bool:
         return content.find(OP_TYPE.encode()) >= 0
 
 
-def _answer(model: bytes | str, name: str) -> Answer:
-    """What the model answers with.
+def _told(model: bytes | str, name: str) -> Told:
+    """What the model says of itself.
 
     Raises:
-        ArtefactError: with a probability of each class by itself.
+        ArtefactError: it answers with a probability of each class by itself.
     """
     with _content(model) as content:
-        answer = answer_of(content)
-    if answer is Answer.ONE_BY_ONE:
+        told = told_by(content)
+    if told.answer is Answer.ONE_BY_ONE:
         raise ArtefactError(
             f"'{name}' ends in a sigmoid, which gives each class a probability by itself, and here classes "
             "exclude each other: export it without that layer"
         )
-    return answer
+    return told
 
 
 def _logarithms(probabilities: NDArray[np.float32], name: str) -> NDArray[np.float32]:

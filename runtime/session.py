@@ -184,7 +184,7 @@ class Session:
 
     @property
     def path(self) -> str:
-        """What executes the network, in words: runtime, device, and whose kernels run the scan."""
+        """What executes the network, in words: runtime, device, and whose kernels run msmamba's operators."""
         in_int8 = self._manifest is not None and self._manifest.precision_asked == "int8"
         return f"{self._backend.path}, int8 products" if in_int8 else self._backend.path
 
@@ -578,7 +578,8 @@ def open_session(
         device: ``auto`` (a GPU where the bundle's engine or ONNX Runtime can use one, else the CPU), ``cpu``
             or ``cuda``. `Session.path` says what was taken, and why not the engine.
         threads: CPU threads; None takes every core that this process may use.
-        kernels: ``auto`` (the native ones where they are built), ``native``, or ``functions`` (ONNX only).
+        kernels: ``auto`` (the native ones where they are built and the file has operators for them),
+            ``native``, or ``functions`` (ONNX only).
         provider: insists on what executes: ``engine`` (the bundle's or the file), or ONNX Runtime's ``cpu``,
             ``cuda``, ``tensorrt`` or ``nv-tensorrt-rtx``, the last two for comparison. ``auto`` lets the
             device decide.

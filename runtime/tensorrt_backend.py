@@ -113,7 +113,7 @@ class TensorRtBackend:
         self._least, self.max_batch = engine.batches
         self.metadata: Mapping[str, str] = {}
         self.provider = read.library
-        scan = "scan plugin" if read.has_plugin else "scan of standard operators"
+        scan = "scan plugin" if read.has_plugin else "no scan plugin"
         self._described = f"{NAMES[read.library]} {trt.__version__} on {self._context.device.name}, {scan}"
 
     @property

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from msmamba.errors import ArtefactError
 from msmamba.runtime import open_session
-from msmamba.runtime.onnx_answer import Answer, answer_of
+from msmamba.runtime.onnx_answer import Answer, told_by
 
 LABELS = ("red", "green", "blue")
 GIVEN: dict[str, Any] = {"labels": LABELS, "mean": (0.0,) * 3, "std": (1.0,) * 3}
@@ -101,7 +101,7 @@ LOGITS = {
 
 @pytest.mark.parametrize("model", PROBABILITIES.values(), ids=PROBABILITIES.keys())
 def test_probabilities_stay_what_they_are(tmp_path: Path, model: onnx.ModelProto) -> None:
-    assert answer_of(model.SerializeToString()) is Answer.PROBABILITIES
+    assert told_by(model.SerializeToString()).answer is Answer.PROBABILITIES
     path = tmp_path / "theirs.onnx"
     onnx.save(model, path)
     image = np.full((8, 8, 3), 20, np.uint8)
@@ -117,7 +117,7 @@ def test_probabilities_stay_what_they_are(tmp_path: Path, model: onnx.ModelProto
 
 @pytest.mark.parametrize("model", LOGITS.values(), ids=LOGITS.keys())
 def test_logits_are_handed_out_as_they_are(tmp_path: Path, model: onnx.ModelProto) -> None:
-    assert answer_of(model.SerializeToString()) is Answer.LOGITS
+    assert told_by(model.SerializeToString()).answer is Answer.LOGITS
     path = tmp_path / "theirs.onnx"
     onnx.save(model, path)
     with open_session(path) as session:
@@ -158,13 +158,13 @@ def test_nodes_that_go_round_in_circles_come_to_an_end() -> None:
     model = ending(
         node("Identity", ["b"], ["a"]), node("Identity", ["a"], ["b"]), node("Identity", ["a"], ["y"])
     )
-    assert answer_of(model.SerializeToString()) is Answer.LOGITS
+    assert told_by(model.SerializeToString()).answer is Answer.LOGITS
     recursive = function("Head", ["x"], ["a"], node("Head", ["x"], ["a"], domain="theirs"))
     model = ending(node("Head", ["z"], ["y"], domain="theirs"), functions=(recursive,))
-    assert answer_of(model.SerializeToString()) is Answer.LOGITS
+    assert told_by(model.SerializeToString()).answer is Answer.LOGITS
 
 
 def test_every_truncation_of_a_file_has_an_answer() -> None:
     content = PROBABILITIES["in a function's function"].SerializeToString()
     for length in range(len(content)):
-        assert answer_of(content[:length]) in (Answer.LOGITS, Answer.PROBABILITIES)
+        assert told_by(content[:length]).answer in (Answer.LOGITS, Answer.PROBABILITIES)

@@ -279,9 +279,20 @@ def test_the_session_says_what_it_runs_on(session: Session) -> None:
     assert session.path in repr(session)
 
 
-def test_functions_can_be_asked_for(bundle: Path) -> None:
-    with open_session(bundle, kernels="functions") as session:
+def test_functions_can_be_asked_for(bundles: dict[str, Path]) -> None:
+    with open_session(bundles["fp32"], kernels="functions") as session:
         assert session.path == "onnxruntime CPU, ONNX functions (asked for)"
+
+
+@pytest.mark.parametrize("kernels", ["auto", "functions"])
+def test_a_file_without_our_operators_claims_no_kernels_of_ours(bundle: Path, kernels: str) -> None:
+    with open_session(bundle, kernels=kernels) as session:
+        assert session.path == "onnxruntime CPU, standard operators"
+
+
+def test_native_kernels_cannot_be_asked_for_where_there_is_nothing_for_them(bundle: Path) -> None:
+    with pytest.raises(BackendError, match=r"were asked for, but '.*' has no operator that they run: leave"):
+        open_session(bundle, kernels="native")
 
 
 def bare(path: Path, **options: Any) -> Path:
@@ -700,14 +711,15 @@ def test_what_keeps_the_scans_kernels_from_cuda_is_told(
 
 def test_a_network_without_a_scan_needs_no_kernels_on_cuda(bundle: Path, started_cuda: list[OnGpu]) -> None:
     with open_session(bundle) as session:
-        assert session.path.startswith("onnxruntime CUDA, ONNX functions (it has no scan)")
-        assert session.path.endswith("CUDA graphs")
+        assert session.path == "onnxruntime CUDA, standard operators, CUDA graphs"
 
 
-def test_native_kernels_asked_for_are_run_where_they_can_be(bundle: Path, played_cuda: list[Any]) -> None:
+def test_native_kernels_asked_for_are_run_where_they_can_be(
+    bundles: dict[str, Path], played_cuda: list[Any]
+) -> None:
     if cpu.why_unavailable() is not None:
         pytest.skip("the native library is not built")
-    with open_session(bundle, kernels="native") as session:
+    with open_session(bundles["fp32"], kernels="native") as session:
         assert "native kernels" in session.path
     assert played_cuda == [[("CPUExecutionProvider", {})]]
 

@@ -89,7 +89,7 @@ def logits_of(batch: np.ndarray) -> np.ndarray:
 def test_a_session_runs_an_engine_as_it_runs_anything(session: Session, colours: list[np.ndarray]) -> None:
     assert (session.max_batch, session.image_size, session.classes) == (4, SIZE, 3)
     assert session.provider == "tensorrt_rtx"
-    assert session.path == ("TensorRT-RTX 1.7.1.116 on Recording, scan of standard operators, CUDA graphs")
+    assert session.path == ("TensorRT-RTX 1.7.1.116 on Recording, no scan plugin, CUDA graphs")
     assert [prediction.label for prediction in session.classify(colours)] == ["red", "green", "blue"]
     assert [item.label for item in session.classify(colours, batch_size=100)] == ["red", "green", "blue"]
 
