@@ -43,6 +43,30 @@ def write_tiff(path: Path, pixels: np.ndarray, *, levels: int = 1, sub: bool = F
     return path
 
 
+_SCN = """<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection sizeX="{w}" sizeY="{h}">
+{images}</collection></scn>"""
+_SCN_IMAGE = """<image><creationDate>2026-11-28T00:00:00Z</creationDate><device model="Leica SCN400"/>
+<pixels sizeX="{x}" sizeY="{y}"><dimension sizeX="{x}" sizeY="{y}" r="0" ifd="{ifd}"/></pixels>
+<view sizeX="{w}" sizeY="{h}" offsetX="{left}" offsetY="{top}"/>
+<scanSettings><objectiveSettings><objective>20</objective></objectiveSettings><illuminationSettings>
+<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>"""
+
+
+def write_scn(path: Path, pixels: np.ndarray, left: int, top: int, width: int, height: int) -> Path:
+    """A slide of Leica's of half a micron a pixel, of which the scanner took a part and left out the rest."""
+    sides = {"w": width * 500, "h": height * 500}  # nanometres
+    macro = _SCN_IMAGE.format(x=64, y=64, ifd=0, left=0, top=0, **sides)
+    down, across, _ = pixels.shape
+    part = {"w": across * 500, "h": down * 500, "left": left * 500, "top": top * 500}
+    images = macro + _SCN_IMAGE.format(x=across, y=down, ifd=1, **part)
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        settings: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", **HALF_A_MICRON}
+        overview = np.full((64, 64, 3), 200, np.uint8)
+        writer.write(overview, description=_SCN.format(images=images, **sides), **settings)
+        writer.write(pixels, **settings)
+    return path
+
+
 def box(left: int, top: int, right: int, bottom: int) -> list[list[int]]:
     """A closed ring of corners, pixels of level 0."""
     return [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]

@@ -154,10 +154,10 @@ def _cut_one(
 ) -> None:
     """Cuts the tiles of one slide that are not there yet, and adds all of them to the listing."""
     with closing(open_slide(path, white_level=white_level)) as slide:
-        level = slide.levels[0]
         side = side_of(slide, cut.size, cut.mpp, cut.assume_mpp)
         microns = cut.assume_mpp or slide.scale.microns
-        regions = read_regions(annotations, level.width, level.height)
+        bounds = slide.bounds
+        regions = read_regions(annotations, bounds.width, bounds.height, bounds.left, bounds.top)
         listing.notes += regions.notes
         if not all(each.label for each in regions.regions):
             listing.notes.append(f"'{annotations}': annotations without a class mark nothing")

@@ -16,7 +16,7 @@ from ...data.scale import Scale
 from ...errors import ImageError
 from ...files import check_is_file, open_file
 from ...images import read_image
-from .slide import Level
+from .slide import Bounds, Level
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,6 +65,7 @@ class CziReader:
             raise ImageError(f"'{path}' is damaged: {error}") from error
         self._left, self._top = box.x, box.y
         self.levels = tuple(Level(box.w // scale, box.h // scale, float(scale)) for scale in self._scales)
+        self.bounds = Bounds(0, 0, box.w, box.h)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A region on white; see `Slide.read`."""

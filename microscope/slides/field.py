@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...data.scale import Scale, scale_of
 from ...images import read_image
-from .slide import Level
+from .slide import Bounds, Level
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +32,7 @@ class Field:
         self._pixels = pixels
         height, width, _ = pixels.shape
         self.levels: tuple[Level, ...] = (Level(width, height, 1.0),)
+        self.bounds = Bounds(0, 0, width, height)
 
     @classmethod
     def of_file(cls, path: Path, white_level: int) -> Field:

@@ -24,7 +24,7 @@ from ...data.scale import Scale
 from ...errors import ImageError
 from ...files import open_file
 from ...images import MAX_PIXELS, read_image
-from .slide import Level
+from .slide import Bounds, Level
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -106,6 +106,7 @@ class LargeField:
         self.path = path
         self.scale = header.scale
         self.levels: tuple[Level, ...] = (Level(header.width, header.height, 1.0),)
+        self.bounds = Bounds(0, 0, header.width, header.height)
         pixels = f"'{path}' has {header.width} x {header.height} pixels"
         if header.in_passes:
             raise ImageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from PIL import Image
 
 from ...data.scale import Scale
 from ...errors import ImageError
-from .slide import Level
+from .slide import Bounds, Level
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +43,7 @@ class OpenSlideReader:
                 self._handle.level_dimensions, self._handle.level_downsamples, strict=True
             )
         )
+        self.bounds = _bounds(found, self.levels[0])
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A region on white; see `Slide.read`."""
@@ -86,6 +88,16 @@ def format_of(path: Path) -> str | None:
     with suppress(OpenSlideError, OSError):
         return OpenSlide.detect_format(path)
     return None
+
+
+def _bounds(found: Mapping[str, str], level: Level) -> Bounds:
+    """What QuPath shows by OpenSlide's properties: they count where all of them are whole numbers."""
+    try:
+        sides = (int(found[f"openslide.bounds-{side}"]) for side in ("x", "y", "width", "height"))
+        left, top, width, height = sides
+    except (KeyError, ValueError):
+        return Bounds(0, 0, level.width, level.height)
+    return Bounds(left, top, width, height)
 
 
 def _number(text: str | None) -> float | None:

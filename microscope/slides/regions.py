@@ -145,20 +145,22 @@ def check_annotations(annotations: Path, slides: Sequence[Path]) -> None:
         )
 
 
-def read_regions(path: Path, width: int, height: int) -> Regions:
-    """The regions in a GeoJSON file of QuPath's, cut off at the slide's border.
+def read_regions(path: Path, width: int, height: int, left: int = 0, top: int = 0) -> Regions:
+    """The regions in a GeoJSON file of QuPath's, cut off at the border of what QuPath shows.
 
     Args:
         path: a FeatureCollection, a list of features or one feature; gzip is unpacked.
-        width: the slide's, pixels of level 0.
-        height: the slide's, pixels of level 0.
+        width: width of the slide's `Bounds`, in which the file's positions are, pixels of level 0.
+        height: height of these.
+        left: where they begin.
+        top: where they begin.
 
     Raises:
         InputError: it cannot be read, is no GeoJSON, or no region of it can be used.
     """
     import shapely
 
-    slide = shapely.box(0, 0, width, height)
+    shown = shapely.box(0, 0, width, height)
     faults: dict[str, list[str]] = {}
     regions = []
     for number, feature in enumerate(_features(path), start=1):
@@ -166,14 +168,15 @@ def read_regions(path: Path, width: int, height: int) -> Regions:
         if not fault:
             parts = _parts(shape)
             mended = [part for each in parts for part in _parts(shapely.make_valid(each)) if part.area > 0]
-            inside = shapely.intersection(shapely.union_all(mended), slide)
+            inside = shapely.intersection(shapely.union_all(mended), shown)
             fault = "" if inside.area > 0 else "lie outside the slide" if mended else "are empty"
         if fault:
             faults.setdefault(f"{fault} and are left out", []).append(name)
             continue
         if not all(each.is_valid for each in parts):
             faults.setdefault("cross themselves and are taken by the even-odd rule", []).append(name)
-        regions.append(Region(label, inside))
+        moved = shapely.transform(inside, lambda places: np.add(places, (left, top)))
+        regions.append(Region(label, moved))
     notes = tuple(f"'{path}': regions that {fault}: {some(names)}" for fault, names in faults.items())
     if not regions:
         why = "; ".join(notes) or f"'{path}' holds no annotation"

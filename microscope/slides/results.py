@@ -17,6 +17,7 @@ from ...files import as_utf8, atomic_file, lines_of, open_text
 from ...schema import as_json
 from ...text import as_cell, from_cell
 from .engine import TileResult
+from .slide import Bounds
 from .tiles import Tile
 
 COLOURS = (
@@ -114,13 +115,13 @@ def write_geojson(
     name: str,
     artefact: str,
     labels: Sequence[str],
-    size: tuple[int, int],
+    bounds: Bounds,
     compressed: bool,
 ) -> None:
     """Writes a FeatureCollection for QuPath, row by row: a tile object each, in its likeliest class's colour.
 
     Tiles that a guard does not decide are of the class `UNDECIDED`, in grey. Tiles at the border are drawn
-    as far as the slide goes; those that could not be read are left out.
+    as far as QuPath shows the slide; those beyond, and those that could not be read, are left out.
 
     Args:
         path: the file, which appears whole or not at all.
@@ -128,7 +129,7 @@ def write_geojson(
         name: the slide's name.
         artefact: the artefact's SHA-256: with name and place it makes the tiles' identifiers.
         labels: the classes.
-        size: width and height of the slide, pixels of level 0.
+        bounds: those of the slide, in which QuPath's positions are.
         compressed: by gzip, as QuPath reads it, too.
 
     Raises:
@@ -139,23 +140,31 @@ def write_geojson(
         out.write('{"type": "FeatureCollection", "features": [')
         before = "\n"
         for result in results:
-            if not result.error:
-                feature = as_json(_feature(result, space, labels, size))
+            corners = _corners(result.tile, bounds)
+            if corners and not result.error:
+                feature = as_json(_feature(result, corners, space, labels))
                 out.write(before + as_utf8(feature).decode())
                 before = ",\n"
         out.write("\n]}\n")
 
 
+def _corners(tile: Tile, bounds: Bounds) -> list[list[int]]:
+    """A closed ring of what QuPath shows of a tile, by its positions; empty where that is nothing."""
+    x, y = tile.x - bounds.left, tile.y - bounds.top
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + tile.side, bounds.width), min(y + tile.side, bounds.height)
+    if left >= right or top >= bottom:
+        return []
+    return [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+
+
 def _feature(
-    result: TileResult, space: uuid.UUID, labels: Sequence[str], size: tuple[int, int]
+    result: TileResult, corners: list[list[int]], space: uuid.UUID, labels: Sequence[str]
 ) -> dict[str, object]:
     tile = result.tile
-    left, top = tile.x, tile.y
-    right, bottom = min(left + tile.side, size[0]), min(top + tile.side, size[1])
-    corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(space, f"{left}/{top}/{tile.side}")),
+        "id": str(uuid.uuid5(space, f"{tile.x}/{tile.y}/{tile.side}")),
         "geometry": {"type": "Polygon", "coordinates": [corners]},
         "properties": {
             "objectType": "tile",

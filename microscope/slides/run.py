@@ -299,8 +299,9 @@ class _Run:
             _tell(notes)
             small = thumbnail(slide, (options.tissue or TissueOptions()).thumbsize)
             _write_png(self._folder / "thumbnails" / f"{name}.png", picture_of(small))
-            level, mask = slide.levels[0], None
-            regions = None if roi is None else read_regions(roi, level.width, level.height)
+            mask, regions, bounds = None, None, slide.bounds
+            if roi is not None:
+                regions = read_regions(roi, bounds.width, bounds.height, bounds.left, bounds.top)
             _tell(regions.notes if regions else ())
             if options.tissue is not None:
                 mask = mask_of(slide, small, options.tissue, options.assume_mpp)
@@ -327,7 +328,7 @@ class _Run:
                 name=name,
                 artefact=self._identity["artefact_sha256"],
                 labels=self._labels,
-                size=(slide.levels[0].width, slide.levels[0].height),
+                bounds=bounds,
                 compressed=options.gzip,
             )
             self._write_maps(name, slide, partial, side, small)

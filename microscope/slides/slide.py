@@ -32,6 +32,20 @@ class Level:
     scale: float
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What QuPath shows of a slide, pixels of level 0; its positions begin at the upper left corner of that.
+
+    Scanners that leave out what they see nothing in (MRXS, SCN, BIF) give a canvas with empty margins, which
+    QuPath cuts off.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
 class Slide(Protocol):
     """A slide that is open; a reader of a format gives one. A handle is for one thread: see `reopened`."""
 
@@ -42,6 +56,8 @@ class Slide(Protocol):
     """The pyramid, the finest level first; at least one."""
     scale: Scale
     """Microns a pixel of level 0."""
+    bounds: Bounds
+    """What QuPath shows of it; all of level 0 for most."""
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A region that lies inside a level.

@@ -19,7 +19,7 @@ from ...decoding.directory import MOST_DIRECTORIES, DirectoryError, directories
 from ...errors import ImageError
 from ...files import check_is_file, open_file
 from ...images import MAX_PIXELS, read_image
-from .slide import Level
+from .slide import Bounds, Level
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,6 +65,7 @@ class TiffReader:
             self.levels = tuple(
                 Level(page.imagewidth, page.imagelength, width / page.imagewidth) for page in self._pages
             )
+            self.bounds = Bounds(0, 0, width, self._pages[0].imagelength)
         except ImageError:
             self.close()
             raise

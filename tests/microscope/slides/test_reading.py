@@ -294,7 +294,7 @@ def test_without_the_extra_it_is_said_what_to_install(pyramid: Path, monkeypatch
 
 def test_the_public_names() -> None:
     assert set(slides.__all__) == {
-        *("Level", "Mask", "Slide", "Tile", "TileResult", "TissueOptions", "classify_slide"),
+        *("Bounds", "Level", "Mask", "Slide", "Tile", "TileResult", "TissueOptions", "classify_slide"),
         *("Region", "Regions", "Within", "open_slide", "read_regions", "tiles", "tissue_mask"),
     }
     assert all(hasattr(slides, name) for name in slides.__all__)

@@ -7,13 +7,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
-from slide_files import HALF_A_MICRON, box, feature, tissue, write_geojson_of, write_tiff
+from slide_files import (
+    HALF_A_MICRON,
+    box,
+    check_geojson,
+    feature,
+    tissue,
+    write_geojson_of,
+    write_scn,
+    write_tiff,
+)
 
 from msmamba.cli import mmdeploy
+from msmamba.data.imported import read_index
 from msmamba.errors import InputError
-from msmamba.microscope.slides import Tile, Within, open_slide, read_regions, tiles, tissue_mask
+from msmamba.images import read_image
+from msmamba.microscope.slides import Bounds, Tile, Within, open_slide, read_regions, tiles, tissue_mask
+from msmamba.microscope.slides.cutting import CutOptions, import_slides
 from msmamba.microscope.slides.regions import labels_of
 from msmamba.microscope.slides.results import read_rows
 from msmamba.microscope.slides.tissue import TissueOptions
@@ -215,3 +228,55 @@ def test_a_region_without_the_middle_of_a_tile_is_told(bundles: dict[str, Path],
     done = CliRunner().invoke(mmdeploy, [*arguments, "--mpp", "0.5", "--no-tissue", "--roi", str(roi)])
     assert done.exit_code == 1
     assert "no tile has its middle in a region, or enough tissue" in done.stderr
+
+
+@pytest.fixture
+def margins(tmp_path: Path) -> Path:
+    """A slide whose scanner left 96 pixels out at its left, 64 above, and some at the other sides."""
+    return write_scn(tmp_path / "a.scn", tissue(), 96, 64, 640, 480)
+
+
+def test_qupath_cuts_off_what_the_scanner_left_out(margins: Path, pyramid: Path) -> None:
+    slide, whole = open_slide(margins), open_slide(pyramid)
+    assert (slide.levels[0].width, slide.levels[0].height) == (640, 480)
+    assert slide.bounds == Bounds(96, 64, 420, 300)
+    assert (slide.read(0, 96, 64, 420, 300) == tissue()).all()
+    assert whole.bounds == Bounds(0, 0, 420, 300)
+    slide.close(), whole.close()
+
+
+def test_regions_and_results_are_where_qupath_shows_them(
+    margins: Path, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    write_geojson_of(tmp_path / "a.geojson", feature("Tumor", box(64, 96, 128, 128)))
+    asked = ["slide", bundles["fp32"], margins, "--mpp", 0.5, "--no-tissue", "--threads", 1]
+    some, every = tmp_path / "some", tmp_path / "every"
+    for more in (["--roi", tmp_path / "a.geojson", "-o", some], ["-o", every]):
+        done = CliRunner().invoke(mmdeploy, [*map(str, [*asked, *more])])
+        assert done.exit_code == 0, done.output
+    rows = [each.tile for each in read_rows(some / "model-outputs-csv" / "a.csv")]
+    assert rows == [Tile(160, 160, 32), Tile(192, 160, 32)]  # pixels of level 0, as for other programs
+    drawn = check_geojson((some / "model-outputs-geojson" / "a.geojson").read_text(), 420, 300)
+    assert [each["geometry"]["coordinates"] for each in drawn] == [
+        [box(64, 96, 96, 128)],
+        [box(96, 96, 128, 128)],
+    ]
+    features = check_geojson((every / "model-outputs-geojson" / "a.geojson").read_text(), 420, 300)
+    assert len(features) == 14 * 10  # of 300 rows: what lies in the margins is not on QuPath's picture
+    assert {each["id"] for each in drawn} < {each["id"] for each in features}
+
+
+def test_annotations_are_where_qupath_shows_them(tmp_path: Path) -> None:
+    for number in range(5):
+        noise = np.random.default_rng(number).integers(0, 256, (64, 128, 3), np.uint8)
+        write_scn(tmp_path / f"s{number}.scn", noise, 32, 96, 256, 256)
+        halves = feature("a", box(0, 0, 64, 64)), feature("b", box(64, 0, 128, 64))
+        write_geojson_of(tmp_path / f"s{number}.geojson", *halves)
+    import_slides(sorted(tmp_path.glob("*.scn")), tmp_path, tmp_path / "data", CutOptions(size=32))
+    for row in read_index(tmp_path / "data"):
+        name, x, y = Path(row.file).stem.split("-")
+        noise = np.random.default_rng(int(name[1:])).integers(0, 256, (64, 128, 3), np.uint8)
+        left, top = int(x) - 32, int(y) - 96
+        assert row.label == ("a" if left < 64 else "b")
+        stored = read_image(tmp_path / "data" / row.file)
+        assert (stored == noise[top : top + 32, left : left + 32]).all()
