@@ -21,6 +21,10 @@ import triton.language as tl
 DIRECTIONS = tl.constexpr(4)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+# Triton would compile a kernel again for sizes that are 1 or multiples of 16. In the scan that saves 2 % of the
+# instructions and takes 124 registers in place of 106, and in the gradients nothing; this way the code that
+# PyTorch launches is that of engines and bundles, bit for bit, compiled once for a type.
+SIZES = ("height", "width", "channels", "lines_per_chunk", "elements")
 
 
 @triton.jit
@@ -143,7 +147,7 @@ def _step_sizes(raw, bias, inside):
     return tl.where(inside[None, :], _softplus(raw.to(tl.float32) + bias[:, None]), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def chunk_state(
     x_ptr, delta_ptr, a_ptr, b_ptr, delta_bias_ptr, state_ptr, decay_ptr,
     height, width, channels, lines_per_chunk,
@@ -199,7 +203,7 @@ def chunk_state(
     tl.store(decay_ptr + slot + channel, tl.sum(decay, axis=1), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def scan(
     x_ptr, delta_ptr, a_ptr, b_ptr, c_ptr, d_ptr, delta_bias_ptr, state_ptr, decay_ptr, partial_ptr,
     height, width, channels, lines_per_chunk,
@@ -271,7 +275,7 @@ def scan(
         tl.store(target, _tile(outputs, BLOCK, STEPS) + skipped, mask=writes)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def sum_directions(partial_ptr, y_ptr, elements, ELEMENTS: tl.constexpr):
     """y = the four directions' outputs (batch, K, elements) added in order and rounded to y's type."""
     image = tl.program_id(1).to(tl.int64) * elements
@@ -301,7 +305,7 @@ def _tiles_kept(height, width, STEPS: tl.constexpr):
     return tl.maximum(height * tl.cdiv(width, STEPS), width * tl.cdiv(height, STEPS))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def tile_states(
     x_ptr, delta_ptr, a_ptr, b_ptr, delta_bias_ptr, states_ptr,
     height, width, channels,
@@ -353,7 +357,7 @@ def tile_states(
             h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i][:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def scan_backward(
     x_ptr, delta_ptr, a_ptr, b_ptr, c_ptr, d_ptr, delta_bias_ptr, grad_ptr, states_ptr,
     x_partial_ptr, delta_gradient_ptr, a_partial_ptr, b_partial_ptr, c_partial_ptr, d_partial_ptr,

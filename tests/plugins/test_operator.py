@@ -366,6 +366,37 @@ def test_kernels_are_launched_on_the_device_of_their_tensors_and_compiled_as_ahe
     assert current == [0]
 
 
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (56, 56, 48, 16)], ids=["ones", "sixteens"])
+def test_pytorch_launches_the_very_code_that_is_compiled_ahead_of_time(
+    sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the sizes are: Triton compiles for types and constants, and both ways give the same ones."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    from msmamba.plugins.selective_scan import gpu_launch, triton_scan
+
+    ahead: list[Any] = []
+    monkeypatch.setattr(triton_scan.triton, "compile", lambda source, **_: ahead.append(source))
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    for name in (*triton_scan.KERNELS, *triton_scan.BACKWARD_KERNELS):
+        triton_scan.compile_kernel(name, "float32", 16, 90)
+        source = ahead.pop()
+        kernel = triton_scan._kernel(name)
+        pointers = gpu_launch.KERNEL_POINTERS[name]
+        block = gpu_launch.BACKWARD_BLOCK if name in triton_scan.BACKWARD_KERNELS else None
+        fixed = triton_scan.constants(name, 16, block or gpu_launch.block_shape(90))
+        scalars = sizes[: len(kernel.arg_names) - len(pointers) - len(fixed)]
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        tensors = [torch.zeros(4) for _ in pointers]  # aligned to 64 bytes
+        _, found, _ = bind(*tensors, *scalars, **fixed, **triton_scan._options(name))
+        assert [kind for kind, _ in found] == list(source.signature.values()), name
+        assert [detail for kind, detail in found if kind == "constexpr"] == list(source.constants.values())
+        aligned = {(i,) for i, (kind, detail) in enumerate(found) if kind != "constexpr" and detail}
+        assert aligned == set(source.attrs), name
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["float32", "float16", "bfloat16"]
