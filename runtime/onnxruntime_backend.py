@@ -11,13 +11,14 @@ provider's. A file without such nodes, of another network or somebody else's, ha
 from __future__ import annotations
 
 import ctypes
-import importlib
+import importlib.util
 import mmap
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -75,6 +76,8 @@ _SPINS_BRIEFLY_SINCE = (1, 26)
 _SUM_TOLERANCE = 0.1
 
 _MAJOR, _MINOR = 75, 76  # CUdevice_attribute, cuda.h
+# What the provider is linked with or loads, each before those that need it.
+_CUDA_LIBRARIES = ("cudart", "nvrtc", "cublasLt", "cublas", "curand", "cufft", "cudnn")
 
 _LOG_NOTHING_BUT_FATAL = 4  # failures are raised, and reported once
 
@@ -458,10 +461,27 @@ def _preload(runtime: Any) -> str:
     preload = getattr(runtime, "preload_dlls", None)  # from 1.21 on
     if preload is None:
         return ""
+    _load_cuda_from_elsewhere(runtime)
     with redirect_stdout(StringIO()) as printed:  # where it says what it could not load
         preload()
     failures = [line for line in printed.getvalue().splitlines() if line.startswith("Failed to load")]
     return f" ({failures[0]})" if failures else ""
+
+
+def _load_cuda_from_elsewhere(runtime: Any) -> None:
+    """Loads NVIDIA's libraries that pip installed into another folder than ONNX Runtime.
+
+    `preload_dlls` looks in its own alone, and takes those that are loaded already for found: with ONNX Runtime
+    in a folder on ``PYTHONPATH``, and PyTorch with its libraries where Python is, it found none.
+    """
+    nvidia = importlib.util.find_spec("nvidia")
+    own = Path(runtime.__file__).parents[1] / "nvidia"
+    for folder in map(Path, (nvidia and nvidia.submodule_search_locations) or ()):
+        if folder != own:
+            for name in _CUDA_LIBRARIES:
+                for file in sorted(folder.glob(f"*/lib/lib{name}.so.*")):
+                    with suppress(OSError):  # what is missing then, `preload_dlls` tells
+                        ctypes.CDLL(str(file))
 
 
 def register_native_kernels(options: onnxruntime.SessionOptions) -> str | None:

@@ -527,6 +527,30 @@ def test_cuda_that_does_not_start_leaves_the_native_kernels(
     assert capsys.readouterr().out == ""  # where commands write their answers
 
 
+def test_cuda_libraries_are_found_in_another_folder_than_onnx_runtimes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's own look-up ends at the folder that it was installed into."""
+    import onnxruntime
+
+    for name in ("cu13/lib/libcublas.so.13", "cu13/lib/libcublasLt.so.13", "cudnn/lib/libcudnn.so.9"):
+        (tmp_path / "nvidia" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "nvidia" / name).touch()
+    loaded: list[str] = []
+    loader = SimpleNamespace(CDLL=loaded.append)
+    monkeypatch.setattr(onnxruntime_backend, "ctypes", loader)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append("its own"), raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    onnxruntime_backend._preload.cache_clear()
+    try:
+        assert onnxruntime_backend._preload(onnxruntime) == ""
+    finally:
+        onnxruntime_backend._preload.cache_clear()
+    here = [Path(path).name for path in loaded if path.startswith(str(tmp_path))]
+    assert here == ["libcublasLt.so.13", "libcublas.so.13", "libcudnn.so.9"]  # the second needs the first
+    assert loaded[-1] == "its own"
+
+
 @pytest.mark.parametrize("options", [{"device": "cuda"}, {"provider": "cuda"}], ids=["device", "provider"])
 def test_cuda_that_is_asked_for_and_does_not_start_says_why(
     bundle: Path, played_cuda: list[Any], options: dict[str, str]
