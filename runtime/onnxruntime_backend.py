@@ -471,8 +471,8 @@ def _preload(runtime: Any) -> str:
 def _load_cuda_from_elsewhere(runtime: Any) -> None:
     """Loads NVIDIA's libraries that pip installed into another folder than ONNX Runtime.
 
-    `preload_dlls` looks in its own alone, and takes those that are loaded already for found: with ONNX Runtime
-    in a folder on ``PYTHONPATH``, and PyTorch with its libraries where Python is, it found none.
+    `preload_dlls` looks in its own alone, and takes what is loaded already for found: with ONNX Runtime in a
+    folder on ``PYTHONPATH``, and PyTorch with its libraries where Python is, it found none.
     """
     nvidia = importlib.util.find_spec("nvidia")
     own = Path(runtime.__file__).parents[1] / "nvidia"
