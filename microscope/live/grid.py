@@ -260,25 +260,25 @@ class Mapper:
         self, field: Field, order: list[tuple[int, Tile]], gists: NDArray[np.int16], ends: float
     ) -> int:
         """Classifies tiles, the first ones first, until the time is up: at least one batch of them."""
-        columns = self._turns.shape[1]
-        found = (tile for _, tile in order)
-        results = classify_tiles(self._session, field, found, self._grid.batch_size, self._log)
-        done = 0
-        with closing(results):
-            last = time.monotonic()
-            for (place, _), result in zip(order, results, strict=True):
-                at = divmod(place, columns)
-                self._probabilities[at] = result.probabilities
-                self._reasons[at] = [reason in result.reasons for reason in REASONS]
-                self._gists[at] = gists[place]
-                self._turns[at] = self._frames
-                done += 1
-                if done % self._grid.batch_size == 0:
-                    now = time.monotonic()
-                    if now + (now - last) > ends:  # the next batch would be late
-                        break
-                    last = now
-        return done
+        columns, batch = self._turns.shape[1], self._grid.batch_size
+        # Where time may end it, a batch by itself: what is begun ahead would be waited for and thrown away.
+        size = len(order) if ends == math.inf else batch
+        last = time.monotonic()
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            results = classify_tiles(self._session, field, (tile for _, tile in part), batch, self._log)
+            with closing(results):
+                for (place, _), result in zip(part, results, strict=True):
+                    at = divmod(place, columns)
+                    self._probabilities[at] = result.probabilities
+                    self._reasons[at] = [reason in result.reasons for reason in REASONS]
+                    self._gists[at] = gists[place]
+                    self._turns[at] = self._frames
+            now = time.monotonic()
+            if now + (now - last) > ends:  # the next batch would be late
+                return start + len(part)
+            last = now
+        return len(order)
 
 
 def _gist(pixels: NDArray[np.uint8], tile: Tile) -> NDArray[np.int16]:

@@ -157,7 +157,8 @@ def stream(
             and stops nothing.
 
     Raises:
-        SourceError: the source could not be opened at first, or cannot keep its frames.
+        SourceError: the source could not be opened at first, cannot keep its frames, or is a file that cannot
+            be read on.
         InputError: the source, the microns or the seconds are none, or the grid needs microns that nobody
             knows.
         ArtefactError: the artefact does not say its labels, mean or std, or answers with NaN.
@@ -314,7 +315,9 @@ class _Loop:
                     if not self._source.endless:
                         break
                 except SourceError as error:
-                    if not was_open:
+                    if (
+                        not was_open or not self._source.endless
+                    ):  # a file would begin anew, and end there again
                         raise
                     reason = str(error).removeprefix(f"'{self._source.name}' ")
                 first, self._gone = number + 1, True

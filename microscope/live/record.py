@@ -14,7 +14,6 @@ all. A line whose age when painted may still be reported waits for that.
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 from collections import deque
@@ -190,13 +189,13 @@ class Record:
         """Takes a picture among the most certain of its class, or leaves it."""
         rank = (result.decided, not result.quality.faults, result.probability)
         best = self._best.setdefault(result.label, [])
-        near = next((each for each in best if abs(each.taken - result.frame.taken) < _APART), None)
-        if near is None and len(best) == _THUMBNAILS:
-            near = min(best, key=lambda each: each.rank)
-        if near is not None and rank <= near.rank:
+        near = [each for each in best if abs(each.taken - result.frame.taken) < _APART]
+        if not near and len(best) == _THUMBNAILS:
+            near = [min(best, key=lambda each: each.rank)]
+        if any(rank <= each.rank for each in near):
             return
-        if near is not None:
-            best.remove(near)
+        for each in near:
+            best.remove(each)
         pixels = result.frame.pixels
         step = max(max(pixels.shape[:2]) // (2 * _SIDE), 1)
         small = np.ascontiguousarray(pixels[::step, ::step])
@@ -214,9 +213,7 @@ class Record:
             for name, lines in ((SESSION_NAME, due), (EVENTS_NAME, events)):
                 if lines:
                     file = self._files.get(name) or self._open(name)
-                    file.write(
-                        b"".join(as_utf8(json.dumps(each, ensure_ascii=False) + "\n") for each in lines)
-                    )
+                    file.write(b"".join(as_utf8(as_json(each) + "\n") for each in lines))
                     file.flush()
         if sync:
             with self._told():

@@ -126,12 +126,12 @@ class _Session:
             line: None where it cannot be read.
             has_picture: whether there is a thumbnail of its frame.
         """
-        moment = None if line is None else _moment(line["taken"])
-        if line is None or moment is None or line["label"] not in self.labels:
+        taken = None if line is None else _seconds(line["taken"])
+        if line is None or taken is None or line["label"] not in self.labels:
             self.unreadable += 1
             return
         index = self.labels.index(line["label"])
-        self.taken.append(moment.timestamp())
+        self.taken.append(taken)
         self.classes.append(index)
         self.probability.append(line["probability"])
         focus = line["quality"]["focus"]
@@ -270,10 +270,11 @@ def _checked(content: bytes, kind: Any) -> dict[str, Any] | None:
     return value if kind.holds(value) else None
 
 
-def _moment(text: str) -> datetime | None:
+def _seconds(text: str) -> float | None:
+    """A moment in seconds since 1970; None where it is none, or one that the system's clock never shows."""
     try:
-        return datetime.fromisoformat(text)
-    except ValueError:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
         return None
 
 

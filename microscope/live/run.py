@@ -140,14 +140,13 @@ def live(
                 say(as_utf8(as_json(line)).decode())
             if shown == frames:
                 return
-        has_ended = time.monotonic() < ends and not opened.endless
+        if not shown and time.monotonic() < ends and not opened.endless:
+            raise SourceError(f"'{opened.name}' has ended, and no frame of it could be classified")
         if shown_on is not None and time.monotonic() < ends:
             shown_on.end(f"'{opened.name}' has ended")
             report(f"'{opened.name}' has ended; the page stays until Ctrl-C")
             while time.monotonic() < ends:
                 time.sleep(_LOOK)
-        if has_ended and not shown:
-            raise SourceError(f"'{opened.name}' has ended, and no frame of it could be classified")
 
 
 @contextmanager

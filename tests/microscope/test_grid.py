@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,18 @@ def test_a_field_at_rest_fills_up_in_the_time_there_is(session: Session) -> None
     assert counts == sorted(counts)
     assert counts[0] < 15
     assert len(counts) > 1
+
+
+def test_no_tile_is_classified_for_nothing(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, through = session.answers, []
+
+    def counted(images: np.ndarray, **more: Any) -> Any:
+        through.append(len(images))
+        return answers(images, **more)
+
+    monkeypatch.setattr(session, "answers", counted)
+    mapper = Mapper(session, Grid(tiles=3, frames_a_second=1000, batch_size=2))
+    assert mapper.map(frame(field())).classified == sum(through) == 2
 
 
 def test_noise_keeps_a_tile_and_another_picture_does_not(session: Session) -> None:

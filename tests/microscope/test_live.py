@@ -206,6 +206,18 @@ def test_files_of_which_none_can_be_used_are_a_failure(bundles: dict[str, Path],
     assert CliRunner().invoke(mmdeploy, command).exit_code == 0
 
 
+def test_a_page_is_not_kept_for_files_of_which_none_can_be_used(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    command = ["live", bundles["fp32"], tmp_path, "--port", 0, "-o", tmp_path / "s", "--seconds", 20]
+    began = time.monotonic()
+    done = CliRunner().invoke(mmdeploy, [*map(str, command)])
+    assert time.monotonic() - began < 15
+    assert (done.exit_code, [*tmp_path.iterdir()]) == (1, [tmp_path / "a.png"])
+    assert "has ended, and no frame of it could be classified" in done.stderr
+
+
 def test_the_command_prints_lines_and_keeps_them(bundles: dict[str, Path], tmp_path: Path) -> None:
     done = CliRunner().invoke(
         mmdeploy,

@@ -73,7 +73,9 @@ def test_the_most_certain_pictures_some_seconds_apart_stand_for_a_class(tmp_path
         blurred = replace(result(5, 61.0, probability=0.99), quality=replace(SHARP, focus=0.1))
         add(record, blurred)  # which is worth less, however certain
         add(record, *(result(10 + each, 100.0 + 10 * each, probability=0.9) for each in range(8)))
-    assert pictures(tmp_path / "s") == [3, *range(10, 18)]
+        add(record, *(result(20 + each, 200.0 + 5 * each, label=2) for each in range(2)))
+        add(record, result(22, 204.0, label=2, probability=0.8))  # within five seconds of both
+    assert pictures(tmp_path / "s") == [3, *range(10, 18), 22]
     with Image.open(tmp_path / "s" / "thumbnails" / "0000010.jpg") as picture:
         assert abs(np.asarray(picture).astype(int) - 10).max() <= 2
 
@@ -219,10 +221,11 @@ def test_lines_that_are_torn_or_damaged_are_counted_and_left_out(tmp_path: Path)
     lines[4] = lines[4].replace(b"basophil", b"nobody")
     lines[5] = b"\0" * 40 + b"\n"
     lines[6] = lines[6].replace(b'"dropped": 2', b'"dropped": -2')
+    lines[7] = re.sub(rb'"taken": "[^"]*"', b'"taken": "0001-01-01T00:00:00"', lines[7])
     path.write_bytes(b"".join(lines[:19]) + lines[19][:50])
     page = write_session_report(folder).read_text(encoding="utf-8")
-    assert "4 lines are not counted" in page
-    assert "<dd>16<" in page
+    assert "5 lines are not counted" in page
+    assert "<dd>15<" in page
 
 
 @pytest.mark.parametrize(

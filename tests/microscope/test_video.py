@@ -96,6 +96,17 @@ def test_damaged_pictures_of_a_video_are_left_out(tmp_path: Path) -> None:
     assert len(greys(items)) == PICTURES - 1
 
 
+def test_a_video_that_cannot_be_read_on_ends_there(session: Session, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.y4m", "rawvideo", "yuv420p", [flat(90)] * PICTURES)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"FRAME", b"FRA\0E", 6).replace(b"FRA\0E", b"FRAME", 5))
+    results = stream(session, path, keep_all=True, seconds=20)
+    shown = [next(results).number for _ in range(5)]
+    assert shown == [*range(5)]
+    with pytest.raises(SourceError, match=r"a\.y4m' cannot be read on: no video can be read from it"):
+        next(results)
+
+
 @pytest.mark.parametrize("what", ["text", "half", "sound"])
 def test_what_is_no_video_is_named(what: str, film: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
