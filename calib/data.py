@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..data.folders import below
 from ..errors import DataError, some
 from ..files import sha256_of
 from ..images import FULL_WHITE, StackedImage, read_image
@@ -74,7 +75,7 @@ def choose(
     A smaller set is the beginning of a larger one with the same seed.
 
     Args:
-        root: the folder that names are relative to.
+        root: the folder that names are relative to; it holds the images.
         samples: images with their class names.
         labels: every class that the model knows.
         count: images wanted; where there are fewer, all are taken.
@@ -109,7 +110,7 @@ def choose(
     images, plain = [], []
     for source, label in dealt:
         pixels = read_image(source, white_level=white_level)
-        name = str(source).removeprefix(f"{Path(root)}/")
+        name = below(Path(root), source)
         if (pixels == pixels[:1, :1]).all():
             plain.append(name)
         is_stacked = isinstance(source, StackedImage)

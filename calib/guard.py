@@ -38,7 +38,7 @@ from ..measures.selective import (
 )
 from ..measures.uncertainty import Interval, proportion_interval, resample
 from ..runtime import Manifest, open_session
-from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME, SCORES_NAME, Kind, open_bundle, recognise
+from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME, SCORES_NAME, Bundle, Kind, open_bundle, recognise
 from ..runtime.drift import CalibratedScores, answer_scores, picture_scores, unlikeness
 from ..runtime.guard import LIMITED, REASONS, Guard, Verdict, metadata, network_sha256
 from ..runtime.likeness import METADATA_KEY, Likeness
@@ -174,7 +174,7 @@ def calibrate(
         DataError: the images do not do: too few, a class missing, all alike, unknown labels, or training saw
             some of them.
         ImageError: an image cannot be read.
-        ArtefactError: it is no bundle, a file of it was changed, or it answers with NaN.
+        ArtefactError: it is no bundle, a file of it was changed, before or meanwhile, or it answers with NaN.
         TargetError: the bundle, or the page, cannot be written.
         BackendError: SciPy is missing, or what the page needs, or as `open_session`.
     """
@@ -190,8 +190,7 @@ def calibrate(
         opened = open_bundle(bundle)
         manifest = opened.manifest
         model = opened.read(MODEL_NAME)
-        for name in manifest.files:
-            opened.read(name)  # a changed one is not sealed again
+        _check_files(opened)  # a changed one is not sealed again
         found = match_labels(read_evaluation_folder(data, split, default="val"), manifest.labels)
         ((chosen, samples),) = found.splits.items()
         truth = classes_of(samples)
@@ -251,6 +250,7 @@ def calibrate(
             notes=(*of_the_artefact, *notes, *((_NO_FEATURES,) if features is None else ())),
         )
         _copy(Path(bundle), folder)
+        manifest = _check_copy(folder, manifest, str(bundle))
         answers = answer_scores(logits, guard.temperature)
         unlike = (
             [{}] * len(answers) if distances is None else [unlikeness(each) for each in distances.tolist()]
@@ -489,6 +489,32 @@ def _copy(bundle: Path, folder: Path) -> None:
         raise ArtefactError(
             f"{bundle}: cannot be copied ({some(reasons)}): expected the files of an export and nothing else"
         ) from error
+
+
+def _check_files(bundle: Bundle) -> None:
+    """Reads every file of a bundle.
+
+    Raises:
+        ArtefactError: one is missing, or was changed.
+    """
+    for name in bundle.manifest.files:
+        bundle.read(name)
+
+
+def _check_copy(folder: Path, calibrated: Manifest, bundle: str) -> Manifest:
+    """The manifest of the copy, which a 'verify' may have put its proof into meanwhile.
+
+    Raises:
+        ArtefactError: another model stands there than the one that was calibrated.
+    """
+    copied = open_bundle(folder)
+    if copied.manifest.files.get(MODEL_NAME) != calibrated.files[MODEL_NAME]:
+        raise ArtefactError(
+            f"'{bundle}' was changed while it was calibrated, so the guard is not of what it holds now: "
+            "calibrate it again"
+        )
+    _check_files(copied)
+    return copied.manifest
 
 
 def _write(folder: Path, manifest: Manifest, guard: Guard, model: bytes, scores: CalibratedScores) -> None:

@@ -103,7 +103,7 @@ class ImageFolder:
 
     def names(self, name: str) -> tuple[str, ...]:
         """What the images of a split are called: paths below the folder, or places in a stack."""
-        return tuple(_below(self.root, sample.source) for sample in self.split(name))
+        return tuple(below(self.root, sample.source) for sample in self.split(name))
 
     def groups_of(self, name: str) -> tuple[str, ...] | None:
         """The group of each image of a split; None where nothing is known of groups."""
@@ -126,7 +126,7 @@ class ImageFolder:
         if self.contents is not None and not self.skipped:
             return self.contents
         lines = [
-            f"{name}\t{self.labels[sample.label]}\t{_below(self.root, sample.source)}\n"
+            f"{name}\t{self.labels[sample.label]}\t{below(self.root, sample.source)}\n"
             for name in sorted(names)
             for sample in self.splits[name]
         ]
@@ -263,7 +263,8 @@ def _read_imported(root: Path) -> ImageFolder:
     )
 
 
-def _below(root: Path, source: Source) -> str:
+def below(root: Path, source: Source) -> str:
+    """What an image below a folder is called: its path, with ``/`` on every system, or place in a stack."""
     if isinstance(source, StackedImage):
         return f"{source.stack.relative_to(root).as_posix()}[{source.index}]"
     return source.relative_to(root).as_posix()
@@ -373,7 +374,7 @@ def _notes_on(data: ImageFolder) -> tuple[str, ...]:
     samples = [sample for own in data.splits.values() for sample in own]
     splits = [name for name, own in data.splits.items() for _ in own]
     contents = _contents(samples)
-    names = [_below(data.root, sample.source) for sample in samples]
+    names = [below(data.root, sample.source) for sample in samples]
     notes = notes_on_copies(names, [data.labels[sample.label] for sample in samples], contents)
     if data.groups:
         groups = [group for own in data.groups.values() for group in own]
@@ -398,7 +399,7 @@ def _groups(
         group_by: the pattern that finds groups; None for the folders inside of the classes' folders.
         depth: parts of the path below ``root`` down to a file in the folder of its class.
     """
-    names = [_below(root, sample.source) for sample in samples]
+    names = [below(root, sample.source) for sample in samples]
     if group_by is None:
         inner = ["/".join(name.split("/")[depth - 1 :]) for name in names]
         return folder_groups([labels[sample.label] for sample in samples], inner)

@@ -213,7 +213,7 @@ def _are_files(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     plain = all(name not in ("", ".", "..") and PurePosixPath(name).name == name for name in value)
-    tame = all(name.isprintable() and "\\" not in name for name in value)
+    tame = all(name.isprintable() and not {"\\", ":"} & set(name) for name in value)  # of Windows' paths
     return plain and tame and all(map(SHA256.holds, value.values()))
 
 

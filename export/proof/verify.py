@@ -24,14 +24,14 @@ import numpy.typing as npt
 
 from ...data.samples import Source
 from ...errors import ArtefactError, DataError, ImageError, InputError
-from ...files import as_utf8, read_file, sha256_of, write_atomically
+from ...files import as_utf8, sha256_of, write_atomically
 from ...images import Transform, noting
 from ...measures.decision import INT8_BAR, DecisionBar, ImageLimit, decide
 from ...measures.margins import undecided_images
 from ...model.networks.checkpoint import load_checkpoint
 from ...model.networks.family import Network
 from ...runtime import Manifest, open_session
-from ...runtime.artefact import MANIFEST_NAME, MODEL_NAME, PARITY_NAME, is_checkpoint
+from ...runtime.artefact import MANIFEST_NAME, MODEL_NAME, PARITY_NAME, is_checkpoint, open_bundle
 from .compared_images import ComparedImages, images_to_compare, spread
 from .decision_page import write_page
 from .departure import FLOOR_ULPS, OwnError, Run, first_departure, rounded_to_half, run_of, steepest_rise
@@ -96,14 +96,15 @@ def verify(
         threads: how many CPU threads it uses.
         kernels: which kernels run it.
         trust_engine_code: lets an engine run the library that it carries.
-        batch_size: images at once.
+        batch_size: images at once, fewer where the artefact or the reference takes fewer.
         report: is told each step as it begins.
 
     Raises:
-        ArtefactError: the artefact or the reference cannot be used, or they do not belong together.
+        ArtefactError: the artefact or the reference cannot be used, or they do not belong together, or the
+            bundle was changed meanwhile.
         BackendError: the machine cannot run the artefact as asked.
         CheckpointError: the checkpoint cannot be used.
-        InputError: `max_error` is negative or NaN.
+        InputError: `max_error` is negative or NaN, or a number of images is below 1.
         DataError: there are no images, classes are unknown to the model, or labels are needed (for a bar on
             accuracy or AUC, a split, a page) and there are none, or one class only for a bar on AUC.
         ImageError: images cannot be read; they are named.
@@ -111,6 +112,9 @@ def verify(
     """
     if max_error is not None and not max_error >= 0:
         raise InputError(f"--max-error is {max_error:g}: expected a bound of 0 or more")
+    for name, number in (("batch size", batch_size), ("limit on the images", limit)):
+        if number is not None and number < 1:
+            raise InputError(f"the {name} is {number}: expected at least 1")
     with open_session(
         artefact,
         guard=guard,
@@ -157,9 +161,10 @@ def verify(
             if network is not None and precision == "fp16":
                 runs.append(run_of(rounded_to_half(network), half=True))
             notes = dict.fromkeys((*session.notes, *opened.notes))
+            together = min(filter(None, (batch_size, session.max_batch, opened.max_batch)))
             with noting() as tally:
                 expected, found, *rounded = _answers(
-                    runs, images.sources, manifest.transform, batch_size, report
+                    runs, images.sources, manifest.transform, together, report
                 )
         own = None
         if network is not None and precision != "int8":
@@ -208,7 +213,7 @@ def verify(
         image = _inputs([worst], manifest.transform)
         parity = _with_departure(parity, model_file, network, image, own)
     if Path(artefact).is_dir():
-        _write_into_bundle(Path(artefact), parity)
+        _write_into_bundle(Path(artefact), parity, manifest)
     if page is not None:
         if parity.decision is None:
             raise ArtefactError(f"{artefact}: no page was written, because {parity.no_decision}")
@@ -245,6 +250,8 @@ class _Reference:
     checkpoint_sha256: str
     network: Network | None = None
     """None when the reference is an artefact itself."""
+    max_batch: int | None = None
+    """Largest batch that it takes; None for any."""
     notes: tuple[str, ...] = ()
     """What there is to say of the two, a line each."""
 
@@ -290,7 +297,7 @@ def _opened_reference(
                 f"{reference} has a guard and {artefact} none: a guard is of one precision, so "
                 f"calibrate again: 'mmdeploy calibrate {artefact} DATA'",
             )
-        yield _Reference(session.run, said.checkpoint_sha256, notes=notes)
+        yield _Reference(session.run, said.checkpoint_sha256, max_batch=session.max_batch, notes=notes)
 
 
 def _with_decision(
@@ -398,13 +405,23 @@ def _answers(
     return [np.concatenate(answers) for answers in logits]
 
 
-def _write_into_bundle(bundle: Path, parity: Parity) -> None:
+def _write_into_bundle(bundle: Path, parity: Parity, verified: Manifest) -> None:
+    """Writes the proof into a bundle, beside which others may work.
+
+    Raises:
+        ArtefactError: it is not the bundle any more whose manifest was ``verified``.
+        TargetError: it cannot be written.
+    """
+    manifest = open_bundle(bundle).manifest
+    if {**manifest.files, PARITY_NAME: ""} != {**verified.files, PARITY_NAME: ""}:
+        raise ArtefactError(
+            f"'{bundle}' was changed while it was verified, so the proof is not of what it holds now: verify "
+            "it again"
+        )
     write_atomically(bundle / PARITY_NAME, as_utf8(parity.to_json()))
-    manifest_file = bundle / MANIFEST_NAME
-    manifest = Manifest.from_json(read_file(manifest_file), str(manifest_file))
     proven = replace(
         manifest,
         files={**manifest.files, PARITY_NAME: sha256_of(bundle / PARITY_NAME)},
         precision_proven={**manifest.precision_proven, "parity": parity.summary},
     )
-    write_atomically(manifest_file, proven.to_json().encode())
+    write_atomically(bundle / MANIFEST_NAME, proven.to_json().encode())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from msmamba.calib import CalibrationSet, choose
+from msmamba.data.folders import below
 from msmamba.errors import DataError, ImageError
 from msmamba.images import StackedImage
 
@@ -68,6 +69,13 @@ def test_the_digest_follows_content_and_not_place(cells: Path, tmp_path: Path) -
     changed = moved / before.images[0].name
     Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(changed)
     assert chosen(moved, 6).digest != before.digest
+
+
+def test_images_are_named_below_the_folder_as_on_every_system(cells: Path) -> None:
+    names = {image.name for image in chosen(cells, 18).images}
+    assert names == {path.relative_to(cells).as_posix() for path in cells.rglob("*.png")}
+    windows = PureWindowsPath(r"C:\cells")
+    assert below(windows, windows / "basophil" / "1.png") == "basophil/1.png"  # type: ignore[arg-type]
 
 
 def test_images_of_one_colour_are_named(cells: Path) -> None:

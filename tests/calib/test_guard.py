@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import msmamba
+from msmamba.calib.guard import calibrate as calibrate_bundle
 from msmamba.calib.guard import fit_guard
 from msmamba.cli import mmdeploy
 from msmamba.data.seen import Seen
@@ -225,6 +226,40 @@ def test_a_model_of_small_batches_is_calibrated_too(guarded: Path, pictures: Pat
     assert calibrate(bundle, pictures).exit_code == 0
     found, expected = (open_bundle(folder).manifest.guard for folder in (bundle, guarded))
     assert found["answered"] == expected["answered"]
+
+
+def test_a_proof_that_comes_while_a_bundle_is_calibrated_is_kept(pictures: Path, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+
+    def verify(done: int, images: int) -> None:
+        if done == images:
+            (bundle / "parity.json").write_text("{}")
+            before = open_bundle(bundle).manifest
+            files = {**before.files, "parity.json": sha256_of(bundle / "parity.json")}
+            proven = replace(before, files=files, precision_proven={"parity": {"passed": True}})
+            (bundle / "manifest.json").write_text(proven.to_json())
+
+    calibrate_bundle(bundle, pictures, advance=verify)
+    found = open_bundle(bundle)
+    assert found.manifest.precision_proven == {"parity": {"passed": True}}
+    assert found.manifest.guard
+    assert found.read("parity.json") == b"{}"
+
+
+def test_a_model_that_was_replaced_while_it_was_calibrated_gets_no_guard(
+    pictures: Path, tmp_path: Path
+) -> None:
+    bundle, other = write_bundle(tmp_path / "bundle"), classifier(features=True)
+    other.metadata_props.add(key="msmamba.manifest", value=manifest().to_metadata()["msmamba.manifest"])
+
+    def export(done: int, images: int) -> None:
+        if done == images:
+            shutil.rmtree(bundle)
+            write_bundle(bundle, other)
+
+    with pytest.raises(ArtefactError, match="was changed while it was calibrated"):
+        calibrate_bundle(bundle, pictures, advance=export)
+    assert not open_bundle(bundle).manifest.guard
 
 
 def test_uncertain_images_are_not_decided(guarded: Path, pictures: Path) -> None:

@@ -125,6 +125,7 @@ def test_a_newer_format_says_upgrade_and_nothing_else() -> None:
         ("architecture", []),
         ("files", {"../model.onnx": "ab" * 32}),
         ("files", {"/etc/passwd": "ab" * 32}),
+        ("files", {"C:model.onnx": "ab" * 32}),
         ("files", {"model.onnx": "ab"}),
         ("checkpoint_sha256", "xyz"),
         ("versions", {"torch": 2}),

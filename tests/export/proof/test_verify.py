@@ -77,6 +77,36 @@ def test_the_artefact_runs_as_it_is_asked_to_and_the_proof_says_how(
     assert (copied["fp32"] / "parity.json").read_bytes() == before
 
 
+def of_single_images(bundle: Path) -> Path:
+    """The bundle's model for batches of one image, as a file."""
+    model = onnx.load(bundle / "model.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del model.graph.value_info[:]
+    onnx.save(model, bundle / "single")
+    return bundle / "single"
+
+
+def test_what_takes_single_images_is_verified_one_by_one(
+    copied: dict[str, Path], checkpoint: Path, micrographs: Path
+) -> None:
+    single = of_single_images(copied["fp32"])
+    assert verify(single, checkpoint, [micrographs]).passed
+    assert verify(copied["fp32"], single, [micrographs]).flips == 0
+
+
+def test_no_proof_is_put_into_what_replaced_the_bundle_meanwhile(
+    copied: dict[str, Path], checkpoint: Path, micrographs: Path
+) -> None:
+    def export(step: str) -> None:
+        if step.startswith("compared"):
+            changed_weight(copied["fp32"], "head.weight")
+
+    with pytest.raises(ArtefactError, match="was changed while it was verified"):
+        verify(copied["fp32"], checkpoint, [micrographs], report=export)
+    assert not (copied["fp32"] / "parity.json").exists()
+
+
 def test_nothing_is_written_through_links_out_of_a_bundle(
     copied: dict[str, Path], checkpoint: Path, micrographs: Path, tmp_path: Path
 ) -> None:
@@ -298,6 +328,14 @@ def test_a_module_is_held_against_the_networks_own_error_on_that_very_image(
     model = bundles["fp16"] / "model.onnx"  # errs like float16, so more than float32 did on another image
     assert first_departure(model, network, image, own) is not None
     assert first_departure(model, network, image, own.with_image(OwnError.of(network, image, "fp16"))) is None
+
+
+@pytest.mark.parametrize("name", ["limit", "batch_size"])
+def test_a_number_of_images_that_is_none_is_refused(
+    name: str, bundles: dict[str, Path], checkpoint: Path, micrographs: Path
+) -> None:
+    with pytest.raises(InputError, match="is 0: expected at least 1"):
+        verify(bundles["fp32"], checkpoint, [micrographs], **{name: 0})
 
 
 @pytest.mark.parametrize("bound", [float("nan"), -1.0])
