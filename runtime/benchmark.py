@@ -78,6 +78,10 @@ class BenchmarkOptions:
         for name in ("batch_sizes", "threads", "sessions", "kernels", "providers"):
             if not getattr(self, name):
                 raise InputError(f"no {name} to measure: give at least one")
+        for name in ("batch_sizes", "threads", "sessions"):
+            below = [number for number in getattr(self, name) if number is not None and number < 1]
+            if below:
+                raise InputError(f"{below[0]} among the {name}: expected at least 1")
         if self.rounds < 1 or self.warmup < 0:
             raise InputError(f"{self.rounds} rounds after {self.warmup}: expected at least 1 after 0 or more")
 
@@ -98,7 +102,7 @@ def benchmark(
     Raises:
         ArtefactError, BackendError: an artefact cannot be opened or run as asked.
         ImageError: the image cannot be used.
-        InputError: there is nothing to measure.
+        InputError: there is nothing to measure, or a number of threads is none.
     """
     options = options or BenchmarkOptions()
     if not artefacts:
@@ -246,7 +250,7 @@ def _fixed_loop_ms() -> float:
 
 def _threads_of_each(threads: int | None, sessions: int) -> int:
     """Those asked for, or as many as each session has of the usable cores."""
-    return machine.threads_to_use(threads) if threads else max(1, machine.threads_to_use(None) // sessions)
+    return max(1, machine.threads_to_use(None) // sessions) if threads is None else threads
 
 
 def _session_key(case: Case) -> tuple[str, int, str, str]:
@@ -278,7 +282,7 @@ def _model_file(artefact: str, provider: str) -> Path:
 
 def _peak_memory_mb(case: Case, device: str) -> float | None:
     """Runs `memory_probe` on a case."""
-    request = {**asdict(case), "device": device}
+    request = {**asdict(case), "device": device, "guard": False}
     probe = [sys.executable, "-m", f"{__package__}.memory_probe", json.dumps(request)]
     try:
         answer = subprocess.run(probe, check=True, capture_output=True, text=True, timeout=_PROBE_SECONDS)

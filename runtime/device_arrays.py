@@ -56,7 +56,7 @@ class DeviceArray:
             return None
         try:
             return cls._read(interface, _stream_of(value))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # whatever stands in its place
             raise InputError(f"'image' has a {ATTRIBUTE} that cannot be read: {error!r}") from error
 
     @classmethod

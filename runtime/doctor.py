@@ -459,5 +459,6 @@ def _import_elsewhere(module: str) -> tuple[str | None, str | None]:
     except subprocess.CalledProcessError as error:
         if error.returncode < 0:
             return None, f"the process died of signal {-error.returncode}"
-        return None, str(error.stderr).strip().splitlines()[-1]
+        said = error.stderr.strip().splitlines()[-1:] or [f"the process ended with status {error.returncode}"]
+        return None, said[0]
     return done.stdout.strip(), None

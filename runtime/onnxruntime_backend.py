@@ -197,13 +197,13 @@ class OnnxRuntimeBackend:
         self, images: NDArray[np.float32] | DeviceArray, outputs: Mapping[str, int]
     ) -> list[NDArray[np.float32]]:
         """These outputs of the network, each a row of so many values an image."""
-        session = self._session
+        bound, session = self._bound, self._session  # in this order, since `close` takes them in the other
         if session is None:
             raise BackendError("the session is closed: open the artefact again")
         batch = images.shape[0]
         try:
-            if self._bound is not None:
-                answers = self._bound.run(images)[: len(outputs)]
+            if bound is not None:
+                answers = bound.run(images)[: len(outputs)]
             else:
                 answers = session.run(list(outputs), {self._input: images})
         except _errors() as error:
@@ -222,7 +222,8 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         """Frees the model, once calls of `run` that have begun are done."""
-        self._session = self._bound = None
+        self._session = None
+        self._bound = None
 
 
 _OWN_PROVIDERS = tuple(name for name in PROVIDERS if name != "engine")

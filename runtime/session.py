@@ -40,7 +40,7 @@ from .device_arrays import DeviceArray
 from .drift import DriftLog, picture_scores
 from .guard import Guard
 from .manifest import METADATA_KEY, Manifest
-from .onnxruntime_backend import DEVICES, PROVIDERS, OnnxRuntimeBackend, check_choices
+from .onnxruntime_backend import DEVICES, KERNELS, PROVIDERS, OnnxRuntimeBackend, check_choices
 from .probe import differences
 from .processes import Home
 from .quality import Quality, quality_of
@@ -263,7 +263,9 @@ class Session:
         """Classifies as `classify` does, one by one; an unusable image yields its error and stops nothing.
 
         A thread reads and transforms at most two batches ahead of the network, so memory does not grow with
-        the number of images. A ``log`` gets the scores of each image that was classified.
+        the number of images; an array must not be changed before its answer has come. What ``sources`` itself
+        raises is raised here once the images before it are answered. A ``log`` gets the scores of each image
+        that was classified.
         """
         self._home.require()
         self._require_labels_and_transform()
@@ -425,17 +427,23 @@ class Session:
         self, sources: Iterator[ImageSource], batch_size: int, max_pixels: int, log: DriftLog | None
     ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
         ahead: deque[tuple[ImageSource, Future[_Prepared]]] = deque()
+        failure: Exception | None = None
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="msmamba-images")
         try:
             while True:
                 self._home.require()  # the images ahead were left to a thread, which a fork has not
-                while len(ahead) < 2 * batch_size:
+                while failure is None and len(ahead) < 2 * batch_size:
                     try:
                         source = next(sources)
                     except StopIteration:
                         break
+                    except Exception as error:  # of the caller's, and told when what came before is answered
+                        failure = error
+                        break
                     ahead.append((source, pool.submit(self._prepared, source, max_pixels, log is not None)))
                 if not ahead:
+                    if failure is not None:
+                        raise failure
                     return
                 batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
                 yield from self._classified(batch, log)
@@ -603,7 +611,7 @@ def open_session(
             three sensible numbers, a white level that is none, labels that are no names, threads.
     """
     name = _name_of(path)
-    check_choices(device=(device, DEVICES), provider=(provider, PROVIDERS))
+    check_choices(device=(device, DEVICES), kernels=(kernels, KERNELS), provider=(provider, PROVIDERS))
     threads = machine.threads_to_use(threads)
     labels = None if labels is None else _names(labels)
     if white_level is not None:
@@ -628,7 +636,7 @@ def open_session(
             ) from error
         from .tensorrt_backend import TensorRtBackend  # not at the top: the other artefacts need none of it
 
-        backend = TensorRtBackend(read_file(name), name)
+        backend = TensorRtBackend(read_file(name), name, trust_engine_code=trust_engine_code)
     elif provider == "engine" or (bundle and ENGINE_NAME in bundle.manifest.files and provider == "auto"):
         backend, obstacle = _engine_of(bundle, name, device, provider, trust_engine_code)
     if backend is None:

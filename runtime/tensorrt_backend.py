@@ -87,7 +87,8 @@ class TensorRtBackend:
         cuda_driver.initialise()
         trt = import_tensorrt(read.library, to_parse=False)
         facts = EngineFacts.of(manifest) if manifest else None
-        carries_code = facts is not None and facts.version_compatible
+        # A bare plan does not say whether it carries code, so it may bring some where that is trusted.
+        carries_code = trust_engine_code if facts is None else facts.version_compatible
         self._cache = _KernelCache(plan, read.library, cache_folder)
         self._why_no_graphs = "" if graphs else "asked for"
         self._lock = threading.Lock()

@@ -509,11 +509,13 @@ class RecordingTensorRT:
     Attributes:
         engine: what every plan becomes; None for plans that do not load.
         says: errors that loading logs.
+        runtimes: those that were made.
     """
 
     def __init__(self, engine: Engine | None, name: str = "tensorrt_rtx", version: str | None = None) -> None:
         self.engine = engine
         self.says: list[str] = []
+        self.runtimes: list[Any] = []
         self.__name__ = name
         self.__version__ = version or _real().__version__
 
@@ -530,7 +532,8 @@ class RecordingTensorRT:
                 logger.log(_real().ILogger.Severity.ERROR, message)
             return self.engine
 
-        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+        self.runtimes.append(SimpleNamespace(deserialize_cuda_engine=deserialize))
+        return self.runtimes[-1]
 
 
 @contextmanager

@@ -69,7 +69,14 @@ def test_only_what_classifies_is_split_into_steps(found: Benchmark) -> None:
 
 
 @pytest.mark.skipif(machine.peak_memory_bytes() is None, reason="this system does not tell")
-def test_the_peak_memory_is_a_processes_own(found: Benchmark) -> None:
+def test_the_peak_memory_is_a_processes_own(found: Benchmark, bundle: Path) -> None:
+    written = json.loads((bundle / "manifest.json").read_text())
+    written["guard"] = {  # of another network: nothing here asks the guard
+        "network_sha256": "ab" * 32,
+        **dict.fromkeys(("max_error", "confidence", "temperature", "threshold", "candidate_bound"), 0.5),
+        **dict.fromkeys(("images", "answered", "errors"), 1),
+    }
+    (bundle / "manifest.json").write_text(json.dumps(written))
     held = np.ones(300_000_000, np.uint8)  # by this process: the probe must not count it
     for result in found.results:
         peak = measure_peak_memory(result.case, "auto")
@@ -238,6 +245,9 @@ def test_what_cannot_be_measured_is_refused(bundle: Path, bare: Path, tmp_path: 
         BenchmarkOptions(threads=())
     with pytest.raises(InputError, match="0 rounds"):
         BenchmarkOptions(rounds=0)
+    for name in ("batch_sizes", "threads", "sessions"):
+        with pytest.raises(InputError, match=f"0 among the {name}"):
+            BenchmarkOptions(**{name: (1, 0)})
 
 
 def test_usable_cores_heed_a_containers_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

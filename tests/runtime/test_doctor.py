@@ -313,8 +313,9 @@ def test_every_provider_is_there_or_says_how_to_get_it(
     [
         ("raise ImportError('libnvinfer.so.10 is missing')", "ImportError: libnvinfer.so.10 is missing"),
         ("import os; os.abort()", "died of signal 6"),
+        ("import os; os._exit(3)", "ended with status 3"),
     ],
-    ids=["import-error", "abort"],
+    ids=["import-error", "abort", "without-a-word"],
 )
 def test_a_library_that_breaks_on_import_does_not_take_us_along(
     code: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,7 @@ from recording_gpu import LEGACY, Array, RecordingDriver
 from msmamba.errors import InputError
 from msmamba.plugins import cuda_driver
 from msmamba.runtime.device_arrays import DeviceArray
+from msmamba.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from msmamba.runtime.onnxruntime_cuda import BoundRuns
 
 from .conftest import classifier
@@ -54,6 +55,20 @@ def runs(driver: RecordingDriver) -> Iterator[BoundRuns]:
     yield BoundRuns(runtime, session, "image", {"logits": 3, "features": 3}, graphs=True)
     for address in taken:
         driver._release("device", address)
+
+
+def test_a_run_that_has_begun_when_the_backend_is_closed_ends() -> None:
+    backend = OnnxRuntimeBackend(classifier().SerializeToString(), "colours")
+    logits = np.ones((1, 3), np.float32)
+    backend._bound = SimpleNamespace(run=lambda images: [logits])  # type: ignore[assignment]
+
+    class Images:
+        @property
+        def shape(self) -> tuple[int, ...]:
+            backend.close()
+            return (1, 3, SIDE, SIDE)
+
+    np.testing.assert_array_equal(backend.run(Images()), logits)  # type: ignore[arg-type]
 
 
 def pictures(batch: int) -> NDArray[np.float32]:

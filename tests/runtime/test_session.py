@@ -213,6 +213,20 @@ def test_the_stream_reads_only_a_little_ahead(session: Session, colours: list[np
     assert len(taken) <= 10 + 2 * 3 + 3
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_images_before_what_their_source_raises_are_answered(
+    session: Session, colours: list[np.ndarray], batch_size: int
+) -> None:
+    def failing() -> Iterator[np.ndarray]:
+        yield from colours
+        raise RuntimeError("the camera is gone")
+
+    stream = session.classify_stream(failing(), batch_size)
+    assert [next(stream)[1].label for _ in colours] == ["red", "green", "blue"]
+    with pytest.raises(RuntimeError, match="the camera is gone"):
+        next(stream)
+
+
 def test_an_abandoned_stream_leaves_no_thread(session: Session, colours: list[np.ndarray]) -> None:
     stream = session.classify_stream(colours * 9, batch_size=1)
     next(stream)

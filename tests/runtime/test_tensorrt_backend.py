@@ -344,6 +344,11 @@ def test_an_array_that_its_owner_withholds_is_refused(session: Session) -> None:
         session.run(Tensor())
 
 
+def test_what_is_no_array_at_all_is_refused(session: Session) -> None:
+    with pytest.raises(InputError, match="that cannot be read: AttributeError"):
+        session.run(SimpleNamespace(__cuda_array_interface__=5))
+
+
 @pytest.mark.parametrize(("current", "awaited"), [(0xABC, 0xABC), (0, 1)], ids=["side", "default"])
 def test_a_tensor_of_pytorch_is_awaited_on_its_current_stream(
     current: int, awaited: int, monkeypatch: pytest.MonkeyPatch
@@ -657,6 +662,15 @@ def test_a_library_inside_an_engine_runs_only_where_it_is_trusted(
         assert session.provider == "tensorrt_rtx"
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_library_inside_a_bare_engine_runs_only_where_it_is_trusted(
+    engine_file: Path, trt: RecordingTensorRT, trusted: bool
+) -> None:
+    with open_session(engine_file, trust_engine_code=trusted):
+        (runtime,) = trt.runtimes
+        assert getattr(runtime, "engine_host_code_allowed", False) is trusted
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [({"device": "cpu"}, "not the engine: asked for the CPU"), ({"provider": "cpu"}, "")],
@@ -744,6 +758,11 @@ def test_an_execution_provider_that_is_missing_says_how_to_get_it(
 def test_a_bare_engine_runs_on_nothing_but_a_gpu(engine_file: Path, options: dict[str, str]) -> None:
     with pytest.raises(BackendError, match="runs by itself on a GPU and nowhere else"):
         open_session(engine_file, **options)
+
+
+def test_kernels_that_there_are_not_are_refused_of_an_engine_too(engine_file: Path) -> None:
+    with pytest.raises(BackendError, match="kernels 'quick' is unknown: choose one of"):
+        open_session(engine_file, kernels="quick")
 
 
 def test_a_bare_engine_without_a_gpu_says_so(no_gpu: None, tmp_path: Path) -> None:
