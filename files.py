@@ -265,6 +265,36 @@ def write_atomically(
             file.write(content)
 
 
+class _Untouched(Exception):
+    """Ends the block of an `atomic_file` that was opened to see whether it can be."""
+
+
+def check_writable(path: str | os.PathLike[str], *, through_links: bool = False) -> None:
+    """Refuses a file that could not be written in the end, before the work for it begins.
+
+    Args:
+        path: the target, which stays as it is.
+        through_links: as for `atomic_file`.
+
+    Raises:
+        TargetError: it cannot be written; the message names the cause.
+    """
+    with suppress(_Untouched), atomic_file(path, through_links=through_links):
+        raise _Untouched
+
+
+def check_writable_folder(path: str | os.PathLike[str]) -> None:
+    """`check_writable` for a folder that files are written into, and that is made in the end if need be.
+
+    Raises:
+        TargetError: it cannot be made or written into; the message names the cause.
+    """
+    folder = Path(path)
+    there = next((each for each in (folder, *folder.parents) if os.path.lexists(each)), Path())
+    below = folder.relative_to(there).parts
+    check_writable(there / (below[0] if below else _MARK))
+
+
 @contextmanager
 def appended_lines(
     path: str | os.PathLike[str], head: str, check: Callable[[bytes], None]

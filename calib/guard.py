@@ -24,7 +24,7 @@ from ..data.folders import WHOLE, ImageFolder, match_labels, read_evaluation_fol
 from ..data.samples import Sample, classes_of, sources_of
 from ..data.seen import Overlap, Seen, checksums_of
 from ..errors import ArtefactError, BackendError, DataError, InputError, some
-from ..files import atomic_folder, sha256_of
+from ..files import atomic_folder, check_writable, sha256_of
 from ..measures.evaluation import BATCH_SIZE, logits_of
 from ..measures.metrics import log_softmax
 from ..measures.selective import (
@@ -170,7 +170,7 @@ def calibrate(
         device: options of `open_session`.
 
     Raises:
-        InputError: a share is none.
+        InputError: a share is none, or the page would lie in the bundle.
         DataError: the images do not do: too few, a class missing, all alike, unknown labels, or training saw
             some of them.
         ImageError: an image cannot be read.
@@ -179,11 +179,15 @@ def calibrate(
         BackendError: SciPy is missing, or what the page needs, or as `open_session`.
     """
     _require(("scipy",) if page is None else ("scipy", "jinja2", "matplotlib"))
+    if page is not None:
+        check_writable(page, through_links=True)
     for name, value in (("error", max_error), ("confidence", confidence)):
         if not 0 < value < 1:
             raise InputError(f"the {name} promised is {value:g}: expected more than 0 % and less than 100 %")
     if (kind := recognise(bundle)) is not Kind.BUNDLE:
         raise ArtefactError(f"'{bundle}' is {kind.value}: a guard is put into a bundle, of 'mmdeploy export'")
+    if page is not None and Path(page).resolve().is_relative_to(Path(bundle).resolve()):
+        raise InputError(f"the page '{page}' would go with the old '{bundle}': name a file outside of it")
     with atomic_folder(
         bundle, force=True
     ) as folder:  # before the work: it says whether there can be a new one

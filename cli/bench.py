@@ -104,12 +104,14 @@ def bench(
     ARTEFACTS are bundles, ONNX files or engines; ratios are to the first. Every combination of what is
     given under the first heading is measured.
     """
-    from ..files import as_utf8, write_atomically
+    from ..files import as_utf8, check_writable, write_atomically
     from ..runtime.benchmark import BenchmarkOptions, benchmark
 
     for name, file in (("-o", output), ("--plot", plot)):
         check_replaces_none(name, file, (*artefacts, chosen["image"]))
     check_replaces_none("--plot", plot, [output])
+    for file in filter(None, (output, plot)):
+        check_writable(file, through_links=True)
     options = BenchmarkOptions(**{name: value for name, value in chosen.items() if value not in (None, ())})
     with steps() as report:
         result = benchmark(artefacts, options, report=report)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import bar, device_options, format_option, tell, told
+from .options import bar, check_replaces_none, device_options, format_option, tell, told
 from .output import say_lines
 
 _PROMISE = "The promise"
@@ -67,6 +67,8 @@ def calibrate(bundle: str, data: str, output_format: str, **options: Any) -> Non
     imported. From then on 'infer' marks the images of BUNDLE that it does not decide, with the classes that
     they may belong to. BUNDLE is changed whole or not at all.
     """
+    check_replaces_none("--report", options["page"], (bundle, data))
+
     from ..calib.guard import calibrate as fit
     from ..schema import as_json
 

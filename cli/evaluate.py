@@ -86,11 +86,14 @@ def evaluate(
     let_idle_threads_sleep()
 
     from ..export.proof.evaluate import evaluate_model
+    from ..files import check_writable_folder
     from ..model.networks.described import Described
 
     described = Described(
         names(labels) if labels else None, mean, std, image_size, weights_of, white_level, network
     )
+    if output:
+        check_writable_folder(output)
     with bar() as advance:
         evaluation = evaluate_model(
             model, data, described=described, guard=not no_guard, advance=advance, **options

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import format_option, resamples_option
+from .options import check_replaces_none, format_option, resamples_option
 from .output import say_lines
 
 _ROWS = "Rows"
@@ -47,11 +47,14 @@ def table(
     intervals; a † marks what the paper's other figures contradict. --published wants the columns dataset,
     network (t, s, b, "t --no-mifa", …), accuracy, auc and precision.
     """
-    from ..files import write_atomically
+    from ..files import check_writable, write_atomically
     from ..model.evaluation.table import ablations_table, compare
 
     if ablations == bool(runs):
         raise click.UsageError("give either run folders or --ablations")
+    if output is not None:
+        check_replaces_none("-o", output, [options["published"]])
+        check_writable(output, through_links=True)
     result = ablations_table() if ablations else compare(runs, **options)
     text = {
         "text": result.to_text,

@@ -27,6 +27,8 @@ from msmamba.files import (
     atomic_file,
     atomic_folder,
     check_is_file,
+    check_writable,
+    check_writable_folder,
     folder_lock,
     open_file,
     open_to_extend,
@@ -722,3 +724,19 @@ def test_nothing_is_extended_through_a_link_or_a_pipe(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == b"row"
         assert not (tmp_path / name).is_symlink()
     assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+def test_a_target_is_looked_at_and_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").write_bytes(b"before")
+    for path in ("there", "new"):
+        check_writable(path)
+    for folder in ("new", "new/below", tmp_path, tmp_path / "new" / "below"):
+        check_writable_folder(folder)
+    assert [*tmp_path.iterdir()] == [tmp_path / "there"]
+    assert (tmp_path / "there").read_bytes() == b"before"
+    with pytest.raises(TargetError, match="cannot write 'new/below': its folder does not exist"):
+        check_writable("new/below")
+    for folder in ("there", "there/below"):
+        with pytest.raises(TargetError, match="is a file"):
+            check_writable_folder(folder)

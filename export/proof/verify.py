@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from ...data.samples import Source
 from ...errors import ArtefactError, DataError, ImageError, InputError
-from ...files import as_utf8, sha256_of, write_atomically
+from ...files import as_utf8, check_writable, sha256_of, write_atomically
 from ...images import Transform, noting
 from ...measures.decision import INT8_BAR, DecisionBar, ImageLimit, decide
 from ...measures.margins import undecided_images
@@ -115,6 +115,10 @@ def verify(
     for name, number in (("batch size", batch_size), ("limit on the images", limit)):
         if number is not None and number < 1:
             raise InputError(f"the {name} is {number}: expected at least 1")
+    if page is not None:
+        check_writable(page, through_links=True)
+    if Path(artefact).is_dir():
+        check_writable(Path(artefact) / PARITY_NAME)
     with open_session(
         artefact,
         guard=guard,

@@ -119,6 +119,8 @@ def test_a_page_that_cannot_be_written_leaves_the_bundle(pictures: Path, tmp_pat
     before = contents(bundle)
     result = calibrate(bundle, pictures, "--report", tmp_path / "missing" / "guard.html")
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    result = calibrate(bundle, pictures, "--report", bundle / "guard.html")  # a bundle is replaced as a whole
+    assert (result.exit_code, "would go with the old" in result.stderr) == (1, True)
     assert contents(bundle) == before
 
 

@@ -246,3 +246,34 @@ def test_nothing_that_a_command_is_given_is_replaced(
     assert "would replace" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.pth", "link.onnx", "model.onnx"]
     assert Path("a.png").read_text() == "a.png"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["verify", "none", "--against", "none", "--data", "none", "--report"],
+        ["calibrate", "none", "none", "--report"],
+        ["bench", "none", "-o"],
+        ["bench", "none", "--plot"],
+        ["table", "none", "-o"],
+        ["eval", "none", "none", "-o"],
+    ],
+    ids=" ".join,
+)
+def test_what_could_not_be_written_in_the_end_is_refused_before_the_work(
+    command: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(mmdeploy, [*command, str(tmp_path / "file" / "below")])
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: cannot write '{tmp_path / 'file' / 'below'}")
+    assert "is a file" in done.stderr
+    assert [*tmp_path.iterdir()] == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize("command", [["table", "none", "--published"], ["calibrate", "none"]], ids=" ".join)
+def test_what_a_command_reads_it_does_not_write(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "own").touch()
+    option = "-o" if "table" in command else "--report"
+    done = CliRunner().invoke(mmdeploy, [*command, str(tmp_path / "own"), option, str(tmp_path / "own")])
+    assert (done.exit_code, f"{option} would replace" in done.stderr) == (2, True), done.output
