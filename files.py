@@ -834,7 +834,8 @@ def _told_of(shown: Path, place: Path) -> Iterator[None]:
 
 
 def _flush_file(path: Path) -> None:
-    with path.open("rb+") as file:
+    # Windows flushes only what is open for writing; elsewhere a file that was copied may be read-only.
+    with path.open("rb+" if sys.platform == "win32" else "rb") as file:
         os.fsync(file.fileno())
 
 

@@ -117,7 +117,11 @@ def open_bundle(path: str | Path) -> Bundle:
     """
     folder = Path(path)
     manifest = folder / MANIFEST_NAME
-    if not manifest.is_file():
+    try:
+        is_bundle = manifest.is_file()
+    except OSError as error:  # a folder that may not be looked into
+        raise ArtefactError(f"'{folder}' cannot be read: {error.strerror}") from error
+    if not is_bundle:
         raise ArtefactError(f"'{folder}' is no bundle: it holds no '{MANIFEST_NAME}'")
     return Bundle(folder, Manifest.from_json(read_file(manifest), f"'{manifest}'"))
 

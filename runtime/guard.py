@@ -123,15 +123,27 @@ class Guard:
         """Whether images are told by their features, too."""
         return self.unlike_from is not None
 
-    def with_likeness(self, model: Buffer, name: str) -> Guard:
+    def with_likeness(self, model: Buffer, name: str, features: int | None) -> Guard:
         """The guard with what an ONNX file holds to compare images with, where it compares them.
 
+        Args:
+            model: the file's content.
+            name: what messages call the artefact.
+            features: how many an image has; None where the artefact gives none.
+
         Raises:
-            ArtefactError: it is damaged.
+            ArtefactError: it is damaged, or of other features.
         """
         if not self.needs_features:
             return self
-        return replace(self, likeness=Likeness.from_text(metadata(model).get(METADATA_KEY, ""), name))
+        likeness = Likeness.from_text(metadata(model).get(METADATA_KEY, ""), name)
+        compared = likeness.means.shape[1]
+        if features not in (None, compared):
+            raise ArtefactError(
+                f"the guard of '{name}' compares {compared} features, and an image has {features}: fit it "
+                "again with 'mmdeploy calibrate'"
+            )
+        return replace(self, likeness=likeness)
 
     def judge(
         self,

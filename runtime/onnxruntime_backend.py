@@ -619,7 +619,8 @@ def _interface(session: Any, name: str) -> _Interface:
         if value.type != "tensor(float)":
             problems.append(f"'{value.name}' is {value.type}, expected tensor(float)")
     sides = image.shape[2:]
-    if len(image.shape) != 4 or image.shape[1] != 3 or sides[0] != sides[1]:
+    is_open = not any(isinstance(side, int) for side in sides)  # whatever the file calls height and width
+    if len(image.shape) != 4 or image.shape[1] != 3 or (sides[0] != sides[1] and not is_open):
         problems.append(f"'{image.name}' has shape {image.shape}, expected (batch, 3, S, S)")
     elif isinstance(sides[0], int) and not is_image_size(sides[0]):
         problems.append(f"'{image.name}' takes {sides[0]}x{sides[0]} pixels, expected 1 to {MAX_SIZE} a side")

@@ -656,7 +656,7 @@ def open_session(
         if applied is not None:
             content = bundle.read(MODEL_NAME) if bundle else read_file(name)
             applied.check_network(content, name)
-            applied = applied.with_likeness(content, name)
+            applied = applied.with_likeness(content, name, backend.features)
             if applied.needs_features and backend.features is None:
                 raise ArtefactError(
                     f"the guard of '{name}' compares features, and {backend.path} gives none: build the "

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Thread
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -188,6 +188,22 @@ def test_a_folder_appears_when_complete(tmp_path: Path) -> None:
         (folder / "sub" / "a").write_bytes(b"a")
     assert (tmp_path / "bundle" / "sub" / "a").read_bytes() == b"a"
     assert names(tmp_path) == ["bundle"]
+
+
+@on_posix
+def test_a_folder_may_hold_files_that_are_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def as_for_others(path: Path, mode: str = "r", **options: Any) -> Any:  # root may write them all the same
+        if mode == "rb+" and not path.stat().st_mode & 0o222:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", as_for_others)
+    with atomic_folder(tmp_path / "bundle") as folder:
+        (folder / "model.onnx").write_bytes(b"weights")
+        (folder / "model.onnx").chmod(0o444)
+    assert (tmp_path / "bundle" / "model.onnx").read_bytes() == b"weights"
 
 
 def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from msmamba.errors import ArtefactError, InputError
 from msmamba.files import sha256_of
 from msmamba.runtime.artefact import open_bundle
 from msmamba.runtime.guard import Guard, network_sha256
-from msmamba.runtime.likeness import METADATA_KEY
+from msmamba.runtime.likeness import METADATA_KEY, Likeness
 from msmamba.runtime.manifest import Manifest
 from msmamba.runtime.quality import Quality, quality_of
 from tests.runtime.conftest import LABELS, SIZE, classifier, manifest
@@ -518,6 +518,21 @@ def test_images_unlike_those_of_calibration_are_withheld(pictures: Path, tmp_pat
     assert METADATA_KEY not in (bundle / "manifest.json").read_text()
     facts = {**open_bundle(bundle).manifest.guard, "unlike_from": None}
     assert Guard.of(facts).judge(logits, None, distances)[0].reasons == ()  # type: ignore[union-attr]  # it is one
+
+
+def test_a_guard_that_compares_other_features_is_refused(pictures: Path, tmp_path: Path) -> None:
+    model = classifier(metadata=manifest().to_metadata(), features=True)
+    bundle = write_bundle(tmp_path / "bundle", model)
+    assert calibrate(bundle, pictures).exit_code == 0
+    model = onnx.load(bundle / "model.onnx")
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            likeness = Likeness.from_text(entry.value, "the bundle")
+            fewer = replace(likeness, means=likeness.means[:, :2], directions=likeness.directions[:, :2])
+            entry.value = fewer.to_text()
+    onnx.save(model, bundle / "model.onnx")
+    with pytest.raises(ArtefactError, match="compares 2 features, and an image has 3: fit it again"):
+        msmamba.open(bundle / "model.onnx")
 
 
 def test_a_bundle_without_features_is_told_so(pictures: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import tempfile
@@ -100,6 +101,18 @@ def test_a_missing_file_is_named(bundle: Path) -> None:
     (bundle / "model.onnx").unlink()
     with pytest.raises(ArtefactError, match=r"model\.onnx' is missing"):
         open_bundle(bundle).read("model.onnx")
+
+
+def test_a_folder_that_may_not_be_looked_into_is_one_line(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> bool:  # root may look into any
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    for read in (open_bundle, recognise):
+        with pytest.raises(ArtefactError, match="cannot be read: Permission denied"):
+            read(bundle)
 
 
 def test_an_unlisted_file_is_not_read(make_bundle: Callable[..., Path]) -> None:

@@ -227,6 +227,17 @@ def test_images_before_what_their_source_raises_are_answered(
         next(stream)
 
 
+@pytest.mark.parametrize("sides", [("height", "width"), ("side", "side")], ids=["two-names", "one-name"])
+def test_a_file_that_leaves_its_size_open_takes_squares(tmp_path: Path, sides: tuple[str, str]) -> None:
+    model = classifier(size="side")
+    for dim, name in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], sides, strict=True):
+        dim.dim_param = name
+    (tmp_path / "open").write_bytes(model.SerializeToString())
+    with open_session(tmp_path / "open") as session:
+        assert session.image_size is None
+        assert session.run(batch(size=SIZE + 2)).shape == (1, 3)
+
+
 def test_an_abandoned_stream_leaves_no_thread(session: Session, colours: list[np.ndarray]) -> None:
     stream = session.classify_stream(colours * 9, batch_size=1)
     next(stream)
