@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -27,25 +27,29 @@ from .copies import contents_of, note_on_leaks, notes_on_copies
 from .coverage import Coverage
 from .finding import Passed, class_folders, images_below
 from .imported import INDEX, STACK_INDEX, Channels, is_imported, read_imported
-from .samples import Sample, Samples, Source, classes_of
+from .samples import Sample, Samples, Source, classes_of, sources_of
+from .seen import checksums_of
 from .splitting import (
+    EACH_FOR_ITSELF,
     FOLDERS_ARE_GROUPS,
     FOLDS,
     SMALLEST_CLASS,
     SPLITS,
     check_class_sizes,
+    check_no_splits,
     deal_together,
     folder_groups,
     group_in,
+    notes_on_absent,
     shared_groups,
+    together,
 )
 
 T = TypeVar("T")
 
-_FOLDERS_KEPT = (
-    "the folders inside of the classes' folders are taken for groups (patients, say), which stay in one "
-    "split: --group-by '.+' takes each image for itself"
-)
+_FOLDERS_TAKEN = "the folders inside of the classes' folders are taken for groups (patients, say)"
+_FOLDERS_KEPT = f"{_FOLDERS_TAKEN}, which stay in one split: {EACH_FOR_ITSELF}"
+_FOLDERS_DRAWN = f"{_FOLDERS_TAKEN}, by which intervals are drawn: {EACH_FOR_ITSELF}"
 
 WHOLE = "all"
 """What the one split of a flat folder is called."""
@@ -109,6 +113,21 @@ class ImageFolder:
         """The group of each image of a split; None where nothing is known of groups."""
         return tuple(self.groups[name]) if self.groups.get(name) else None
 
+    def drawn_together(self, name: str) -> tuple[str, ...] | None:
+        """What counts as one for an interval: the group of each image of a split, joined by copies.
+
+        A copy is the same bytes in a file, or the same pixels in a stack. None where each image counts:
+        nothing is known of groups, and no image is there twice.
+        """
+        groups, names, samples = self.groups_of(name), self.names(name), self.split(name)
+        contents: Sequence[Hashable] = _contents(samples)
+        if len(contents) < len(samples):  # of a stack
+            found = checksums_of(sources_of(samples))
+            contents = [names[place] if each is None else each for place, each in enumerate(found)]
+        if len(set(contents)) == len(contents):
+            return groups
+        return tuple(together(groups or names, contents))
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Images by split and class name."""
         return {
@@ -156,7 +175,7 @@ def read_training_folder(
         DataError: not a folder, no or one class, a class with too few images, a class without training
             images, an empty split, a name without a group, a group in two splits.
     """
-    root = Path(root)
+    root, taken = Path(root), None
     if is_imported(root):
         if group_by is not None:
             raise DataError(
@@ -174,13 +193,11 @@ def read_training_folder(
             data.split(name)
         if group_by is not None:
             _check_groups_apart(data)
-        data = replace(data, notes=(*passed.notes(), *_notes_on(data)))
+        data, taken = replace(data, notes=(*passed.notes(), *_notes_on(data))), _FOLDERS_DRAWN
     else:
-        data = _split_flat(root, seed, group_by, copies_together)
+        data, taken = _split_flat(root, seed, group_by, copies_together), _FOLDERS_KEPT
     check_trainable(data)
-    if data.groups and data.kind is None and group_by is None:
-        data = replace(data, notes=(*data.notes, _FOLDERS_KEPT))
-    return data
+    return data if taken is None else replace(data, notes=(*data.notes, *_notes_on_training(data, taken)))
 
 
 def read_evaluation_folder(
@@ -345,6 +362,7 @@ def _split_flat(
     whole = _folder_of(root, {WHOLE: _read_classes(root, passed)}, group_by)
     labels, samples = whole.labels, whole.splits[WHOLE]
     groups = whole.groups.get(WHOLE)
+    check_no_splits(root, labels)
     least = SMALLEST_CLASS if groups is None else sum(FOLDS.values())
     check_class_sizes(root, labels, _tally(samples, labels), least)
     contents = _contents(samples) if copies_together else range(len(samples))
@@ -381,6 +399,21 @@ def _notes_on(data: ImageFolder) -> tuple[str, ...]:
         notes += note_on_leaks("groups", groups, splits, named=True)
     notes += note_on_leaks("images, by content,", contents, splits, named=False)
     return tuple(as_utf8(note).decode() for note in notes)
+
+
+def _notes_on_training(data: ImageFolder, on_groups: str) -> list[str]:
+    """What there is to say of the splits of a folder that was not imported: an import has said it.
+
+    Args:
+        data: the folder.
+        on_groups: what to say where folders were taken for groups.
+    """
+    names = np.array([name for name, own in data.splits.items() for _ in own], dtype=object)
+    classes = np.concatenate([classes_of(own) for own in data.splits.values()])
+    notes = notes_on_absent(names, classes, data.labels)
+    if data.groups and data.group_by is None:
+        notes.append(on_groups)
+    return notes
 
 
 def _groups(

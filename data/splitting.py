@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, some
+from ..errors import DataError, InputError, some
 from ..images import SUFFIXES
 
 SPLITS = ("train", "val", "test")
@@ -23,10 +23,17 @@ FOLDS = {"train": 3, "val": 1, "test": 1}
 SMALLEST_CLASS = 4
 """Images that a class needs: two to train on, one to validate with, one to test with."""
 
-FOLDERS_ARE_GROUPS = (
-    "the folders inside of the classes' folders were taken for groups: --group-by '.+' takes each image for "
-    "itself"
+LARGEST_SEED = 2**32 - 1
+"""What the generators of all libraries take."""
+
+_LIKE_SPLITS = frozenset(
+    {"train", "training", "val", "valid", "validate", "validation", "dev", "test", "testing"}
 )
+"""What people call the folders of splits, in lower case."""
+
+EACH_FOR_ITSELF = "--group-by '.+/.+' takes each image for itself"
+"""The way out of groups that nobody asked for: the whole path is the group, as names alone may recur."""
+FOLDERS_ARE_GROUPS = f"the folders inside of the classes' folders were taken for groups: {EACH_FOR_ITSELF}"
 """What to say beside an error about groups that nobody asked for."""
 
 Names = npt.NDArray[np.object_]
@@ -52,8 +59,11 @@ def deal(
 
     Raises:
         DataError: too few groups for the shares.
+        InputError: the seed is not 0 to `LARGEST_SEED`.
     """
     folds = folds or FOLDS
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"the seed is {seed}: expected 0 to {LARGEST_SEED}")
     if groups is None:
         return _deal_images(classes, seed, folds)
     distinct, members = np.unique(np.asarray(groups), return_inverse=True)
@@ -87,17 +97,27 @@ def deal_together(
 
     Raises:
         DataError: too few groups for the shares.
+        InputError: the seed is not 0 to `LARGEST_SEED`.
     """
     copies = _numbered(contents)
     if groups is None:
         firsts = np.unique(copies, return_index=True)[1]
         return deal(classes[firsts], seed=seed, folds=folds)[copies]
-    named: dict[int, str] = {}  # groups that copies join go by the name of the first
-    together = [
+    return deal(classes, together(groups, contents), seed=seed, folds=folds)
+
+
+def together(groups: Sequence[str], contents: Sequence[Hashable]) -> list[str]:
+    """Groups `joined` where they share a copy, (N,), by the name of the first of them.
+
+    Args:
+        groups: (N,) what stays together.
+        contents: (N,) equal for equal images.
+    """
+    named: dict[int, str] = {}
+    return [
         named.setdefault(number, group)
         for number, group in zip(joined(groups, contents).tolist(), groups, strict=True)
     ]
-    return deal(classes, together, seed=seed, folds=folds)
 
 
 def group_in(path: str, pattern: re.Pattern[str]) -> str:
@@ -157,6 +177,39 @@ def shared_groups(groups: Sequence[Hashable], names: Sequence[str] | Names) -> d
     for group, name in zip(groups, names, strict=True):
         found.setdefault(group, set()).add(name)
     return {group: sorted(splits) for group, splits in found.items() if len(splits) > 1}
+
+
+def check_no_splits(root: Path, labels: Sequence[str]) -> None:
+    """Refuses classes that are splits under other names: a network would learn to tell training from test.
+
+    Args:
+        root: the data, for the message.
+        labels: class names of a folder that is about to be split.
+
+    Raises:
+        DataError: all of them are called like splits.
+    """
+    if len(labels) > 1 and {label.lower() for label in labels} <= _LIKE_SPLITS:
+        raise DataError(
+            f"{root}: its folders {some([*map(repr, labels)])} are called like splits, and would be the "
+            f"classes: name them {', '.join(SPLITS)}"
+        )
+
+
+def notes_on_absent(names: Names, classes: npt.NDArray[np.integer], labels: Sequence[str]) -> list[str]:
+    """Notes on classes of which a split has no image, though it has others.
+
+    Args:
+        names: (N,) the split of each image.
+        classes: (N,) class indices.
+        labels: class names.
+    """
+    return [
+        f"the {split} split has no image of {label!r}"
+        for split in SPLITS
+        for number, label in enumerate(labels)
+        if (names == split).any() and not ((names == split) & (classes == number)).any()
+    ]
 
 
 def check_class_sizes(

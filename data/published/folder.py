@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ...errors import DataError, some
-from ..splitting import SPLITS, folder_groups, group_in
+from ..finding import Passed
+from ..splitting import SPLITS, check_no_splits, folder_groups, group_in
 from .listing import Listed, Listing, check_source, images_below
 
 BY_FOLDER = "folder"
@@ -24,27 +25,33 @@ def list_folder(source: Path, group_by: re.Pattern[str] | None = None) -> Listin
             ``/``, in place of the folders.
 
     Raises:
-        DataError: no classes, images beside the classes, or names without a group.
+        DataError: no images in classes, classes that are called like splits, or names without a group.
     """
     root = check_source(source)
     origins, notes = images_below(root)
     has_splits = any((root / split).is_dir() for split in SPLITS)
     depth = 3 if has_splits else 2  # a class's folder and a file; and the split's folder
-    stray = [origin for origin in origins if len(PurePosixPath(origin).parts) < depth]
-    if stray or not origins:
-        expected = f"expected {LAYOUT}"
-        found = f"{some(stray)} is in no class's folder" if stray else "has no images in folders of classes"
-        raise DataError(f"{source}: {found}; {expected}")
+    passed = Passed()
     images, inner = [], []
     for origin in origins:
         parts = PurePosixPath(origin).parts
-        split = parts[0] if has_splits else ""
-        if has_splits and split not in SPLITS:
+        split = parts[0] if has_splits and len(parts) > 1 else ""
+        if split and split not in SPLITS:
             notes.append(f"{split}/ is beside the splits and is passed over")
+            continue
+        if len(parts) < depth:
+            passed.add("images in no class's folder", origin)
             continue
         group = "" if group_by is None else group_in(origin, group_by)
         images.append(Listed(origin, parts[depth - 2], group, split))
         inner.append("/".join(parts[depth - 1 :]))
+    notes += passed.notes()
+    if not images:
+        found = f"; {'; '.join(passed.notes())}" if passed.notes() else ""
+        raise DataError(f"{source}: has no images in folders of classes{found}; expected {LAYOUT}")
+    labels = tuple(sorted({image.label for image in images}))
+    if not has_splits:
+        check_no_splits(source, labels)
     ungrouped = [image.origin for image in images if group_by is not None and not image.group]
     if ungrouped:
         raise DataError(
@@ -57,7 +64,7 @@ def list_folder(source: Path, group_by: re.Pattern[str] | None = None) -> Listin
         grouped_by = BY_FOLDER
     return Listing(
         images,
-        tuple(sorted({image.label for image in images})),
+        labels,
         grouped_by=grouped_by,
         notes=list(dict.fromkeys(notes)),
         keeps_split=has_splits,

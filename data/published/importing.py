@@ -37,6 +37,7 @@ from ..splitting import (
     Names,
     check_class_sizes,
     deal_together,
+    notes_on_absent,
 )
 from .examining import Examined, examine
 from .folder import BY_FOLDER, list_folder
@@ -420,12 +421,7 @@ def deal_images(
     if listing.grouped_by:
         notes += note_on_leaks(f"groups ({listing.grouped_by})", groups, names.tolist(), named=True)
     notes += note_on_leaks("images, by content,", contents, names.tolist(), named=False)
-    notes += [
-        f"the {split} split has no image of {label!r}"
-        for split in SPLITS
-        for number, label in enumerate(listing.labels)
-        if (names == split).any() and not ((names == split) & (classes == number)).any()
-    ]
+    notes += notes_on_absent(names, classes, listing.labels)
     return names, notes, how
 
 

@@ -17,8 +17,10 @@ from msmamba.data.folders import (
     read_evaluation_folder,
     read_training_folder,
 )
+from msmamba.data.published.folder import list_folder
 from msmamba.errors import DataError
 
+EACH = ".+/.+"
 PATIENT = re.compile(r"^(P\d+)_")
 
 
@@ -280,16 +282,72 @@ def test_folders_inside_of_a_class_are_its_groups(tmp_path: Path) -> None:
     by_patient = re.compile(r"/patient (\d)|(?:/\d{3})")
     with pytest.raises(DataError, match="6 file names do not match the group pattern"):
         read_training_folder(tmp_path, group_by=by_patient)
-    alone = read_training_folder(tmp_path, group_by=re.compile(".+"))
+    alone = read_training_folder(tmp_path, group_by=re.compile(".+/.+"))
     assert not any("are taken for groups" in note for note in alone.notes)
 
 
 def test_few_folders_inside_of_classes_are_refused_with_the_way_out(tmp_path: Path) -> None:
     make(tmp_path, *(f"{label}/{label}{n % 2}/{n}.png" for label in "ab" for n in range(9)))
-    with pytest.raises(DataError, match=r"4 groups .* --group-by '\.\+' takes each image for itself"):
+    with pytest.raises(DataError, match=r"4 groups .* --group-by '\.\+/\.\+' takes each image for itself"):
         read_training_folder(tmp_path)
-    alone = read_training_folder(tmp_path, group_by=re.compile(".+"))
+    alone = read_training_folder(tmp_path, group_by=re.compile(EACH))
     assert sum(map(len, alone.splits.values())) == 18
+
+
+def test_names_that_recur_are_no_group_where_each_image_is_one(tmp_path: Path) -> None:
+    make(
+        tmp_path, *(f"{label}/{patient}/{n}.png" for label in "ab" for patient in range(6) for n in range(3))
+    )
+    alone = read_training_folder(tmp_path, group_by=re.compile(EACH))
+    assert len({group for groups in alone.groups.values() for group in groups}) == 36
+
+
+def test_classes_that_a_split_lacks_are_told(tmp_path: Path) -> None:
+    patients = (f"{label}/{patient}/{n}.png" for label in "ab" for patient in range(6) for n in range(3))
+    make(tmp_path, *patients, *(f"rare/0/{n}.png" for n in range(6)))
+    data = read_training_folder(tmp_path)
+    absent = {split for split in ("val", "test") if not data.counts()[split]["rare"]}
+    assert absent
+    assert {f"the {split} split has no image of 'rare'" for split in absent} <= set(data.notes)
+
+
+def test_groups_of_a_folder_that_comes_with_splits_are_not_said_to_be_kept(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{split}/{label}/p{n}/{n}.png" for split in SPLITS for label in "ab" for n in range(3)))
+    leaking, taken = read_training_folder(tmp_path).notes
+    assert leaking.startswith("3 groups are in more than one split")
+    assert taken == (
+        "the folders inside of the classes' folders are taken for groups (patients, say), by which intervals "
+        "are drawn: --group-by '.+/.+' takes each image for itself"
+    )
+
+
+def test_classes_that_are_called_like_splits_are_refused(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        *(f"{split}/{label}/{n}.png" for split in ("Train", "Test") for label in "abcde" for n in "1"),
+    )
+    message = "its folders 'Test', 'Train' are called like splits, .*: name them train, val, test"
+    with pytest.raises(DataError, match=message):
+        read_training_folder(tmp_path)
+    with pytest.raises(DataError, match=message):
+        list_folder(tmp_path)
+
+
+def test_copies_and_patients_count_once_for_intervals(tmp_path: Path) -> None:
+    make(tmp_path, *(f"test/{label}/{n}.png" for label in "ab" for n in range(3)))
+    assert read_evaluation_folder(tmp_path).drawn_together("test") is None
+    for name in ("a/0.png", "a/2.png", "b/1.png"):
+        (tmp_path / "test" / name).write_bytes(b"the same")
+    first, *rest = read_evaluation_folder(tmp_path).drawn_together("test") or ()
+    assert (first, rest) == (
+        "test/a/0.png",
+        ["test/a/1.png", "test/a/0.png", "test/b/0.png", "test/a/0.png", "test/b/2.png"],
+    )
+    patients = make(tmp_path / "grouped", *(f"{label}/p{n}/{n}.png" for label in "ab" for n in range(4)))
+    assert len(set(read_evaluation_folder(patients).drawn_together("all") or ())) == 4
+    for name in ("a/p0/0.png", "b/p3/3.png"):
+        (patients / name).write_bytes(b"the same")
+    assert len(set(read_evaluation_folder(patients).drawn_together("all") or ())) == 3
 
 
 def test_a_folder_that_holds_all_images_is_no_group(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msmamba.data.splitting import deal, joined, shared_groups
-from msmamba.errors import DataError
+from msmamba.errors import DataError, InputError
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,6 +61,14 @@ def test_a_split_that_shares_groups_is_told() -> None:
 def test_other_shares_are_kept() -> None:
     names = deal(np.repeat([0, 1], 40), seed=3, folds={"train": 3, "val": 1})
     assert Counter(names) == {"train": 60, "val": 20}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_some_library_does_not_take_is_refused(seed: int) -> None:
+    for groups in (None, list("abcdefabcdef")):
+        with pytest.raises(InputError, match=f"the seed is {seed}: expected 0 to 4294967295"):
+            deal(np.arange(12) % 2, groups, seed=seed)
+    assert len(deal(np.arange(12) % 2, list("abcdefabcdef"), seed=2**32 - 1)) == 12
 
 
 def test_too_few_groups_are_named() -> None:

@@ -24,6 +24,7 @@ from msmamba.data.folders import read_training_folder
 from msmamba.data.imported import INDEX, MANIFEST, IndexRow, check_contents, read_index, read_manifest
 from msmamba.data.published import KINDS, ImportOptions, import_data_set
 from msmamba.data.published.examining import JOURNAL
+from msmamba.data.published.folder import list_folder
 from msmamba.data.published.importing import deal_images
 from msmamba.data.published.listing import Listed, Listing
 from msmamba.data.splitting import joined, shared_groups
@@ -228,7 +229,7 @@ REFUSED = {
     "no-class": (
         lambda root: root / "a",
         DataError,
-        r"P0_0\.png.* is in no class's folder; expected <class>/\*",
+        r"passed over: images in no class's folder, 20 \(P0_0\.png.*; expected <class>/\*",
     ),
 }
 
@@ -243,6 +244,22 @@ def test_sources_that_are_refused(
         import_data_set("folder", which(source), tmp_path / "out")  # type: ignore[operator]
     assert not (tmp_path / "out").exists()
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_images_in_no_class_are_passed_over_and_told(source: Path, tmp_path: Path) -> None:
+    write_image(source / "overview.png", 77)
+    manifest = import_data_set("folder", source, tmp_path / "out")
+    assert "passed over: images in no class's folder, 1 (overview.png)" in manifest.notes
+    assert sum(sum(counts.values()) for counts in manifest.counts.values()) == 40
+    for split in ("train", "val", "test"):
+        shutil.copytree(source, tmp_path / "split" / split, ignore=shutil.ignore_patterns("overview.png"))
+    for beside in ("test/overview.png", "overview.png", "notes/page.png"):
+        (tmp_path / "split" / beside).parent.mkdir(exist_ok=True)
+        write_image(tmp_path / "split" / beside, 78)
+    listed = list_folder(tmp_path / "split")
+    assert len(listed.images) == 120
+    assert "passed over: images in no class's folder, 2 (overview.png, test/overview.png)" in listed.notes
+    assert "notes/ is beside the splits and is passed over" in listed.notes
 
 
 def test_too_small_a_class_is_refused(source: Path, tmp_path: Path) -> None:
