@@ -1,7 +1,7 @@
 """What a network said of every image, as a csv file: intervals, and any later look at errors, rest on it.
 
-One line for each image: split, image, group (its patient, where one is known), true class, predicted class,
-and the logit of each class, to the last bit of float32.
+One line for each image: split, image, group (its patient, where one is known, or what it is a copy of), true
+class, predicted class, and the logit of each class, to the last bit of float32.
 
 Dims: N images, C classes.
 """
@@ -41,7 +41,7 @@ class Predictions:
     logits: npt.NDArray[np.float32]
     """(N, C)."""
     groups: tuple[str, ...] | None = None
-    """What the N images belong to, a patient or a slide; None where nothing is known."""
+    """What the N images belong to, a patient or a slide, joined by copies; None where each image counts."""
 
     def metrics(self) -> Metrics:
         """What is right among them."""

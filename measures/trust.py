@@ -7,6 +7,7 @@
 - *Coverage* and *error among answered* of the images that a guard decides.
 
 Images of one patient resemble each other, so where groups are known whole ones are drawn for the intervals.
+One group, or one image, tells nothing of others: the interval is then all that can be.
 
 Dims: N images, C classes, R resamples.
 """
@@ -67,7 +68,7 @@ class Trust:
 
     images: int
     groups: int | None
-    """How many patients, slides or the like; None where nothing is known of them."""
+    """How many patients, slides or the like, copies counted once; None where each image counts."""
     calibration_error: Figure
     risk_coverage_area: Figure
     guard: Answered | None
@@ -93,7 +94,9 @@ class Trust:
                 f"{guard.candidates_hold.to_text()}"
             )
         width = max(map(len, lines))
-        drawn = "images" if self.groups is None else f"{self.groups} groups"
+        drawn = "images"
+        if self.groups is not None:
+            drawn = f"{self.groups} {'group' if self.groups == 1 else 'groups'}"
         return "".join(f"{name:<{width}}  {text}\n" for name, text in lines.items()) + (
             f"{'':<{width}}  (intervals of 95 %, by {drawn})\n"
         )
@@ -161,6 +164,8 @@ def trust_of(
                 asked = len(np.unique(members[among]))  # type: ignore[index]  # there are groups
                 found = asked if found else 0
             return Figure(float(flags.sum() / among.sum()), proportion_interval(found, asked))
+        if (images if count is None else count) < 2:  # one image or patient excludes nothing of others
+            return Figure(figures[name](np.ones(images)), Interval(0.0, 1.0))
         drawn = values[name][np.isfinite(values[name])]
         estimate = figures[name](np.ones(images))
         # No influence: bias-corrected, as resampled calibration errors are too large, and not accelerated.

@@ -174,7 +174,8 @@ def bootstrap_interval(
             resemble each other, so drawing them one by one makes an interval too narrow.
 
     Returns:
-        None where the statistic has no value in more than half of the resamples.
+        None where the statistic has no value in more than half of the resamples, and where there is one row
+        or group only: nothing tells how others differ from it.
 
     Raises:
         ValueError: arrays of no or different lengths, or figures that make no sense.
@@ -186,17 +187,19 @@ def bootstrap_interval(
         raise ValueError(f"cannot take {resamples} resamples to a level of {level}")
     generator = np.random.default_rng(seed)
     count = lengths[0]
-    members: list[npt.NDArray[np.intp]] | None = None
+    places, sizes = np.arange(count), np.ones(count, np.intp)
     if groups is not None:
         _, places, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-        members = np.split(np.argsort(places, kind="stable"), np.cumsum(sizes)[:-1])
+    if len(sizes) < 2:
+        return None
+    members, starts = np.argsort(places, kind="stable"), np.cumsum(sizes) - sizes  # of one group side by side
     values = np.full(resamples, np.nan)
     for number in range(resamples):
-        if members is None:
-            rows = generator.integers(count, size=count)
-        else:
-            drawn = generator.integers(len(members), size=len(members))
-            rows = np.concatenate([members[group] for group in drawn])
+        rows = generator.integers(len(sizes), size=len(sizes))
+        if groups is not None:
+            drawn, counts = rows, sizes[rows]
+            ends = np.cumsum(counts)
+            rows = members[np.arange(ends[-1]) + np.repeat(starts[drawn] - (ends - counts), counts)]
         value = statistic(*(array[rows] for array in arrays))
         if value is not None:
             values[number] = value
@@ -224,7 +227,9 @@ def metric_intervals(
         groups: (N,), the patient or slide of each image (see `bootstrap_interval`).
 
     Returns:
-        By the names of `Metrics`' fields; None where a metric has no value.
+        By the names of `Metrics`' fields. None where a metric has no value, or where the images do not tell
+        how far it may be off: they are one, or of one group, or it is 0 or 1 in every resample. An accuracy
+        of none or all has the exact interval, of groups where there are some.
     """
     classes = logits.shape[1]
     probabilities = np.exp(log_softmax(logits))
@@ -255,9 +260,14 @@ def metric_intervals(
         return weighted_mean(aucs, weights)
 
     def interval(statistic: Callable[..., float | None], *arrays: npt.NDArray[Any]) -> Interval | None:
-        return bootstrap_interval(statistic, *arrays, seed=seed, resamples=resamples, groups=groups)
+        found = bootstrap_interval(statistic, *arrays, seed=seed, resamples=resamples, groups=groups)
+        return None if found is not None and not found.width and found.low in (0, 1) else found
 
-    within = interval(accuracy, truth, predicted)
+    right, units = truth == predicted, len(truth) if groups is None else len(np.unique(groups))
+    if right.all() or not right.any():
+        within: Interval | None = proportion_interval(units if right.all() else 0, units)
+    else:
+        within = interval(accuracy, truth, predicted)
     return {
         "accuracy": within,
         "auc": interval(auc, truth, ranks),

@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 
 from ...measures.predictions import Predictions
-from ...measures.uncertainty import RESAMPLES, Interval, bootstrap_interval, mcnemar_p
+from ...measures.uncertainty import (
+    RESAMPLES,
+    Interval,
+    bootstrap_interval,
+    mcnemar_p,
+    proportion_interval,
+)
 from ...model.evaluation.paper import METRICS
 from ...model.evaluation.table import Row
 from ...model.training.recipe import Recipe
@@ -64,7 +70,8 @@ class Difference:
     value: float
     """A share, not above 0."""
     interval: Interval
-    """95 %, of paired images, or of whole groups of them."""
+    """95 %, of paired images, or of whole groups of them; exact where no image changes, and all that can be
+    where there is one image or group only."""
     gained: int
     """Images that it has right and the best has not."""
     lost: int
@@ -89,6 +96,12 @@ class Difference:
         interval = bootstrap_interval(
             lambda drawn: float(drawn.mean()), change, resamples=resamples, groups=groups
         )
+        units = len(right) if groups is None else len(np.unique(groups))
+        if units < 2:
+            interval = Interval(-1.0, 1.0)
+        elif not gained and not lost:  # resampling would show no doubt
+            most = proportion_interval(0, units).high
+            interval = Interval(-most, most, exact=True)
         assert interval is not None  # a mean has a value in every resample
         p = mcnemar_p(lost, gained) if groups is None else None
         return cls((gained - lost) / len(right), interval, gained, lost, p)
@@ -142,7 +155,8 @@ class Comparison:
     counts: Mapping[str, int]
     """Images by split."""
     groups: int | None
-    """How many patients or slides the images that are tested on come from; None where nothing is known."""
+    """How many patients or slides the images that are tested on come from, copies counted once; None where
+    each image counts."""
     recipe: Recipe
     precision: str
     entries: tuple[Entry, ...]

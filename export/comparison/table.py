@@ -6,7 +6,7 @@ from typing import Any
 
 from ...measures.uncertainty import Interval
 from ...model.evaluation.paper import METRICS
-from ...model.evaluation.table import MARK, UNKNOWN, Table
+from ...model.evaluation.table import MARK, NO_INTERVAL, UNKNOWN, Table, lacks_intervals
 from .results import Comparison, Entry
 from .stages import Parity
 
@@ -98,10 +98,10 @@ def printed_as_text(entry: Entry) -> tuple[str, str]:
 def notes_on(comparison: Comparison) -> list[str]:
     """What a reader of the figures has to know."""
     size, images = comparison.recipe.image_size, comparison.counts[comparison.split]
-    people = "" if comparison.groups is None else f" of {comparison.groups} patients or slides"
-    drawn = "images" if comparison.groups is None else "whole patients or slides"
+    groups = "" if comparison.groups is None else f" in {comparison.groups} groups (patients, slides, copies)"
+    drawn = "images" if comparison.groups is None else "whole groups of images"
     notes = [
-        f"{comparison.data}: {images} images{people} of the {comparison.split} split, {size}x{size} pixels; "
+        f"{comparison.data}: {images} images{groups} of the {comparison.split} split, {size}x{size} pixels; "
         f"each network trained once, from scratch, by the same recipe.",
         f"[low, high]: 95 % bootstrap interval over {drawn}, paired for differences (points); what another "
         "training run could give is not in it.",
@@ -119,6 +119,9 @@ def notes_on(comparison: Comparison) -> list[str]:
                 f"Latencies are in doubt: {measured.warning}. The least are min_ms in results.csv; without "
                 "bench.json they are measured again."
             )
+    scored = [entry.scores for entry in comparison.entries if entry.scores is not None]
+    if any(lacks_intervals(scores.metrics, scores.intervals) for scores in scored):
+        notes.append(NO_INTERVAL)
     if any(entry.scores is None or entry.latency is None for entry in comparison.entries):
         notes.append(f"{UNKNOWN}: not known yet; the same command goes on.")
     return notes

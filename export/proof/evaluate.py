@@ -207,7 +207,7 @@ def evaluate_model(
             temperature=1 if applied is None else applied.temperature,
             decided=None if verdicts is None else np.array([not each.reasons for each in verdicts]),
             candidates=None if verdicts is None else [each.candidates for each in verdicts],
-            groups=matched.groups_of(name),
+            groups=matched.drawn_together(name),
         ),
         guard=applied,
         seconds=seconds,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ PAPER_SIZE = 224
 """Side of the images that the paper counts multiply-adds for."""
 UNKNOWN = "–"
 PAPER = "paper"
+NO_INTERVAL = (
+    "A figure without [low, high] is of one image or patient only, or the same in every resample: nothing "
+    "tells how far it may be off."
+)
 MARK = "†"
 """Behind a figure that others of the paper contradict."""
 
@@ -264,7 +268,12 @@ def runs_table(rows: Sequence[Row]) -> Table:
         "params and GMACs as the paper counts: 1000 classes (base: 8), 224x224, no projections, no scan."
     ]
     if any(row.intervals for row in rows):
-        notes.append("[low, high]: 95 % bootstrap interval over the images, or their patients where known.")
+        notes.append(
+            "[low, high]: 95 % bootstrap interval over the images, or their patients where known, copies "
+            "once; exact where none or all are right."
+        )
+    if any(lacks_intervals(row.metrics, row.intervals) for row in rows):
+        notes.append(NO_INTERVAL)
     if any(row.metrics and not row.intervals and row.source != PAPER for row in rows):
         notes.append(f"No interval: the run has no {PREDICTIONS}; 'mmdeploy train … --resume' writes it.")
     if any(row.source == PAPER and len(row.metrics) < len(METRICS) for row in rows):
@@ -286,6 +295,12 @@ def runs_table(rows: Sequence[Row]) -> Table:
         footnotes=list(dict.fromkeys(_footnote(row, doubt) for row in rows for doubt in row.doubts)),
         words=3,
     )
+
+
+def lacks_intervals(metrics: Mapping[str, float | None], intervals: Mapping[str, Interval | None]) -> bool:
+    """Whether some metric has a value and no interval, though the images are known (see `NO_INTERVAL`)."""
+    known = (name for name, value in metrics.items() if value is not None)
+    return bool(intervals) and any(intervals.get(name) is None for name in known)
 
 
 def _ends(interval: Interval | None) -> tuple[float | None, float | None]:

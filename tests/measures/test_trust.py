@@ -110,6 +110,14 @@ def test_no_error_among_few_patients_is_no_promise() -> None:
     assert guard.coverage.interval.low == pytest.approx(0.025 ** (1 / 3))  # all of three
 
 
+def test_one_patient_excludes_nothing_of_others() -> None:
+    logits, truth = law(40, seed=2)
+    trust = trust_of(logits, truth, groups=["one"] * 40, resamples=20)
+    for figure in (trust.calibration_error, trust.risk_coverage_area):
+        assert (figure.interval.low, figure.interval.high) == (0, 1)
+    assert "(intervals of 95 %, by 1 group)" in trust.to_text()
+
+
 def test_the_intervals_hold_the_truth() -> None:
     exact = trust_of(*law(200_000, seed=5), resamples=2).risk_coverage_area.value
     held = 0

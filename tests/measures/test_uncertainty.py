@@ -239,8 +239,9 @@ def random_predictions(images: int, classes: int, seed: int = 0) -> tuple[np.nda
 def test_intervals_are_of_the_very_metrics_that_are_reported(classes: int) -> None:
     logits, truth = random_predictions(60, classes)
     labels = [str(label) for label in range(classes)]
-    # One group that is drawn once: every resample is the whole set, and the interval shrinks to the metric.
-    intervals = metric_intervals(logits, truth, groups=np.zeros(60), resamples=2)
+    # Two groups alike: every resample is the whole set twice, and the interval shrinks to the metric.
+    twice, groups = (np.concatenate([logits] * 2), np.concatenate([truth] * 2)), np.repeat([0, 1], 60)
+    intervals = metric_intervals(*twice, groups=groups, resamples=2)
     metrics = metrics_of(logits, truth, labels)
     for name, interval in intervals.items():
         assert interval is not None
@@ -293,6 +294,23 @@ def test_a_statistic_without_a_value_is_left_out_or_leaves_no_interval() -> None
     assert metric_intervals(logits, one_sick)["auc"] is not None
     assert metric_intervals(logits, np.zeros(12, int))["auc"] is None
     assert bootstrap_interval(lambda _: float("nan"), truth) is None
+
+
+def test_one_patient_or_one_image_leaves_no_interval() -> None:
+    logits, truth = random_predictions(30, 3)
+    assert set(metric_intervals(logits, truth, groups=np.zeros(30)).values()) == {None}
+    assert metric_intervals(logits, truth, groups=np.arange(30) % 2, resamples=50)["accuracy"] is not None
+    assert bootstrap_interval(np.mean, np.ones(1)) is None
+
+
+@pytest.mark.parametrize(("groups", "units"), [(None, 12), (np.arange(12) // 4, 3)], ids=["images", "groups"])
+def test_none_or_all_right_has_the_exact_interval(groups: np.ndarray | None, units: int) -> None:
+    truth = np.arange(12) % 2
+    for right in (True, False):
+        logits = np.eye(2)[truth if right else 1 - truth]
+        found = metric_intervals(logits, truth, groups=groups, resamples=50)
+        assert found["accuracy"] == found["recall"] == proportion_interval(units * right, units)
+        assert (found["auc"], found["precision"], found["f1"]) == (None, None, None)
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:

@@ -14,7 +14,7 @@ from msmamba.export.comparison.results import Comparison, Difference, Entry, Fai
 from msmamba.export.comparison.stages import Parity, Trained
 from msmamba.export.comparison.table import table_of
 from msmamba.measures.predictions import Predictions
-from msmamba.measures.uncertainty import mcnemar_p
+from msmamba.measures.uncertainty import Interval, mcnemar_p, proportion_interval
 from msmamba.model.evaluation.table import printed_row
 from msmamba.model.networks.registry import architecture_named
 from msmamba.model.training.recipe import Recipe
@@ -53,6 +53,22 @@ def test_groups_are_drawn_whole_and_have_no_mcnemar() -> None:
     assert by_image.is_told
     assert not by_group.is_told  # it is one patient's images that are worse
     assert by_group.p is None
+
+
+def test_answers_alike_may_differ_elsewhere() -> None:
+    right = [True] * 30 + [False] * 10
+    alike = Difference.of(answers(right), answers(right))
+    assert alike is not None
+    assert alike.interval == Interval(-proportion_interval(0, 40).high, proportion_interval(0, 40).high, True)
+    assert not alike.is_told
+
+
+def test_one_patient_tells_no_network_from_another() -> None:
+    best, worse, patient = [True] * 40, [False] * 20 + [True] * 20, ("p1",) * 40
+    found = Difference.of(answers(worse, patient), answers(best, patient))
+    assert found is not None
+    assert (found.value, found.interval) == (-0.5, Interval(-1, 1))
+    assert not found.is_told
 
 
 def test_other_images_have_no_difference() -> None:

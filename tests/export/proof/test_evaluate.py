@@ -207,6 +207,18 @@ def test_a_guards_decisions_are_counted_by_patient(bundle: Path, photos: Path, t
     assert plain["metrics"] == values["metrics"]
 
 
+def test_copies_count_once_for_intervals(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    once = evaluate_model(checkpoint, photos, threads=1).trust.calibration_error
+    for path in photos.rglob("*.png"):
+        (tmp_path / path.parent.name).mkdir(exist_ok=True)
+        for number in range(4):
+            shutil.copy(path, tmp_path / path.parent.name / f"{number}-{path.name}")
+    trust = evaluate_model(checkpoint, tmp_path, threads=1).trust
+    assert (trust.images, trust.groups) == (28, 7)
+    assert trust.calibration_error.value == pytest.approx(once.value)
+    assert trust.calibration_error.interval.width == pytest.approx(once.interval.width, rel=0.2)
+
+
 def test_figures_on_what_training_saw_are_told_to_be_better(photos: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = MicroscopicMamba(Architecture(depths=(1, 1), dims=(32, 64), num_classes=3)).eval()

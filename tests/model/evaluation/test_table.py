@@ -27,6 +27,7 @@ from msmamba.model.evaluation.paper import (
 )
 from msmamba.model.evaluation.table import (
     MARK,
+    NO_INTERVAL,
     ablations_table,
     compare,
     paper_row,
@@ -142,7 +143,16 @@ def test_markdown_takes_names_as_they_stand(run: Path) -> None:
     assert lines[1] == "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines[:3]} == {10}
     assert r"| r\*\|[n]\(x)\<b\> | cells (test, 4) | 32 |" in lines[2]
-    assert "95 % bootstrap interval" in lines[-1]
+    assert any("95 % bootstrap interval" in line for line in lines[3:])
+
+
+def test_one_patient_has_no_interval_and_it_is_said(run: Path) -> None:
+    (row, _) = run_rows(run, resamples=100)
+    row = replace(row, metrics={"accuracy": 0.5, "auc": None}, intervals={"accuracy": None, "auc": None})
+    assert "50.00  " in runs_table([row]).to_text()
+    assert NO_INTERVAL in runs_table([row]).notes
+    without_value = replace(row, metrics={"auc": None})
+    assert NO_INTERVAL not in runs_table([without_value]).notes
 
 
 def test_ablations_are_counted_beside_the_papers_figures() -> None:
