@@ -12,7 +12,7 @@ from ...files import as_utf8
 from ...measures.predictions import Predictions
 from ...measures.uncertainty import RESAMPLES
 from ...model.evaluation.table import printed_row
-from ...model.networks.registry import architecture_named
+from ...model.networks.registry import architecture_named, outline
 from ...model.training.loop import Hardware, data_asked, recipe_asked
 from ...runtime.benchmark import BenchmarkOptions
 from ...schema import as_json
@@ -91,13 +91,13 @@ def compare_networks(
         skip_bad = skip_bad or begun.skipped
         white_level = begun.white_level if white_level is None else white_level
         mpp = begun.mpp if mpp is None else mpp
-    _check_names(names)
+    _check_networks(names, recipe.image_size)
     images = data_asked(data, recipe.seed, group_by, skip_bad=skip_bad, threads=hardware.threads)
     sizes = counted(names, len(images.labels), recipe.image_size)
     with folder.locked():
         folder.begin(images, recipe, white_level, mpp)
         stages = Stages(folder, images, recipe, hardware, precision, white_level, mpp, watch)
-        groups = images.groups_of(split_of(images))
+        groups = images.drawn_together(split_of(images))
         comparison = Comparison(
             data=images.name,
             root=str(images.root),
@@ -203,12 +203,12 @@ class _Run:
         )
 
 
-def _check_names(names: Sequence[str]) -> None:
-    """Tells of names that there are not before images are looked at, which may take long."""
+def _check_networks(names: Sequence[str], image_size: int) -> None:
+    """Tells of names and sizes that there are not before images are looked at, which may take long."""
     wrong = []
     for name in names:
         try:
-            architecture_named(name)
+            outline(architecture_named(name), image_size)
         except MsmambaError as error:
             wrong.append(str(error))
     if wrong:

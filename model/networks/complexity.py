@@ -18,9 +18,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...errors import InputError
 from .family import Architecture
-from .registry import family_of
+from .registry import family_of, outline
 
 MACS_PER_STATE_UPDATE = 3
 """Multiply-adds of one state at one position: the decay's exponent, the new value, the output's share."""
@@ -68,14 +67,8 @@ def complexity(arch: Architecture, image_size: int = 224) -> Complexity:
         InputError: the network takes no such images.
         BackendError: it cannot be built here.
     """
-    family = family_of(arch)
-    with torch.device("meta"):
-        network = family.build(arch).eval()
-        images = torch.empty(1, 3, image_size, image_size)
-    try:
-        network.check_image_shape((1, 3, image_size, image_size))
-    except ValueError as error:
-        raise InputError(f"network '{family.name_of(arch)}' cannot take them: {error}") from error
+    family, network = family_of(arch), outline(arch, image_size).eval()
+    images = torch.empty(1, 3, image_size, image_size, device="meta")
     elementwise = 0
 
     def count(module: nn.Module, inputs: Any, result: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...errors import InputError, some
@@ -128,6 +129,27 @@ def build_network(name: str, *, num_classes: int, **changes: Any) -> Network:
     """
     arch = architecture_named(name, num_classes=num_classes, **changes)
     return family_of(arch).build(arch)
+
+
+def outline(arch: Architecture, image_size: int) -> Network:
+    """A network without weights, which takes images of a size.
+
+    Args:
+        arch: the network's.
+        image_size: side of the square images, pixels.
+
+    Raises:
+        InputError: the network takes no such images.
+        BackendError: it cannot be built here.
+    """
+    family = family_of(arch)
+    with torch.device("meta"):
+        network = family.build(arch)
+    try:
+        network.check_image_shape((1, 3, image_size, image_size))
+    except ValueError as error:
+        raise InputError(f"network '{family.name_of(arch)}' cannot take them: {error}") from error
+    return network
 
 
 def family_of(of: Network | Architecture) -> Family:

@@ -43,7 +43,7 @@ from ...version import __version__
 from ..networks.checkpoint import save_checkpoint
 from ..networks.family import Architecture, Network
 from ..networks.pretrained import Pretrained
-from ..networks.registry import DEFAULT, architecture_named, family_of, with_switches
+from ..networks.registry import DEFAULT, architecture_named, family_of, outline, with_switches
 from .history import Epoch, Result, best_of, is_over
 from .loading import (
     CACHE_BYTES,
@@ -87,14 +87,19 @@ class Hardware:
     """Only algorithms that give the same bits every time, or an error. Those of the CPU always do."""
 
     def __post_init__(self) -> None:
-        kind = self.device.split(":")[0]
-        if kind not in ("cpu", "cuda"):
-            raise BackendError(f"there is no device {self.device!r}: choose cpu or cuda")
-        if kind == "cuda" and not torch.cuda.is_available():
+        known = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", self.device)
+        if known is None:
+            raise BackendError(f"there is no device {self.device!r}: choose cpu, cuda or cuda:<index>")
+        on_cuda = self.device != "cpu"
+        if on_cuda and not torch.cuda.is_available():
             raise BackendError(
                 f"device {self.device!r} was asked for, but PyTorch {torch.__version__} finds no CUDA"
             )
-        if self.amp and kind != "cuda":
+        if on_cuda and int(known[1] or 0) >= (count := torch.cuda.device_count()):
+            raise BackendError(
+                f"device {self.device!r} was asked for, but PyTorch finds {count} GPUs, from 0 on"
+            )
+        if self.amp and not on_cuda:
             raise BackendError("mixed precision needs CUDA: train without it on the CPU")
 
 
@@ -170,6 +175,7 @@ def train(
 
     Raises:
         DataError: a split is missing.
+        InputError: the network takes no images of the recipe's size.
         ImageError: an image cannot be read; the message names it. Images to validate and test with are read
             before the first epoch. One that cannot be read any more in the end stops nothing: it is left out
             of the result, which names it.
@@ -185,14 +191,13 @@ def train(
     elif processes.on_machine > 1:
         set_threads(max(1, usable_cores() // processes.on_machine))
     check_microns(mpp)
-    if unavailable := family_of(arch).unavailable():
-        raise BackendError(f"network '{family_of(arch).name_of(arch)}' cannot be trained here: {unavailable}")
-    arch = replace(arch, num_classes=len(data.labels))
+    arch, recipe = replace(arch, num_classes=len(data.labels)), recipe or Recipe()
+    _check_network(arch, recipe)
     folder = RunFolder(run)
     with deterministic_algorithms(hardware.deterministic), ExitStack() as held:
         processes.from_first(lambda: held.enter_context(folder.locked()))
         trainer = _Trainer(
-            *(data, folder, arch, recipe or Recipe(), hardware, processes, resume, listeners),
+            *(data, folder, arch, recipe, hardware, processes, resume, listeners),
             white_level=white_level,
             mpp=mpp,
             weights=weights,
@@ -243,7 +248,8 @@ def train_folder(
 
     Raises:
         CheckpointError: the weights cannot be read, or are of another network.
-        InputError: figures or a pattern that make no sense.
+        InputError: figures or a pattern that make no sense, or a size of images that the network does not
+            take.
         DataError: a folder that cannot be trained on.
     """
     pretrained = None if weights is None else Pretrained.read(weights, weights_of)
@@ -253,6 +259,10 @@ def train_folder(
     else:
         arch = with_switches(begun.arch, switches or {})
     recipe = recipe_asked(preset, figures, begun.recipe if begun else None)
+    # Before images are looked at, which may take long.
+    _check_network(arch, recipe)
+    if begun is None:
+        processes.from_first(RunFolder(run).check_new)
     data = data_asked(
         folder,
         recipe.seed,
@@ -275,6 +285,14 @@ def train_folder(
         weights=pretrained,
         listeners=listeners,
     )
+
+
+def _check_network(arch: Architecture, recipe: Recipe) -> None:
+    """Refuses a network that cannot be built here, or takes no images of the recipe's size."""
+    family = family_of(arch)
+    if unavailable := family.unavailable():
+        raise BackendError(f"network '{family.name_of(arch)}' cannot be trained here: {unavailable}")
+    outline(arch, recipe.image_size)
 
 
 def recipe_asked(
@@ -460,7 +478,7 @@ class _Trainer:
                 self.labels,
                 self.data.names(name),
                 *self._collected(name, answers),
-                self.data.groups_of(name),
+                self.data.drawn_together(name),
             )
             for name, answers in own.items()
         }
@@ -516,6 +534,7 @@ class _Trainer:
                 )
             mean, std = tuple(normalisation["mean"]), tuple(normalisation["std"])
             return Transform(size, mean, std, white), self._covered_before(data, images, mpp), notes
+        self.folder.create()
         white, mean, std, seen = _measured(data, images, size, white_level)
         covers = _covered(data, images, mpp)
         with noting() as tally:
@@ -523,7 +542,6 @@ class _Trainer:
         notes = (*data.notes, *seen, *tally.lines())
         if covers is not None:
             notes += tuple(note for note in covers.notes if note not in notes)
-        self.folder.create()
         self.folder.write_config(
             {
                 **identity,

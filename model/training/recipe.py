@@ -9,6 +9,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from ...data.splitting import LARGEST_SEED
+from ...images import MAX_SIZE, is_image_size
 from .augmentation import Augmentation
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -50,7 +52,7 @@ class Recipe:
     patience: int = 30
     """Epochs without a lower validation loss after which training stops."""
     image_size: int = 224
-    """Side of the square network input, pixels."""
+    """Side of the square network input, pixels; which sides it may be is the network's to say."""
     label_smoothing: float = 0.0
     """Share of each training image's label that is dealt evenly to all classes, in the loss of training."""
     average_epochs: float = 0.0
@@ -98,8 +100,10 @@ class Recipe:
             )
         if self.preset not in PRESETS:
             wrong.append(f"preset is {self.preset!r}, expected one of {', '.join(PRESETS)}")
-        if self.image_size < 32 or self.image_size % 32:
-            wrong.append(f"image_size is {self.image_size}, expected a multiple of 32")
+        if not is_image_size(self.image_size):
+            wrong.append(f"image_size is {self.image_size}, expected 1 to {MAX_SIZE}")
+        if self.seed > LARGEST_SEED:
+            wrong.append(f"seed is {self.seed}, expected at most {LARGEST_SEED}")
         if wrong:
             raise ValueError("; ".join(wrong))
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from ...data.coverage import COVERAGE
 from ...errors import CheckpointError, InputError, TargetError, TrainingError
 from ...files import folder_lock, read_file, remove_leftovers, write_atomically
-from ...images import FULL_WHITE, LEAST_WHITE
+from ...images import FULL_WHITE, LEAST_WHITE, MAX_SIZE
 from ...measures.confusion import write_confusion_matrix
 from ...measures.predictions import PREDICTIONS, Predictions, write_predictions
 from ...schema import (
@@ -67,14 +67,18 @@ _FIGURE = number(0, 1e9)
 _RANGE = listed(_FIGURE, 2, 2)
 _AUGMENTATION = record(
     {},
-    optional={"crop_scale": _RANGE, "crop_ratio": _RANGE, "horizontal_flip": TRUTH, "vertical_flip": TRUTH},
+    optional={
+        **dict.fromkeys(("crop_scale", "crop_ratio"), _RANGE),
+        **dict.fromkeys(("horizontal_flip", "vertical_flip", "keep_shape"), TRUTH),
+        **dict.fromkeys(("rotation", "colour", "focus"), _FIGURE),
+    },
 )
 _WHOLE_FIGURES = ("epochs", "batch_size", "warmup_epochs", "patience", "accumulate", "seed")
 RECIPE = record(
     {"augmentation": _AUGMENTATION},
     optional={
         **dict.fromkeys(_WHOLE_FIGURES, whole()),
-        "image_size": whole(32, 4096),
+        "image_size": whole(1, MAX_SIZE),
         **dict.fromkeys(("learning_rate", "weight_decay", "label_smoothing", "average_epochs"), _FIGURE),
         "preset": TEXT,
     },
@@ -231,12 +235,24 @@ class RunFolder:
         Raises:
             TargetError: it holds something, or cannot be made.
         """
+        self.check_new()
+        self._make()
+
+    def check_new(self) -> None:
+        """Refuses a folder that holds something.
+
+        Raises:
+            TargetError: it does, or cannot be read.
+        """
         if (self.path / CONFIG).exists():
             raise TargetError(
                 f"'{self.path}' holds a run already: resume it with --resume, or choose another folder"
             )
-        self._make()
-        taken = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+        try:
+            names = [path.name for path in self.path.iterdir()] if self.path.exists() else []
+        except OSError as error:
+            raise TargetError(f"the folder '{self.path}' cannot be read: {error.strerror}") from error
+        taken = sorted(name for name in names if not name.startswith("."))
         if taken:
             raise TargetError(f"'{self.path}' holds {taken[0]!r} and is no run: choose a new folder")
 

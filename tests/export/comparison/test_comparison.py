@@ -301,7 +301,10 @@ def test_a_network_that_fails_stops_no_other(
         ),
         pytest.param(",", (), "no network to compare: give at least one", id="none"),
         pytest.param(
-            "toy_thin,pvt_small", ("--image-size", "40"), "image_size is 40, expected a mu", id="size"
+            "toy_thin,pvt_small",
+            ("--image-size", "40"),
+            "network 'pvt_small' cannot take them: images are 40x40; .* of 32",
+            id="size",
         ),
         pytest.param("toy_thin", ("--epochs", "0"), "epochs is 0, expected at least 1", id="epochs"),
     ],

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from msmamba import open as open_artefact
 from msmamba.cli import mmdeploy
+from msmamba.data.folders import read_training_folder
 from msmamba.errors import CheckpointError, InputError
 from msmamba.export.bundle import ExportOptions, export_bundle
 from msmamba.export.graph.int8_options import Int8Options
@@ -38,6 +39,8 @@ from msmamba.model.networks.layers import DropPath
 from msmamba.model.networks.pretrained import Pretrained
 from msmamba.model.networks.registry import NETWORKS, architecture_named, family_of, recognise
 from msmamba.model.networks.timm_networks import TimmNetwork
+from msmamba.model.training.loop import Hardware, train
+from msmamba.model.training.recipe import Recipe
 
 pytestmark = pytest.mark.peers
 
@@ -322,6 +325,18 @@ def test_a_size_that_a_network_cannot_take_is_refused(tmp_path: Path) -> None:
         "error: network 'repvit_m1_0' cannot take them: images are 72x72; the side must be a multiple of 32: "
         "resize them\n"
     )
+
+
+def test_a_network_is_trained_and_exported_at_each_size_that_it_takes(cells: Path, tmp_path: Path) -> None:
+    run, bundle, recipe = tmp_path / "run", tmp_path / "bundle", Recipe(1, 4, warmup_epochs=0, image_size=48)
+    arch = architecture_named("vit_tiny_patch16_224")
+    train(read_training_folder(cells), run, arch, recipe, hardware=Hardware(threads=1))
+    assert (
+        CliRunner().invoke(mmdeploy, ["export", f"{run}/best.safetensors", "-o", str(bundle)]).exit_code == 0
+    )
+    with open_artefact(bundle) as session:
+        assert session.manifest.image_size == 48
+        assert len(session.classify([next(cells.rglob("*.png"))])) == 1
 
 
 def test_they_are_listed_with_their_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

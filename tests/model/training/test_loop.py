@@ -30,7 +30,7 @@ from msmamba.model.networks.microscopic_mamba import Architecture, MicroscopicMa
 from msmamba.model.training import loop as training
 from msmamba.model.training.augmentation import Augmentation
 from msmamba.model.training.history import Epoch, best_of, is_over
-from msmamba.model.training.loop import Hardware, train
+from msmamba.model.training.loop import Hardware, train, train_folder
 from msmamba.model.training.recipe import Recipe
 from msmamba.model.training.run import RunFolder
 from msmamba.model.training.threads import set_threads
@@ -108,8 +108,10 @@ class TestRecipe:
         assert Recipe.from_dict(json.loads(json.dumps(asdict(QUICK)))) == QUICK
 
     def test_every_wrong_figure_is_named_at_once(self) -> None:
-        with pytest.raises(ValueError, match=r"batch_size is 1.*learning_rate is nan.*image_size is 100"):
-            Recipe(batch_size=1, learning_rate=math.nan, image_size=100)
+        with pytest.raises(ValueError, match=r"batch_size is 1.*learning_rate is nan.*image_size is 9000"):
+            Recipe(batch_size=1, learning_rate=math.nan, image_size=9000)
+        with pytest.raises(ValueError, match="seed is 4294967296, expected at most 4294967295"):
+            Recipe(seed=2**32)
         with pytest.raises(ValueError, match=r"label_smoothing is 1, .*average_epochs is -1, expected 0 or"):
             Recipe(label_smoothing=1, average_epochs=-1)
         with pytest.raises(ValueError, match="warmup_epochs is 10, which leaves no epoch of 10"):
@@ -510,12 +512,29 @@ def test_a_folder_that_is_taken_is_refused(
 ) -> None:
     with pytest.raises(TargetError, match="holds a run already: resume it with --resume"):
         train(data, finished, small, QUICK)
+    with pytest.raises(TargetError, match="holds a run already"):  # before images are looked at
+        train_folder(tmp_path / "nowhere", finished)
     (tmp_path / "thesis.txt").touch()
     for resume in (False, True):
         with pytest.raises(TargetError, match=r"holds 'thesis\.txt' and is no run"):
             train(data, tmp_path, small, QUICK, resume=resume)
     with pytest.raises(TargetError, match="cannot make the folder"):
         train(data, tmp_path / "thesis.txt" / "run", small, QUICK)
+
+
+def test_the_network_says_which_images_it_takes(
+    data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    recipe = replace(QUICK, epochs=1, warmup_epochs=0, image_size=24)  # two stages shrink by 8, four by 32
+    train(data, tmp_path / "run", small, recipe, hardware=ONE_THREAD)
+    assert load_checkpoint(tmp_path / "run" / "best.safetensors").preprocessing.image_size == 24
+    with pytest.raises(
+        InputError, match=r"cannot take them: images are 28x28; .* multiple of 8: resize them"
+    ):
+        train(data, tmp_path / "other", small, replace(recipe, image_size=28))
+    with pytest.raises(InputError, match=r"network 't' cannot take them: .* multiple of 32"):
+        train_folder(tmp_path / "nowhere", tmp_path / "other", figures={"image_size": 24})
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_run_is_not_resumed_with_other_figures(
@@ -638,8 +657,11 @@ def test_threads_limit_pytorch_and_the_compiled_scan() -> None:
 
 
 def test_hardware_that_is_not_there_is_refused() -> None:
-    with pytest.raises(BackendError, match="there is no device 'tpu'"):
-        Hardware(device="tpu")
+    for device in ("tpu", "cpu:0", "cuda:", "cuda:one", "cuda:-1"):
+        with pytest.raises(
+            BackendError, match=f"there is no device '{device}': choose cpu, cuda or cuda:<ind"
+        ):
+            Hardware(device=device)
     with pytest.raises(BackendError, match="mixed precision needs CUDA"):
         Hardware(amp=True)
     if not torch.cuda.is_available():
