@@ -81,7 +81,7 @@ _RESULTS = "Results"
 @option(
     "--seconds",
     group=_MEASURING,
-    type=float,
+    type=click.FloatRange(0),
     metavar="S",
     show_default="120",
     help="Begin no further round after so many seconds.",

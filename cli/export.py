@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import described_options, given, names, steps, tell, weights_option
+from .options import described_options, given, names, steps, tell, typed, weights_option
 from .output import say
 
 _OUTPUT = "Output"
@@ -30,7 +30,10 @@ _INT8_OPTIONS = {
 _INT8_LIMITS = ("max_flips", "max_accuracy_drop")
 
 
-_OF_CHECKPOINTS = ("network", "image_size", "opset", "labels", "mean", "std", "white_level")
+_OF_CHECKPOINTS = ("network", "image_size", "opset", "labels", "mean", "std", "white_level", "weights_of")
+
+
+_OF_ENGINES = ("sm", "batches", "plugin", "version_compatible", "hardware_compatibility", "timing_cache")
 
 
 @click.command(
@@ -189,9 +192,10 @@ def export(
     chosen_options = given(chosen)
     compute_capabilities = [text.strip() for text in sm.split(",") if text.strip()]
     if _is_artefact(source):
-        said = given({"fp16": fp16 or None, "int8": int8 or None, "labels": labels})
-        _add_engine(source, output, compute_capabilities, force, {**said, **chosen_options})
+        _add_engine(source, output, compute_capabilities, force, chosen_options)
         return
+    if chosen["target"] == "onnx" and (of_engines := typed(*_OF_ENGINES)):
+        raise click.UsageError(f"without --target no engine is built: give one, or leave {of_engines} out")
     from ..export.bundle import ExportOptions, export_bundle
     from ..export.graph.int8_options import Int8Options
     from ..export.graph.judging import limits_of
@@ -250,11 +254,8 @@ def _add_engine(
     from ..export.engine.build import EngineOptions
     from ..export.engine.engine_bundle import engine_bundle
 
-    of_the_export = ("fp16", "int8", *_INT8_OPTIONS, *_INT8_LIMITS, *_OF_CHECKPOINTS)
-    settled = [name for name in of_the_export if name in chosen]
-    if settled:
-        named = ", ".join(f"--{name.removeprefix('image_').replace('_', '-')}" for name in settled)
-        raise click.UsageError(f"'{source}' is exported already, which settled {named}: leave it out")
+    if settled := typed("fp16", "int8", *_INT8_OPTIONS, *_INT8_LIMITS, *_OF_CHECKPOINTS):
+        raise click.UsageError(f"'{source}' is exported already, which settled {settled}: leave it out")
     target = chosen.pop("target")
     if target == "onnx":
         raise click.UsageError(f"'{source}' is exported already: say which engine to build with --target")

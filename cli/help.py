@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from click.types import OptionHelpExtra  # not in click 8.1
@@ -67,6 +68,16 @@ class Command(click.Command):
     def __init__(self, *arguments: Any, example: str = "", **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.example = example
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Refuses what is empty, an unset variable of a shell: as a path it would be the current folder."""
+        rest = super().parse_args(context, args)
+        for each in self.params:
+            value = context.params.get(each.name or "")
+            typed = context.get_parameter_source(each.name or "") is ParameterSource.COMMANDLINE
+            if typed and "" in (value if isinstance(value, tuple) else (value,)):
+                raise click.BadParameter("it is empty.", context, each)
+        return rest
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """The headings in the order of their first options, what has none last, all in the same columns."""

@@ -35,6 +35,8 @@ def info(model: str, image_size: int, weights_of: str | None, **switches: bool |
 
     path = Path(model)
     if model in NETWORKS or (path.name == model and not path.suffix and not path.exists()):
+        if weights_of is not None:
+            raise click.UsageError(f"{model} is a network by name, without weights: leave --weights-of out")
         arch = architecture_named(model, **given(switches))
     elif given(switches):
         raise click.UsageError(

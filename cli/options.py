@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..text import shown
 from .help import option
@@ -159,7 +160,7 @@ weights_option = option(
 
 ablation_options = together(
     *(
-        option(f"--{name}/--no-{name}", group=_ABLATIONS, default=None, help=meaning)
+        option(f"--{name}/--no-{name}", group=_ABLATIONS, default=None, show_default="on", help=meaning)
         for name, meaning in (
             ("mifa", "Weigh the two branches by MIFA, or just concatenate them."),
             ("parallel", "Scan four groups of channels by a shared block, or all by one."),
@@ -190,6 +191,7 @@ described_options = together(
         help="The network that a bare state dict is of.",
     ),
     option(
+        "--image-size",
         "--size",
         "image_size",
         group=_NOT_SAID,
@@ -206,7 +208,7 @@ described_options = together(
     option(
         "--mean",
         group=_NOT_SAID,
-        type=float,
+        type=click.FloatRange(0, 1),
         nargs=3,
         metavar="R G B",
         help="Means of the channels, of values in [0, 1].",
@@ -214,7 +216,7 @@ described_options = together(
     option(
         "--std",
         group=_NOT_SAID,
-        type=float,
+        type=click.FloatRange(0, 1, min_open=True),
         nargs=3,
         metavar="R G B",
         help="Standard deviations of the channels, of values in [0, 1].",
@@ -233,12 +235,12 @@ def let_idle_threads_sleep() -> None:
 
 
 def check_replaces_none(name: str, output: str | None, others: Iterable[str | Path | None]) -> None:
-    """Refuses a file to write that is one of those that the command reads, or writes otherwise.
+    """Refuses a file to write that goes with the command: what it reads, or writes otherwise.
 
     Args:
         name: the option that names it.
         output: what it names; None where it was not given.
-        others: the paths of the others.
+        others: the paths of the others; of a folder, its images, and the files of the bundle that it is.
 
     Raises:
         click.UsageError: it is one of them; by another path, too.
@@ -252,16 +254,51 @@ def check_replaces_none(name: str, output: str | None, others: Iterable[str | Pa
         same = path == other
         if there is not None:
             with suppress(OSError, ValueError):
-                same = same or os.path.samestat(there, other.stat())
+                same = same or os.path.samestat(there, other.stat()) or _is_of(path, other)
         if same:
             raise click.UsageError(
-                f"{name} would replace '{other}', which goes with this command: name another"
+                f"{name} would replace '{path}', which goes with this command: name another"
             )
+
+
+def _is_of(path: Path, folder: Path) -> bool:
+    """Whether an existing file is an image below a folder, or one of the files of the bundle that it is."""
+    from ..errors import ArtefactError
+    from ..images import SUFFIXES
+    from ..runtime.artefact import MANIFEST_NAME, PARITY_NAME, open_bundle
+
+    target, top = path.resolve(), folder.resolve()
+    if top not in target.parents:
+        return False
+    if target.suffix.lower() in SUFFIXES:
+        return True
+    with suppress(ArtefactError):  # no bundle
+        return target.parent == top and target.name in {
+            *open_bundle(top).manifest.files,
+            MANIFEST_NAME,
+            PARITY_NAME,
+        }
+    return False
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """Those that were given: the library has the defaults."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def typed(*names: str) -> str:
+    """Those of some options of the command at work that were typed, as they are written; empty for none.
+
+    Args:
+        names: the names of their parameters.
+    """
+    context = click.get_current_context()
+    found = []
+    for each in context.command.params:
+        if each.name in names and context.get_parameter_source(each.name) is ParameterSource.COMMANDLINE:
+            is_off = context.params.get(each.name) is False
+            found.append(each.secondary_opts[0] if is_off and each.secondary_opts else each.opts[0])
+    return ", ".join(found)
 
 
 def tell(notes: Iterable[str]) -> None:
@@ -322,12 +359,14 @@ def names(text: str) -> list[str]:
     """Class names from a comma-separated list, or from a file with one a line.
 
     Raises:
-        InputError: the file cannot be read, or is not text in UTF-8.
+        InputError: the file is missing, cannot be read, or is not text in UTF-8.
     """
     from ..errors import InputError
     from ..files import read_file
 
     if not Path(text).is_file():
+        if "," not in text and Path(text).suffix in (".txt", ".csv"):
+            raise InputError(f"there is no file '{text}': expected one label a line, or labels by commas")
         return [name.strip() for name in text.split(",")]
     try:
         lines = read_file(text).decode("utf-8-sig").splitlines()

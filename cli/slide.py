@@ -202,7 +202,7 @@ def slide(
     from ..machine import threads_to_use
     from ..microscope.slides.engine import classify_tiles
     from ..microscope.slides.opening import SUFFIXES
-    from ..microscope.slides.run import Engine, SlideOptions, classify_slides
+    from ..microscope.slides.run import PAGE, Engine, SlideOptions, classify_slides
     from ..microscope.slides.tissue import TissueOptions
     from ..runtime.infer import find_images
     from ..runtime.session import open_session
@@ -228,6 +228,7 @@ def slide(
             engine = stack.enter_context(ray_engine).classify
         progress = stack.enter_context(_tiles_shown())
         classify_slides(session, artefact, found.images, output, options, progress, log, engine)
+    say(f"report: {Path(output, PAGE)}", err=True)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import check_replaces_none, format_option, resamples_option
+from .options import check_replaces_none, format_option, resamples_option, typed
 from .output import say_lines
 
 _ROWS = "Rows"
@@ -47,11 +47,13 @@ def table(
     intervals; a † marks what the paper's other figures contradict. --published wants the columns dataset,
     network (t, s, b, "t --no-mifa", …), accuracy, auc and precision.
     """
-    from ..files import check_writable, write_atomically
+    from ..files import as_utf8, check_writable, write_atomically
     from ..model.evaluation.table import ablations_table, compare
 
     if ablations == bool(runs):
         raise click.UsageError("give either run folders or --ablations")
+    if ablations and (of_runs := typed("peers", "published", "resamples")):
+        raise click.UsageError(f"--ablations counts the paper's own network: leave {of_runs} out")
     if output is not None:
         check_replaces_none("-o", output, [options["published"]])
         check_writable(output, through_links=True)
@@ -63,6 +65,6 @@ def table(
         "latex": result.to_latex,
     }[output_format]()
     if output is not None:
-        write_atomically(output, text.encode(), through_links=True)
+        write_atomically(output, as_utf8(text), through_links=True)
     else:
         say_lines(text)

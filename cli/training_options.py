@@ -129,18 +129,21 @@ recipe_options = together(
         "--horizontal-flip/--no-horizontal-flip",
         group=_IMAGES,
         default=None,
+        show_default="off",
         help="Mirror half of the images left to right.",
     ),
     option(
         "--vertical-flip/--no-vertical-flip",
         group=_IMAGES,
         default=None,
+        show_default="off",
         help="Mirror half of the images top to bottom.",
     ),
     option(
         "--keep-shape/--no-keep-shape",
         group=_IMAGES,
         default=None,
+        show_default="off",
         help="Take crops of about the image's own shape.",
     ),
     option(

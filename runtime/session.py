@@ -499,7 +499,7 @@ class Session:
         elif size is not None and images.shape[2] != size:
             problems.append(
                 f"is 3x{images.shape[2]}x{images.shape[3]}; this artefact takes 3x{size}x{size}: "
-                f"resize, or export with --size {images.shape[2]}"
+                f"resize, or export with --image-size {images.shape[2]}"
             )
         if dims == 4 and images.shape[0] < 1:
             problems.append("is an empty batch: expected at least one image")

@@ -22,7 +22,7 @@ from ...data.folders import ImageFolder, match_labels, read_evaluation_folder
 from ...data.readable import unreadable_images, without
 from ...data.samples import classes_of, sources_of
 from ...data.seen import Overlap, Seen
-from ...errors import ArtefactError, BackendError, TargetError
+from ...errors import ArtefactError, BackendError, InputError, TargetError
 from ...files import as_utf8, write_atomically
 from ...images import Transform, noting
 from ...measures.confusion import write_confusion_matrix
@@ -160,6 +160,7 @@ def evaluate_model(
         CheckpointError: the checkpoint cannot be used.
         ArtefactError: the artefact cannot be used, or does not say its labels and preprocessing.
         BackendError: the device asked for is not there.
+        InputError: options of exported artefacts for a checkpoint.
     """
     folder = read_evaluation_folder(data, split)
     if skip_bad:
@@ -249,6 +250,11 @@ def _opened(
     model: Path, described: Described, device: str, threads: int | None, guard: bool, **execution: Any
 ) -> Iterator[_Classifier]:
     if model.is_file() and is_checkpoint(model):
+        asked = [
+            f"--{name.replace('_', '-')}" for name, value in execution.items() if value not in ("auto", False)
+        ]
+        if asked:
+            raise InputError(f"{model} is a checkpoint, which PyTorch runs: leave {', '.join(asked)} out")
         yield _checkpoint_classifier(model, described, device, threads)
         return
     if described.weights_of is not None:
@@ -271,7 +277,7 @@ def _opened(
         if described.image_size not in (None, session.transform.size):
             raise ArtefactError(
                 f"{model} takes {session.transform.size}x{session.transform.size} images, not "
-                f"{described.image_size}: export it with --size {described.image_size}"
+                f"{described.image_size}: export it with --image-size {described.image_size}"
             )
         features: list[npt.NDArray[np.float32]] = []
 

@@ -62,7 +62,7 @@ from .slide import Slide
 from .tiles import Keeps, Tile, grid, side_of, stride_of
 from .tissue import Thumbnail, TissueOptions, mask_of, thumbnail
 
-_RUN = "run.json"
+_RUN, PAGE = "run.json", "report.html"
 _SHARED = ("format_version", "artefact_sha256", "labels", "white_level")
 _FORMAT = 1
 _KEPT = record(
@@ -452,7 +452,7 @@ class _Run:
                 maps=tuple(Path(f"{self._map_of(name, index)}.png") for index in range(len(self._labels))),
             )
         write_report(
-            self._folder / "report.html",
+            self._folder / PAGE,
             artefact=self._identity["artefact"],
             sha256=self._identity["artefact_sha256"],
             labels=self._labels,

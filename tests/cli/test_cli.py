@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from click.testing import CliRunner
 
 import msmamba
 from msmamba.cli import mmdeploy
+from msmamba.cli.options import check_replaces_none
 from msmamba.errors import InputError, MsmambaError
 
 
@@ -105,7 +108,14 @@ def test_options_of_int8_go_together(options: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    [["--int8"], ["--calib-seed", "0"], ["--max-accuracy-drop", "0"], ["--sensitivity"]],
+    [
+        ["--int8"],
+        ["--calib-seed", "0"],
+        ["--max-accuracy-drop", "0"],
+        ["--sensitivity"],
+        ["--image-size", "64"],
+        ["--weights-of", "ema"],
+    ],
     ids=" ".join,
 )
 def test_a_bundle_has_settled_its_precision(option: list[str], tmp_path: Path) -> None:
@@ -115,6 +125,59 @@ def test_a_bundle_has_settled_its_precision(option: list[str], tmp_path: Path) -
     )
     assert result.exit_code == 2
     assert f"settled {option[0]}: leave it out" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--sm", "8.6"],
+        ["--batches", "1", "1", "4"],
+        ["--no-plugin"],
+        ["--version-compatible"],
+        ["--hardware-compatibility", "ampere-plus"],
+        ["--timing-cache", "kept"],
+    ],
+    ids=" ".join,
+)
+def test_an_option_of_engines_wants_one(option: list[str]) -> None:
+    result = CliRunner().invoke(mmdeploy, ["export", "net.pth", *option, "-o", "bundle"])
+    assert result.exit_code == 2
+    assert f"give one, or leave {option[0]} out" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["infer", "a", ""],
+        ["infer", "", "b"],
+        ["train", "cells", "-o", ""],
+        ["export", "a", "-o", "b", "--sm", ""],
+    ],
+    ids=shlex.join,
+)
+def test_what_is_empty_is_no_path(arguments: list[str]) -> None:
+    """An unset variable of a shell; as a path it is the current folder."""
+    result = CliRunner().invoke(mmdeploy, arguments)
+    assert result.exit_code == 2
+    assert "it is empty" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["table", "--ablations", "--peers"], "leave --peers out"),
+        (["table", "--ablations", "--published", "mine.csv"], "leave --published out"),
+        (["info", "t", "--weights-of", "ema"], "leave --weights-of out"),
+        (["bench", "a", "--seconds", "-1"], "--seconds"),
+        (["export", "a", "-o", "b", "--mean", "123", "117", "104"], "--mean"),
+        (["export", "a", "-o", "b", "--std", "0", "0", "0"], "--std"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else shlex.join(value),
+)
+def test_what_does_nothing_or_cannot_be_is_refused(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(mmdeploy, arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
 
 
 def test_a_folder_that_is_no_bundle_is_not_taken_for_one(tmp_path: Path) -> None:
@@ -220,6 +283,14 @@ def test_a_file_of_labels_is_text_in_utf_8(content: bytes, message: str | None, 
             names(str(tmp_path / "labels.txt"))
 
 
+def test_a_missing_file_of_labels_is_no_label() -> None:
+    from msmamba.cli.options import names
+
+    assert names("a.b, c") == ["a.b", "c"]
+    with pytest.raises(InputError, match=r"there is no file 'labels\.txt': expected one label a line"):
+        names("labels.txt")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -277,3 +348,41 @@ def test_what_a_command_reads_it_does_not_write(command: list[str], tmp_path: Pa
     option = "-o" if "table" in command else "--report"
     done = CliRunner().invoke(mmdeploy, [*command, str(tmp_path / "own"), option, str(tmp_path / "own")])
     assert (done.exit_code, f"{option} would replace" in done.stderr) == (2, True), done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["infer", "bundle", "new.png", "-o", "bundle/model.onnx"],
+        ["bench", "bundle", "-o", "bundle/manifest.json"],
+        ["bench", "bundle", "--plot", "./bundle/../bundle/model.onnx"],
+        ["calibrate", "bundle", "cells", "--report", "bundle/model.onnx"],
+        ["calibrate", "bundle", "cells", "--report", "cells/a/1.png"],
+        ["verify", "bundle", "--against", "b.pth", "--data", "cells", "--report", "cells/a/1.png"],
+        ["verify", "bundle", "--against", "b.pth", "--data", "cells", "--report", "bundle/manifest.json"],
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_nothing_in_a_folder_that_a_command_is_given_is_replaced(
+    arguments: list[str], bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundles["fp32"], "bundle")
+    Path("cells", "a").mkdir(parents=True)
+    Path("cells", "a", "1.png").write_text("a picture")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = CliRunner().invoke(mmdeploy, arguments)
+    assert done.exit_code == 2, done.output
+    assert f"would replace '{Path(arguments[-1])}'" in " ".join(done.stderr.split())
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_report_in_a_bundle_may_be_written_again(bundles: dict[str, Path], tmp_path: Path) -> None:
+    check = click.Command("any", callback=lambda: None)
+    shutil.copytree(bundles["fp32"], tmp_path / "bundle")
+    (tmp_path / "bundle" / "report.html").write_text("of yesterday")
+    with click.Context(check):
+        for name in ("report.html", "new.html"):
+            check_replaces_none("--report", str(tmp_path / "bundle" / name), [tmp_path / "bundle"])
+    assert (tmp_path / "bundle" / "report.html").read_text() == "of yesterday"
+    assert not (tmp_path / "bundle" / "new.html").exists()

@@ -122,7 +122,9 @@ def test_an_option_that_click_makes_is_shown_too() -> None:
 
 
 def figures(text: str) -> Any:
-    """What a default in a help says: a number, several, or a word."""
+    """What a default in a help says: a switch, a number, several, or a word."""
+    if text in ("on", "off"):
+        return text == "on"
     try:
         numbers = [float(word) for word in text.split()]
     except ValueError:

@@ -249,7 +249,7 @@ def test_an_abandoned_stream_leaves_no_thread(session: Session, colours: list[np
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (batch(size=SIZE + 2), rf"3x11x11; .* takes 3x{SIZE}x{SIZE}: resize, or export with --size 11"),
+        (batch(size=SIZE + 2), rf"3x11x11; .* takes 3x{SIZE}x{SIZE}: resize, or export with --image-size 11"),
         (batch()[0], r"shape \(3, 9, 9\)"),
         (batch()[:, :1], r"shape \(1, 1, 9, 9\)"),
         (batch()[..., :-1], r"shape \(1, 3, 9, 8\)"),

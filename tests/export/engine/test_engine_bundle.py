@@ -181,7 +181,7 @@ def test_an_existing_bundle_is_not_replaced_unasked(bundles: dict[str, Path], tm
         pytest.param(
             ["--target", "tensorrt-rtx", "--size", "64", "--labels", "a,b"],
             2,
-            "settled --size, --labels: leave it out",
+            "settled --image-size, --labels: leave it out",
             id="size-and-labels",
         ),
         pytest.param([], 2, "say which engine to build with --target", id="no-target"),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from msmamba.cli import mmdeploy
 from msmamba.data.seen import Seen
-from msmamba.errors import ArtefactError, DataError, TargetError
+from msmamba.errors import ArtefactError, DataError, InputError, TargetError
 from msmamba.export.bundle import ExportOptions, export_bundle
 from msmamba.export.proof.evaluate import evaluate_model
 from msmamba.measures.selective import certainty
@@ -133,8 +133,19 @@ def test_a_state_dict_without_labels_asks_for_them(checkpoint: Path, photos: Pat
 
 
 def test_an_artefact_of_another_size_is_refused(bundle: Path, photos: Path) -> None:
-    with pytest.raises(ArtefactError, match="takes 32x32 images, not 64: export it with --size 64"):
+    with pytest.raises(ArtefactError, match="takes 32x32 images, not 64: export it with --image-size 64"):
         evaluate_model(bundle, photos, described=Described(image_size=64))
+
+
+@pytest.mark.parametrize(
+    "option", [{"provider": "cpu"}, {"kernels": "functions"}, {"trust_engine_code": True}], ids=str
+)
+def test_what_is_for_artefacts_is_not_ignored_of_a_checkpoint(
+    option: dict[str, str | bool], checkpoint: Path, photos: Path
+) -> None:
+    ((name, _),) = option.items()
+    with pytest.raises(InputError, match=f"PyTorch runs: leave --{name.replace('_', '-')} out"):
+        evaluate_model(checkpoint, photos, **option)
 
 
 def test_progress_counts_every_image(checkpoint: Path, photos: Path) -> None:

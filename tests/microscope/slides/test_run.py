@@ -425,6 +425,7 @@ def test_a_field_goes_pixel_for_pixel(bundles: dict[str, Path], tmp_path: Path) 
     arguments = ["slide", str(bundles["fp32"]), str(tmp_path / "field.png"), "-o", str(tmp_path / "out")]
     done = CliRunner().invoke(mmdeploy, [*arguments, "--pixel-for-pixel", "--no-tissue", "--threads", "1"])
     assert done.exit_code == 0, done.stderr
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in done.stderr
     assert len(list(read_rows(tmp_path / "out" / "model-outputs-csv" / "field.csv"))) == 12
     assert list((tmp_path / "out" / "masks").iterdir()) == []
 
