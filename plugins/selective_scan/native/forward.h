@@ -149,9 +149,10 @@ class ForwardScan {
         const float* const A = buffers_.A + (direction * padded + first) * states;
         float* const state = buffers_.state + first * states;
         const Float<kLanes> reach = load<kLanes>(buffers_.reach + direction * padded + first);
-        if (!decays_are_normal<kLanes>(largest_pace, reach)) {
+        const bool by_adders = kHasAddersForm && task_.own_adders;
+        if (!exponents_are_within<kLanes>(by_adders ? kMostCubicExponent : kMostExponent, largest_pace, reach)) {
           advance_tile<kLanes, Decay::kAny>(tile, A, state, call_for_next);
-        } else if (kHasAddersForm && task_.own_adders) {
+        } else if (by_adders) {
           advance_tile<kLanes, kHasAddersForm ? Decay::kNormalByAdders : Decay::kNormal>(tile, A, state, call_for_next);
         } else {
           advance_tile<kLanes, Decay::kNormal>(tile, A, state, call_for_next);

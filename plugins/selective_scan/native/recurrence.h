@@ -83,10 +83,10 @@ MSMAMBA_INLINE Float<Lanes> pace_of(Float<Lanes> step) {
   return at_most<Lanes>(step * kLog2E, kLargestFactor);
 }
 
-// Whether no decay of a tile falls below 2^-kMostExponent, given the largest |pace| and |A| of each lane (NaN aside).
+// Whether the exponents of a tile's decays are at most `most`, given the largest |pace| and |A| of each lane (NaN aside).
 template <int Lanes>
-MSMAMBA_INLINE bool decays_are_normal(Float<Lanes> largest_pace, Float<Lanes> largest_A) {
-  const Int<Lanes> beyond = largest_pace * largest_A > kMostExponent;
+MSMAMBA_INLINE bool exponents_are_within(float most, Float<Lanes> largest_pace, Float<Lanes> largest_A) {
+  const Int<Lanes> beyond = largest_pace * largest_A > most;
   int32_t any = 0;
   for (int lane = 0; lane < Lanes; ++lane) any |= beyond[lane];
   return any == 0;
@@ -132,15 +132,15 @@ class StagedState {
 
   MSMAMBA_INLINE void approximate() {
     f_ = z_ - part_;
-    table_ = Exp2<Lanes>::table(rounded_);
-    q_ = Exp2<Lanes>::series(f_);
+    factor_ = CubicExp2<Lanes>::factor(rounded_, part_);
+    quadratic_ = CubicExp2<Lanes>::quadratic(f_);
     in_turn<Lanes>(f_);
-    in_turn<Lanes>(table_);
-    in_turn<Lanes>(q_);
+    in_turn<Lanes>(factor_);
+    in_turn<Lanes>(quadratic_);
   }
 
   MSMAMBA_INLINE void join() {
-    decay_ = Exp2<Lanes>::joined(table_, f_, q_, part_);
+    decay_ = factor_ * CubicExp2<Lanes>::cubic(f_, quadratic_);
     in_turn<Lanes>(decay_);
   }
 
@@ -151,7 +151,7 @@ class StagedState {
   }
 
  private:
-  Float<Lanes> z_, rounded_, part_, f_, table_, q_, decay_;
+  Float<Lanes> z_, rounded_, part_, f_, factor_, quadratic_, decay_;
 };
 
 #if defined(__aarch64__)
@@ -259,7 +259,7 @@ MSMAMBA_INLINE void advance_tile_in_memory(const Tile& tile, const float* A, flo
 }
 
 // Advances `state` (states, Lanes) over the tile and adds its output to the sums. `A` (states, Lanes) comes from pack_A.
-// Decays by anything but `kAny` need `decays_are_normal` of the tile.
+// Decays by `kNormal` need exponents within kMostExponent, `kNormalByAdders` within kMostCubicExponent.
 // `meanwhile(t)` runs with every step: address arithmetic and prefetching cost nothing beside the
 // recurrence, which leaves half of the machine's issue slots free.
 template <int Lanes, Decay decay, typename Meanwhile>

@@ -174,24 +174,49 @@ MSMAMBA_INLINE Float<Lanes> at_most(Float<Lanes> value, float bound) {
 // with the step.
 //
 // `power(rounded, part, f)` takes z in pieces: `rounded` is z + kRounding<Lanes>, in whose low bits stand n and i, and
-// `part` is the multiple. Its own pieces are T[i], for some times 2^n already; q(f); and what they come to.
+// `part` is the multiple.
 template <int Lanes>
 struct Exp2 {
   static constexpr int kFractionBits = 0;
-  MSMAMBA_INLINE static Float<Lanes> table(Float<Lanes> rounded) {
-    return (Float<Lanes>)(((Int<Lanes>)rounded << 23) + 0x3f800000);
-  }
-  MSMAMBA_INLINE static Float<Lanes> series(Float<Lanes> f) {
+  MSMAMBA_INLINE static Float<Lanes> power(Float<Lanes> rounded, Float<Lanes>, Float<Lanes> f) {
     // f in [-1/2, 1/2]: relative error 1.1e-7.
-    return (((0.0013300607f * f + 0.009669691f) * f + 0.055505585f) * f + 0.24022283f) * f + 0.6931472f;
-  }
-  MSMAMBA_INLINE static Float<Lanes> joined(Float<Lanes> table, Float<Lanes> f, Float<Lanes> q, Float<Lanes>) {
-    return table * f * q + table;
-  }
-  MSMAMBA_INLINE static Float<Lanes> power(Float<Lanes> rounded, Float<Lanes> part, Float<Lanes> f) {
-    return joined(table(rounded), f, series(f), part);
+    const Float<Lanes> q =
+        (((0.0013300607f * f + 0.009669691f) * f + 0.055505585f) * f + 0.24022283f) * f + 0.6931472f;
+    const Float<Lanes> scale = (Float<Lanes>)(((Int<Lanes>)rounded << 23) + 0x3f800000);
+    return scale * f * q + scale;
   }
 };
+
+// Another form, on AVX-512: u * 2^f is a cubic whose leading coefficient is 1, which an addition begins where else a
+// multiply-add does, and T / u stands in the table. u times the table's first entry is 1 within 2e-10 and q(0) is ln 2
+// within 1e-9, so that the error still vanishes with the step, but for the cubic's rounding: 5.3e-8 at most.
+//
+// 2^z, for z within kMostCubicExponent, is `factor(rounded, part) * cubic(f, quadratic(f))`.
+template <int Lanes>
+struct CubicExp2;
+
+#if defined(__AVX2__)
+// Times 2^n, the entry of a table of 8 that the low bits of each lane name. The table holds bits, less i << 20: shifting the
+// low bits of `rounded` to the exponent's place brings i along.
+MSMAMBA_INLINE Float<8> scaled_entry(const int32_t* table, Float<8> rounded) {
+  const __m256 entries = _mm256_load_ps(reinterpret_cast<const float*>(table));
+  return (Float<8>)((Int<8>)_mm256_permutevar8x32_ps(entries, (__m256i)rounded) + ((Int<8>)rounded << 20));
+}
+
+alignas(32) constexpr int32_t kEighthPowersOfTwo[8] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                                       0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+
+template <>
+struct Exp2<8> {
+  static constexpr int kFractionBits = 3;
+  MSMAMBA_INLINE static Float<8> power(Float<8> rounded, Float<8>, Float<8> f) {
+    // f in [-1/16, 1/16]: relative error 3e-8.
+    const Float<8> q = (0.055504266f * f + 0.24025749f) * f + 0.6931472f;
+    const Float<8> entry = scaled_entry(kEighthPowersOfTwo, rounded);
+    return entry * f * q + entry;
+  }
+};
+#endif
 
 #if defined(__AVX512VL__)
 // The entry of a table of 16 that the low bits of each lane name.
@@ -204,49 +229,49 @@ MSMAMBA_INLINE Float<16> looked_up_of_32(const float* table, Float<16> rounded) 
                                                  _mm512_load_ps(table + 16));
 }
 
-alignas(64) constexpr float kPowersOfTwo[16] = {
-    1.0f, 1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
-    1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f, 1.68179286f, 1.75625217f, 1.8340081f, 1.91520655f};
+// Times 2^floor(exponent).
+MSMAMBA_INLINE Float<16> scaled(Float<16> value, Float<16> exponent) {
+  return (Float<16>)_mm512_maskz_scalef_ps(kAllLanes, (__m512)value, (__m512)exponent);
+}
+
+constexpr float kCubicAtZero = 18.019424f;       // u
+constexpr float kCubicSlopeAtZero = 12.490113f;  // u ln 2
+
+// 2^(i/16) / u
+alignas(64) constexpr float kCubicSixteenths[16] = {
+    0.05549567f, 0.057952672f, 0.060518455f, 0.06319784f, 0.06599584f, 0.06891773f, 0.07196898f, 0.07515532f,
+    0.078482725f, 0.08195745f, 0.08558602f, 0.089375235f, 0.093332216f, 0.09746439f, 0.101779506f, 0.10628567f};
+// 2^(i/8) / u, as `scaled_entry` takes them.
+alignas(32) constexpr int32_t kCubicEighths[8] = {0x3d634f6d, 0x3d67e233, 0x3d6728d4, 0x3d636479,
+                                                  0x3d60bb8d, 0x3d5f47b9, 0x3d5f24f6, 0x3d6071c6};
+
+template <>
+struct CubicExp2<16> {
+  MSMAMBA_INLINE static Float<16> quadratic(Float<16> f) { return (f + 4.328889f) * f + kCubicSlopeAtZero; }
+  MSMAMBA_INLINE static Float<16> cubic(Float<16> f, Float<16> quadratic) {
+    return quadratic * f + kCubicAtZero;  // f in [-1/32, 1/32]: relative error 2e-9
+  }
+  MSMAMBA_INLINE static Float<16> factor(Float<16> rounded, Float<16> part) {
+    return scaled(looked_up(kCubicSixteenths, rounded), part);
+  }
+};
+
+template <>
+struct CubicExp2<8> {
+  MSMAMBA_INLINE static Float<8> quadratic(Float<8> f) { return (f + 4.329309f) * f + kCubicSlopeAtZero; }
+  MSMAMBA_INLINE static Float<8> cubic(Float<8> f, Float<8> quadratic) {
+    return quadratic * f + kCubicAtZero;  // f in [-1/16, 1/16]: relative error 3e-8
+  }
+  MSMAMBA_INLINE static Float<8> factor(Float<8> rounded, Float<8>) { return scaled_entry(kCubicEighths, rounded); }
+};
 
 template <>
 struct Exp2<16> {
   static constexpr int kFractionBits = 4;
-  MSMAMBA_INLINE static Float<16> table(Float<16> rounded) { return looked_up(kPowersOfTwo, rounded); }
-  MSMAMBA_INLINE static Float<16> series(Float<16> f) {
-    // f in [-1/32, 1/32]: relative error 1e-9.
-    return (0.055502344f * f + 0.24023429f) * f + 0.6931472f;
-  }
-  MSMAMBA_INLINE static Float<16> joined(Float<16> table, Float<16> f, Float<16> q, Float<16> part) {
-    const Float<16> power = table * f * q + table;
-    return (Float<16>)_mm512_maskz_scalef_ps(kAllLanes, (__m512)power, (__m512)part);  // by floor(part), which is n
-  }
   MSMAMBA_INLINE static Float<16> power(Float<16> rounded, Float<16> part, Float<16> f) {
-    return joined(table(rounded), f, series(f), part);
-  }
-};
-#endif
-
-#if defined(__AVX2__)
-// The bits of 2^(i/8), less i << 20: shifting the low bits of `rounded` to the exponent's place brings i along.
-alignas(32) constexpr int32_t kEighthPowersOfTwo[8] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
-                                                       0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
-
-template <>
-struct Exp2<8> {
-  static constexpr int kFractionBits = 3;
-  MSMAMBA_INLINE static Float<8> table(Float<8> rounded) {
-    const __m256 entries = _mm256_load_ps(reinterpret_cast<const float*>(kEighthPowersOfTwo));
-    return (Float<8>)((Int<8>)_mm256_permutevar8x32_ps(entries, (__m256i)rounded) + ((Int<8>)rounded << 20));
-  }
-  MSMAMBA_INLINE static Float<8> series(Float<8> f) {
-    // f in [-1/16, 1/16]: relative error 1e-8.
-    return (0.055504266f * f + 0.24025749f) * f + 0.6931472f;
-  }
-  MSMAMBA_INLINE static Float<8> joined(Float<8> table, Float<8> f, Float<8> q, Float<8>) {
-    return table * f * q + table;
-  }
-  MSMAMBA_INLINE static Float<8> power(Float<8> rounded, Float<8> part, Float<8> f) {
-    return joined(table(rounded), f, series(f), part);
+    const Float<16> cubic = CubicExp2<16>::cubic(f, CubicExp2<16>::quadratic(f));
+    // Scaled at last: the table's entry times 2^n may be no normal number where its product with the cubic is.
+    return scaled(looked_up(kCubicSixteenths, rounded) * cubic, part);
   }
 };
 #endif
@@ -256,9 +281,11 @@ constexpr float kRounding = 12582912.0f / (1 << Exp2<Lanes>::kFractionBits);  //
 
 // Exponents that `exp2_of_product` takes: the result is a normal float32.
 constexpr float kMostExponent = 126.0f;
+// And those of which both of CubicExp2's factors are.
+constexpr float kMostCubicExponent = 120.0f;
 
-// 2^(a * b) where |a * b| is at most kMostExponent, or NaN. Where multiply-adds are fused the product is not rounded,
-// and the error is at most 1.5 ulp; elsewhere, and `by_adders`, it is 2.5 ulp of the rounded product's power.
+// 2^(a * b) within 2.5 ulp where |a * b| is at most kMostExponent, or NaN. Where multiply-adds are fused the product is not
+// rounded; elsewhere, and `by_adders`, it is the rounded product's power.
 //
 // `by_adders` takes additions in place of multiply-adds where it can: one instruction more, and less time on
 // processors whose additions have units of their own (AMD's since Zen).
