@@ -102,12 +102,13 @@ def import_slides(
         raise InputError(f"'{where}' holds no GeoJSON that is called as one of the slides ({some(without)})")
     common = Path(os.path.commonpath([path.resolve().parent for path in named.values()]))
 
+    white = FULL_WHITE if options.white_level is None else options.white_level
+
     def fill(folder: Path) -> tuple[Path, Listing]:
-        work = _work_folder(folder, cut, named, files)
+        work = _work_folder(folder, cut, white, named, files)
         listing = Listing([], (), grouped_by="slide")
         if without:
             listing.notes.append(f"{len(without)} slides have no annotations: {some(without)}")
-        white = FULL_WHITE if options.white_level is None else options.white_level
         for number, (name, path) in enumerate(named.items()):
             advance(number, len(named))
             if (file := files[name]) is not None:
@@ -128,11 +129,11 @@ def import_slides(
 
 
 def _work_folder(
-    folder: Path, cut: CutOptions, named: dict[str, Path], files: dict[str, Path | None]
+    folder: Path, cut: CutOptions, white_level: int, named: dict[str, Path], files: dict[str, Path | None]
 ) -> Path:
     """Where the tiles are cut into; what an earlier attempt has cut otherwise is gone."""
     work = folder / _TILES
-    content: dict[str, Any] = {"options": asdict(cut), "slides": {}}
+    content: dict[str, Any] = {"options": {**asdict(cut), "white_level": white_level}, "slides": {}}
     for name, file in files.items():
         if file is not None:
             try:

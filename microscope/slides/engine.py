@@ -312,7 +312,7 @@ class _Workers:
         answers = []
         for (tile, scored), each in zip(asked, inputs, strict=True):
             if isinstance(each, ImageError):
-                answers.append(Answer(TileResult(tile, error=str(each))))
+                answers.append(Answer(TileResult(tile, error=" ".join(str(each).splitlines()))))
                 continue
             logits, one = next(answered)
             result = TileResult(tile, one.probabilities, "", one.decided, one.reasons, one.candidates)

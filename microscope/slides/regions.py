@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -123,22 +124,34 @@ def file_of(annotations: Path, slide: Path) -> Path | None:
 
     Returns:
         None where the folder has none for it.
+
+    Raises:
+        InputError: the folder may not be looked into, or the slide's name is too long for one of these.
     """
-    if not annotations.is_dir():
-        return annotations
     names = (f"{name}{suffix}" for name in (slide.stem, slide.name) for suffix in _SUFFIXES)
-    return next((path for name in names if (path := annotations / name).is_file()), None)
+    try:
+        if not annotations.is_dir():
+            return annotations
+        return next((path for name in names if (path := annotations / name).is_file()), None)
+    except OSError as error:
+        raise _unreadable(error.filename or annotations, error) from error
 
 
 def check_annotations(annotations: Path, slides: Sequence[Path]) -> None:
     """Refuses what cannot be the regions of these slides.
 
     Raises:
-        InputError: it is not there, or is one file for several slides.
+        InputError: it is not there, cannot be read, or is one file for several slides.
     """
-    if not annotations.exists():
+    try:
+        exists, is_folder = annotations.exists(), annotations.is_dir()
+        if is_folder:
+            os.scandir(annotations).close()
+    except OSError as error:
+        raise _unreadable(annotations, error) from error
+    if not exists:
         raise InputError(f"'{annotations}' does not exist: expected QuPath's GeoJSON, or a folder of it")
-    if not annotations.is_dir() and len(slides) > 1:
+    if not is_folder and len(slides) > 1:
         raise InputError(
             f"'{annotations}' is one file, and there are {len(slides)} slides: expected a folder with "
             "<slide>.geojson for each"
@@ -217,10 +230,10 @@ def _best(tiles: Sequence[Tile], shapes: Sequence[Any], min_cover: float | None)
 
 
 def _features(path: Path) -> list[Any]:
-    """The features of a file.
+    """The features of a file, and what else stands among them.
 
     Raises:
-        InputError: it cannot be read, or is no GeoJSON.
+        InputError: it cannot be read, or holds no feature in place of those that it should.
     """
     try:
         content = read_file(path)
@@ -231,12 +244,12 @@ def _features(path: Path) -> list[Any]:
             raise ValueError("it is larger than a gigabyte")
         found = json.loads(content)
     except OSError as error:
-        raise InputError(f"'{path}' cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise _unreadable(path, error) from error
     except (ValueError, EOFError, zlib.error, RecursionError) as error:
         raise InputError(f"'{path}' is no GeoJSON: {error}") from error
     if isinstance(found, dict):
         found = found.get("features") if found.get("type") == "FeatureCollection" else [found]
-    if not isinstance(found, list) or not all(_is_feature(each) for each in found):
+    if not isinstance(found, list) or not (not found or any(map(_is_feature, found))):
         raise InputError(f"'{path}' is no GeoJSON of QuPath's: expected a collection of features")
     return found
 
@@ -245,10 +258,12 @@ def _is_feature(value: Any) -> bool:
     return isinstance(value, dict) and value.get("type") == "Feature" and "geometry" in value
 
 
-def _read(feature: dict[str, Any], name: str) -> tuple[str, str, Any, str]:
+def _read(feature: Any, name: str) -> tuple[str, str, Any, str]:
     """A feature's name for messages, its class, its shape, and what is wrong with it."""
     import shapely
 
+    if not _is_feature(feature):
+        return name, "", None, "are no features of GeoJSON"
     said = feature.get("properties")
     properties: dict[str, Any] = said if isinstance(said, dict) else {}
     label = _class_of(properties.get("classification"))
@@ -270,6 +285,10 @@ def _read(feature: dict[str, Any], name: str) -> tuple[str, str, Any, str]:
     if (np.abs(coordinates) > _FARTHEST).any():
         return name, label, None, "have coordinates that no slide has"
     return name, label, shape, ""
+
+
+def _unreadable(path: str | Path, error: OSError) -> InputError:
+    return InputError(f"'{path}' cannot be read: {(error.strerror or str(error)).lower()}")
 
 
 def _parts(shape: Any) -> list[Any]:

@@ -276,9 +276,11 @@ class _Run:
         return self._folder / "model-outputs-csv" / f"{name}.csv"
 
     def _classify_one(self, name: str, path: Path) -> None:
+        before, options = self._slides.get(name, {}), self._options
         done = self._csv_of(name)
         partial = self._folder / "partial" / f"{name}.csv"
-        before, options = self._slides.get(name, {}), self._options
+        geojson = self._folder / "model-outputs-geojson" / f"{name}.geojson{'.gz' if options.gzip else ''}"
+        _check_name(geojson, path)
         roi = _roi_of(path, options.roi)
         content = _content_of(path, roi)
         if before.get("content", content) != content:
@@ -320,10 +322,9 @@ class _Run:
             self._save(interrupted=True)
             wanted = mask if regions is None else Within(regions, mask)
             self._write_rows(name, slide, partial, side, wanted)
-            geojson = f"{name}.geojson{'.gz' if options.gzip else ''}"
             counts = _Counts(len(self._labels))
             write_geojson(
-                self._folder / "model-outputs-geojson" / geojson,
+                geojson,
                 counts.counted(read_rows(partial)),
                 name=name,
                 artefact=self._identity["artefact_sha256"],
@@ -587,6 +588,23 @@ def _roi_of(slide: Path, roi: Path | None) -> Path | None:
     if (found := file_of(roi, slide)) is None:
         raise InputError(f"'{roi}' holds no regions of '{slide}': expected '{slide.stem}.geojson'")
     return found
+
+
+def _check_name(longest: Path, slide: Path) -> None:
+    """Refuses a slide before work whose results could not be called as it is.
+
+    Raises:
+        InputError: the file system knows no names of that length.
+    """
+    try:
+        longest.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise InputError(
+            f"'{slide}': '{longest.name}' cannot be a file of results: {why}: rename it"
+        ) from error
 
 
 def _make_folder(folder: Path, *, by_us: bool = False) -> None:

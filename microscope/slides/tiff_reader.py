@@ -268,7 +268,7 @@ def _scale(tiff: Any, page: Any) -> Scale:
     if tiff.is_ome:
         return Scale.of_ome(tiff.ome_metadata, page.imagewidth)
     across, down = (_fraction(page.tags.valueof(f"{axis}Resolution", (0, 1))) for axis in "XY")
-    unit = int(page.tags.valueof("ResolutionUnit", 1))
+    unit = int(page.tags.valueof("ResolutionUnit", 2))  # TIFF's own default: an inch
     return Scale.of_resolution(across, down, unit, page.description)
 
 

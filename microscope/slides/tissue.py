@@ -8,6 +8,7 @@ its middle.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -61,7 +62,7 @@ class TissueOptions:
             raise InputError(
                 f"the closing kernel's side is {self.closing_kernel_size!r}: expected 1 to 99 pixels"
             )
-        if min(self.min_object_size_um2, self.min_hole_size_um2) < 0:
+        if not all(0 <= area < math.inf for area in (self.min_object_size_um2, self.min_hole_size_um2)):
             raise InputError("areas of specks and holes are expected to be zero or more square microns")
         if not 0 <= self.min_tissue <= 1:
             raise InputError(f"the least share of tissue is {self.min_tissue!r}: expected 0 to 1")

@@ -109,6 +109,26 @@ def test_a_killed_import_cuts_no_tile_twice_but_after_a_change(
     assert whole.files == first.files
 
 
+def test_a_killed_import_keeps_no_tile_of_another_white(
+    annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(target: Path, content: bytes) -> None:
+        kept.append(target)
+        if len(kept) == 50:
+            raise ImageError("the disk is gone")
+        written(target, content)
+
+    kept: list[Path] = []
+    written = cutting._write
+    monkeypatch.setattr(cutting, "_write", write)
+    with pytest.raises(ImageError, match="gone"):
+        import_slides(slides_of(annotated), annotated, tmp_path / "data", CUT)
+    cut = import_slides(
+        slides_of(annotated), annotated, tmp_path / "data", CUT, ImportOptions(white_level=4095)
+    )
+    assert len(kept) == 50 + sum(sum(each.values()) for each in cut.counts.values())
+
+
 def test_tiles_of_a_single_colour_join_no_slides(tmp_path: Path) -> None:
     for number in range(5):
         pixels = np.full((64, 128, 3), 255, np.uint8)

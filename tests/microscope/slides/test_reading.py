@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from slide_files import HALF_A_MICRON, tissue, with_tag, write_tiff
 
+from msmamba.data.scale import scale_of
 from msmamba.errors import BackendError, ImageError, InputError
 from msmamba.images import read_image
 from msmamba.microscope import slides
@@ -91,6 +92,18 @@ def test_sixteen_bits_of_a_plain_tiled_file_too_though_openslide_would_take_it(t
     slide = open_slide(path, white_level=4095)
     assert slide.reader == "tifffile"
     assert (slide.read(0, 10, 20, 100, 90) == PIXELS[20:110, 10:110]).all()
+    slide.close()
+
+
+def test_a_resolution_without_a_unit_is_an_inchs(tmp_path: Path) -> None:
+    deep = tissue().astype(np.uint16)
+    path = write_tiff(tmp_path / "a.tif", deep, resolution=(50_800.0, 50_800.0), metadata=None)
+    content = path.read_bytes()
+    unit = struct.pack("<HHI", 296, 3, 1)
+    assert content.count(unit) == 1
+    path.write_bytes(content.replace(unit, struct.pack("<HHI", 297, 3, 1)))  # which says nothing of a scale
+    slide = open_slide(path)
+    assert (slide.reader, slide.scale.microns) == ("tifffile", scale_of(path).microns) == ("tifffile", 0.5)
     slide.close()
 
 

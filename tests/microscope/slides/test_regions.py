@@ -27,7 +27,7 @@ from msmamba.errors import InputError
 from msmamba.images import read_image
 from msmamba.microscope.slides import Bounds, Tile, Within, open_slide, read_regions, tiles, tissue_mask
 from msmamba.microscope.slides.cutting import CutOptions, import_slides
-from msmamba.microscope.slides.regions import labels_of
+from msmamba.microscope.slides.regions import check_annotations, file_of, labels_of
 from msmamba.microscope.slides.results import read_rows
 from msmamba.microscope.slides.tissue import TissueOptions
 
@@ -104,6 +104,21 @@ def test_what_cannot_be_used_is_one_line_and_the_others_are_read(fault: str, tmp
     alone = write_geojson_of(tmp_path / "b.geojson", bad)
     with pytest.raises(InputError, match=r"b\.geojson.*draw regions in a slide of 420 x 300 pixels"):
         read_regions(alone, 420, 300)
+
+
+def test_what_stands_among_features_and_is_none_is_told(tmp_path: Path) -> None:
+    odd: list[Any] = [None, {"type": "Feature"}, feature("good", box(0, 0, 50, 50))]
+    regions = read_regions(write_geojson_of(tmp_path / "a.geojson", *odd), 420, 300)
+    assert [each.label for each in regions.regions] == ["good"]
+    (note,) = regions.notes
+    assert "are no features of GeoJSON and are left out: region 1, region 2" in note
+
+
+def test_regions_that_cannot_be_looked_for_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: file name too long"):
+        check_annotations(tmp_path / ("x" * 300), [])
+    with pytest.raises(InputError, match=r"x\.geojson' cannot be read: file name too long"):
+        file_of(tmp_path, Path(f"{'x' * 250}.tif"))
 
 
 def test_a_region_that_crosses_itself_is_told_and_taken(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 import tifffile
 from click.testing import CliRunner
 from PIL import Image
-from slide_files import HALF_A_MICRON, check_geojson, tissue, write_tiff
+from slide_files import HALF_A_MICRON, box, check_geojson, feature, tissue, write_geojson_of, write_tiff
 
 import msmamba
 from msmamba.cli import mmdeploy
@@ -113,14 +113,14 @@ def test_the_geojson_is_what_qupath_reads(results: Path, session: Session) -> No
     features = check_geojson((results / "model-outputs-geojson" / "left.geojson").read_text(), 420, 300)
     rows = list(read_rows(results / "model-outputs-csv" / "left.csv"))
     assert len(features) == len(rows)
-    for feature, each in zip(features, rows, strict=True):
-        assert feature["geometry"]["coordinates"][0][0] == [each.tile.x, each.tile.y]
+    for drawn, each in zip(features, rows, strict=True):
+        assert drawn["geometry"]["coordinates"][0][0] == [each.tile.x, each.tile.y]
         likeliest = int(np.argmax(each.probabilities))
-        assert feature["properties"]["classification"] == {
+        assert drawn["properties"]["classification"] == {
             "name": session.labels[likeliest],
             "color": list(colour_of(likeliest)),
         }
-        assert list(feature["properties"]["measurements"].values()) == list(each.probabilities)
+        assert list(drawn["properties"]["measurements"].values()) == list(each.probabilities)
 
 
 def test_each_class_has_a_map_with_its_scale_and_a_picture(results: Path, session: Session) -> None:
@@ -403,6 +403,20 @@ def test_bad_slides_and_tiles_stop_nothing_and_are_told(
     assert page.count('class="error"') == 2
     name = "model-outputs-csv/right.csv"
     assert (tmp_path / "out" / name).read_bytes() == (results / name).read_bytes()
+
+
+@pytest.mark.parametrize("roi", [False, True], ids=["all", "roi"])
+def test_a_name_that_is_too_long_for_results_stops_no_other_slide(
+    roi: bool, session: Session, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    long, short = (write_tiff(tmp_path / f"{name}.tif", tissue()) for name in ("a" * 250, "b"))
+    write_geojson_of(tmp_path / "b.geojson", feature("x", box(0, 0, 64, 64)))
+    options = SlideOptions(pixel_for_pixel=True, tissue=None, roi=tmp_path if roi else None)
+    with pytest.raises(ImageError, match=r"1 of 2 slides could not be classified .*: file name too long"):
+        classify_slides(session, bundles["fp32"], [long, short], tmp_path / "out", options)
+    assert [*(tmp_path / "out" / "partial").iterdir()] == []
+    (done,) = (tmp_path / "out" / "model-outputs-csv").iterdir()
+    assert done.name == "b.csv"
 
 
 @pytest.mark.parametrize(

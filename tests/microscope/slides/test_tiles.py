@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -159,9 +160,11 @@ def test_a_slide_without_tissue_says_what_to_do(tmp_path: Path) -> None:
         {"binary_threshold": 256},
         {"closing_kernel_size": 0},
         {"min_hole_size_um2": -1.0},
+        {"min_hole_size_um2": math.nan},
+        {"min_object_size_um2": math.inf},
         {"min_tissue": 1.5},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=lambda change: "-".join(map(str, *change.items())),
 )
 def test_options_that_cannot_be_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(InputError, match="expected"):
