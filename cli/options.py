@@ -115,7 +115,7 @@ device_options = together(
         "--trust-engine-code",
         group=_RUNNING,
         is_flag=True,
-        help="Run the library that a --version-compatible engine carries.",
+        help="Run the library that a bundle's --version-compatible engine carries.",
     ),
 )
 """Options of `open_session` that every command which runs an artefact takes."""

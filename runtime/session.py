@@ -591,8 +591,8 @@ def open_session(
         provider: insists on what executes: ``engine`` (the bundle's or the file), or ONNX Runtime's ``cpu``,
             ``cuda``, ``tensorrt`` or ``nv-tensorrt-rtx``, the last two for comparison. ``auto`` lets the
             device decide.
-        trust_engine_code: lets an engine built with ``--version-compatible`` run the library that it
-            carries, in this process.
+        trust_engine_code: lets a bundle's engine that was built with ``--version-compatible`` run the library
+            that it carries, in this process; one by itself, which nothing describes, never may.
         labels: the classes' names, for a file that does not carry them, or in place of those it carries.
         mean: three means of the channels, in place of what the artefact says.
         std: three standard deviations of the channels, in place of what the artefact says.
@@ -636,7 +636,7 @@ def open_session(
             ) from error
         from .tensorrt_backend import TensorRtBackend  # not at the top: the other artefacts need none of it
 
-        backend = TensorRtBackend(read_file(name), name, trust_engine_code=trust_engine_code)
+        backend = TensorRtBackend(read_file(name), name)
     elif provider == "engine" or (bundle and ENGINE_NAME in bundle.manifest.files and provider == "auto"):
         backend, obstacle = _engine_of(bundle, name, device, provider, trust_engine_code)
     if backend is None:

@@ -74,7 +74,8 @@ class TensorRtBackend:
             name: what messages call the artefact.
             manifest: its bundle's manifest; None for a bare plan.
             graphs: whether batches are captured and replayed as CUDA graphs.
-            trust_engine_code: lets a version-compatible engine run the library that it carries.
+            trust_engine_code: lets a version-compatible engine run the library that it carries, as a bundle's
+                manifest says that it does; a bare plan never may.
             cache_folder: where TensorRT-RTX's compiled kernels are kept between processes; by default
                 ``$XDG_CACHE_HOME/msmamba``.
 
@@ -87,8 +88,7 @@ class TensorRtBackend:
         cuda_driver.initialise()
         trt = import_tensorrt(read.library, to_parse=False)
         facts = EngineFacts.of(manifest) if manifest else None
-        # A bare plan does not say whether it carries code, so it may bring some where that is trusted.
-        carries_code = trust_engine_code if facts is None else facts.version_compatible
+        carries_code = facts is not None and facts.version_compatible
         self._cache = _KernelCache(plan, read.library, cache_folder)
         self._why_no_graphs = "" if graphs else "asked for"
         self._lock = threading.Lock()
