@@ -312,6 +312,26 @@ def test_it_comes_back_after_a_restart(
     assert text(browser, "connection") == "ended"
 
 
+def test_nothing_is_shown_of_a_session_that_is_over(
+    browser: WebDriver, page: Live, start: Callable[..., Live], bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    press(browser, " ")
+    page.kill()
+    folder = tmp_path / "to-watch"
+    folder.mkdir()
+    start(bundles["fp16"], f"watch:{folder}", "-o", tmp_path / "again", "--threads", "1", port=page.port)
+    until(lambda: text(browser, "model") == bundles["fp16"].name)
+    assert (number(browser), text(browser, "label"), text(browser, "age")) == (None, "—", "—")
+    assert not pixels(browser).any()
+    shown = {name: browser.find_element("id", name).is_displayed() for name in ("waiting", "banner", "scale")}
+    assert shown == {"waiting": True, "banner": False, "scale": False}
+    assert not browser.find_element("id", "snapshot").is_enabled()
+    Image.fromarray(np.full((90, 90, 3), 200, np.uint8)).save(folder / "a.png")
+    until(lambda: number(browser) == 0)
+    assert text(browser, "label") != "—"
+    assert pixels(browser).all()
+
+
 def test_the_address_with_a_token_opens_it_and_an_old_one_says_so(
     browser: WebDriver, start: Callable[..., Live], bundles: dict[str, Path], tmp_path: Path
 ) -> None:

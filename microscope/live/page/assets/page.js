@@ -63,15 +63,30 @@ function setUp(hello) {
   byId("source").textContent = `${hello.source} · ${hello.artefact}`;
   document.title = `${hello.source} · mmdeploy live`;
   byId("notices").replaceChildren();
-  if (!before || String(before.labels) !== String(hello.labels)) makeBars(hello);
-  // What was frozen is of a session that is over.
-  if (before && before.session !== hello.session) freeze(false);
+  const isAnother = before?.session !== hello.session;
+  if (isAnother) makeBars(hello, before && String(before.labels) === String(hello.labels));
+  if (before && isAnother) forgetAll();
   else connection.say({ pause: isPaused() });
 }
 
-function makeBars(hello) {
+// What was shown, frozen or not, is of a session that is over, and may be of another model.
+function forgetAll() {
+  picture.clear();
+  freeze(false);
+  byId("picture").setAttribute("aria-label", "No picture yet");
+  byId("waiting").hidden = false;
+  byId("banner").hidden = true;
+  for (const id of ["freeze", "snapshot", "map"]) byId(id).disabled = true;
+  for (const id of ["view", "answer"]) byId(id).classList.remove("stale");
+  for (const id of ["label", "age", "rate", "dropped"]) byId(id).textContent = "—";
+  for (const id of ["probability", "nearest"]) byId(id).textContent = "";
+  byId("answer").dataset.state = byId("lamp").dataset.state = "none";
+  byId("lamp-words").textContent = "no picture yet";
+}
+
+function makeBars(hello, areTheSame) {
   bars.length = 0;
-  state.mapClass = null;
+  if (!areTheSame) state.mapClass = null;
   byId("bars").replaceChildren(
     ...hello.labels.map((label, index) => {
       const item = document.createElement("li");

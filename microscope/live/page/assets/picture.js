@@ -1,7 +1,7 @@
 // The picture, with what is laid over it. Only the newest is decoded, and what is drawn is handed on together
 // with its answer, so that label and picture are of the same frame.
 
-const NICE = [1, 2, 5];
+const NICE = [5, 2, 1];
 
 export class Picture {
   // `drawn(head)` is called with each picture that is drawn, `painted(number)` once the browser has painted it.
@@ -29,6 +29,15 @@ export class Picture {
   forget() {
     this.waiting = null;
     this.forgotten += 1;
+  }
+
+  // Nothing is shown any more.
+  clear() {
+    this.forget();
+    this.shown?.bitmap.close();
+    this.shown = null;
+    this.context.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    this.placeScale();
   }
 
   async decode() {
@@ -73,13 +82,13 @@ export class Picture {
     if (this.isReporting) return;
     this.isReporting = true;
     requestAnimationFrame(() => {
-      const { number } = this.shown.head.result;
+      const { shown } = this;
       const { port1, port2 } = new MessageChannel();
       port1.onmessage = () => {
         port1.close();
         this.isReporting = false;
-        this.painted(number);
-        if (this.shown.head.result.number !== number) this.report();
+        if (shown && this.shown) this.painted(shown.head.result.number); // else it was cleared meanwhile
+        if (this.shown && this.shown !== shown) this.report();
       };
       port2.postMessage(null);
     });
@@ -96,7 +105,7 @@ export class Picture {
     const shownWidth = width * zoom;
     const microns = (this.shown.head.width * mpp) / 4;
     const power = 10 ** Math.floor(Math.log10(microns));
-    const length = power * NICE.findLast((times) => times * power <= microns);
+    const length = power * NICE.find((times) => times * power <= microns);
     const [bar, words] = this.scale.children;
     bar.style.width = `${(length / (this.shown.head.width * mpp)) * shownWidth}px`;
     words.textContent = length >= 1000 ? `${length / 1000} mm` : `${Number(length.toPrecision(1))} µm`;
