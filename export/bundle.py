@@ -93,7 +93,7 @@ class Export:
     bytes: int
     """Size of ``model.onnx``."""
     kernels_bytes: int
-    """Size of the scan's kernels for GPUs; 0 where Triton is not installed."""
+    """Size of the scan's kernels for GPUs; 0 where Triton is not installed, or compiles none."""
     engine: Engine | None = None
     """None for the target ``onnx``."""
     int8: Int8 | None = None
@@ -127,7 +127,7 @@ def export_bundle(
         TargetError: the bundle exists already, or cannot be written.
     """
     options = options or ExportOptions()
-    notes = (_CALIBRATE_AGAIN,) if _has_guard(Path(output)) else ()
+    notes = [_CALIBRATE_AGAIN] if _has_guard(Path(output)) else []
     with atomic_folder(output, force) as folder:
         report("reading the checkpoint")
         loaded = load_checkpoint(checkpoint, options.weights_of, options.network)
@@ -151,7 +151,7 @@ def export_bundle(
         flat = flat_model(model) if int8 is None and needs_flat else model
         proof = _proven(flat, options.precision)
         report("compiling the scan for GPUs")
-        kernels = kernels_for(model)
+        kernels = kernels_for(model, notes.append)
         engine = None
         if engine_options is not None:
             compiler = compiler_from(kernels, "the export") if kernels else None
@@ -183,7 +183,7 @@ def export_bundle(
         kernels_bytes=sum(map(len, kernels.values())),
         engine=engine,
         int8=int8,
-        notes=notes,
+        notes=tuple(notes),
     )
 
 

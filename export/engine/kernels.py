@@ -1,18 +1,18 @@
 """The scan's compiled kernels beside an ONNX file, so that a device builds its engine without Triton.
 
 One file for each type that the model's scans have, named after it, with the kernels for every compute
-capability that there are kernels for: about 150 kB.
+capability that there are kernels for and that the installed Triton knows: about 150 kB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 
 from onnx import ModelProto, TensorProto
 
 from ...errors import BackendError, ExportError
-from ...plugins.selective_scan.gpu_launch import BLOCK_SHAPES
+from ...plugins.selective_scan.gpu_launch import BLOCK_SHAPES, dotted
 from ...plugins.selective_scan.gpu_package import ELEMENT_TYPES, KERNELS_SUFFIX, KernelPackage
 from ...plugins.selective_scan.onnx_function import OP_TYPE
 from ...plugins.selective_scan.tensorrt_plugin import Compiler, compile_with_triton
@@ -30,18 +30,31 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def kernels_for(model: ModelProto) -> dict[str, bytes]:
+def kernels_for(model: ModelProto, note: Callable[[str], None] = lambda line: None) -> dict[str, bytes]:
     """Compiles the kernels of a model's scans: files by name, none where Triton is not installed.
 
     Args:
         model: with the types of its values.
+        note: is told which compute capabilities the installed Triton compiles nothing for, and why.
     """
     if not has_triton():
         return {}
-    return {
-        kernel_file(element_type): compile_with_triton(element_type, states, tuple(BLOCK_SHAPES)).to_bytes()
-        for element_type, states in scan_kinds(model)
-    }
+    files, refused = {}, {}
+    for element_type, states in scan_kinds(model):
+        kernels = {}
+        for compute_capability in BLOCK_SHAPES:
+            try:
+                compiled = compile_with_triton(element_type, states, (compute_capability,))
+            except BackendError as error:
+                refused[compute_capability] = str(error)
+            else:
+                kernels |= compiled.kernels
+        if kernels:
+            files[kernel_file(element_type)] = KernelPackage(element_type, states, kernels).to_bytes()
+    if refused:
+        why = next(iter(refused.values()))
+        note(f"the bundle has no scan kernels for compute capability {dotted(sorted(refused))}: {why}")
+    return files
 
 
 def compiler_from(files: Mapping[str, bytes], source: str) -> Compiler:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.errors import TritonError
 
 from ...errors import BackendError
 from . import ScanShape
@@ -31,6 +34,7 @@ from .gpu_launch import (
     backward_plan,
     block_shape,
     chosen_chunks,
+    dotted,
     launch_plan,
 )
 from .gpu_package import CompiledKernel, KernelPackage
@@ -83,7 +87,7 @@ def compile_kernel(name: str, element_type: str, states: int, compute_capability
         Triton's compiled kernel: ``asm["ptx"]``, ``asm["cubin"]`` and ``metadata``.
 
     Raises:
-        BackendError: Another type, number of states or compute capability.
+        BackendError: Another type, number of states or compute capability, or one that Triton does not know.
     """
     if element_type not in _TRITON_TYPES:
         raise BackendError(f"scan kernels exist for {', '.join(_TRITON_TYPES)}; found {element_type}")
@@ -104,10 +108,19 @@ def compile_kernel(name: str, element_type: str, states: int, compute_capability
         attrs={(i,): [["tt.divisibility", POINTER_ALIGNMENT]] for i in range(len(pointers))},
     )
     target = GPUTarget("cuda", compute_capability, WARP)
-    with triton.knobs.compilation.scope():
-        # Line information would double the machine code and put this machine's paths into engines.
-        triton.knobs.compilation.disable_line_info = True
-        return triton.compile(source, target=target, options=_options(name))
+    printed = redirect_stdout(StringIO())  # the whole kernel, where `ptxas` refuses it
+    try:
+        with triton.knobs.compilation.scope(), printed:
+            # Line information would double the machine code and put this machine's paths into engines.
+            triton.knobs.compilation.disable_line_info = True
+            return triton.compile(source, target=target, options=_options(name))
+    except (TritonError, RuntimeError) as error:  # the latter where LLVM gives up
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = next((line for line in lines if " fatal " in line), lines[0])
+        raise BackendError(
+            f"Triton {triton.__version__} does not compile the scan for compute capability "
+            f"{dotted([compute_capability])} ({' '.join(reason.split())})"
+        ) from error
 
 
 def _hidden_pointers(name: str, ptx: str) -> int:

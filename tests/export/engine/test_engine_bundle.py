@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 from msmamba.cli import mmdeploy
 from msmamba.errors import ArtefactError, BackendError, TargetError
+from msmamba.export.engine import kernels
 from msmamba.export.engine.build import EngineOptions
 from msmamba.export.engine.engine_bundle import engine_bundle
 from msmamba.export.engine.kernels import compiler_from, kernel_file, kernels_for
@@ -220,7 +222,40 @@ def test_a_bundle_holds_the_kernels_of_every_gpu(bundles: dict[str, Path], preci
     assert package.compute_capabilities == tuple(BLOCK_SHAPES)
     assert (package.element_type, package.states) == (element_type, 16)
     model = onnx.load(bundles[precision] / "model.onnx")
-    assert kernels_for(model) == {kernel_file(element_type): package.to_bytes()}
+    notes: list[str] = []
+    assert kernels_for(model, notes.append) == {kernel_file(element_type): package.to_bytes()}
+    assert notes == []
+
+
+def test_compute_capabilities_that_triton_does_not_know_are_left_out_and_named(
+    bundles: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As Triton 3.6, which PyTorch 2.11 brings, and whose `ptxas` refuses 11.0 and has all of PTX printed."""
+    from triton.backends.nvidia.compiler import CUDABackend
+    from triton.runtime.errors import PTXASError
+
+    make = CUDABackend.make_cubin
+
+    def refusing(self: Any, source: Any, metadata: Any, options: Any, capability: int) -> Any:
+        if capability == 110:
+            print("all of the PTX")
+            refusal = "ptxas fatal   : Value 'sm_110a' is not defined for option 'gpu-name'"
+            raise PTXASError(f"Internal Triton PTX codegen error\n`ptxas` stderr:\n{refusal}\n\nRepro: no\n")
+        return make(self, source, metadata, options, capability)
+
+    monkeypatch.setattr(CUDABackend, "make_cubin", refusing)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(kernels, "BLOCK_SHAPES", {sm: BLOCK_SHAPES[sm] for sm in (90, 110)})
+    notes: list[str] = []
+    files = kernels.kernels_for(onnx.load(bundles["fp16"] / "model.onnx"), notes.append)
+    assert KernelPackage.from_bytes(files[kernel_file("float16")]).compute_capabilities == (90,)
+    (note,) = notes
+    assert note.startswith("the bundle has no scan kernels for compute capability 11.0: Triton 3.")
+    assert note.endswith("(ptxas fatal : Value 'sm_110a' is not defined for option 'gpu-name')")
+    assert capsys.readouterr().out == ""
 
 
 def test_kernels_of_another_scan_are_refused(bundles: dict[str, Path]) -> None:
