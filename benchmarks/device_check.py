@@ -1,15 +1,17 @@
 """What an NVIDIA GPU makes of msmamba, proved and measured by one command on a bare machine.
 
-    python benchmarks/device_check.py -o FOLDER [--wheels DIR] [--minutes 6] [--steps scan,training]
-    [--images DIR]
+    python benchmarks/device_check.py -o FOLDER [--wheels DIR] [--library FILE] [--bundles DIR]
+    [--minutes 6] [--steps scan,training] [--images DIR] [--checkpoint FILE --data DIR]
 
 Needs Python, a C++ compiler and, for most steps, PyTorch and Triton; no network. Every step runs in a
-process of its own under a time limit, so that a failure, a hang or a crash costs that step alone, and what
-it had found by then is kept. ``FOLDER/device.json`` and ``FOLDER/device.md`` are written anew after each
-step. A step that cannot run says what it lacks. ``--wheels`` installs the wheels of a folder, without their
-dependencies, into ``FOLDER/packages`` and changes nothing else on the machine. Times are in microseconds or
-milliseconds and medians unless their column says otherwise; floors are arithmetic on what the driver says of
-the GPU (docs/gpu.md).
+process of its own under a time limit, so that a failure, a hang or a crash costs that step alone; what it had
+found by then is kept, and whatever it started ends with it. ``FOLDER/device.json`` and ``FOLDER/device.md``
+are written anew after each step. A step that cannot run says what it lacks. What takes long and needs no GPU
+can be brought along: ``--library`` a native library built elsewhere, ``--bundles`` what the step ``export``
+made elsewhere, and ``--wheels`` packages, which are installed without their dependencies into
+``FOLDER/packages`` and change nothing else on the machine. Times are in microseconds or milliseconds and
+medians unless their column says otherwise; floors are arithmetic on what the driver says of the GPU
+(docs/gpu.md).
 
 Dims: a batch of B images makes 4 B maps of the scan, the network's four channel groups; L positions, D
 channels, N = 16 states, K = 4 directions.
@@ -26,6 +28,8 @@ import json
 import os
 import platform
 import re
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -46,6 +50,8 @@ BATCHES = (1, 8, 64)
 SIDE, CLASSES = 224, 4
 # CUdevice_attribute, cuda.h
 _CLOCK_KHZ, _MEMORY_CLOCK_KHZ, _BUS_BITS, _MULTIPROCESSORS, _MAJOR, _MINOR = 13, 36, 37, 16, 75, 76
+
+_MOST_PRINTED = 10_000  # characters kept of what a failed step printed: its traceback
 
 Row = dict[str, Any]
 Tell = Callable[..., None]
@@ -187,6 +193,16 @@ def machine_step(folder: Path, tell: Tell) -> None:
 
 
 def build_step(folder: Path, tell: Tell) -> None:
+    """Builds the native library, or takes one that was built elsewhere."""
+    if brought := os.environ.get("DEVICE_CHECK_LIBRARY"):
+        place = ROOT / "plugins" / "selective_scan" / "_native.so"
+        shutil.copyfile(brought, place)
+        from msmamba.plugins.selective_scan import cpu
+
+        if (obstacle := cpu.why_unavailable()) is not None:
+            raise RuntimeError(obstacle)
+        tell(library=cpu.library_path().name, kernels=cpu.kernels(), seconds="built elsewhere")
+        return
     command = [sys.executable, "setup.py", "build_ext", "--inplace", f"--build-temp={folder / 'build'}"]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -200,30 +216,40 @@ def build_step(folder: Path, tell: Tell) -> None:
     )
 
 
+def files_with_gpu_tests() -> list[Path]:
+    """Those of the kernels come first; no others are read, since they import what is not needed here."""
+    found = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8")]
+    return sorted(found, key=lambda path: (path.parent.name != "plugins", path))
+
+
 def tests_step(folder: Path, tell: Tell) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-q",
-        "-rA",
-        "--tb=line",
-        "-p",
-        "no:cacheprovider",
-    ]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as run:
+    """File by file, since an illegal access would fail all that follow in its process."""
+    options = ["-m", "gpu", "-v", "-rfE", "--tb=short", "-W", "default", "-p", "no:cacheprovider"]
+    unwell = []
+    for path in files_with_gpu_tests():
+        name = str(path.relative_to(ROOT))
+        command = [sys.executable, "-m", "pytest", *options, name]
+        run = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
         assert run.stdout is not None
+        last = ""
         for line in run.stdout:
-            if outcome := re.match(r"(PASSED|FAILED|ERROR|SKIPPED)\s+(.*)", line):
-                tell(outcome=outcome[1].lower(), test=outcome[2].strip())
-            last = line
-    tell(outcome="all", test=last.strip())
-    if run.returncode:
-        raise RuntimeError(last.strip())
+            if outcome := re.match(r"(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED)\b(?: (\(.*\)))?", line):
+                tell(outcome=outcome[2].lower(), test=f"{outcome[1]} {outcome[3] or ''}".strip())
+            elif reason := re.match(r"(?:FAILED|ERROR) (.*)", line):
+                tell(outcome="because", test=reason[1].strip())
+            last = line.strip().strip("=").strip() or last
+        tell(outcome="all", test=f"{name}: {last}")
+        if run.wait():
+            unwell.append(name)
+    if unwell:
+        raise RuntimeError(f"tests failed in {', '.join(unwell)}")
 
 
 def scan_step(folder: Path, tell: Tell) -> None:
@@ -235,9 +261,14 @@ def scan_step(folder: Path, tell: Tell) -> None:
 
     said = gpu()
     capability = int(said["compute capability"].replace(".", ""))
-    this = Gpu(said["GPU"], capability, said["multiprocessors"], said["clock, GHz"], said["bandwidth, GB/s"])
+    copied = _copied_gb_s()
+    tell(scan="a copy on the GPU, bytes read and written", gb_s=copied)
+    # A driver may keep its figures to itself: then the copy's bandwidth, and no bound by the clock.
+    clock, bandwidth = said["clock, GHz"] or float("inf"), said["bandwidth, GB/s"] or copied
+    this = Gpu(said["GPU"], capability, said["multiprocessors"], clock, bandwidth)
     small = torch.zeros(1, device="cuda")
-    tell(scan="three small launches", forward_us=median_us(lambda: [small.add_(0) for _ in range(3)]))
+    launches = partial(lambda: [small.add_(0) for _ in range(3)])
+    tell(scan="three small launches", forward_us=median_us(launches), replayed_us=_replayed_us(launches))
     generator = torch.Generator(device="cuda").manual_seed(0)
     for batch in (1, 64):
         for stage in stages("t", batch):
@@ -278,6 +309,8 @@ def scan_step(folder: Path, tell: Tell) -> None:
                     backward_floor_us=round(back_floor, 1),
                     backward_of_floor=round(back / back_floor, 2),
                     same_bits_twice=all(map(torch.equal, first, again)),
+                    **(_errors(inputs) if batch == 1 else {}),
+                    replayed_us=_replayed_us(partial(operator.selective_scan_2d, *inputs)),
                 )
             if batch == 1:
                 grad = torch.ones_like(wide[0])
@@ -290,6 +323,42 @@ def scan_step(folder: Path, tell: Tell) -> None:
                     forward_us=recurrence,
                     backward_us=recurrence_back,
                 )
+
+
+def _copied_gb_s() -> int:
+    """What a copy within the GPU's memory moves."""
+    import torch
+
+    source = torch.randn(1 << 28, device="cuda")  # 1 GB, many times what a cache holds
+    target = torch.empty_like(source)
+    taken = median_us(partial(target.copy_, source), 10)
+    return round(2 * source.nbytes / taken / 1e3)
+
+
+def _replayed_us(call: Callable[[], Any]) -> float | str:
+    """As `median_us`, of the call's launches alone: without Python, as they run in a CUDA graph."""
+    import torch
+
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError as error:
+        return f"not captured: {str(error).splitlines()[0]}"
+    return median_us(graph.replay)
+
+
+def _errors(inputs: list[Any]) -> Row:
+    """How far the scan is from float64, as a multiple of the plain recurrence's own error."""
+
+    from msmamba.plugins.selective_scan import operator, reference
+
+    exact = reference.selective_scan_2d(*(tensor.double() for tensor in inputs))
+    ours, own = (
+        float((scan(*inputs).double() - exact).abs().max())
+        for scan in (operator.selective_scan_2d, reference.selective_scan_2d)
+    )
+    return {"error": ours, "of_the_recurrences": round(ours / own, 2) if own else None}
 
 
 def network_step(folder: Path, tell: Tell) -> None:
@@ -338,13 +407,14 @@ def training_step(folder: Path, tell: Tell) -> None:
         torch.manual_seed(1)
         images = torch.randn(2, 3, SIDE, SIDE, device="cuda")
         functional.cross_entropy(net(images), torch.arange(2, device="cuda")).backward()
-        gradients[name] = [p.grad for p in net.parameters() if p.grad is not None]
-    pairs = zip(*gradients.values(), strict=True)
-    off = max(float((ours - other).abs().max() / other.abs().max().clamp_min(1e-12)) for ours, other in pairs)
+        gradients[name] = {key: p.grad for key, p in net.named_parameters() if p.grad is not None}
+    off, worst, parameter = gradient_differences(*gradients.values())
     tell(
         step="gradients in float32",
         by="as installed against plain recurrence",
-        largest_relative_difference=off,
+        relative_difference=off,
+        largest_of_a_parameter=worst,
+        parameter=parameter,
     )
 
     for batch, name in ((16, "as installed"), (64, "as installed"), (16, "plain recurrence")):
@@ -358,6 +428,20 @@ def training_step(folder: Path, tell: Tell) -> None:
             images_a_second=round(batch / taken * 1e3, 1),
             peak_memory_GB=round(torch.cuda.max_memory_allocated() / 1e9, 2),
         )
+
+
+def gradient_differences(ours: dict[str, Any], others: dict[str, Any]) -> tuple[float, float, str]:
+    """How far gradients are from others: all of them together, the worst parameter's, and its name.
+
+    By norms; a parameter's by no less than a thousandth of the largest, since some are nothing but rounding,
+    as those of biases that a batch norm takes away again.
+    """
+    apart = {key: float((ours[key] - other).norm()) for key, other in others.items()}
+    norms = {key: float(other.norm()) for key, other in others.items()}
+    least = 1e-3 * max(norms.values())
+    worst = max(apart, key=lambda key: apart[key] / max(norms[key], least))
+    total = sum(n**2 for n in apart.values()) ** 0.5 / sum(n**2 for n in norms.values()) ** 0.5
+    return total, apart[worst] / max(norms[worst], least), worst
 
 
 def _training(batch: int) -> Callable[[], None]:
@@ -383,18 +467,43 @@ def _training(batch: int) -> Callable[[], None]:
 
 
 def export_step(folder: Path, tell: Tell) -> None:
-    """Bundles of tiny in both precisions, for the steps after."""
+    """Bundles of both precisions for later steps: of tiny, and of a trained checkpoint if there is one."""
     from msmamba.export.bundle import ExportOptions, export_bundle
     from msmamba.model.networks.checkpoint import save_checkpoint
 
-    checkpoint = folder / "tiny.safetensors"
+    tiny, trained = folder / "tiny.safetensors", os.environ.get("DEVICE_CHECK_CHECKPOINT")
+    brought = os.environ.get("DEVICE_CHECK_BUNDLES")
     labels = [f"class {i}" for i in range(CLASSES)]
-    save_checkpoint(checkpoint, network(), labels=labels, image_size=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
-    for precision in ("fp32", "fp16"):
-        start = time.perf_counter()
-        export = export_bundle(checkpoint, folder / precision, ExportOptions(precision), force=True)
-        seconds = round(time.perf_counter() - start, 1)
-        tell(bundle=precision, seconds=seconds, model_bytes=export.bytes, kernels_bytes=export.kernels_bytes)
+    if brought and (Path(brought) / tiny.name).is_file():
+        shutil.copyfile(Path(brought) / tiny.name, tiny)
+    else:
+        save_checkpoint(tiny, network(), labels=labels, image_size=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
+    for prefix, checkpoint in {"": tiny, "parity-": trained}.items():
+        for precision in ("fp32", "fp16") if checkpoint else ():
+            name, start = f"{prefix}{precision}", time.perf_counter()
+            if brought and (Path(brought) / name).is_dir():
+                shutil.copytree(Path(brought) / name, folder / name, dirs_exist_ok=True)
+                tell(bundle=name, seconds="made elsewhere")
+                continue
+            export = export_bundle(checkpoint, folder / name, ExportOptions(precision), force=True)
+            tell(
+                bundle=name,
+                seconds=round(time.perf_counter() - start, 1),
+                model_bytes=export.bytes,
+                kernels_bytes=export.kernels_bytes,
+                notes="; ".join(export.notes),
+            )
+
+
+def bundle_of(folder: Path, name: str) -> Path:
+    """A bundle that the step ``export`` has made.
+
+    Raises:
+        Lacks: it has not.
+    """
+    if not (folder / name).is_dir():
+        raise Lacks(f"the bundle '{name}' that the step 'export' makes")
+    return folder / name
 
 
 def onnxruntime_step(folder: Path, tell: Tell) -> None:
@@ -406,33 +515,40 @@ def onnxruntime_step(folder: Path, tell: Tell) -> None:
     from msmamba.runtime import onnxruntime_cuda
 
     images = pictures(BATCHES[-1], os.environ.get("DEVICE_CHECK_IMAGES"))
+    expected = {}
     for precision in ("fp32", "fp16"):
-        bundle = folder / precision
-        if not bundle.is_dir():
-            raise Lacks(f"the bundle '{precision}' that the step 'export' makes")
-        with msmamba.open(bundle, device="cpu") as session:
-            expected = np.concatenate([session.run(images[i : i + 1]) for i in range(len(images))])
-        for kernels, graphs in (("native", True), ("native", False), ("functions", False)):
-            onnxruntime_cuda.OPTIONS["enable_cuda_graph"] = str(int(graphs))
-            asked = f"{kernels}{'' if graphs else ', without CUDA graphs'}"
-            try:
-                session = msmamba.open(bundle, device="cuda", provider="cuda", kernels=kernels)
-            except MsmambaError as error:
-                tell(bundle=precision, kernels=asked, path=str(error))
-                continue
-            with session:
-                for batch in BATCHES if kernels == "native" else BATCHES[:1]:
-                    part = images[:batch]
-                    logits = session.run(part)
-                    tell(
-                        bundle=precision,
-                        kernels=asked,
-                        path="as above" if kernels == "native" and not graphs else session.path,
-                        batch=batch,
-                        ms=median_ms(partial(session.run, part), 20 if kernels == "native" else 3),
-                        off_the_CPU=float(np.abs(logits - expected[:batch]).max()),
-                        flips=int((logits.argmax(1) != expected[:batch].argmax(1)).sum()),
-                    )
+        with msmamba.open(bundle_of(folder, precision), device="cpu") as session:
+            expected[precision] = np.concatenate([session.run(images[i : i + 1]) for i in range(len(images))])
+    ways = [(precision, "native", graphs) for precision in expected for graphs in (True, False)]
+    for precision, kernels, graphs in (*ways, ("fp32", "functions", False), ("fp16", "functions", False)):
+        onnxruntime_cuda.OPTIONS["enable_cuda_graph"] = str(int(graphs))
+        asked = f"{kernels}{'' if graphs else ', without CUDA graphs'}"
+        try:
+            session = msmamba.open(folder / precision, device="cuda", provider="cuda", kernels=kernels)
+        except MsmambaError as error:
+            tell(bundle=precision, kernels=asked, path=str(error))
+            continue
+        with session:
+            for batch in BATCHES if kernels == "native" else BATCHES[:1]:
+                part = images[:batch]
+                logits = session.run(part)
+                tell(
+                    bundle=precision,
+                    kernels=asked,
+                    path="as above" if kernels == "native" and not graphs else session.path,
+                    batch=batch,
+                    ms=median_ms(partial(session.run, part), 20 if kernels == "native" else 3),
+                    off_the_CPU=float(np.abs(logits - expected[precision][:batch]).max()),
+                    flips=int((logits.argmax(1) != expected[precision][:batch].argmax(1)).sum()),
+                )
+            if graphs and importlib.util.find_spec("cupy") is not None:
+                import cupy
+
+                try:
+                    same = np.array_equal(session.run(cupy.asarray(part)), logits)
+                except MsmambaError as error:
+                    same = str(error)
+                tell(bundle=precision, kernels=asked, batch=batch, from_the_GPUs_memory_the_same=same)
 
 
 def parity_step(folder: Path, tell: Tell) -> None:
@@ -440,15 +556,13 @@ def parity_step(folder: Path, tell: Tell) -> None:
     import numpy as np
 
     from msmamba.errors import MsmambaError
-    from msmamba.export.bundle import ExportOptions, export_bundle
     from msmamba.export.proof.verify import verify
 
     checkpoint, data = os.environ.get("DEVICE_CHECK_CHECKPOINT"), os.environ.get("DEVICE_CHECK_DATA")
     if not checkpoint or not data:
         raise Lacks("a trained checkpoint and its images: --checkpoint FILE --data FOLDER")
     for precision in ("fp32", "fp16"):
-        bundle = folder / f"parity-{precision}"
-        export_bundle(checkpoint, bundle, ExportOptions(precision), force=True)
+        bundle = bundle_of(folder, f"parity-{precision}")
         try:
             parity = verify(bundle, checkpoint, [data], device="cuda", provider="cuda")
         except MsmambaError as error:
@@ -544,18 +658,42 @@ def tensorrt_rtx_step(folder: Path, tell: Tell) -> None:
             tell(path=session.path, batch=batch, ms=median_ms(partial(session.run, part)))
 
 
+def sanitizer_step(folder: Path, tell: Tell) -> None:
+    """NVIDIA's checkers of memory accesses and races, on a split and an unsplit scan through the driver."""
+    found = shutil.which("compute-sanitizer", path=f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin")
+    if found is None:
+        raise Lacks("compute-sanitizer, which comes with CUDA's toolkit")
+    test = "tests/plugins/test_gpu_device.py::test_the_driver_launch_agrees_with_the_reference"
+    tests = [f"{test}[{chunks}-odd-{kind}]" for chunks in (1, 7) for kind in ("float16", "float32")]
+    run = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-W", "default", "-p", "no:cacheprovider"]
+    for tool in ("memcheck", "racecheck"):
+        command = [found, "--tool", tool, *run, *tests]
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False
+        )
+        lines = done.stdout.splitlines()
+        said = [line.strip("= ") for line in lines if line.startswith("=========")]
+        ran = [line for line in lines if re.match(r"\d+ (passed|failed|skipped|error)", line)]
+        tell(tool=tool, tests=" ".join(ran[-1:]), said=" ".join(said[-1:]), first=" ".join(said[1:3]))
+
+
+_TESTS = ("pytest", "filelock", "hypothesis", "numpy")
 _EXPORT = ("numpy", "torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
+# In the order of what they decide, with what takes long and decides little at the end.
 STEPS: dict[str, Step] = {
     "machine": Step(machine_step, "The machine", 20, on_gpu=False),
-    "build": Step(build_step, "The native library", 90, ("numpy", "setuptools"), on_gpu=False),
-    "tests": Step(tests_step, "Tests marked gpu", 100, ("pytest", "numpy", "torch", "triton")),
+    "build": Step(build_step, "The native library", 120, ("numpy", "setuptools"), on_gpu=False),
+    "tests": Step(tests_step, "Tests marked gpu", 120, (*_TESTS, "torch", "triton")),
     "scan": Step(scan_step, "The scan, forward and backward", 90, ("torch", "triton")),
-    "training": Step(training_step, "A training step of tiny", 90, ("torch", "triton", "safetensors")),
-    "network": Step(network_step, "The network in PyTorch", 45, ("torch", "triton", "safetensors")),
-    "export": Step(export_step, "Bundles", 60, _EXPORT, on_gpu=False),
-    "onnxruntime": Step(onnxruntime_step, "ONNX Runtime on CUDA", 90, ("numpy", "onnxruntime")),
-    "parity": Step(parity_step, "Parity of a trained checkpoint", 120, _EXPORT),
     "launch": Step(launch_step, "Launches through the driver", 40, ("numpy", "triton", "cuda")),
+    "export": Step(export_step, "Bundles", 100, (*_EXPORT, "simplejpeg"), on_gpu=False),
+    "onnxruntime": Step(onnxruntime_step, "ONNX Runtime on CUDA", 90, ("numpy", "onnxruntime")),
+    "training": Step(training_step, "A training step of tiny", 90, ("torch", "triton", "safetensors")),
+    "sanitizer": Step(
+        sanitizer_step, "NVIDIA's checkers", 60, ("pytest", "numpy", "torch", "triton", "cuda")
+    ),
+    "parity": Step(parity_step, "Parity of a trained checkpoint", 120, (*_EXPORT, "simplejpeg")),
+    "network": Step(network_step, "The network in PyTorch", 45, ("torch", "triton", "safetensors")),
     "tensorrt_rtx": Step(tensorrt_rtx_step, "TensorRT-RTX", 60, (*_EXPORT, "tensorrt_rtx", "cuda")),
     "compile": Step(compile_step, "The network by torch.compile", 90, ("torch", "triton", "safetensors")),
 }
@@ -582,28 +720,31 @@ def check(name: str, folder: Path, rows: Path) -> None:
 
 
 def run(name: str, folder: Path, limit: float, environment: dict[str, str]) -> Row:
-    """One step in a process of its own."""
+    """One step in a process of its own, which ends with all that it has started."""
     step, rows = STEPS[name], folder / f"{name}.jsonl"
     rows.unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__).resolve()), "--only", name, "-o", str(folder)]
     start = time.perf_counter()
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=limit,
-            env=environment,
-            check=False,
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        outcome = {0: "done", 3: "lacks"}.get(done.returncode, "failed")
-        said = last if outcome != "done" else ""
-        if done.returncode < 0:
-            said = f"the process died of signal {-done.returncode}; {last}"
-    except subprocess.TimeoutExpired:
+        try:
+            status: int | None = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            _kill_with_all(process)
+        log.seek(0)
+        printed = log.read().strip()
+    last = (printed.splitlines() or [""])[-1]
+    if status is None:
         outcome, said = "stopped", f"it took longer than {limit:.0f} s"
+    elif status < 0:
+        outcome, said = "failed", f"the process died of signal {-status}; {last}"
+    else:
+        outcome = {0: "done", 3: "lacks"}.get(status, "failed")
+        said = last if outcome != "done" else ""
     lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
     return {
         "step": name,
@@ -612,7 +753,18 @@ def run(name: str, folder: Path, limit: float, environment: dict[str, str]) -> R
         "said": said,
         "seconds": round(time.perf_counter() - start, 1),
         "rows": [json.loads(line) for line in lines],
+        "printed": printed[-_MOST_PRINTED:] if outcome in ("failed", "stopped") else "",
     }
+
+
+def _kill_with_all(process: subprocess.Popen[Any]) -> None:
+    """Ends a step and the compilers and tests that it waited for, which would take the GPU from the next."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
 
 
 def as_markdown(results: list[Row]) -> str:
@@ -658,6 +810,8 @@ def main() -> int:
         "-o", "--output", required=True, type=Path, help="folder for device.json and device.md"
     )
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install first")
+    parser.add_argument("--library", help="a native library built elsewhere, in place of building it")
+    parser.add_argument("--bundles", help="folder of an earlier run elsewhere, whose bundles are taken")
     parser.add_argument("--images", help="folder of pictures for ONNX Runtime's parity, in place of noise")
     parser.add_argument(
         "--checkpoint", help="a trained checkpoint to verify on CUDA, on the images of --data"
@@ -686,10 +840,14 @@ def main() -> int:
         wheels = sorted(map(str, arguments.wheels.glob("*.whl")))
         if not wheels:
             parser.error(f"{arguments.wheels} holds no wheels")
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--upgrade"]
-        subprocess.run([*command, "--target", str(folder / "packages"), *wheels], check=True)
-    for name in ("images", "checkpoint", "data"):
+        options = ["-q", "--no-index", "--no-deps", "--no-compile", "--upgrade"]
+        command = [sys.executable, "-m", "pip", "install", *options, "--target", str(folder / "packages")]
+        if subprocess.run([*command, *wheels], check=False).returncode:
+            print("The wheels: failed; the steps go on without them", flush=True)
+    for name in ("library", "bundles", "images", "checkpoint", "data"):
         if given := getattr(arguments, name):
+            if not Path(given).exists():
+                parser.error(f"there is no {given}")
             os.environ[f"DEVICE_CHECK_{name.upper()}"] = str(Path(given).resolve())
     results: list[Row] = []
     with importable(folder) as environment:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from msmamba.plugins.selective_scan import cpu
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "device_check.py"
 
@@ -75,10 +79,121 @@ def test_a_step_that_breaks_keeps_what_it_found(
     assert "| stage 1 | 12.5 |" in device_check.as_markdown([result])
 
 
+def test_a_step_that_is_stopped_takes_all_that_it_has_started_with_it(
+    tmp_path: Path, device_check: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler or a test that ran on would hold up every step after."""
+    script, started = tmp_path / "played.py", tmp_path / "started"
+    script.write_text(
+        "import os, subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        f"open({str(started)!r}, 'w').write(str(child.pid))\n"
+        "child.wait()\n"
+    )
+    monkeypatch.setattr(device_check, "__file__", str(script))
+    assert device_check.run("scan", tmp_path, 1.0, dict(os.environ))["outcome"] == "stopped"
+    child = Path("/proc") / started.read_text() / "stat"
+    for _ in range(100):  # until the system has taken it down; nobody waits for it
+        if not child.exists() or child.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.01)
+    pytest.fail("what the step had started runs on")
+
+
+def test_what_a_failed_step_printed_is_kept(
+    tmp_path: Path, device_check: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "played.py"
+    script.write_text("print('before', flush=True)\nraise RuntimeError('CUDA error')\n")
+    monkeypatch.setattr(device_check, "__file__", str(script))
+    printed = device_check.run("scan", tmp_path, 10.0, dict(os.environ))["printed"]
+    assert printed.startswith("before")
+    assert "line 2, in <module>" in printed
+
+
+PACKAGES_THERE = {
+    "torch",
+    "triton",
+    "numpy",
+    "pytest",
+    "PIL",
+    "click",
+    "onnx",
+    "safetensors",
+    "filelock",
+    "hypothesis",
+}
+"""What `device_check.py` asks of a machine for its tests, beside msmamba and the standard library."""
+
+
+def _imported(path: Path) -> set[str]:
+    """What a file imports when it is read, and the tests' own modules that it imports."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    for name in sorted(found):
+        own = SCRIPT.parents[1] / "tests" / f"{name}.py"
+        if own.is_file():
+            found = (found - {name}) | _imported(own)
+    return found
+
+
+def test_gpu_tests_need_no_more_than_a_bare_machine_has(device_check: ModuleType) -> None:
+    """One test file that does not import, marked or not, would keep pytest from running any."""
+    files = device_check.files_with_gpu_tests()
+    assert [path.name for path in files[:2]] == ["test_gpu_device.py", "test_operator.py"]
+    tests = SCRIPT.parents[1] / "tests"
+    shared = [conftest for path in files for conftest in path.parent.glob("conftest.py")]
+    needed = {name for path in (*files, *shared, tests / "conftest.py") for name in _imported(path)}
+    assert needed - set(sys.stdlib_module_names) - {"msmamba"} <= PACKAGES_THERE
+
+
+def test_gradients_that_are_nothing_but_rounding_do_not_count(device_check: ModuleType) -> None:
+    torch = pytest.importorskip("torch")
+    others = {"weight": torch.ones(100), "bias": torch.full((4,), 1e-9)}
+    ours = {"weight": torch.ones(100) + 1e-6, "bias": -others["bias"]}
+    total, worst, name = device_check.gradient_differences(ours, others)
+    assert (total, worst, name) == (pytest.approx(1e-6, rel=0.1), pytest.approx(1e-6, rel=0.1), "weight")
+    ours["weight"] = ours["weight"] * 2
+    assert device_check.gradient_differences(ours, others)[1] == pytest.approx(1, rel=0.01)
+
+
+def test_bundles_and_a_library_that_were_made_elsewhere_are_taken(
+    tmp_path: Path, device_check: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("fp32", "fp16"):
+        (tmp_path / "elsewhere" / name).mkdir(parents=True)
+        (tmp_path / "elsewhere" / name / "model.onnx").touch()
+    (tmp_path / "elsewhere" / "tiny.safetensors").touch()
+    monkeypatch.setenv("DEVICE_CHECK_BUNDLES", str(tmp_path / "elsewhere"))
+    monkeypatch.delenv("DEVICE_CHECK_CHECKPOINT", raising=False)
+    rows: list[dict[str, str]] = []
+    (tmp_path / "out").mkdir()
+    device_check.export_step(tmp_path / "out", lambda **row: rows.append(row))
+    assert [(row["bundle"], row["seconds"]) for row in rows] == [
+        ("fp32", "made elsewhere"),
+        ("fp16", "made elsewhere"),
+    ]
+    assert device_check.bundle_of(tmp_path / "out", "fp16").joinpath("model.onnx").is_file()
+
+    built = cpu.library_path()
+    assert built is not None
+    (tmp_path / "plugins" / "selective_scan").mkdir(parents=True)
+    monkeypatch.setattr(device_check, "ROOT", tmp_path)
+    monkeypatch.setenv("DEVICE_CHECK_LIBRARY", str(built))
+    device_check.build_step(tmp_path / "out", lambda **row: rows.append(row))
+    assert rows[-1]["seconds"] == "built elsewhere"
+    assert (tmp_path / "plugins" / "selective_scan" / "_native.so").stat().st_size == built.stat().st_size
+
+
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     for arguments, message in (
         (["--steps", "scan,dance"], "unknown steps dance"),
         (["--wheels", str(tmp_path)], "holds no wheels"),
+        (["--bundles", str(tmp_path / "none")], "there is no "),
     ):
         command = [sys.executable, SCRIPT, "-o", tmp_path / "out", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
