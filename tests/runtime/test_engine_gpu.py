@@ -27,9 +27,12 @@ pytestmark = pytest.mark.gpu
 LARGEST = 5
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def options() -> EngineOptions:
-    """Options for this machine's GPU, by the first TensorRT library that is here and builds for it."""
+    """Options for this machine's GPU, by the first TensorRT library that is here and builds for it.
+
+    It comes before the bundles, whose kernels take a minute to compile for nothing where there is none.
+    """
     try:
         device = cuda_driver.device()
     except BackendError as error:
@@ -49,7 +52,7 @@ def precision(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def bundle(
-    bundles: dict[str, Path], options: EngineOptions, precision: str, tmp_path_factory: pytest.TempPathFactory
+    options: EngineOptions, bundles: dict[str, Path], precision: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     return engine_bundle(bundles[precision], tmp_path_factory.mktemp("engine") / precision, options).path
 
