@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto
 
 from ...errors import BackendError, ExportError
 from ...plugins.selective_scan.gpu_launch import BLOCK_SHAPES, dotted
-from ...plugins.selective_scan.gpu_package import ELEMENT_TYPES, KERNELS_SUFFIX, KernelPackage
+from ...plugins.selective_scan.gpu_package import ELEMENT_TYPES, KERNELS_SUFFIX, CompiledKernel, KernelPackage
 from ...plugins.selective_scan.onnx_function import OP_TYPE
 from ...plugins.selective_scan.tensorrt_plugin import Compiler, compile_with_triton
 
@@ -39,9 +39,10 @@ def kernels_for(model: ModelProto, note: Callable[[str], None] = lambda line: No
     """
     if not has_triton():
         return {}
-    files, refused = {}, {}
+    files: dict[str, bytes] = {}
+    refused: dict[int, str] = {}
     for element_type, states in scan_kinds(model):
-        kernels = {}
+        kernels: dict[int, dict[str, CompiledKernel]] = {}
         for compute_capability in BLOCK_SHAPES:
             try:
                 compiled = compile_with_triton(element_type, states, (compute_capability,))
