@@ -6,10 +6,13 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from xml.etree import ElementTree
 
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
+from ..decoding.directory import directories
+from ..decoding.tiff import largest_picture
 from ..errors import ImageError, InputError
 from ..files import open_file
 
@@ -18,7 +21,8 @@ _ANISOTROPY = 0.01
 _MICRONS = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _IMAGEJ_MICRONS = frozenset({"micron", "microns", "µm", "μm", "um", "\\u00b5m"})
 _MICRONS_OF_UNIT = {2: 25_400.0, 3: 10_000.0}  # an inch, a centimetre
-_IMAGE_DESCRIPTION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 270, 282, 283, 296
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_WIDTH, _IMAGE_DESCRIPTION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 256, 270, 282, 283, 296
 
 
 @dataclass(frozen=True)
@@ -94,27 +98,31 @@ class Scale:
 def scale_of(path: Path) -> Scale:
     """The scale that an image file says: OME's physical size, TIFF's resolution, or dots an inch.
 
-    Of several pages the first is asked.
+    Of several pictures in a TIFF the one that is read is asked, the largest.
 
     Raises:
         ImageError: it cannot be read.
     """
     try:
-        with open_file(path) as file, Image.open(file) as image:
-            if isinstance(image, TiffImagePlugin.TiffImageFile):
-                return _scale_of_tiff(image)
-            return Scale.of_dots(image.info.get("dpi"))
+        with open_file(path) as file:
+            start = file.read(4)
+            file.seek(0)
+            if start in _TIFF:
+                return _scale_of_tiff(file, path)
+            with Image.open(file) as image:
+                return Scale.of_dots(image.info.get("dpi"))
     except (OSError, ValueError, SyntaxError, TypeError) as error:
         raise ImageError(f"'{path}' cannot be read: {error}") from error
 
 
-def _scale_of_tiff(image: TiffImagePlugin.TiffImageFile) -> Scale:
-    tags = image.tag_v2
-    description = str(tags.get(_IMAGE_DESCRIPTION, ""))
-    if "<OME" in description:
-        return Scale.of_ome(description, int(tags[256]))  # as stored: not turned by its orientation
-    across, down = (_number(tags.get(tag)) for tag in (_X_RESOLUTION, _Y_RESOLUTION))
-    return Scale.of_resolution(across, down, int(tags.get(_RESOLUTION_UNIT, 2)), description)
+def _scale_of_tiff(file: BinaryIO, path: Path) -> Scale:
+    tags, _ = largest_picture(file, f"'{path}'")
+    said = (each.content(_IMAGE_DESCRIPTION) for each in (tags, next(directories(file))))
+    description, first = (text.rstrip(b"\0").decode("utf-8", "replace") for text in said)
+    if "<OME" in first:  # which tells of the pictures on later pages, too
+        return Scale.of_ome(first, tags.integer(_WIDTH))  # as stored: not turned by its orientation
+    across, down = tags.number(_X_RESOLUTION), tags.number(_Y_RESOLUTION)
+    return Scale.of_resolution(across, down, tags.integer(_RESOLUTION_UNIT, 2), description)
 
 
 def _number(value: object) -> float:

@@ -14,6 +14,8 @@ MOST_DIRECTORIES = 100_000
 _SUB_DIRECTORIES = 330
 _BYTES = (1, 2, 7)
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_FRACTIONS = {5: "II", 10: "ii"}
+_NUMBERS = {**_INTEGERS, **_FRACTIONS, 11: "f", 12: "d"}
 
 
 class DirectoryError(ValueError):
@@ -71,6 +73,21 @@ class Directory:
         if len(values) != 1:
             raise DirectoryError(f"tag {tag} holds {len(values)} values: expected one")
         return values[0]
+
+    def number(self, tag: int) -> float:
+        """The only value of a tag that holds a number or a fraction; 0 where it is missing or none.
+
+        Raises:
+            DirectoryError: it lies outside the file.
+        """
+        found = self._tags.get(tag)
+        if found is None or found.kind not in _NUMBERS or found.count != 1:
+            return 0.0
+        letters = f"{self.order}{_NUMBERS[found.kind]}"
+        values = struct.unpack(letters, self._content(tag, struct.calcsize(letters)))
+        if found.kind in _FRACTIONS:
+            return values[0] / values[1] if values[1] else 0.0
+        return float(values[0])
 
     def content(self, tag: int) -> bytes:
         """The bytes of a tag that holds bytes or text; empty where it is missing."""
@@ -158,8 +175,8 @@ def _directory(
     for place in range(count):
         tag, kind, values = struct.unpack_from(f"{order}{entry}", content, place * size)
         at = offset + head + (place + 1) * size - room
-        width = struct.calcsize(_INTEGERS[kind]) if kind in _INTEGERS else 1
-        if (kind in _INTEGERS or kind in _BYTES) and values * width > room:
+        width = struct.calcsize(f"={_NUMBERS[kind]}") if kind in _NUMBERS else 1
+        if (kind in _NUMBERS or kind in _BYTES) and values * width > room:
             (at,) = struct.unpack_from(f"{order}{pointer}", content, (place + 1) * size - room)
         if tag in tags:
             raise DirectoryError(f"tag {tag} stands twice in a directory")

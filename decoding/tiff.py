@@ -99,12 +99,12 @@ def read_tiff(file: BinaryIO, name: str, max_pixels: int) -> Raster:
 
     Colours are left as they are, but for JPEG's, which become RGB, and CMYK.
     """
-    picture, notes = _largest(file, name)
+    picture, notes = largest_picture(file, name)
     return _Picture(file, picture, name, max_pixels).read(notes)
 
 
-def _largest(file: BinaryIO, name: str) -> tuple[Directory, list[str]]:
-    """The directory of the largest picture, and what is to be said of the others."""
+def largest_picture(file: BinaryIO, name: str) -> tuple[Directory, list[str]]:
+    """The directory of the picture that `read_tiff` reads, and what is to be said of the others."""
     best: tuple[tuple[int, bool], Directory] | None = None
     pages = 0
     first = None

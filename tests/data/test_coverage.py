@@ -14,6 +14,7 @@ from PIL import Image
 from msmamba.data.coverage import COVERAGE, Coverage, Spread
 from msmamba.data.scale import Scale, check_microns, scale_of
 from msmamba.errors import ImageError, InputError
+from msmamba.images import read_image
 
 PIXELS = np.full((20, 30, 3), 90, np.uint8)
 OME = {"axes": "YXS", "PhysicalSizeX": 500.0, "PhysicalSizeY": 500.0}
@@ -42,6 +43,21 @@ def test_what_nobody_has_said_is_none() -> None:
     assert (covers.microns, covers.mpp(32), covers.notes) == (None, None, ())
     assert covers.at(0.25).mpp(16) == 0.5
     assert Coverage.of([]) is None
+
+
+@pytest.mark.parametrize("kind", ["pages", "below", "ome"])
+def test_of_several_pictures_the_one_that_is_read_is_asked(kind: str, tmp_path: Path) -> None:
+    path, preview = tmp_path / "a.tif", PIXELS[:10, :15]
+    resolution: dict[str, Any] = {"resolutionunit": "CENTIMETER", "metadata": None}
+    with tifffile.TiffWriter(path, ome=kind == "ome", bigtiff=kind == "below") as file:
+        if kind == "ome":
+            for pixels, microns in ((preview, 2.0), (PIXELS, 0.5)):
+                file.write(pixels, metadata={"PhysicalSizeX": microns, "PhysicalSizeY": microns})
+        else:
+            file.write(preview, resolution=(5_000, 5_000), subifds=int(kind == "below"), **resolution)
+            file.write(PIXELS, resolution=(20_000, 20_000), **resolution)
+    assert read_image(path).shape == PIXELS.shape
+    assert scale_of(path).microns == 0.5
 
 
 @pytest.mark.parametrize("mpp", [None, 0.5])
