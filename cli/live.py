@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import device_options, drift_logged, drift_option, guard_option, tell, white_option
+from .options import device_options, drift_logged, drift_option, given, guard_option, tell, white_option
 from .output import say
 
 _SESSION = "The session"
@@ -138,7 +138,7 @@ class _Live(Command):
     group=_GRID,
     type=click.IntRange(1),
     metavar="N",
-    default=1,
+    show_default="1",
     help="How many tiles go through the network at once.",
 )
 @white_option
@@ -160,7 +160,7 @@ def live(
     mpp: float | None,
     assume_mpp: float | None,
     fps: float | None,
-    batch_size: int,
+    batch_size: int | None,
     no_guard: bool,
     drift: str | None,
     **device: Any,
@@ -181,10 +181,9 @@ def live(
     sizes = own_scale + (tiles is not None) + (mpp is not None)
     if sizes > 1:
         raise click.UsageError("--grid, --tiles and --mpp all say how large a tile is: give one of them")
-    if fps is not None and not sizes:
-        raise click.UsageError(
-            "--fps says for how long tiles are classified: give --grid, --tiles or --mpp, too"
-        )
+    for name, value in (("--fps", fps), ("--batch-size", batch_size)):
+        if value is not None and not sizes:
+            raise click.UsageError(f"{name} is of tiles: give --grid, --tiles or --mpp, too")
 
     from ..microscope.live.grid import Grid
     from ..microscope.live.page.access import PORT, Address
@@ -203,7 +202,7 @@ def live(
             say,
             page=None if no_page else Address(PORT if port is None else port, host),
             output=output,
-            grid=Grid(tiles, mpp, fps, batch_size) if sizes else None,
+            grid=Grid(tiles, mpp, fps, **given({"batch_size": batch_size})) if sizes else None,
             assume_mpp=assume_mpp,
             keep_all=keep_all,
             frames=frames,

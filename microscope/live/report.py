@@ -324,7 +324,7 @@ def _snapshots(folder: Path) -> dict[str, Any]:
     shown = []
     for path in paths[:_SNAPSHOTS]:
         try:
-            with Image.open(path) as picture:
+            with open_file(path) as file, Image.open(file) as picture:
                 picture.thumbnail((_PICTURE, _PICTURE))
                 content = io.BytesIO()
                 picture.convert("RGB").save(content, "JPEG", quality=85)

@@ -111,8 +111,14 @@ def import_slides(
             listing.notes.append(f"{len(without)} slides have no annotations: {some(without)}")
         for number, (name, path) in enumerate(named.items()):
             advance(number, len(named))
-            if (file := files[name]) is not None:
-                _cut_one(name, path, file, work, cut, white, listing)
+            if (file := files[name]) is None:
+                continue
+            try:
+                _cut_one(name, path, file, work, cut, white, options.skip_bad, listing)
+            except ImageError as error:
+                if not options.skip_bad:
+                    raise
+                listing.notes.append(f"a slide is left out: {error}")
         if hasattr(os, "sync"):  # not on Windows
             os.sync()
         listing.labels = tuple(sorted({image.label for image in listing.images}))
@@ -151,9 +157,20 @@ def _work_folder(
 
 
 def _cut_one(
-    name: str, path: Path, annotations: Path, work: Path, cut: CutOptions, white_level: int, listing: Listing
+    name: str,
+    path: Path,
+    annotations: Path,
+    work: Path,
+    cut: CutOptions,
+    white_level: int,
+    skip_bad: bool,
+    listing: Listing,
 ) -> None:
-    """Cuts the tiles of one slide that are not there yet, and adds all of them to the listing."""
+    """Cuts the tiles of one slide that are not there yet, and adds all of them to the listing.
+
+    Raises:
+        ImageError: the slide cannot be read; or a tile, and `skip_bad` leaves none out.
+    """
     with closing(open_slide(path, white_level=white_level)) as slide:
         side = side_of(slide, cut.size, cut.mpp, cut.assume_mpp)
         microns = cut.assume_mpp or slide.scale.microns
@@ -163,11 +180,18 @@ def _cut_one(
         if not all(each.label for each in regions.regions):
             listing.notes.append(f"'{annotations}': annotations without a class mark nothing")
         kept = blank = 0
+        torn: list[ImageError] = []
         for tile, label in labels_of(grid(slide, side, cut.overlap), regions, cut.min_cover):
             folder = work / _as_folder(label) / name
             target = folder / f"{name}-{tile.x}-{tile.y}.png"
             if not target.exists():
-                pixels = read_tile(slide, tile, cut.size)
+                try:
+                    pixels = read_tile(slide, tile, cut.size)
+                except ImageError as error:
+                    if not skip_bad:
+                        raise
+                    torn.append(error)
+                    continue
                 if (pixels == pixels[0, 0]).all():  # as in the next slide, whose group it would be, too
                     blank += 1
                     continue
@@ -184,6 +208,8 @@ def _cut_one(
             )
         if blank:
             listing.notes.append(f"'{path}': {blank} tiles of a single colour are left out")
+        if torn:
+            listing.notes.append(f"'{path}': {len(torn)} tiles cannot be read and are left out: {torn[0]}")
         if not kept:
             listing.notes.append(f"'{path}': no tile belongs to an annotation")
 

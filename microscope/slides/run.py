@@ -374,8 +374,12 @@ class _Run:
 
         total = sum(1 for _ in tiles())
         if not total:
-            where = "its middle in a region, or enough tissue" if self._options.roi else "enough tissue"
-            raise InputError(f"'{slide.path}': no tile has {where}: lower --min-tissue, or give --no-tissue")
+            wanted_of_it = (
+                ("its middle in a region", "draw larger ones, let tiles --overlap", options.roi),
+                ("enough tissue", "lower --min-tissue, give --no-tissue", options.tissue),
+            )
+            lacking, ways = zip(*((what, way) for what, way, asked in wanted_of_it if asked), strict=True)
+            raise InputError(f"'{slide.path}': no tile has {' and '.join(lacking)}: {', or '.join(ways)}")
         first = header(self._labels, self._guarded)
         there = _kept_rows(partial, first, tiles(), batch)
         self._progress(name, there, total)

@@ -241,9 +241,10 @@ def test_the_command_prints_the_map(bundles: dict[str, Path], tmp_path: Path) ->
     [
         (["--tiles", "2", "--mpp", "1"], "give one of them"),
         (["--grid", "--tiles", "2"], "give one of them"),
-        (["--fps", "10"], "give --grid, --tiles or --mpp, too"),
+        (["--fps", "10"], "--fps is of tiles: give --grid, --tiles or --mpp, too"),
+        (["--batch-size", "4"], "--batch-size is of tiles"),
     ],
-    ids=["two sizes", "own size and another", "no tiles"],
+    ids=["two sizes", "own size and another", "no tiles", "a batch of none"],
 )
 def test_options_that_do_not_go_together_are_wrong_usage(options: list[str], said: str) -> None:
     done = CliRunner().invoke(mmdeploy, ["live", "a.fp32", "demo", *options])

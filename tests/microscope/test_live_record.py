@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -226,6 +227,13 @@ def test_lines_that_are_torn_or_damaged_are_counted_and_left_out(tmp_path: Path)
     page = write_session_report(folder).read_text(encoding="utf-8")
     assert "5 lines are not counted" in page
     assert "<dd>15<" in page
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_a_pipe_among_the_snapshots_is_not_waited_for(tmp_path: Path) -> None:
+    folder = kept(tmp_path / "s")
+    os.mkfifo(folder / "snapshots" / "0000099.png")
+    assert "0000099" not in write_session_report(folder).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner
 from PIL import Image
 from slide_files import HALF_A_MICRON, box, feature, tissue, write_geojson_of, write_tiff
@@ -127,6 +130,25 @@ def test_a_killed_import_keeps_no_tile_of_another_white(
         slides_of(annotated), annotated, tmp_path / "data", CUT, ImportOptions(white_level=4095)
     )
     assert len(kept) == 50 + sum(sum(each.values()) for each in cut.counts.values())
+
+
+def test_what_cannot_be_read_is_left_out_where_that_is_asked_for(annotated: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "slides"
+    shutil.copytree(annotated, folder)
+    (folder / "s5.tif").write_bytes(b"II*\0\xff\xff\xff\x7f")
+    with tifffile.TiffFile(folder / "s4.tif") as file:
+        offset, size = file.pages[0].dataoffsets[8], file.pages[0].databytecounts[8]
+    with (folder / "s4.tif").open("r+b") as damaged:
+        damaged.seek(offset)
+        damaged.write(b"\x55" * size)
+    cut = CutOptions(size=32)  # of level 0, a tile of which is damaged
+    with pytest.raises(ImageError, match="s4"):
+        import_slides(slides_of(folder), folder, tmp_path / "data", cut)
+    manifest = import_slides(slides_of(folder), folder, tmp_path / "data", cut, ImportOptions(skip_bad=True))
+    assert sum(manifest.groups.values()) == 5
+    notes = "\n".join(manifest.notes)
+    assert f"a slide is left out: '{folder / 's5.tif'}' is damaged" in notes
+    assert re.search(r"s4\.tif': \d tiles cannot be read and are left out: .*s4\.tif' cannot be read", notes)
 
 
 def test_tiles_of_a_single_colour_join_no_slides(tmp_path: Path) -> None:
