@@ -61,10 +61,14 @@ class _Commands(Group):
                 raise
             _say(f"error: {_told(error)}")
             context.exit(1)
-        except Terminated as stop:
-            _say(f"ended by {stop}")
-            context.exit(128 + stop.number)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RuntimeError) as error:
+            # An interrupt that comes while a lock is waited for may end as an error of that lock.
+            stop = error.__context__ if isinstance(error, RuntimeError) else error
+            if isinstance(stop, Terminated):
+                _say(f"ended by {stop}")
+                context.exit(128 + stop.number)
+            if not isinstance(stop, KeyboardInterrupt):
+                raise
             _say("interrupted")
             context.exit(_INTERRUPTED)
 

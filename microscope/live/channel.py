@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from threading import Condition
+from types import TracebackType
 from typing import Generic, TypeVar
 
 _Item = TypeVar("_Item")
@@ -11,6 +12,23 @@ _Item = TypeVar("_Item")
 
 class Ended(Exception):
     """Nothing comes any more."""
+
+
+class Changed(Condition):
+    """A condition that lets an interrupt through which comes while it is waited for.
+
+    One that comes when `wait` has given the lock back, and would take it again only from its next line on,
+    leaves none to give back: the end of the block would raise a `RuntimeError` in the interrupt's place.
+    """
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            super().__exit__(kind, value, trace)
+        except RuntimeError:
+            if value is None:
+                raise
 
 
 def give_back(changed: Condition) -> None:
@@ -34,7 +52,7 @@ class Channel(Generic[_Item]):
             keep_all: whether whoever puts an item waits until the one before is taken.
         """
         self._keep_all = keep_all
-        self._changed = Condition()
+        self._changed = Changed()
         self._items: list[_Item] = []  # none or one
         self._ended = False
         self._error: BaseException | None = None

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from threading import Condition, Thread
+from threading import Thread
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from PIL import Image
 from ...errors import TargetError
 from ...files import as_utf8, write_atomically
 from ...schema import as_json
-from .channel import give_back
+from .channel import Changed, give_back
 from .loop import Result
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Record:
         self.failure: TargetError | None = None
         self._paint_wait = paint_wait
         self._report = report
-        self._changed = Condition()
+        self._changed = Changed()
         self._dealt_with = 0  # results whose lines are written, or could not be
         self._done = False
         self._lines: deque[tuple[float, dict[str, Any]]] = deque()

@@ -20,7 +20,15 @@ from click.testing import CliRunner
 import msmamba
 from msmamba.cli import mmdeploy
 from msmamba.cli.options import check_replaces_none
+from msmamba.cli.stopping import Terminated
 from msmamba.errors import InputError, MsmambaError
+
+
+def _while_waiting(stop: KeyboardInterrupt) -> RuntimeError:
+    """What becomes of an interrupt that comes when a lock was just given back to be waited for."""
+    error = RuntimeError("cannot release un-acquired lock")
+    error.__context__ = stop
+    return error
 
 
 @pytest.fixture
@@ -35,6 +43,8 @@ def failing() -> Iterator[None]:
             "system": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
             "locked": OSError(errno.EACCES, os.strerror(errno.EACCES), "cells"),
             "stopped": KeyboardInterrupt(),
+            "waiting": _while_waiting(KeyboardInterrupt()),
+            "ended": _while_waiting(Terminated(signal.SIGTERM)),
         }[how]
 
     yield
@@ -79,10 +89,17 @@ def test_debug_lets_the_error_through() -> None:
 
 
 @pytest.mark.usefixtures("failing")
-def test_an_interrupt_exits_as_shells_expect() -> None:
-    result = CliRunner().invoke(mmdeploy, ["fail", "stopped"])
-    assert result.exit_code == 130
-    assert "Traceback" not in result.output
+@pytest.mark.parametrize(
+    ("how", "status", "said"),
+    [
+        ("stopped", 130, "interrupted\n"),
+        ("waiting", 130, "interrupted\n"),
+        ("ended", 143, "ended by SIGTERM\n"),
+    ],
+)
+def test_an_interrupt_exits_as_shells_expect(how: str, status: int, said: str) -> None:
+    result = CliRunner().invoke(mmdeploy, ["fail", how])
+    assert (result.exit_code, result.stderr) == (status, said)
 
 
 def test_wrong_usage_exits_2() -> None:

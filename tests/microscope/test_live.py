@@ -22,7 +22,7 @@ import msmamba
 from msmamba.cli import mmdeploy
 from msmamba.errors import ImageError, InputError, SourceError, TargetError
 from msmamba.microscope import stream
-from msmamba.microscope.live.channel import Channel
+from msmamba.microscope.live.channel import Changed, Channel
 from msmamba.microscope.sources import Frame
 from msmamba.microscope.sources.demo import Demo
 from msmamba.runtime import Session
@@ -295,6 +295,21 @@ def test_a_log_that_cannot_be_written_stops_no_session(session: Session, tmp_pat
     found = list(stream(session, tmp_path, keep_all=True, log=log, report=reports.append))
     assert len(found) == 2
     assert reports == ["no more scores are logged: cannot write 'log': the disk is full"]
+
+
+def test_an_interrupt_that_leaves_no_lock_to_give_back_is_an_interrupt() -> None:
+    changed = Changed()
+    release = changed._release_save  # type: ignore[attr-defined]
+
+    def interrupted() -> None:
+        release()
+        raise KeyboardInterrupt  # before the line from which on the lock is taken again
+
+    changed._release_save = interrupted  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt), changed:
+        changed.wait(1)
+    with pytest.raises(RuntimeError, match="un-acquired"), changed:  # a fault of ours is not hidden
+        changed.release()
 
 
 def test_an_interrupt_that_leaves_the_lock_taken_ends_a_channel_all_the_same() -> None:
