@@ -9,6 +9,9 @@ import numpy as np
 from ..pages.figures import INK, write_figure
 from .metrics import Metrics
 
+_ZEROS_SHOWN = 30
+"""Classes up to which cells without an image are written in: of a hundred classes there would be 10,000."""
+
 
 def write_confusion_matrix(path: Path, metrics: Metrics, title: str) -> None:
     """Draws the confusion matrix: a count and its share of the true class in each cell.
@@ -26,7 +29,8 @@ def write_confusion_matrix(path: Path, metrics: Metrics, title: str) -> None:
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Purples", vmin=0, vmax=1)
     font_size = min(11.0, 62 * side / 5 / classes)
-    for row, column in np.ndindex(counts.shape):
+    cells = np.ndindex(counts.shape) if classes <= _ZEROS_SHOWN else map(tuple, np.argwhere(counts))
+    for row, column in cells:
         count, share = counts[row, column], shares[row, column]
         axes.text(
             column,
@@ -50,7 +54,8 @@ def write_confusion_matrix(path: Path, metrics: Metrics, title: str) -> None:
     axes.set_yticks(range(classes), labels, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    figure.suptitle(f"{title}: {metrics.images} images, accuracy {100 * metrics.accuracy:.1f} %")
+    said = f"{title}: {metrics.images} images, accuracy {100 * metrics.accuracy:.1f} %"
+    figure.suptitle(said, parse_math=False)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -105,6 +105,8 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
                 np.array([row[len(_FIXED) :] for row in own], np.float32),
                 groups if any(groups) else None,
             )
-    except (OSError, csv.Error, ValueError) as error:  # of values, UnicodeDecodeError is one
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (csv.Error, ValueError) as error:  # of values, UnicodeDecodeError is one
         raise DataError(f"{path}: is not a file of predictions of this version: {error}") from error
     return splits

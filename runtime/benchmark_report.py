@@ -208,7 +208,8 @@ class Benchmark:
                     left + medians, rows, xerr=np.array([early, late]), fmt="none", color="black", capsize=3
                 )
             left += medians
-        axes.set_yticks(rows, [_caption(result.case) for result in self.results])
+        # Names of files may hold dollar signs.
+        axes.set_yticks(rows, [_caption(result.case) for result in self.results], parse_math=False)
         axes.invert_yaxis()
         axes.set_xlabel("milliseconds a batch: medians; whiskers: the network's minimum and 90th percentile")
         about = f"{self.machine['processor']}, {self.rounds} rounds, noise {self.noise:.1%}"

@@ -98,7 +98,10 @@ def printed_as_text(entry: Entry) -> tuple[str, str]:
 def notes_on(comparison: Comparison) -> list[str]:
     """What a reader of the figures has to know."""
     size, images = comparison.recipe.image_size, comparison.counts[comparison.split]
-    groups = "" if comparison.groups is None else f" in {comparison.groups} groups (patients, slides, copies)"
+    groups = ""
+    if comparison.groups is not None:
+        counted = "1 group" if comparison.groups == 1 else f"{comparison.groups} groups"
+        groups = f" in {counted} (patients, slides, copies)"
     drawn = "images" if comparison.groups is None else "whole groups of images"
     notes = [
         f"{comparison.data}: {images} images{groups} of the {comparison.split} split, {size}x{size} pixels; "

@@ -93,6 +93,8 @@ class Evaluation:
         for name, images, row in rows:
             auc = "-" if row.auc is None else f"{row.auc:.4f}"
             shares = f"{row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}"
+            if not images:  # nothing is known of such, and it weighs nothing
+                shares = f"{'-':>9}  {'-':>6}  {'-':>6}"
             lines.append(f"{name:{width}}  {images:6}  {shares}  {auc:>6}")
         right = sum(row[index] for index, row in enumerate(metrics.confusion))
         lines += ["", f"overall accuracy {metrics.accuracy:.4f} ({right} of {metrics.images})"]

@@ -12,7 +12,6 @@ Dims: B batch, H W an image's own size, S side of the square network input, h si
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,9 +28,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...errors import ArtefactError, BackendError, ImageError, InputError, Note, TargetError
-from ...files import as_utf8, write_atomically
+from ...files import as_utf8
 from ...images import Transform, read_image
-from ...pages.figures import DOTS_PER_INCH, INK
+from ...pages.figures import DOTS_PER_INCH, INK, write_figure
 from ..networks.checkpoint import load_checkpoint
 from ..networks.described import Described, described_by, notes_on
 from ..networks.family import CHANNELS_FIRST, MapLayout, Network
@@ -326,10 +325,8 @@ def _write_picture(target: Path, pixels: npt.NDArray[np.uint8], result: Explanat
     name = as_utf8(Path(result.image).name).decode()
     below = f"{name}: {caption}, {len(heat)}x{len(heat)}"
     figure.supxlabel(below, fontsize=7, color=INK, parse_math=False)  # names may hold dollar signs
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TargetError(f"cannot make the folder '{target.parent}': {error.strerror}") from error
-    write_atomically(target, buffer.getvalue())
+    write_figure(target, figure)

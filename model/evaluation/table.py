@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, TrainingError
-from ...measures.predictions import PREDICTIONS, read_predictions
+from ...measures.predictions import PREDICTIONS, Predictions, read_predictions
 from ...measures.uncertainty import RESAMPLES, Interval
 from ...text import as_cell, shown
 from ..networks.complexity import complexity
 from ..networks.family import Architecture
 from ..networks.registry import family_of
+from ..training.run import METRICS as RUN_METRICS
 from ..training.run import RunFolder
 from .paper import (
     ABLATIONS,
@@ -118,6 +120,11 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
         predictions = read_predictions(folder.path / PREDICTIONS)
         if split not in predictions:
             raise DataError(f"{folder.path / PREDICTIONS}: has no images of the {split} split")
+        if not _agree(found, predictions[split]):
+            raise DataError(
+                f"{folder.path / PREDICTIONS}: is not of the answers that {RUN_METRICS} measures: "
+                "'mmdeploy train … --resume' writes both again"
+            )
         intervals = predictions[split].intervals(resamples)
     row, peer = PaperRow.of(begun.arch), peer_of(begun.arch)
     data = config.get("dataset") or Path(config["root"]).name
@@ -146,6 +153,12 @@ def run_rows(run: str | Path, published: Results | None = None, resamples: int =
         seconds=results["seconds"],
     )
     return [own, printed] if printed else [own]
+
+
+def _agree(measured: Mapping[str, Any], predictions: Predictions) -> bool:
+    """Whether a split's metrics can be of these answers."""
+    accuracy = float((predictions.logits.argmax(axis=1) == predictions.truth).mean())
+    return measured["images"] == len(predictions.images) and math.isclose(measured["accuracy"], accuracy)
 
 
 def paper_row(row: PaperRow, data: str | None = None, published: Results | None = None) -> Row:

@@ -293,7 +293,7 @@ class RunFolder:
         path = self.path / CONFIG
         try:
             config: dict[str, Any] = parsed(read_file(path), names=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise TrainingError(f"{path}: cannot be read: {error}") from error

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,9 @@ def test_the_chart_is_a_picture(found: Benchmark) -> None:
     picture = np.asarray(Image.open(io.BytesIO(found.to_png())).convert("RGB"))
     assert min(picture.shape[:2]) > 200
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
+    first = found.results[0]
+    named = replace(first, case=replace(first.case, artefact=r"$\foo$.onnx"))
+    assert replace(found, results=(named,)).to_png().startswith(b"\x89PNG")  # a name is no formula
 
 
 def test_json_has_no_number_that_its_standard_does_not_know(found: Benchmark) -> None:

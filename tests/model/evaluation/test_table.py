@@ -113,6 +113,11 @@ def test_unfinished_runs_and_other_folders_are_refused(run: Path, tmp_path: Path
     (unfinished / "metrics.json").write_text('{"test": null}')
     with pytest.raises(TrainingError, match=r"metrics\.json: is not of a run of this version"):
         run_rows(unfinished)
+    another = shutil.copytree(run, tmp_path / "another")
+    lines = (another / "predictions.csv").read_text().splitlines(keepends=True)
+    (another / "predictions.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(DataError, match=r"is not of the answers that metrics\.json measures: .* writes both"):
+        run_rows(another)
     broken = shutil.copytree(run, tmp_path / "broken")
     (broken / "predictions.csv").write_text("nothing")
     with pytest.raises(DataError, match="is not a file of predictions"):
