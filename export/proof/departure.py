@@ -90,6 +90,10 @@ class OwnError:
         """The same of a module's result, over the largest absolute value of that."""
         return max(2 * self.modules[name] + self.float32_modules[name], _FLOOR)
 
+    def with_logits(self, error: float) -> OwnError:
+        """These errors together with that of further logits; NaN where one of them is."""
+        return replace(self, logits=float(np.max([self.logits, error])))
+
     def with_image(self, there: OwnError) -> OwnError:
         """These errors together with those on one more image."""
         larger = [

@@ -34,6 +34,8 @@ class Bar:
     """Where the error bound comes from."""
     max_undecided: int = 0
     """Images that the reference may leave undecided, where there is an error bound."""
+    is_missing: bool = False
+    """Whether the error should be judged, and no bound could be measured: then the bar is not met."""
 
     @property
     def decided_from(self) -> float | None:
@@ -169,6 +171,8 @@ class Parity:
             missed.append("a logit is not finite")
         elif allowed is not None and self.max_abs_error > allowed:
             missed.append(f"a logit is off by {self.max_abs_error:.3g}, allowed {allowed:.3g}")
+        if self.bar.is_missing:
+            missed.append(f"there is no bound on a logit's error: {self.bar.reason}")
         if self.flips > self.bar.max_flips:
             decided = (
                 f"{self.images - self.undecided} decided labels"

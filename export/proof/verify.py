@@ -104,14 +104,14 @@ def verify(
             bundle was changed meanwhile.
         BackendError: the machine cannot run the artefact as asked.
         CheckpointError: the checkpoint cannot be used.
-        InputError: `max_error` is negative or NaN, or a number of images is below 1.
+        InputError: `max_error` is negative or not finite, or a number of images is below 1.
         DataError: there are no images, classes are unknown to the model, or labels are needed (for a bar on
             accuracy or AUC, a split, a page) and there are none, or one class only for a bar on AUC.
         ImageError: images cannot be read; they are named.
         TargetError: ``parity.json`` or the page cannot be written.
     """
-    if max_error is not None and not max_error >= 0:
-        raise InputError(f"--max-error is {max_error:g}: expected a bound of 0 or more")
+    if max_error is not None and not 0 <= max_error < np.inf:
+        raise InputError(f"--max-error is {max_error:g}: expected a finite bound of 0 or more")
     for name, number in (("batch size", batch_size), ("limit on the images", limit)):
         if number is not None and number < 1:
             raise InputError(f"the {name} is {number}: expected at least 1")
@@ -176,7 +176,7 @@ def verify(
             probed = [images.sources[i] for i in spread(len(images.sources), PROBED_IMAGES)]
             own = OwnError.of(network, _inputs(probed, manifest.transform), precision)
             if rounded:  # on every image, not only those that float64 was computed for
-                own = replace(own, logits=max(own.logits, float(np.abs(rounded[0] - expected).max())))
+                own = own.with_logits(float(np.abs(rounded[0] - expected).max()))
         bound, reason = _error_bound(own, max_error, precision)
         undecided = undecided_images(expected, found, bound)
         parity = replace(
@@ -190,6 +190,7 @@ def verify(
                     decision_bar.max_flips.allowed(int((~undecided).sum())),
                     reason,
                     decision_bar.max_undecided.allowed(len(undecided)),
+                    is_missing=own is not None and bound is None,
                 ),
                 precision=precision,
                 executed_by=session.path,
@@ -210,7 +211,7 @@ def verify(
     if images.truth is not None:
         report("resampling")
         parity = _with_decision(parity, expected, found, undecided, images, manifest.labels, decision_bar)
-    if not parity.passed and network is not None:
+    if not parity.passed and network is not None and not parity.bar.is_missing:
         report("looking for the module that departs")
         worst = next(source for source in images.sources if str(source) == parity.worst_image)
         model_file = Path(artefact) / MODEL_NAME if Path(artefact).is_dir() else Path(artefact)
@@ -341,6 +342,13 @@ def _error_bound(own: OwnError | None, max_error: float | None, precision: str) 
             else "the network's own error cannot be measured without the checkpoint"
         )
         return None, reason
+    if not np.isfinite(own.logit_bound):
+        first = next((name for name, error in own.modules.items() if not np.isfinite(error)), "")
+        where = f" from {first} on" if first else ""
+        return None, (
+            f"with every operator's result in {precision} the network itself is not finite{where}, so its "
+            "own error sets none: give one with --max-error"
+        )
     return (
         own.logit_bound,
         f"twice the network's own {precision} error against float64 ({own.logits:.3g}) plus its float32 "

@@ -330,6 +330,35 @@ def test_a_module_is_held_against_the_networks_own_error_on_that_very_image(
     assert first_departure(model, network, image, own.with_image(OwnError.of(network, image, "fp16"))) is None
 
 
+def test_a_network_that_overflows_float16_sets_no_bar_and_so_meets_none(
+    make_network: Callable[..., MicroscopicMamba], copied: dict[str, Path], micrographs: Path
+) -> None:
+    network = make_network()
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.endswith("PSFFN.conv_0.weight"):  # inside a block, whose kernels compute in float32
+                tensor.mul_(1e6)
+    save_checkpoint(
+        copied["fp16"] / "large",
+        network,
+        labels=("a", "b", "c"),
+        image_size=32,
+        mean=(0.6, 0.5, 0.7),
+        std=(0.2, 0.25, 0.15),
+    )
+    manifest = json.loads((copied["fp16"] / "manifest.json").read_text())
+    manifest["checkpoint_sha256"] = sha256_of(copied["fp16"] / "large")
+    (copied["fp16"] / "manifest.json").write_text(json.dumps(manifest))
+    found = verify(copied["fp16"], copied["fp16"] / "large", [micrographs], limit=2)
+    assert found.bar.max_abs_error is None
+    assert not found.passed
+    assert re.search(r"the network itself is not finite from layers\.0\.blocks\.0\.\S+ on", found.failure)
+    assert "no bound on a logit's error" in found.failure
+    assert found.departure is None
+    asked = verify(copied["fp16"], copied["fp16"] / "large", [micrographs], limit=2, max_error=1e3)
+    assert "no bound" not in asked.failure
+
+
 @pytest.mark.parametrize("name", ["limit", "batch_size"])
 def test_a_number_of_images_that_is_none_is_refused(
     name: str, bundles: dict[str, Path], checkpoint: Path, micrographs: Path
@@ -338,9 +367,9 @@ def test_a_number_of_images_that_is_none_is_refused(
         verify(bundles["fp32"], checkpoint, [micrographs], **{name: 0})
 
 
-@pytest.mark.parametrize("bound", [float("nan"), -1.0])
+@pytest.mark.parametrize("bound", [float("nan"), float("inf"), -1.0])
 def test_a_bound_that_is_none_is_refused(bound: float, bundles: dict[str, Path], micrographs: Path) -> None:
-    with pytest.raises(InputError, match="expected a bound of 0 or more"):
+    with pytest.raises(InputError, match="expected a finite bound of 0 or more"):
         verify(bundles["fp32"], bundles["fp32"], [micrographs], max_error=bound)
 
 
