@@ -59,6 +59,7 @@ class TiffReader:
             self._pages = [level.pages[0].aspage() for level in series.levels]
             for page in self._pages:
                 self._refuse_unknown_colours(page)
+                self._refuse_missing_decoder(page)
                 self._refuse_missing_parts(page)
             self.scale = _scale(self._tiff, self._pages[0])
             width = self._pages[0].imagewidth
@@ -163,6 +164,19 @@ class TiffReader:
                 f"{name} stores {wide} x {high} pixels in one piece, which cannot be read in parts: "
                 "save it tiled"
             )
+
+    def _refuse_missing_decoder(self, page: Any) -> None:
+        """Else every tile would be called damaged, and the slide done."""
+        from tifffile import TIFF
+
+        try:
+            TIFF.DECOMPRESSORS[page.compression]
+        except KeyError as error:
+            method = getattr(page.compression, "name", page.compression)
+            raise ImageError(
+                f"'{self.path}' is compressed by {method}, for which a decoder is missing here: pip install "
+                "imagecodecs, or save it with deflate"
+            ) from error
 
     def _refuse_missing_parts(self, page: Any) -> None:
         high, wide = _segment_shape(page)
