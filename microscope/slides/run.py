@@ -332,6 +332,10 @@ class _Run:
                 bounds=bounds,
                 compressed=options.gzip,
             )
+            if counts.unreadable == counts.tiles:
+                partial.unlink()  # which the next call is to try anew: a disk may be back, or a decoder there
+                geojson.unlink()
+                raise ImageError(f"'{path}': none of its {counts.tiles} tiles can be read: {counts.error}")
             self._write_maps(name, slide, partial, side, small)
             self._certain[name] = certain_tiles(slide, partial, self._labels)
             shares = {label: counts.share(index) for index, label in enumerate(self._labels)}
@@ -475,6 +479,7 @@ class _Counts:
 
     def __init__(self, classes: int) -> None:
         self.tiles = self.unreadable = self.undecided = 0
+        self.error = ""  # of the last tile that could not be read
         self._of_class = [0] * classes
 
     def counted(self, results: Iterator[TileResult]) -> Iterator[TileResult]:
@@ -482,6 +487,7 @@ class _Counts:
             self.tiles += 1
             if result.error:
                 self.unreadable += 1
+                self.error = result.error
             elif not result.decided:
                 self.undecided += 1
             else:

@@ -405,6 +405,28 @@ def test_bad_slides_and_tiles_stop_nothing_and_are_told(
     assert (tmp_path / "out" / name).read_bytes() == (results / name).read_bytes()
 
 
+def test_a_slide_of_which_no_tile_can_be_read_is_not_done(
+    session: Session, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    path, out = write_tiff(tmp_path / "a.ome.tif", tissue(), ome=True, metadata=None), tmp_path / "out"
+    whole = path.read_bytes()
+    with tifffile.TiffFile(path) as file:
+        offsets, sizes = file.pages[0].dataoffsets, file.pages[0].databytecounts
+    with path.open("r+b") as torn:
+        for offset, size in zip(offsets, sizes, strict=True):
+            torn.seek(offset)
+            torn.write(b"\x55" * size)
+    options = SlideOptions(pixel_for_pixel=True, tissue=SMALL)
+    with pytest.raises(
+        ImageError, match=r"none of its 140 tiles can be read: '.*a\.ome\.tif' cannot be read: tile"
+    ):
+        classify_slides(session, bundles["fp32"], [path], out, options)
+    assert [each.name for each in out.rglob("a.ome*")] == ["a.ome.png"] * 2
+    path.write_bytes(whole)
+    classify_slides(session, bundles["fp32"], [path], out, options)
+    assert all(not each.error for each in read_rows(out / "model-outputs-csv" / "a.ome.csv"))
+
+
 @pytest.mark.parametrize("roi", [False, True], ids=["all", "roi"])
 def test_a_name_that_is_too_long_for_results_stops_no_other_slide(
     roi: bool, session: Session, bundles: dict[str, Path], tmp_path: Path
