@@ -1,9 +1,9 @@
-"""What an ONNX file says of itself: whose operators it calls, and what its classifier answers with.
+"""What an ONNX file says of itself: whose operators it imports, and what its classifier answers with.
 
-msmamba's own files call operators of its domain, for which there are native kernels, and answer with logits.
-Those of others call none of them, and may end in a softmax, of whose probabilities a second one would make
-near-uniform ones. The file says so itself: from the graph's output one goes back, through what does not
-change values, to the operator that made them.
+msmamba's own files import operators of its domain, for which there are native kernels, and answer with
+logits. Those of others import none of them, and may end in a softmax, of whose probabilities a second one
+would make near-uniform ones. The file says so itself: from the graph's output one goes back, through what
+does not change values, to the operator that made them.
 
 Field numbers are those of onnx.proto3.
 """
@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from .protobuf import LENGTH_DELIMITED, Buffer, fields
 
-_MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
+_MODEL_GRAPH, _MODEL_IMPORTS, _MODEL_FUNCTIONS = 7, 8, 25
 _GRAPH_NODE, _GRAPH_OUTPUT = 1, 12
 _FUNCTION_NAME, _FUNCTION_INPUT, _FUNCTION_OUTPUT, _FUNCTION_NODE, _FUNCTION_DOMAIN = 1, 4, 5, 7, 10
+_FUNCTION_IMPORTS, _IMPORT_DOMAIN = 9, 1
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR, _NODE_DOMAIN = 1, 2, 4, 7
 _VALUE_NAME = 1
 
@@ -71,7 +72,8 @@ class Told(NamedTuple):
 
     Attributes:
         answer: what its first output holds.
-        domains: the domains of the operators that its graph and functions call; ONNX's own is empty.
+        domains: the domains from which it imports operators; ONNX's own is empty. Without such an import no
+            node may call an operator, wherever it stands.
     """
 
     answer: Answer
@@ -79,24 +81,30 @@ class Told(NamedTuple):
 
 
 def told_by(content: Buffer) -> Told:
-    """Reads the graph and the functions of an ONNX file, none of its weights.
+    """Reads the imports, the graph and the functions of an ONNX file, none of its weights.
 
     Args:
         content: the bytes of a file that ONNX Runtime takes.
     """
-    graph, functions = _Body((), (), ()), {}
+    graph, functions, domains = _Body((), (), ()), {}, set[bytes]()
     try:
         for field in fields(content):
             if field.number == _MODEL_GRAPH:
                 graph = _graph(content, field.start, field.end)
+            elif field.number == _MODEL_IMPORTS:
+                domains.add(_imported(content, field.start, field.end))
             elif field.number == _MODEL_FUNCTIONS:
                 key, body = _function(content, field.start, field.end)
                 functions[key] = body
+                domains |= {
+                    _imported(content, each.start, each.end)
+                    for each in fields(content, field.start, field.end)
+                    if each.number == _FUNCTION_IMPORTS
+                }
     except EOFError:  # what ONNX Runtime reads and this does not says nothing of itself
         return Told(Answer.LOGITS, frozenset())
-    called = {node.domain for body in (graph, *functions.values()) for node in body.nodes}
     answer = _answer(graph, graph.outputs[0], functions) if graph.outputs else Answer.LOGITS
-    return Told(answer, frozenset(domain.decode(errors="replace") for domain in called))
+    return Told(answer, frozenset(domain.decode(errors="replace") for domain in domains))
 
 
 def _answer(graph: _Body, value: bytes, functions: dict[tuple[bytes, bytes], _Body]) -> Answer:
@@ -153,6 +161,11 @@ def _graph(content: Buffer, start: int, end: int) -> _Body:
         elif field.number == _GRAPH_OUTPUT:
             outputs += _texts(content, field.start, field.end, _VALUE_NAME)[0]
     return _Body(nodes, (), outputs)
+
+
+def _imported(content: Buffer, start: int, end: int) -> bytes:
+    """The domain of an import."""
+    return b"".join(_texts(content, start, end, _IMPORT_DOMAIN)[0])
 
 
 def _function(content: Buffer, start: int, end: int) -> tuple[tuple[bytes, bytes], _Body]:

@@ -332,7 +332,7 @@ class _Wanted(NamedTuple):
     provider: str
     gpu_kernels: Callable[[], Mapping[str, bytes]]
     is_ours: bool
-    """Whether the model calls operators that there are native kernels for."""
+    """Whether the model imports operators that there are native kernels for."""
 
 
 class _Loaded(NamedTuple):

@@ -168,3 +168,15 @@ def test_every_truncation_of_a_file_has_an_answer() -> None:
     content = PROBABILITIES["in a function's function"].SerializeToString()
     for length in range(len(content)):
         assert told_by(content[:length]).answer in (Answer.LOGITS, Answer.PROBABILITIES)
+
+
+def test_operators_are_known_by_their_domains_wherever_they_stand() -> None:
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])
+    branch = helper.make_graph([node("Ours", ["z"], ["y"], domain="inside")], "branch", [], [y])
+    model = ending(node("If", ["sure"], ["y"], then_branch=branch, else_branch=branch), functions=(HEAD,))
+    assert told_by(model.SerializeToString()).domains == {"", "theirs"}
+    model.opset_import.append(helper.make_opsetid("inside", 1))
+    assert told_by(model.SerializeToString()).domains == {"", "theirs", "inside"}
+    del model.opset_import[:]
+    model.functions[0].opset_import.append(helper.make_opsetid("deeper", 1))
+    assert told_by(model.SerializeToString()).domains == {"", "theirs", "deeper"}
