@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
+
+_GRACE = 0.2  # seconds
 
 
 class Terminated(KeyboardInterrupt):
@@ -21,8 +24,12 @@ def end_as_interrupted() -> None:
 
     def stop(number: int, frame: FrameType | None) -> None:
         if os.getpid() == process:
+            if hasattr(signal, "SIGCHLD"):  # PyTorch raises where a worker has ended: in what cleans up, too
+                signal.signal(signal.SIGCHLD, lambda *_: None)
             raise Terminated(number)
-        signal.signal(number, signal.SIG_DFL)  # a fork, which writes nothing of its own
+        # A fork, which writes nothing of its own; where the signal is for all, its parent has it by then.
+        time.sleep(_GRACE)
+        signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP, and sends no SIGTERM

@@ -277,6 +277,44 @@ def test_a_signal_ends_a_command_and_leaves_nothing(tmp_path: Path, name: str, s
     assert list(tmp_path.iterdir()) == []
 
 
+WITH_A_CHILD = """\
+import os, signal, time
+from msmamba.cli.stopping import Terminated, end_as_interrupted
+
+def gone(*_):
+    raise RuntimeError("a worker is gone")
+
+end_as_interrupted()
+signal.signal(signal.SIGCHLD, gone)  # as PyTorch does
+begun, begins = os.pipe()
+if os.fork() == 0:
+    os.write(begins, b"!")
+    time.sleep(60)
+    os._exit(0)
+os.read(begun, 1)
+try:
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(60)
+except Terminated:
+    os.wait()
+    print("cleaned up")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals")
+def test_a_signal_to_all_processes_is_no_matter_of_their_children() -> None:
+    """As systemd sends it."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_A_CHILD],
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("cleaned up\n", "")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals")
 def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
     assert ended_by(signal.SIGHUP, tmp_path / "out", nohup=True) == (143, "ended by SIGTERM\n")
