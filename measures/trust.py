@@ -14,6 +14,7 @@ Dims: N images, C classes, R resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,7 +165,10 @@ def trust_of(
                 asked = len(np.unique(members[among]))  # type: ignore[index]  # there are groups
                 found = asked if found else 0
             return Figure(float(flags.sum() / among.sum()), proportion_interval(found, asked))
-        if (images if count is None else count) < 2:  # one image or patient excludes nothing of others
+        units = images if count is None else count
+        if name == "area" and right.all():  # in every resample, too
+            return Figure(0.0, _area_without_errors(units))
+        if units < 2:  # one image or patient excludes nothing of others
             return Figure(figures[name](np.ones(images)), Interval(0.0, 1.0))
         drawn = values[name][np.isfinite(values[name])]
         estimate = figures[name](np.ones(images))
@@ -268,6 +272,16 @@ def _risk_coverage_area(scores: Floats, right: Flags) -> Callable[[Floats], floa
         return float(np.diff(answered, prepend=0) @ risks / answered[-1])
 
     return figure
+
+
+def _area_without_errors(units: int) -> Interval:
+    """What the area may be on others where all of so many images, or patients, are right.
+
+    At an error rate of e, min(1, e / c) of the most certain share c of images can be wrong at most; the mean
+    of that over c is e (1 - ln e).
+    """
+    most = proportion_interval(0, units).high
+    return Interval(0.0, most * (1 - math.log(most)), exact=True)
 
 
 def _calibration_error(confidence: Floats, right: Flags) -> Callable[[Floats], float]:

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -458,21 +459,29 @@ def versions() -> dict[str, str]:
 
 
 def _file_names(images: Sequence[Listed], names: Names) -> list[str]:
-    """``<split>/<class>/<name>`` for each image; a name that is taken gets a number."""
+    """``<split>/<class>/<name>`` for each image; a name that is taken gets a number.
+
+    So is one that differs in case, or in how accents are composed: many file systems take the two for one.
+    """
     taken: set[str] = set()
     last: dict[str, int] = {}  # number given to a name: many folders may each hold an `image.png`
     files = []
     for image, split in zip(images, names, strict=True):
         path = PurePosixPath(image.origin)
         file = wanted = f"{split}/{image.label}/{path.name}"
-        number = last.get(wanted, 1)
-        while file in taken:
+        number = last.get(_alike(wanted), 1)
+        while _alike(file) in taken:
             number += 1
             file = f"{split}/{image.label}/{path.stem}-{number}{path.suffix}"
-        last[wanted] = number
-        taken.add(file)
+        last[_alike(wanted)] = number
+        taken.add(_alike(file))
         files.append(file)
     return files
+
+
+def _alike(name: str) -> str:
+    """The same for names that some file system takes for one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _place(source: Path, origins: Sequence[str], files: Sequence[str], folder: Path, copy: bool) -> bool:

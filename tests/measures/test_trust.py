@@ -7,7 +7,7 @@ import pytest
 
 from msmamba.measures.metrics import log_softmax
 from msmamba.measures.trust import risk_coverage, trust_of
-from msmamba.measures.uncertainty import reliability
+from msmamba.measures.uncertainty import proportion_interval, reliability
 
 
 def two(certainties: list[float], right: list[bool]) -> tuple[np.ndarray, np.ndarray]:
@@ -116,6 +116,15 @@ def test_one_patient_excludes_nothing_of_others() -> None:
     for figure in (trust.calibration_error, trust.risk_coverage_area):
         assert (figure.interval.low, figure.interval.high) == (0, 1)
     assert "(intervals of 95 %, by 1 group)" in trust.to_text()
+
+
+def test_no_error_among_images_leaves_room_for_some_among_others() -> None:
+    truth = np.arange(100) % 2
+    area = trust_of(3 * np.eye(2)[truth], truth, resamples=20).risk_coverage_area
+    assert (area.value, area.interval.low) == (0, 0)
+    rate = proportion_interval(0, 100).high
+    worst = np.minimum(1, rate / ((np.arange(100_000) + 0.5) / 100_000)).mean()  # errors at the most certain
+    assert area.interval.high == pytest.approx(worst, rel=1e-3)
 
 
 def test_the_intervals_hold_the_truth() -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -436,3 +437,14 @@ def test_many_images_of_one_name_get_numbers_of_their_own(tmp_path: Path) -> Non
     files = [row.file for row in rows_of(tmp_path / "out")]
     assert len(files) == len(set(files)) == 12
     assert {Path(file).name for file in files} >= {"image.png", "image-2.png"}
+
+
+def test_names_that_some_file_system_takes_for_one_get_numbers(tmp_path: Path) -> None:
+    names = ("Image.png", "image.png", "IMAGE.PNG", "cafe\u0301.png", "caf\u00e9.png")
+    source = tmp_path / "source"
+    for label in "ab":
+        for number in range(10):
+            write_image(source / label / f"p{number}" / names[number % 5], 10 * number + (label == "a"))
+    import_data_set("folder", source, tmp_path / "out")
+    files = [row.file for row in read_index(tmp_path / "out")]
+    assert len(files) == len({unicodedata.normalize("NFC", file).lower() for file in files}) == 20
