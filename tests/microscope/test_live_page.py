@@ -198,6 +198,20 @@ def test_who_pauses_is_sent_nothing_until_it_goes_on(page: Page) -> None:
         assert picture(viewer)[0]["result"]["number"] == 2
 
 
+def test_who_goes_on_is_sent_what_came_when_it_paused(page: Page) -> None:
+    with page.look() as viewer:
+        page.show(1)
+        picture(viewer, 1)
+        say(viewer, pause=True)  # crossed by the picture, which a paused page lets go
+        say(viewer, got=1)
+        say(viewer, pause=False)
+        assert picture(viewer)[0]["result"]["number"] == 1
+        say(viewer, got=1)
+        say(viewer, pause=False)
+        with pytest.raises(TimeoutError):
+            viewer.recv(timeout=0.1)
+
+
 def test_the_age_is_taken_when_the_page_says_that_it_has_painted(page: Page) -> None:
     with page.look() as viewer:
         page.show(70)

@@ -301,6 +301,8 @@ class PageServer:
                 # It goes forward only: earlier ones are not asked for any more.
                 viewer.kept = {number: kept for number, kept in viewer.kept.items() if number >= value}
         elif what == "pause":
+            if viewer.is_paused and not value:
+                viewer.last = None  # which may have come when the page was paused already, and was let go
             viewer.is_paused = bool(value)
             viewer.wake.set()
         elif what == "snapshot":
