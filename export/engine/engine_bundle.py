@@ -37,6 +37,8 @@ from .kernels import compiler_from, has_triton
 
 LOG_NAME = "build.log"
 
+_SAID = 200  # characters of what ONNX says of a graph, which is pages
+
 
 @dataclass(frozen=True)
 class EngineExport:
@@ -76,7 +78,7 @@ def engine_bundle(
         model = _parsed(files[MODEL_NAME], Path(source))
         kernels = {name: content for name, content in files.items() if name.endswith(KERNELS_SUFFIX)}
         engine = engine_from_onnx(
-            inlined_model(model),
+            _inlined(model, Path(source)),
             options,
             building(report),
             compiler_from(kernels, f"'{source}'") if kernels or not has_triton() else None,
@@ -135,6 +137,21 @@ def _parsed(content: bytes, source: Path) -> ModelProto:
         return onnx.load_model_from_string(content)
     except DecodeError as error:
         raise ArtefactError(f"the model of '{source}' is damaged: copy or export it again") from error
+
+
+def _inlined(model: ModelProto, source: Path) -> ModelProto:
+    """`inlined_model`, of a file that may be anybody's.
+
+    Raises:
+        ArtefactError: its graph does not fit together.
+    """
+    try:
+        return inlined_model(model)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise ArtefactError(
+            f"the model of '{source}' does not fit together ({said[:_SAID]}…): copy or export it again"
+        ) from error
 
 
 def _read(source: Path) -> tuple[Manifest, Mapping[str, bytes]]:

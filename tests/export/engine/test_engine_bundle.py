@@ -209,6 +209,14 @@ def test_what_a_bundle_cannot_become_is_said(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_graph_that_does_not_fit_together_is_one_line(bundles: dict[str, Path], tmp_path: Path) -> None:
+    model = onnx.load(bundles["fp32"] / "model.onnx")
+    model.graph.node[5].input[0] = "what no node gives"
+    onnx.save(model, tmp_path / "patched.onnx")
+    with pytest.raises(ArtefactError, match=r"patched\.onnx' does not fit together \(.+…\): copy or export"):
+        engine_bundle(tmp_path / "patched.onnx", tmp_path / "out", RTX_89)
+
+
 def test_an_engine_is_not_built_from_an_engine(tmp_path: Path) -> None:
     (tmp_path / "plan").write_bytes(b"vtrt" + bytes(100))
     with pytest.raises(ArtefactError, match="is an engine already"):
