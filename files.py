@@ -77,9 +77,9 @@ _Made = TypeVar("_Made")
 
 
 def as_utf8(text: str) -> bytes:
-    """The text as UTF-8. Bytes of file names that are not UTF-8 reach Python as lone surrogates, which no
-    encoder takes; they become U+FFFD."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
+    """The text as UTF-8. What is no Unicode in names of files (bytes that are no UTF-8; on Windows, halves of
+    characters) reaches Python as lone surrogates, which no encoder takes; they become U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:

@@ -624,6 +624,8 @@ def test_a_pipe_that_takes_a_files_place_is_not_waited_for(
 def test_any_text_becomes_utf_8() -> None:
     assert as_utf8("größe") == "größe".encode()
     assert as_utf8("caf\udce9.png") == "caf\ufffd.png".encode()
+    assert as_utf8("caf\udce9\udce9\ud83d.png") == "caf\ufffd\ufffd\ufffd.png".encode()
+    assert as_utf8("\U0001f52c") == "\U0001f52c".encode()
 
 
 def lines_added(path: Path, *lines: str) -> list[bytes]:
