@@ -21,6 +21,7 @@ import re
 import shutil
 import stat
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -80,6 +81,11 @@ def as_utf8(text: str) -> bytes:
     """The text as UTF-8. What is no Unicode in names of files (bytes that are no UTF-8; on Windows, halves of
     characters) reaches Python as lone surrogates, which no encoder takes; they become U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def alike(name: str) -> str:
+    """The same for names that some file system takes for one: by their case, or how accents are composed."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:

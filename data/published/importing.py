@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import shutil
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy.typing as npt
 from PIL import __version__ as pillow_version
 
 from ...errors import DataError, InputError, some
-from ...files import resumable_folder, sha256_of, write_atomically
+from ...files import alike, resumable_folder, sha256_of, write_atomically
 from ...images import FULL_WHITE, Tally, check_white_level, white_level_of, white_note
 from ...machine import threads_to_use
 from ...version import __version__
@@ -469,19 +468,14 @@ def _file_names(images: Sequence[Listed], names: Names) -> list[str]:
     for image, split in zip(images, names, strict=True):
         path = PurePosixPath(image.origin)
         file = wanted = f"{split}/{image.label}/{path.name}"
-        number = last.get(_alike(wanted), 1)
-        while _alike(file) in taken:
+        number = last.get(alike(wanted), 1)
+        while alike(file) in taken:
             number += 1
             file = f"{split}/{image.label}/{path.stem}-{number}{path.suffix}"
-        last[_alike(wanted)] = number
-        taken.add(_alike(file))
+        last[alike(wanted)] = number
+        taken.add(alike(file))
         files.append(file)
     return files
-
-
-def _alike(name: str) -> str:
-    """The same for names that some file system takes for one."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _place(source: Path, origins: Sequence[str], files: Sequence[str], folder: Path, copy: bool) -> bool:

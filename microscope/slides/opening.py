@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import BackendError, ImageError, InputError
-from ...files import as_path, check_is_file
+from ...files import alike, as_path, check_is_file
 from ...images import FULL_WHITE
 from .czi_reader import CziReader, is_czi
 from .field import Field
@@ -89,13 +89,13 @@ def by_name(slides: Sequence[Path]) -> dict[str, Path]:
     """Slides by the name that their results get.
 
     Raises:
-        InputError: two have the same.
+        InputError: two have the same, or such as some file systems take for one.
     """
-    named: dict[str, Path] = {}
+    taken: dict[str, Path] = {}
     for path in slides:
-        if (other := named.setdefault(path.stem, path)) != path:
+        if (other := taken.setdefault(alike(path.stem), path)) != path:
             raise InputError(
                 f"'{other}' and '{path}' have the same name, and so would their results: rename one, or "
                 "classify them into two folders"
             )
-    return named
+    return {path.stem: path for path in slides}

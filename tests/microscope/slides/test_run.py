@@ -355,10 +355,11 @@ def test_a_slide_that_was_replaced_is_told(
 def test_two_slides_of_one_name_are_refused(
     session: Session, bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"a/x\.svs.*b/x\.tif.*same name"):
-        classify_slides(
-            session, bundles["fp32"], [Path("a/x.svs"), Path("b/x.tif")], tmp_path / "out", OPTIONS
-        )
+    for other in ("b/x.tif", "a/X.svs"):  # the results of the latter take each other's place on Windows
+        with pytest.raises(InputError, match=rf"a/x\.svs.*{other}.*same name"):
+            classify_slides(
+                session, bundles["fp32"], [Path("a/x.svs"), Path(other)], tmp_path / "out", OPTIONS
+            )
 
 
 def damage_a_tile(path: Path) -> None:
