@@ -54,7 +54,7 @@ UNLIKE_SHARE = 0.02
 FOLDS = 10
 """Parts of the images, each of which is compared with the others."""
 OUTSIDE = 0.0025
-"""The share of pictures like those of calibration that is let fall outside of each of the eight limits."""
+"""The share of pictures like those of calibration that is let fall outside of each limit."""
 
 _FLATTERS = (
     "chose the training's epoch, so they flatter the model a little: images that training never saw are "
