@@ -22,11 +22,15 @@ LEFT_BY_PROGRAMS = frozenset(
 )
 """Folders that archives, interpreters, storage boxes and file systems leave beside what one put there."""
 
-_OF_RESULTS = ("run.json", "session.json")
-"""What `slide` and `live` write first into a folder of results; each says the artefact's SHA-256."""
-_MARK, _GLIMPSE = b'"artefact_sha256"', 4096
+_FIRST = {
+    **dict.fromkeys(("run.json", "session.json"), b'"artefact_sha256"'),
+    "config.json": b'"warmup_epochs"',
+    "comparison.json": b'"labels"',
+}
+"""What `slide`, `live`, `train` and `compare` write first into a folder, and what it holds early on."""
+_GLIMPSE = 4096
 _OF_TRAINING = (("config.json", "history.jsonl"), ("comparison.json", "results.json"))
-"""What `train` and `compare` leave beside their pictures."""
+"""What `train` and `compare` leave beside their pictures; those of earlier versions, too."""
 
 _EXAMPLES = 5
 
@@ -166,9 +170,9 @@ def why_no_folder_of_images(folder: Path) -> str:
 
 def _is_written_by_us(folder: Path) -> bool:
     """Whether it holds results, among them pictures, of one of our commands."""
-    for name in _OF_RESULTS:
+    for name, mark in _FIRST.items():
         with suppress(OSError), open_file(folder / name) as file:
-            if _MARK in file.read(_GLIMPSE):
+            if mark in file.read(_GLIMPSE):
                 return True
     with suppress(OSError):  # of a folder that cannot be read, which whoever reads it says
         return any(all((folder / name).is_file() for name in names) for names in _OF_TRAINING)

@@ -27,6 +27,7 @@ from .copies import contents_of, note_on_leaks, notes_on_copies
 from .coverage import Coverage
 from .finding import Passed, class_folders, images_below
 from .imported import INDEX, STACK_INDEX, Channels, is_imported, read_imported
+from .labels import check_labels
 from .samples import Sample, Samples, Source, classes_of, sources_of
 from .seen import checksums_of
 from .splitting import (
@@ -455,13 +456,15 @@ def _check_groups_apart(data: ImageFolder) -> None:
 
 
 def check_trainable(data: ImageFolder) -> None:
-    """Refuses data without two classes, a class without two training images, and an empty split.
+    """Refuses data without two classes, names that no checkpoint keeps, a class without two training images,
+    and an empty split.
 
     Raises:
         DataError: it is one of those.
     """
     if len(data.labels) < 2:
         raise DataError(f"{data.root}: has one class, {data.labels[0]!r}; training needs at least two")
+    check_labels(data.root, data.labels)
     check_class_sizes(data.root, data.labels, _tally(data.split("train"), data.labels), 2, "training images")
     for name in data.splits:
         data.split(name)

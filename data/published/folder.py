@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from ...errors import DataError, some
 from ..finding import Passed
+from ..labels import check_labels
 from ..splitting import SPLITS, check_no_splits, folder_groups, group_in
 from .listing import Listed, Listing, check_source, images_below
 
@@ -25,7 +26,8 @@ def list_folder(source: Path, group_by: re.Pattern[str] | None = None) -> Listin
             ``/``, in place of the folders.
 
     Raises:
-        DataError: no images in classes, classes that are called like splits, or names without a group.
+        DataError: no images in classes, names of classes that are no UTF-8 or those of splits, or images
+            without a group.
     """
     root = check_source(source)
     origins, notes = images_below(root)
@@ -50,6 +52,7 @@ def list_folder(source: Path, group_by: re.Pattern[str] | None = None) -> Listin
         found = f"; {'; '.join(passed.notes())}" if passed.notes() else ""
         raise DataError(f"{source}: has no images in folders of classes{found}; expected {LAYOUT}")
     labels = tuple(sorted({image.label for image in images}))
+    check_labels(source, labels)
     if not has_splits:
         check_no_splits(source, labels)
     ungrouped = [image.origin for image in images if group_by is not None and not image.group]

@@ -135,12 +135,13 @@ def test_what_was_written_of_images_is_not_taken_for_images(bundles: dict[str, P
     assert CliRunner().invoke(mmdeploy, command).exit_code == 0
     live = ["live", bundle, str(tmp_path), "--no-page", "-o", str(tmp_path / "session")]
     assert CliRunner().invoke(mmdeploy, live).exit_code == 0
-    for name in ("run", "cells/compared", "session/thumbnails"):
+    for name in ("run", "begun", "cells/compared", "session/thumbnails"):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9)).save(tmp_path / name / "curve.png")
     for name in ("run/config.json", "run/history.jsonl", "cells/compared/comparison.json"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "cells/compared/results.json").write_text("{}")
+    (tmp_path / "begun" / "comparison.json").write_text('{"data": {"labels": ["a", "b"]}}')
     (tmp_path / "other").mkdir()  # of another program
     (tmp_path / "other" / "session.json").write_text("{}")
     shutil.copy(tmp_path / "a.png", tmp_path / "other" / "b.png")
@@ -148,7 +149,7 @@ def test_what_was_written_of_images_is_not_taken_for_images(bundles: dict[str, P
     assert list((results / "thumbnails").iterdir())
     passed = Passed()
     assert [path.name for path in images_below(tmp_path, passed)] == ["a.png", "b.png"]
-    assert any("folders that mmdeploy has written, 4" in note for note in passed.notes())
+    assert any("folders that mmdeploy has written, 5" in note for note in passed.notes())
     assert CliRunner().invoke(mmdeploy, command).exit_code == 0
     (tmp_path / "cells" / "red").mkdir()
     assert [path.name for path in class_folders(tmp_path / "cells", passed)] == ["red"]

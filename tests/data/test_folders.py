@@ -333,6 +333,16 @@ def test_classes_that_are_called_like_splits_are_refused(tmp_path: Path) -> None
         list_folder(tmp_path)
 
 
+def test_classes_whose_names_no_checkpoint_keeps_are_refused(tmp_path: Path) -> None:
+    try:
+        make(tmp_path, *numbered("a", 5), *numbered("b\udcff", 5))
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes no such names")
+    for read in (read_training_folder, list_folder):
+        with pytest.raises(DataError, match=r"have to be UTF-8: rename the folder 'b\\udcff'"):
+            read(tmp_path)
+
+
 def test_copies_and_patients_count_once_for_intervals(tmp_path: Path) -> None:
     make(tmp_path, *(f"test/{label}/{n}.png" for label in "ab" for n in range(3)))
     assert read_evaluation_folder(tmp_path).drawn_together("test") is None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import write_cells
 from preloaded import Preloaded
 
 from msmamba.data.folders import ImageFolder, read_training_folder
@@ -505,6 +506,24 @@ def test_an_operation_without_a_deterministic_algorithm_is_named() -> None:
     ):
         torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]), accumulate=False)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_run_that_lies_among_its_images_is_no_class(
+    small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = write_cells(tmp_path / "cells")
+    before = read_training_folder(cells).labels
+
+    def killed(*of_the_first_epoch: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Trainer, "_run_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(read_training_folder(cells), cells / "run", small, QUICK)
+    assert (cells / "run" / "config.json").is_file()
+    again = read_training_folder(cells)
+    assert again.labels == before
+    assert "passed over: folders that mmdeploy has written, 1 (run)" in again.notes
 
 
 def test_a_folder_that_is_taken_is_refused(
