@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -49,13 +50,15 @@ def table(
     """
     from ..files import as_utf8, check_writable, write_atomically
     from ..model.evaluation.table import ablations_table, compare
+    from ..model.training.run import FILES
 
     if ablations == bool(runs):
         raise click.UsageError("give either run folders or --ablations")
-    if ablations and (of_runs := typed("peers", "published", "resamples")):
-        raise click.UsageError(f"--ablations counts the paper's own network: leave {of_runs} out")
+    if ablations and (unused := typed("peers", "published", "resamples")):
+        raise click.UsageError(f"--ablations counts the paper's own network: leave {unused} out")
     if output is not None:
-        check_replaces_none("-o", output, [options["published"]])
+        of_runs = [Path(run, name) for run in runs for name in FILES]
+        check_replaces_none("-o", output, [options["published"], *of_runs])
         check_writable(output, through_links=True)
     result = ablations_table() if ablations else compare(runs, **options)
     text = {

@@ -61,6 +61,8 @@ from .recipe import Recipe
 
 CONFIG, STATE, BEST, HISTORY = "config.json", "last.pt", "best.safetensors", "history.jsonl"
 METRICS, CURVE, CONFUSION = "metrics.json", "curve.png", "confusion.png"
+FILES = (CONFIG, STATE, BEST, HISTORY, METRICS, CURVE, CONFUSION, PREDICTIONS)
+"""All that a run's folder may hold, beside TensorBoard's."""
 
 
 _FIGURE = number(0, 1e9)

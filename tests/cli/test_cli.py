@@ -415,6 +415,7 @@ def test_what_a_command_reads_it_does_not_write(command: list[str], tmp_path: Pa
         ["calibrate", "bundle", "cells", "--report", "cells/a/1.png"],
         ["verify", "bundle", "--against", "b.pth", "--data", "cells", "--report", "cells/a/1.png"],
         ["verify", "bundle", "--against", "b.pth", "--data", "cells", "--report", "bundle/manifest.json"],
+        ["table", "run", "-o", "./run/predictions.csv"],
     ],
     ids=lambda arguments: " ".join(arguments),
 )
@@ -425,6 +426,8 @@ def test_nothing_in_a_folder_that_a_command_is_given_is_replaced(
     shutil.copytree(bundles["fp32"], "bundle")
     Path("cells", "a").mkdir(parents=True)
     Path("cells", "a", "1.png").write_text("a picture")
+    Path("run").mkdir()
+    Path("run", "predictions.csv").write_text("of every image")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     done = CliRunner().invoke(mmdeploy, arguments)
     assert done.exit_code == 2, done.output
