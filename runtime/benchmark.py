@@ -21,12 +21,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -37,6 +37,7 @@ from ..images import read_image
 from ..version import __version__
 from .artefact import ENGINE_MAGICS, ENGINE_NAME, MODEL_NAME
 from .benchmark_report import STEPS, Benchmark, Case, Result, Spread
+from .onnxruntime_library import import_onnxruntime
 from .session import Session, open_session
 
 _LOOP = 40_000  # additions of the fixed loop: about a millisecond
@@ -325,5 +326,11 @@ def _state() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("onnxruntime", "numpy", "pillow")}
-    return {"msmamba": __version__, "python": platform.python_version(), **packages}
+    """Those of what ran, as the modules say them: ONNX Runtime comes in packages of several names."""
+    return {
+        "msmamba": __version__,
+        "python": platform.python_version(),
+        "onnxruntime": import_onnxruntime().__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+    }

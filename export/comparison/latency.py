@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ...files import as_utf8
 from ...runtime.artefact import MODEL_NAME, open_bundle
 from ...runtime.benchmark import BenchmarkOptions, benchmark
 from ...runtime.benchmark_report import Result
+from ...runtime.onnxruntime_library import import_onnxruntime
 from ...schema import OBJECT, TEXT, as_json, by_name, maybe, number, parsed, record, whole
 from ...version import __version__
 from .folder import BENCH, ComparisonFolder
@@ -87,7 +87,7 @@ def latencies(
         "files": files,
         "options": parsed(as_json(asdict(options))),
         "processor": machine.processor(),
-        "versions": {"msmamba": __version__, "onnxruntime": version("onnxruntime")},
+        "versions": {"msmamba": __version__, "onnxruntime": import_onnxruntime().__version__},
     }
     before = folder.read(BENCH)
     if not _BENCH.problems(before) and before["measured"] == measured:

@@ -1,0 +1,33 @@
+"""What networks take is measured side by side, on any machine that runs them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from msmamba.export.comparison.folder import ComparisonFolder
+from msmamba.export.comparison.latency import latencies
+from msmamba.export.comparison.stages import Watch
+from msmamba.runtime.benchmark import BenchmarkOptions
+
+
+def test_it_is_measured_where_only_the_package_for_gpus_is_installed(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = importlib.metadata.distribution
+
+    def as_with_onnxruntime_gpu(name: str) -> importlib.metadata.Distribution:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", as_with_onnxruntime_gpu)
+    folder = ComparisonFolder(tmp_path)
+    found = latencies(folder, {"small": bundles["fp32"]}, BenchmarkOptions(rounds=1, warmup=0), Watch())
+    assert found.networks["small"].median_ms > 0
+    kept = folder.read("bench.json")
+    assert kept["measured"]["versions"]["onnxruntime"] == onnxruntime.__version__
+    assert kept["benchmark"]["versions"]["onnxruntime"] == onnxruntime.__version__
