@@ -46,7 +46,7 @@ def probe(request: Path, count: int) -> None:
 
 def main() -> None:
     """Makes the file and starts a process for each number of images."""
-    if sys.argv[1] == PROBE:
+    if sys.argv[1:2] == [PROBE]:
         probe(Path(sys.argv[2]), int(sys.argv[3]))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

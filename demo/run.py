@@ -10,6 +10,7 @@ printed before it runs.
 
 from __future__ import annotations
 
+import argparse
 import math
 import shutil
 import subprocess
@@ -114,6 +115,6 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder for all that is made")
+    main(parser.parse_args().out)

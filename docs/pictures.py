@@ -8,6 +8,7 @@ be kept here. Needs Chromium and its driver.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import subprocess
 import sys
@@ -132,6 +133,6 @@ def main(demo: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("demo", type=Path, help="folder of `make demo`")
+    main(parser.parse_args().demo)
