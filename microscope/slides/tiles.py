@@ -14,7 +14,7 @@ import numpy as np
 
 from ...data.scale import check_microns
 from ...errors import InputError
-from ...images import is_image_size
+from ...images import MAX_PIXELS, is_image_size
 from .slide import Slide
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def side_of(slide: Slide, size: int, mpp: float | None, assume_mpp: float | None
         assume_mpp: the slide's microns a pixel, in place of what the file says.
 
     Raises:
-        InputError: the slide's scale is not known, or a tile would be less than two pixels.
+        InputError: the slide's scale is not known, or a tile would be less than two pixels, or more than are
+            decoded at once.
     """
     if not is_image_size(size):
         raise InputError(f"the tiles' size is {size!r}: expected a number of pixels")
@@ -74,6 +75,13 @@ def side_of(slide: Slide, size: int, mpp: float | None, assume_mpp: float | None
         raise InputError(
             f"'{slide.path}' has {microns:g} microns a pixel: a tile of {size * mpp:g} microns is less than "
             "two of its pixels"
+        )
+    read = round(side / slide.levels[best_level(slide, side / size)].scale)
+    if read**2 > MAX_PIXELS:
+        raise InputError(
+            f"'{slide.path}' has {microns:g} microns a pixel: a tile of {size * mpp:g} microns is {read:,} x "
+            f"{read:,} of its pixels, expected at most {MAX_PIXELS:,} in all: look at the microns, or save "
+            "it with coarser levels"
         )
     return side
 

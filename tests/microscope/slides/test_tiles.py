@@ -74,6 +74,7 @@ def test_a_scale_that_nobody_knows_names_both_ways_out(tmp_path: Path) -> None:
         (0.5, 0, 0.0, "size"),
         (0.5, 32, 0.95, "overlap"),
         (0.002, 32, 0.0, "less than two"),
+        (999.0, 32, 0.0, "15,984 x 15,984 of its pixels, expected at most 89,000,000 in all: look at the"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(
