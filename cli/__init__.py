@@ -38,6 +38,13 @@ from .table import table
 from .train import train
 from .verify import verify
 
+_WANTED = {
+    "compare": "'msmamba[train,export]'",
+    "eval": "'msmamba[export]'",
+    "export": "'msmamba[export]' (onnx alone, to build an engine from a bundle)",
+    "verify": "'msmamba[export]'",
+}
+"""What to install for the commands that need more than the core, where that is not what training needs."""
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _EXAMPLE = """\
 mmdeploy train cells -o run
@@ -60,6 +67,14 @@ class _Commands(Group):
             if context.params["debug"]:
                 raise
             _say(f"error: {_told(error)}")
+            context.exit(1)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if context.params["debug"] or package in ("", __package__.partition(".")[0]):
+                raise
+            name = context.invoked_subcommand
+            wanted = _WANTED.get(name or "", "'msmamba[train]'")
+            _say(f"error: 'mmdeploy {name}' needs {package}, which is not installed: pip install {wanted}")
             context.exit(1)
         except (KeyboardInterrupt, RuntimeError) as error:
             # An interrupt that comes while a lock is waited for may end as an error of that lock.

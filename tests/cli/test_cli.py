@@ -42,6 +42,8 @@ def failing() -> Iterator[None]:
             "ours": MsmambaError("found x, expected y: do z"),
             "system": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
             "locked": OSError(errno.EACCES, os.strerror(errno.EACCES), "cells"),
+            "missing": ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn"),
+            "broken": ModuleNotFoundError("No module named 'msmamba.x'", name="msmamba.x"),
             "stopped": KeyboardInterrupt(),
             "waiting": _while_waiting(KeyboardInterrupt()),
             "ended": _while_waiting(Terminated(signal.SIGTERM)),
@@ -49,6 +51,15 @@ def failing() -> Iterator[None]:
 
     yield
     del mmdeploy.commands["fail"]
+
+
+@pytest.mark.usefixtures("failing")
+def test_a_package_that_is_not_installed_is_named_with_how_to_get_it() -> None:
+    result = CliRunner().invoke(mmdeploy, ["fail", "missing"])
+    message = "error: 'mmdeploy fail' needs torch, which is not installed: pip install 'msmamba[train]'\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", message)
+    for words in (["--debug", "fail", "missing"], ["fail", "broken"]):
+        assert isinstance(CliRunner().invoke(mmdeploy, words).exception, ModuleNotFoundError)
 
 
 @pytest.mark.usefixtures("failing")
