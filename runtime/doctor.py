@@ -39,6 +39,7 @@ _IMPORT_SECONDS = 120
 _CUDA_SUCCESS = 0
 _CLASSIFY, _NATIVE, _GPU = "classify on the CPU", "native kernels of the network", "NVIDIA GPU"
 _TRAIN, _EXPORT, _ON_CUDA = "train", "export to ONNX", "ONNX Runtime on CUDA"
+_SLIDES, _PAGE = "slides and fields", "the live page"
 _SCAN_ON_CUDA = "the scan on ONNX Runtime's CUDA"
 
 
@@ -50,7 +51,20 @@ def _runs(title: str) -> str:
     return f"run {title} engines"
 
 
+_OF_EXTRAS = {
+    "slides": (_SLIDES, ("openslide-python", "tifffile", "scipy", "shapely", "jinja2")),
+    "live": (_PAGE, ("starlette", "uvicorn", "websockets", "jinja2")),
+    "camera": ("cameras, streams and videos", ("av",)),
+    "screen": ("the screen as a source", ("mss",)),
+    "micromanager": ("Micro-Manager as a source", ("pymmcore",)),
+    "calibrate": ("fit guards", ("scipy", "matplotlib", "jinja2")),
+    "train": (_TRAIN, ("torch", "safetensors", "scikit-learn", "matplotlib")),
+    "export": (_EXPORT, ("torch", "safetensors", "onnx", "onnxscript")),
+}
+"""What the packages of msmamba's extras are for, by the extra."""
 _OTHER_WORK = {
+    _SLIDES: "classify slides",
+    _PAGE: "show live pictures in a browser",
     _TRAIN: "train",
     _EXPORT: "export",
     _ON_CUDA: "run ONNX files on its GPU",
@@ -178,8 +192,7 @@ def examine(artefact: str | None = None) -> Report:
         _int8_products,
         _pictures,
         *([partial(_pictures_of, artefact)] if artefact is not None else []),
-        _training,
-        _export,
+        *(partial(_packages, extra) for extra in _OF_EXTRAS),
         _triton,
         _cuda_driver,
         _cuda_bindings,
@@ -365,16 +378,9 @@ def _scan_on_cuda() -> Ability:
     return Ability(name, True, "bundles with kernels run with --device cuda; not tried on a device yet")
 
 
-def _training() -> Ability:
-    return _packages(_TRAIN, "train", ("torch", "safetensors", "scikit-learn", "matplotlib"))
-
-
-def _export() -> Ability:
-    return _packages(_EXPORT, "export", ("torch", "safetensors", "onnx", "onnxscript"))
-
-
-def _packages(name: str, extra: str, wanted: tuple[str, ...]) -> Ability:
+def _packages(extra: str) -> Ability:
     """An ability that needs packages of one of msmamba's extras."""
+    name, wanted = _OF_EXTRAS[extra]
     found = {package: _version(package) for package in wanted}
     missing = [package for package, number in found.items() if number is None]
     if missing:

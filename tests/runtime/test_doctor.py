@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +18,28 @@ from msmamba.errors import BackendError
 from msmamba.plugins import cuda_driver, tensorrt_library
 from msmamba.plugins.selective_scan import cpu
 from msmamba.runtime import doctor, onnxruntime_library
+
+ROOT = Path(doctor.__file__).parent.parent
+
+
+def test_what_an_extra_brings_is_what_is_looked_for() -> None:
+    declared = configparser.ConfigParser()
+    declared.read(ROOT / "setup.cfg", encoding="utf-8")
+    for extra, (name, packages) in doctor._OF_EXTRAS.items():
+        brought = {
+            re.split(r"\W*[<>=]", line)[0] for line in declared["options.extras_require"][extra].split()
+        }
+        assert set(packages) <= brought, name
+
+
+@pytest.mark.parametrize("extra", ["slides", "live"])
+def test_a_missing_extra_is_named_with_what_brings_it(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, (first, *_) = doctor._OF_EXTRAS[extra]
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda package: None if package == first else version(package))
+    ability = next(each for each in doctor.examine().abilities if each.name == name)
+    assert (ability.works, ability.found) == (False, f"missing: {first}")
+    assert ability.fix == f"pip install 'msmamba[{extra}]'"
 
 
 def test_this_machine_can_classify() -> None:
