@@ -106,12 +106,15 @@ def bench(
     """
     from ..files import as_utf8, check_writable, write_atomically
     from ..runtime.benchmark import BenchmarkOptions, benchmark
+    from ..runtime.benchmark_report import check_can_plot
 
     for name, file in (("-o", output), ("--plot", plot)):
         check_replaces_none(name, file, (*artefacts, chosen["image"]))
     check_replaces_none("--plot", plot, [output])
     for file in filter(None, (output, plot)):
         check_writable(file, through_links=True)
+    if plot is not None:
+        check_can_plot()
     options = BenchmarkOptions(**{name: value for name, value in chosen.items() if value not in (None, ())})
     with steps() as report:
         result = benchmark(artefacts, options, report=report)

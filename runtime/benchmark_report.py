@@ -189,10 +189,9 @@ class Benchmark:
         return file.getvalue()
 
     def _figure(self) -> Figure:
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise BackendError("a plot needs matplotlib: pip install matplotlib") from error
+        check_can_plot()
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(9, 1.2 + 0.5 * len(self.results)))
         axes = figure.add_subplot()
         rows = np.arange(len(self.results))
@@ -216,6 +215,18 @@ class Benchmark:
         axes.set_title(about, fontsize=10)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         return figure
+
+
+def check_can_plot() -> None:
+    """Says what a chart lacks: to be asked before what it is to show is measured.
+
+    Raises:
+        BackendError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401  # whether it is there
+    except ImportError as error:
+        raise BackendError("a plot needs matplotlib: pip install matplotlib") from error
 
 
 def _caption(case: Case) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -229,6 +230,18 @@ def test_the_command_writes_its_files(bundle: Path, tmp_path: Path) -> None:
     assert result.stdout.startswith("artefact")
     assert json.loads(record.read_text())["rounds"] == 2
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_chart_lacks_is_said_before_anything_is_measured(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(
+        module, "_measure", lambda runs, options, report: pytest.fail("nothing is to be lost")
+    )
+    result = CliRunner().invoke(mmdeploy, ["bench", str(bundle), "--plot", str(tmp_path / "bench.png")])
+    assert result.exit_code == 1
+    assert result.stderr == "error: a plot needs matplotlib: pip install matplotlib\n"
 
 
 def test_what_cannot_be_measured_is_refused(bundle: Path, bare: Path, tmp_path: Path) -> None:
