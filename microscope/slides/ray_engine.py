@@ -1,8 +1,8 @@
 """The tiles of a slide over a Ray cluster: coordinates go out, answers come back, pixels never travel.
 
 A task is a range of whole batches that begin where they would begin in one process, so rows are the same.
-Every worker opens the artefact once and the slide for each task, from the paths of the process that asks:
-they have to lie on a disk that all machines see. A task whose worker or machine is lost is done again.
+Every worker opens artefact and slide once, from the paths of the process that asks: they have to lie on a
+disk that all machines see. A task whose worker or machine is lost is done again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,9 @@ from .tiles import Tile
 TILES_A_TASK = 64
 _AHEAD = 2  # tasks for each worker, at work or waiting for it
 _RETRIES = 5  # of a task whose worker is lost
+
+_open: dict[tuple[str, int, tuple[int, ...]], Slide] = {}
+"""A worker's slide, by its path, white level, size and time; none or one."""
 
 
 class RayEngine:
@@ -179,12 +182,26 @@ def _answers_of_task(
         raise BackendError(
             f"a Ray worker has msmamba {__version__}: expected {version}, as where it was asked"
         )
-    with closing(open_slide(path, white_level=white_level)) as slide:
-        level = slide.levels[0]
-        if (level.width, level.height) != size:
-            raise BackendError(f"'{path}' is another slide for a Ray worker than where it was asked")
-        session = _session(artefact, tuple(options.items()))
-        return list(answers_on(session, slide, asked, batch_size, readers=1))
+    slide = _slide(path, white_level)
+    level = slide.levels[0]
+    if (level.width, level.height) != size:
+        raise BackendError(f"'{path}' is another slide for a Ray worker than where it was asked")
+    session = _session(artefact, tuple(options.items()))
+    return list(answers_on(session, slide, asked, batch_size, readers=1))
+
+
+def _slide(path: str, white_level: int) -> Slide:
+    """A worker's slide, open from task to task: a picture of one piece is decoded once, not for each."""
+    stamp: tuple[int, ...] = ()
+    with suppress(OSError):  # opening it says what is wrong
+        status = Path(path).stat()
+        stamp = status.st_size, status.st_mtime_ns
+    key = path, white_level, stamp
+    if key not in _open:
+        while _open:
+            _open.popitem()[1].close()
+        _open[key] = open_slide(path, white_level=white_level)
+    return _open[key]
 
 
 @lru_cache(maxsize=1)

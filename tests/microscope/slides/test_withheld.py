@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,10 +22,10 @@ import msmamba
 from msmamba.cli import mmdeploy
 from msmamba.errors import TargetError
 from msmamba.measures.selective import certainty
-from msmamba.microscope.slides import open_slide, tiles
+from msmamba.microscope.slides import Slide, open_slide, tiles
 from msmamba.microscope.slides.engine import TileResult, classify_tiles
 from msmamba.microscope.slides.maps import MapGrid, overlay, undecided_map
-from msmamba.microscope.slides.ray_engine import RayEngine, _session
+from msmamba.microscope.slides.ray_engine import RayEngine, _open, _session
 from msmamba.microscope.slides.results import UNDECIDED, header, read_rows, row
 from msmamba.microscope.slides.run import SlideOptions, classify_slides
 from msmamba.microscope.slides.tiles import Tile, read_tile
@@ -190,6 +190,13 @@ def test_a_cluster_and_lanes_say_and_log_the_same(
     withheld: Withheld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", OneProcess)
+    opened: list[Path] = []
+
+    def counted(path: str, **more: Any) -> Slide:
+        opened.append(Path(path))
+        return open_slide(path, **more)
+
+    monkeypatch.setattr("msmamba.microscope.slides.ray_engine.open_slide", counted)
     monkeypatch.setattr("msmamba.runtime.drift.SLIDE_TILES", 40)  # so that not every tile is logged
     files, lines = [], []
     with RayEngine(withheld.bundle) as cluster, msmamba.open(withheld.bundle, threads=1) as session:
@@ -213,6 +220,9 @@ def test_a_cluster_and_lanes_say_and_log_the_same(
             )
             lines.append([json.loads(line)["scores"] for line in path.read_text().splitlines()[1:]])
     _session.cache_clear()
+    while _open:
+        _open.popitem()[1].close()
+    assert opened == [withheld.slide]  # by a worker once, not for each of its tasks
     assert files[0]["undecided"] > 5
     assert files[1] == files[0]
     assert files[2] == files[0]
