@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
 import sys
@@ -51,6 +52,44 @@ def test_what_is_not_known_is_found() -> None:
     assert unknown(["mmdeploy", "life", "demo"]) == ["life"]
     assert unknown(["mmdeploy", "data", "fetch", "malaria"]) == ["fetch"]
     assert unknown(["mmdeploy", "infer", "a", "b", "[--top", "3]", "--tops=3"]) == ["--tops"]
+
+
+def lost(page: str) -> list[str]:
+    """What a page names and is not there: files, options of scripts, targets of make, extras."""
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")
+    found = [
+        name
+        for name in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./]+\.(?:py|cpp|h|md|jinja)\b", page)
+        if not (ROOT / name).is_file()
+    ]
+    for script, words in re.findall(r"((?:benchmarks|release)/\w+\.py)([^`\n|]*)", page):
+        text = (ROOT / script).read_text(encoding="utf-8") if (ROOT / script).is_file() else ""
+        options = re.findall(r"(?<=\s)--[a-z][a-z-]*", words)
+        found += [f"{script} {option}" for option in options if f'"{option}"' not in text]
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    named = re.findall(r"(?:^ {4}|`)make ((?:[a-z-]+ ?)+)", page, flags=re.MULTILINE)
+    found += [f"make {each}" for words in named for each in words.split() if each not in targets]
+    declared = configparser.ConfigParser()
+    declared.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = declared["options.extras_require"]
+    for words in re.findall(r"'(?:\.|msmamba)\[([\w,-]+)\]'", page):
+        found += [f"[{extra}]" for extra in words.split(",") if extra not in extras]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_what_a_page_names_is_there(page: Path) -> None:
+    assert lost(page.read_text(encoding="utf-8")) == []
+
+
+def test_what_is_not_there_is_found() -> None:
+    page = (
+        "`tests/test_lost.py`, `make lost`, `pip install '.[slides,lost]'`\n    make docs lost\n"
+        "    python benchmarks/prepare.py --rounds 3 --lost 4\n"
+    )
+    assert lost(page) == [
+        *("tests/test_lost.py", "benchmarks/prepare.py --lost", "make lost", "make lost", "[lost]"),
+    ]
 
 
 def test_every_page_is_in_the_navigation() -> None:
