@@ -31,6 +31,7 @@ from .labels import check_labels
 from .samples import Sample, Samples, Source, classes_of, sources_of
 from .seen import checksums_of
 from .splitting import (
+    DEALING,
     EACH_FOR_ITSELF,
     FOLDERS_ARE_GROUPS,
     FOLDS,
@@ -158,7 +159,7 @@ def read_training_folder(
     *,
     seed: int = 0,
     group_by: re.Pattern[str] | None = None,
-    copies_together: bool = True,
+    dealing: int = DEALING,
 ) -> ImageFolder:
     """Reads a folder to train on; a flat one is split.
 
@@ -170,7 +171,7 @@ def read_training_folder(
             first parenthesis, or the whole match where it has none; in place of the folders inside of the
             classes' folders. In a flat folder no group is put in two splits; in the authors' layout that is
             checked. An imported data set has its groups already.
-        copies_together: keep copies of an image in one split of a flat folder.
+        dealing: how a flat folder is dealt, as it was in an earlier version (see `splitting.DEALING`).
 
     Raises:
         DataError: not a folder, no or one class, a class with too few images, a class without training
@@ -196,7 +197,7 @@ def read_training_folder(
             _check_groups_apart(data)
         data, taken = replace(data, notes=(*passed.notes(), *_notes_on(data))), _FOLDERS_DRAWN
     else:
-        data, taken = _split_flat(root, seed, group_by, copies_together), _FOLDERS_KEPT
+        data, taken = _split_flat(root, seed, group_by, dealing), _FOLDERS_KEPT
     check_trainable(data)
     return data if taken is None else replace(data, notes=(*data.notes, *_notes_on_training(data, taken)))
 
@@ -356,9 +357,7 @@ def _by_split(splits: Mapping[str, Sequence[Sample]], values: Sequence[str]) -> 
     return {name: [*islice(remaining, len(samples))] for name, samples in splits.items()}
 
 
-def _split_flat(
-    root: Path, seed: int, group_by: re.Pattern[str] | None, copies_together: bool
-) -> ImageFolder:
+def _split_flat(root: Path, seed: int, group_by: re.Pattern[str] | None, dealing: int) -> ImageFolder:
     passed = Passed()
     whole = _folder_of(root, {WHOLE: _read_classes(root, passed)}, group_by)
     labels, samples = whole.labels, whole.splits[WHOLE]
@@ -366,9 +365,9 @@ def _split_flat(
     check_no_splits(root, labels)
     least = SMALLEST_CLASS if groups is None else sum(FOLDS.values())
     check_class_sizes(root, labels, _tally(samples, labels), least)
-    contents = _contents(samples) if copies_together else range(len(samples))
+    contents = _contents(samples) if dealing >= 1 else range(len(samples))
     try:
-        names = deal_together(classes_of(samples), contents, groups, seed=seed)
+        names = deal_together(classes_of(samples), contents, groups, seed=seed, dealing=dealing)
     except DataError as error:
         hint = f"; {FOLDERS_ARE_GROUPS}" if groups is not None and group_by is None else ""
         raise DataError(f"{root}: {error}{hint}") from error

@@ -7,6 +7,7 @@ Dims: N images.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ FOLDS = {"train": 3, "val": 1, "test": 1}
 SMALLEST_CLASS = 4
 """Images that a class needs: two to train on, one to validate with, one to test with."""
 
+DEALING = 2
+"""How folders are dealt now. 0: copies for themselves, and the first folds of groups are held out, however
+large; 1: copies share a split; 2: those folds are held out that come nearest to the shares."""
 LARGEST_SEED = 2**32 - 1
 """What the generators of all libraries take."""
 
@@ -45,6 +49,7 @@ def deal(
     *,
     seed: int = 0,
     folds: Mapping[str, int] | None = None,
+    dealing: int = DEALING,
 ) -> Names:
     """The split of each image.
 
@@ -53,6 +58,7 @@ def deal(
         groups: (N,) what stays together; None deals every image for itself.
         seed: decides the order.
         folds: shares of the splits, the first of which gets what is left over; 6:2:2 by default.
+        dealing: as it was in an earlier version (see `DEALING`).
 
     Returns:
         (N,) names of splits.
@@ -75,7 +81,7 @@ def deal(
             f"there are {len(distinct)} groups ({', '.join(map(str, distinct))}); a {ratio} split of whole "
             f"groups needs at least {count}"
         )
-    return _deal_groups(classes, members, seed, folds)
+    return _deal_groups(classes, members, seed, folds, dealing)
 
 
 def deal_together(
@@ -85,6 +91,7 @@ def deal_together(
     *,
     seed: int = 0,
     folds: Mapping[str, int] | None = None,
+    dealing: int = DEALING,
 ) -> Names:
     """Deals as `deal` does, but copies of an image share a split, and so do the groups that share a copy.
 
@@ -94,6 +101,7 @@ def deal_together(
         groups: (N,) what stays together; None deals every image for itself.
         seed: decides the order.
         folds: shares of the splits.
+        dealing: as it was in an earlier version (see `DEALING`).
 
     Raises:
         DataError: too few groups for the shares.
@@ -103,7 +111,13 @@ def deal_together(
     if groups is None:
         firsts = np.unique(copies, return_index=True)[1]
         return deal(classes[firsts], seed=seed, folds=folds)[copies]
-    return deal(classes, together(groups, contents), seed=seed, folds=folds)
+    whole = together(groups, contents)
+    try:
+        return deal(classes, whole, seed=seed, folds=folds, dealing=dealing)
+    except DataError as error:
+        if (before := len(set(groups))) == (after := len(set(whole))):
+            raise
+        raise DataError(f"{error}; copies of images join {before} groups to {after}: remove them") from error
 
 
 def together(groups: Sequence[str], contents: Sequence[Hashable]) -> list[str]:
@@ -259,16 +273,36 @@ def _deal_images(classes: npt.NDArray[np.integer], seed: int, folds: Mapping[str
 
 
 def _deal_groups(
-    classes: npt.NDArray[np.integer], members: npt.NDArray[np.integer], seed: int, folds: Mapping[str, int]
+    classes: npt.NDArray[np.integer],
+    members: npt.NDArray[np.integer],
+    seed: int,
+    folds: Mapping[str, int],
+    dealing: int,
 ) -> Names:
-    """Stratified folds of whole groups, one for each share."""
+    """Stratified folds of whole groups, one for each share.
+
+    The folds are as unequal as the groups, and the largest group is in one of the first. Those are held out
+    that leave every split with the nearest to its share of each class; of equal ones the first.
+    """
     from sklearn.model_selection import StratifiedGroupKFold  # type: ignore[import-untyped]  # ships no types
 
-    first = next(iter(folds))
+    first, count = next(iter(folds)), sum(folds.values())
     names = np.full(len(classes), first, dtype=object)
-    folder = StratifiedGroupKFold(sum(folds.values()), shuffle=True, random_state=seed)
-    dealt = folder.split(classes, classes, members)
-    shares = [split for split in folds if split != first for _ in range(folds[split])]
-    for split, (_, held_out) in zip(shares, dealt, strict=False):
-        names[held_out] = split
+    folder = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    dealt = [held_out for _, held_out in folder.split(classes, classes, members)]
+    held = [split for split in folds if split != first for _ in range(folds[split])]
+    chosen = tuple(range(len(held)))
+    if dealing >= 2:
+        sizes = np.stack([np.bincount(classes[fold], minlength=int(classes.max()) + 1) for fold in dealt])
+        known = sizes.sum(axis=0)
+        excess = sizes[:, known > 0] / known[known > 0] - 1 / count  # of each fold over its share, by class
+
+        def distance(places: tuple[int, ...]) -> tuple[bool, float]:
+            held_out = excess[list(places)]
+            of_all = np.abs(held_out).sum() + np.abs(held_out.sum(axis=0)).sum()  # what is left, too
+            return bool((sizes[list(places)].sum(axis=1) == 0).any()), round(float(of_all), 9)
+
+        chosen = min(itertools.permutations(range(count), len(held)), key=distance)
+    for split, place in zip(held, chosen, strict=True):
+        names[dealt[place]] = split
     return names

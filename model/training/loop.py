@@ -34,6 +34,7 @@ from ...data.readable import unreadable_images, without
 from ...data.samples import StackedSamples, sources_of
 from ...data.scale import check_microns
 from ...data.seen import Seen
+from ...data.splitting import DEALING
 from ...errors import BackendError, CheckpointError, ImageError, InputError, TrainingError, some
 from ...images import FULL_WHITE, Transform, noting, white_level_of, white_note
 from ...machine import usable_cores
@@ -58,7 +59,7 @@ from .loading import (
 )
 from .parallel import ALONE, Part, Processes, Shards, averaging_gradients, collected, dealt, take
 from .recipe import Recipe
-from .run import RunFolder, State, differences, flat
+from .run import RunFolder, State, dealing_of, differences, flat
 from .threads import set_threads
 
 _Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -267,7 +268,7 @@ def train_folder(
         folder,
         recipe.seed,
         group_by if group_by is not None else begun.group_by if begun else None,
-        copies_together=begun is None or begun.copies_together,
+        dealing=DEALING if begun is None else begun.dealing,
         skip_bad=skip_bad or (begun is not None and begun.skipped),
         threads=(hardware or Hardware()).threads,
         processes=processes,
@@ -321,7 +322,7 @@ def data_asked(
     seed: int,
     group_by: str | None = None,
     *,
-    copies_together: bool = True,
+    dealing: int = DEALING,
     skip_bad: bool = False,
     threads: int | None = None,
     processes: Processes = ALONE,
@@ -332,7 +333,7 @@ def data_asked(
         folder: holds the images (see `read_training_folder`).
         seed: decides the split of a flat folder.
         group_by: regular expression of the groups in file names.
-        copies_together: keep copies of an image in one split of a flat folder.
+        dealing: how a flat folder is dealt (see `read_training_folder`).
         skip_bad: read every image first, and leave out those that cannot be read.
         threads: how many CPU threads read them.
         processes: those that train together, of which the first reads for all.
@@ -345,7 +346,7 @@ def data_asked(
         groups = re.compile(group_by) if group_by is not None else None
     except re.error as error:
         raise InputError(f"the group pattern {group_by!r} is no regular expression: {error}") from error
-    data = read_training_folder(folder, seed=seed, group_by=groups, copies_together=copies_together)
+    data = read_training_folder(folder, seed=seed, group_by=groups, dealing=dealing)
     if skip_bad:
         data = without(data, processes.from_first(lambda: unreadable_images(data, threads=threads)))
         check_trainable(data)
@@ -522,7 +523,7 @@ class _Trainer:
             self.folder.tidy()
             notes = data.notes + _check_same_run(self.folder.path, config, identity, data)
             if {**config.get("skipped", {}), **data.skipped} != config.get("skipped", {}):
-                dealt_so = {"copies_together": bool(config["data"].get("copies_together"))}
+                dealt_so = {"dealing": dealing_of(config["data"])}
                 changed = {"data": {**_described(data), **dealt_so}, "skipped": dict(data.skipped)}
                 self.folder.write_config({**config, **changed})
             normalisation = config["normalisation"]
@@ -883,7 +884,7 @@ def _described(data: ImageFolder) -> dict[str, Any]:
     return {
         "labels": data.labels,
         "group_by": data.group_by,
-        "copies_together": True,
+        "dealing": DEALING,
         "counts": data.counts(),
         "digests": {name: whole.digest_of(name) for name in whole.splits},
     }

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ...data.coverage import COVERAGE
+from ...data.splitting import DEALING
 from ...errors import CheckpointError, InputError, TargetError, TrainingError
 from ...files import folder_lock, read_file, remove_leftovers, write_atomically
 from ...images import FULL_WHITE, LEAST_WHITE, MAX_SIZE
@@ -88,7 +89,13 @@ RECIPE = record(
 """A recipe as `dataclasses.asdict` and JSON have it."""
 _DATA = record(
     {"labels": LABELS, "group_by": maybe(TEXT)},
-    optional={"copies_together": TRUTH, "digest": TEXT, "digests": by_name(TEXT), "counts": by_name(OBJECT)},
+    optional={
+        "dealing": whole(0, DEALING),
+        "copies_together": TRUTH,
+        "digest": TEXT,
+        "digests": by_name(TEXT),
+        "counts": by_name(OBJECT),
+    },
 )
 _WIDTHS = listed(whole(0, 65536), 1, 64)
 _PART = Kind(
@@ -141,8 +148,8 @@ class Beginning:
     """Pattern of the groups in file names."""
     skipped: bool = False
     """Whether it left images out that could not be read."""
-    copies_together: bool = False
-    """Whether copies of an image were kept in one split of a flat folder; earlier versions did not."""
+    dealing: int = 0
+    """How a flat folder was dealt (see `splitting.DEALING`)."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,12 @@ class State:
     """State of the mixed-precision loss's scaling; empty without."""
     averaged: dict[str, Tensor] = field(default_factory=dict)
     """The averaged weights; empty where the recipe has none."""
+
+
+def dealing_of(data: Mapping[str, Any]) -> int:
+    """How the flat folder of a run was dealt (see `splitting.DEALING`), from its config's ``data``."""
+    dealing: int = data.get("dealing", int(data.get("copies_together", False)))
+    return dealing
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -320,7 +333,7 @@ class RunFolder:
                 family.architecture_from(config["architecture"]),
                 config["data"]["group_by"],
                 bool(config.get("skipped")),
-                bool(config["data"].get("copies_together")),
+                dealing_of(config["data"]),
             )
         except (KeyError, TypeError, AttributeError, ValueError, InputError) as error:
             raise TrainingError(

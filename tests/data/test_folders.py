@@ -390,7 +390,7 @@ def test_copies_share_a_split_of_a_flat_folder(tmp_path: Path) -> None:
     assert all(split_of[f"a/{n:03}.png"] == split_of[f"a/{n + 15:03}.png"] for n in range(15))
     assert len(data.notes) == 1
     assert data.notes[0].startswith("15 images occur more than once: ")
-    apart = read_training_folder(tmp_path, copies_together=False)
+    apart = read_training_folder(tmp_path, dealing=0)
     assert any("in more than one split" in note for note in apart.notes)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msmamba.data.splitting import deal, joined, shared_groups
+from msmamba.data.splitting import deal, deal_together, joined, shared_groups
 from msmamba.errors import DataError, InputError
 
 
@@ -61,6 +61,35 @@ def test_a_split_that_shares_groups_is_told() -> None:
 def test_other_shares_are_kept() -> None:
     names = deal(np.repeat([0, 1], 40), seed=3, folds={"train": 3, "val": 1})
     assert Counter(names) == {"train": 60, "val": 20}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "least"),
+    [
+        pytest.param([500, 20, 20, 20, 20], 540, id="one-large"),
+        pytest.param([200, 100, 50, 25, 12, 6, 3], 237, id="halves"),
+        pytest.param([30] * 6, 120, id="one-more-than-shares"),
+        pytest.param([30] * 10, 180, id="equal"),
+    ],
+)
+def test_groups_of_unequal_size_come_as_near_to_the_shares_as_they_can(sizes: list[int], least: int) -> None:
+    groups = [f"patient {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    classes = np.arange(len(groups)) % 2
+    for seed in range(6):
+        counts = Counter(deal(classes, groups, seed=seed))
+        assert counts["train"] >= least
+        assert min(counts["val"], counts["test"]) >= 20
+    before = [Counter(deal(classes, groups, seed=seed, dealing=1))["train"] for seed in range(6)]
+    assert min(before) == least if len(set(sizes)) == 1 and len(sizes) == 10 else min(before) < least
+
+
+def test_groups_that_copies_join_to_too_few_are_told() -> None:
+    groups = [f"patient {number // 4}" for number in range(40)]
+    blank = [0 if number % 4 == 0 else number for number in range(40)]  # one image of each is the same
+    with pytest.raises(
+        DataError, match=r"there are 1 groups .*; copies of images join 10 groups to 1: remove"
+    ):
+        deal_together(np.arange(40) % 2, blank, groups)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

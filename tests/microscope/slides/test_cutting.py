@@ -57,7 +57,7 @@ def slides_of(folder: Path) -> list[Path]:
 def test_tiles_are_cut_at_their_scale_and_no_slide_is_in_two_splits(annotated: Path, tmp_path: Path) -> None:
     manifest = import_slides(slides_of(annotated), annotated, tmp_path / "data", CUT)
     assert (manifest.kind, manifest.stored, manifest.labels) == ("slides", "made", ("Glass", "a_b"))
-    assert manifest.groups == {"train": 3, "val": 2, "test": 1}
+    assert manifest.groups == {"train": 4, "val": 1, "test": 1}
     assert manifest.covers == Coverage(Spread(32, 32, 32), Spread(32, 32, 32))
     assert any("1 slides have no annotations: s6" in note for note in manifest.notes)
     assert any("annotations without a class" in note for note in manifest.notes)

@@ -22,6 +22,7 @@ from preloaded import Preloaded
 from msmamba.data.folders import ImageFolder, read_training_folder
 from msmamba.data.samples import classes_of
 from msmamba.data.seen import Overlap
+from msmamba.data.splitting import DEALING
 from msmamba.errors import BackendError, DataError, ImageError, InputError, TargetError, TrainingError
 from msmamba.images import Transform
 from msmamba.measures.evaluation import logits_of
@@ -506,6 +507,27 @@ def test_an_operation_without_a_deterministic_algorithm_is_named() -> None:
     ):
         torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]), accumulate=False)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("said", [{"copies_together": True}, {}], ids=["second", "first"])
+def test_a_run_of_an_earlier_version_keeps_its_split(
+    said: dict[str, bool], small: Architecture, tmp_path: Path
+) -> None:
+    cells = write_cells(tmp_path / "cells")
+    for path in [*cells.rglob("*.png")]:  # one patient has more than half of the images, the others two each
+        patient = path.parent / f"p{max(0, int(path.stem) - 6)}"
+        patient.mkdir(exist_ok=True)
+        path.rename(patient / path.name)
+    before = read_training_folder(cells, seed=2, dealing=int("copies_together" in said))
+    now = read_training_folder(cells, seed=2)
+    assert [sum(each.counts()["train"].values()) for each in (before, now)] == [6, 20]
+    recipe, run = replace(QUICK, epochs=1, warmup_epochs=0, seed=2), tmp_path / "run"
+    train(before, run, small, recipe, hardware=ONE_THREAD)
+    config = json.loads((run / "config.json").read_text())
+    assert config["data"].pop("dealing") == DEALING
+    config["data"] |= said
+    (run / "config.json").write_text(json.dumps(config))
+    assert len(train_folder(cells, run, resume=True, hardware=ONE_THREAD).history) == 1
 
 
 def test_a_run_that_lies_among_its_images_is_no_class(
