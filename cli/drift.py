@@ -28,17 +28,12 @@ def drift(log: str, against: str | None, output_format: str) -> None:
 
     The exit status is 1 when something has changed.
     """
-    import json
-
     from ..calib.drift import drift_of
     from ..errors import DriftError
+    from ..schema import as_json
 
     found = drift_of(log, against)
     tell(found.notes)
-    say_lines(
-        json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        if output_format == "json"
-        else found.to_text()
-    )
+    say_lines(as_json(found.to_dict(), indent=2) + "\n" if output_format == "json" else found.to_text())
     if found.changed:
         raise DriftError(f"'{log}' is not as the images of the calibration were")
