@@ -89,10 +89,11 @@ class _Commands(Group):
 
 
 def _told(error: MsmambaError | OSError) -> str:
-    """What went wrong; of what the system says, without its number, which file it is about."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"'{error.filename}' cannot be used: {error.strerror.lower()}"
-    return str(error)
+    """What went wrong; of what the system says, without its number, which file it is about, if any."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    said = error.strerror.lower()
+    return said if error.filename is None else f"'{error.filename}' cannot be used: {said}"
 
 
 def _say(line: str) -> None:

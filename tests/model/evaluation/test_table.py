@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -299,6 +301,18 @@ def test_names_are_no_markup(run: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert f"{tmp_path}/r[/x]" in done.stdout
     assert "[bold]cells[/bold]" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
+def test_a_table_is_written_about_a_run_whose_name_is_no_text(run: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"r\xff")
+    shutil.copytree(run, odd)
+    target = tmp_path / "table.csv"
+    words = ["table", str(odd), "--resamples", "100", "--format", "csv", "-o", str(target)]
+    done = CliRunner().invoke(mmdeploy, words)
+    assert done.exit_code == 0, done.output
+    rows = list(csv.DictReader(io.StringIO(target.read_text(encoding="utf-8"))))
+    assert rows[0]["from"] == f"{tmp_path}/r\ufffd"
 
 
 def test_predictions_without_the_split_are_refused(run: Path, tmp_path: Path) -> None:
