@@ -14,6 +14,7 @@ so that one's error is added.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from ...data.samples import Source
 from ...errors import ArtefactError, DataError, ImageError, InputError
-from ...files import as_utf8, check_writable, sha256_of, write_atomically
+from ...files import as_utf8, check_writable, write_atomically
 from ...images import Transform, noting
 from ...measures.decision import INT8_BAR, DecisionBar, ImageLimit, decide
 from ...measures.margins import undecided_images
@@ -420,6 +421,8 @@ def _answers(
 def _write_into_bundle(bundle: Path, parity: Parity, verified: Manifest) -> None:
     """Writes the proof into a bundle, beside which others may work.
 
+    A kill in between leaves a bundle without a proof, never one whose proof is not the one it lists.
+
     Raises:
         ArtefactError: it is not the bundle any more whose manifest was ``verified``.
         TargetError: it cannot be written.
@@ -430,10 +433,16 @@ def _write_into_bundle(bundle: Path, parity: Parity, verified: Manifest) -> None
             f"'{bundle}' was changed while it was verified, so the proof is not of what it holds now: verify "
             "it again"
         )
-    write_atomically(bundle / PARITY_NAME, as_utf8(parity.to_json()))
+    files = {name: checksum for name, checksum in manifest.files.items() if name != PARITY_NAME}
+    types = {name: value for name, value in manifest.precision_proven.items() if name != "parity"}
+    if files != manifest.files:
+        unproven = replace(manifest, files=files, precision_proven=types)
+        write_atomically(bundle / MANIFEST_NAME, unproven.to_json().encode())
+    content = as_utf8(parity.to_json())
+    write_atomically(bundle / PARITY_NAME, content)
     proven = replace(
         manifest,
-        files={**manifest.files, PARITY_NAME: sha256_of(bundle / PARITY_NAME)},
-        precision_proven={**manifest.precision_proven, "parity": parity.summary},
+        files={**files, PARITY_NAME: hashlib.sha256(content).hexdigest()},
+        precision_proven={**types, "parity": parity.summary},
     )
     write_atomically(bundle / MANIFEST_NAME, proven.to_json().encode())

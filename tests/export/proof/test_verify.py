@@ -16,15 +16,17 @@ import torch
 from onnx import numpy_helper
 
 from msmamba.errors import ArtefactError, BackendError, CheckpointError, InputError
+from msmamba.export.proof import verify as module
 from msmamba.export.proof.departure import OwnError, first_departure
 from msmamba.export.proof.parity import Answer, Bar, Departure, Parity, compare
 from msmamba.export.proof.verify import verify
-from msmamba.files import sha256_of
+from msmamba.files import sha256_of, write_atomically
 from msmamba.measures.decision import ImageLimit
 from msmamba.measures.margins import undecided_images
 from msmamba.model import MicroscopicMamba
 from msmamba.model.networks.checkpoint import save_checkpoint
 from msmamba.runtime import Manifest
+from msmamba.runtime.artefact import open_bundle
 
 BAR = Bar(max_abs_error=0.1, max_flips=0, reason="for a test")
 
@@ -105,6 +107,31 @@ def test_no_proof_is_put_into_what_replaced_the_bundle_meanwhile(
     with pytest.raises(ArtefactError, match="was changed while it was verified"):
         verify(copied["fp32"], checkpoint, [micrographs], report=export)
     assert not (copied["fp32"] / "parity.json").exists()
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_proof_that_is_interrupted_leaves_a_bundle_that_agrees_with_its_manifest(
+    written: int,
+    copied: dict[str, Path],
+    checkpoint: Path,
+    micrographs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    verify(copied["fp32"], checkpoint, [micrographs], limit=2)
+    left = iter(range(written))
+
+    def stop(path: Path, content: bytes) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write_atomically(path, content)
+
+    monkeypatch.setattr(module, "write_atomically", stop)
+    with pytest.raises(KeyboardInterrupt):
+        verify(copied["fp32"], checkpoint, [micrographs], limit=3)
+    bundle = open_bundle(copied["fp32"])
+    for name in bundle.manifest.files:
+        bundle.read(name)
+    assert ("parity" in bundle.manifest.precision_proven) == ("parity.json" in bundle.manifest.files)
 
 
 def test_nothing_is_written_through_links_out_of_a_bundle(
