@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .page.server import PageServer
 
 _LOOK = 0.2  # seconds between two looks at whether the time is up, once no more pictures come
+_MANY = 20_000  # results of which a report takes about a second
 
 
 def live(
@@ -174,6 +175,8 @@ def _kept(
                 results = record.results
     finally:
         if results and (folder / SESSION_NAME).is_file():  # not where the disk was full from the start
+            if results >= _MANY:
+                report(f"writing the report of {results:,} results")  # lest it be taken for hanging
             write_session_report(folder)
             if has_page:
                 say(f"the report: {folder / REPORT_NAME}")

@@ -234,6 +234,18 @@ def test_the_command_prints_lines_and_keeps_them(bundles: dict[str, Path], tmp_p
     assert sum(lines[0]["probabilities"]) == pytest.approx(1)
 
 
+def test_a_report_that_takes_a_while_is_told(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msmamba.microscope.live.run._MANY", 2)
+    command = ["live", str(bundles["fp32"]), "demo", "--no-page"]
+    for frames, said in (("1", ""), ("2", "note: writing the report of 2 results\n")):
+        options = ["-o", str(tmp_path / frames), "--frames", frames]
+        done = CliRunner().invoke(mmdeploy, [*command, *options])
+        assert (done.exit_code, done.stderr) == (0, said)
+        assert (tmp_path / frames / "report.html").exists()
+
+
 def test_what_is_no_source_is_one_line_and_leaves_no_folder(bundles: dict[str, Path], tmp_path: Path) -> None:
     done = CliRunner().invoke(
         mmdeploy,
