@@ -168,7 +168,7 @@ class ComparisonFolder:
     def _read(self) -> dict[str, Any] | None:
         try:
             begun: dict[str, Any] = parsed(read_file(self.path / BEGUN), names=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise self._unreadable(error) from error

@@ -108,6 +108,8 @@ def test_a_run_of_an_earlier_version_has_no_intervals(run: Path, tmp_path: Path)
 def test_unfinished_runs_and_other_folders_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="is no run: expected a folder that 'mmdeploy train' wrote"):
         run_rows(tmp_path)
+    with pytest.raises(TrainingError, match="is no run: expected a folder that 'mmdeploy train' wrote"):
+        run_rows(run / "metrics.json")
     unfinished = shutil.copytree(run, tmp_path / "unfinished")
     (unfinished / "metrics.json").unlink()
     with pytest.raises(TrainingError, match="is not finished: continue it"):
