@@ -396,6 +396,7 @@ def training_step(folder: Path, tell: Tell) -> None:
 
     from msmamba.plugins.selective_scan import operator
 
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # as `mmdeploy train --deterministic` sets it
     chosen = operator._implementation
     plain = {"plain recurrence": lambda *tensors: "reference"}
     ways: dict[str, Any] = {"as installed": chosen, **plain}
@@ -420,7 +421,8 @@ def training_step(folder: Path, tell: Tell) -> None:
     for batch, name in ((16, "as installed"), (64, "as installed"), (16, "plain recurrence")):
         operator._implementation = ways[name]
         torch.cuda.reset_peak_memory_stats()
-        taken = median_us(_training(batch), 2 if name in plain else 10) / 1e3
+        _, step = _training(batch)
+        taken = median_us(step, 2 if name in plain else 10) / 1e3
         tell(
             step=f"batch {batch}, float16 autocast",
             by=name,
@@ -428,6 +430,27 @@ def training_step(folder: Path, tell: Tell) -> None:
             images_a_second=round(batch / taken * 1e3, 1),
             peak_memory_GB=round(torch.cuda.max_memory_allocated() / 1e9, 2),
         )
+    operator._implementation = chosen
+    tell(step="two steps by deterministic algorithms", **deterministic_twice())
+
+
+def deterministic_twice() -> Row:
+    """Whether training of the same seed gives the same weights twice, or what refuses to."""
+    import torch
+
+    weights = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            net, step = _training(4)
+            step()
+            step()
+            weights.append([p.detach().clone() for p in net.parameters()])
+    except RuntimeError as error:
+        return {"refused": str(error).splitlines()[0]}
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return {"same_bits_twice": all(map(torch.equal, *weights))}
 
 
 def gradient_differences(ours: dict[str, Any], others: dict[str, Any]) -> tuple[float, float, str]:
@@ -444,8 +467,8 @@ def gradient_differences(ours: dict[str, Any], others: dict[str, Any]) -> tuple[
     return total, apart[worst] / max(norms[worst], least), worst
 
 
-def _training(batch: int) -> Callable[[], None]:
-    """A step of tiny in training."""
+def _training(batch: int) -> tuple[Any, Callable[[], None]]:
+    """Tiny, and a step of its training; of the same seed each time."""
     import torch
     from torch.nn import functional
 
@@ -463,7 +486,7 @@ def _training(batch: int) -> Callable[[], None]:
         scaler.update()
         adam.zero_grad()
 
-    return step
+    return net, step
 
 
 def export_step(folder: Path, tell: Tell) -> None:
