@@ -270,7 +270,9 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
     if len(labels) != classes:
         raise ExportError(f"{len(labels)} labels were given, but {source} has {classes} classes")
     preprocessing = Preprocessing(
-        image_size=options.image_size or (said.image_size if said else 224),
+        image_size=options.image_size
+        if options.image_size is not None
+        else (said.image_size if said else 224),
         mean=tuple(options.mean if options.mean is not None else said.mean if said else ()),
         std=tuple(options.std if options.std is not None else said.std if said else ()),
         white_level=options.white_level or (said.white_level if said else FULL_WHITE),
@@ -299,10 +301,11 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
 
 
 def _three(values: Sequence[float], name: str) -> tuple[float, float, float]:
-    if len(values) != 3:
-        raise ExportError(f"the channels' {name} is {tuple(values)}: expected three numbers")
-    red, green, blue = values
-    return (float(red), float(green), float(blue))
+    try:
+        red, green, blue = map(float, values)
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"the channels' {name} is {values!r}: expected three numbers") from error
+    return (red, green, blue)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

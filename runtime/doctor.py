@@ -287,7 +287,10 @@ def _pictures_of(artefact: str) -> Ability:
                 manifest = session.manifest
     except MsmambaError as error:
         return Ability(name, False, str(error), "see there")
-    if manifest is None or not manifest.probe:
+    if manifest is None:
+        fix = "compare its answers on some pictures with those of whoever made it"
+        return Ability(name, False, f"'{artefact}' has no manifest of msmamba's, and so no probe", fix)
+    if not manifest.probe:
         fix = "export it again: artefacts carry a probe of pictures now"
         return Ability(name, False, f"'{artefact}' carries no probe", fix)
     said = "; ".join([*probe.differences(manifest), *manifest.notes])

@@ -128,6 +128,7 @@ def test_the_authors_checkpoint_needs_labels_and_statistics(state_dict: Path, tm
         pytest.param({"precision": "fp8"}, "'fp8' is unknown: choose one of fp32, fp16", id="precision"),
         pytest.param({"image_size": 100}, "multiple of 32", id="size"),
         pytest.param({"mean": (0.5, 0.5)}, "expected three numbers", id="mean"),
+        pytest.param({"std": "abc"}, "std is .* expected three numbers", id="std"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

@@ -20,7 +20,7 @@ from msmamba.images import LoadedImage
 from msmamba.resize import PILLOW_RULE
 from msmamba.runtime import doctor, open_session, probe
 
-from .conftest import SIZE, manifest
+from .conftest import SIZE, classifier, manifest
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +161,9 @@ def test_doctor_compares_an_artefacts_probe(probed: Path, make_bundle: Callable[
 
 
 def test_doctor_says_where_there_is_no_probe_or_artefact(bundle: Path, tmp_path: Path) -> None:
-    for path, said in ((bundle, "carries no probe"), (tmp_path / "none", "none")):
+    (tmp_path / "theirs").write_bytes(classifier().SerializeToString())
+    cases = [(bundle, "carries no probe"), (tmp_path / "none", "none")]
+    for path, said in (*cases, (tmp_path / "theirs", "has no manifest of msmamba's")):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             ability = next(item for item in doctor.examine(str(path)).abilities if "exporter" in item.name)
