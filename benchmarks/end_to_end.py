@@ -37,6 +37,8 @@ from msmamba.model.networks.checkpoint import save_checkpoint
 from msmamba.plugins.selective_scan import reference
 
 THREADS = 2
+RARE = 10
+"""Of so many rounds one runs what takes seconds."""
 
 
 def images(batch: int, size: int = 224) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -112,12 +114,12 @@ def compiled_pytorch(net: MicroscopicMamba, batch: Tensor) -> None:
 def measure(
     cases: dict[str, Callable[[], object]], rare: dict[str, Callable[[], object]], rounds: int
 ) -> dict[str, list[float]]:
-    """Milliseconds of every call, by case; ``rare`` cases run in every tenth round."""
+    """Milliseconds of every call, by case; ``rare`` cases run in one of `RARE` rounds."""
     for call in (*cases.values(), *cases.values()):
         call()
     taken: dict[str, list[float]] = {name: [] for name in (*cases, *rare)}
     for number in range(rounds):
-        for name, call in {**cases, **(rare if number % 10 == 0 else {})}.items():
+        for name, call in {**cases, **(rare if number % RARE == 0 else {})}.items():
             start = time.perf_counter()
             call()
             taken[name].append(1e3 * (time.perf_counter() - start))
@@ -176,8 +178,8 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "case" else "right")
     ratios = {}
     for case, samples in taken.items():
-        step = len(base) // len(samples) if len(samples) < len(base) else 1
-        ratios[case] = float(np.median(np.array(samples) / base[::step][: len(samples)]))
+        beside = base if case in cases else base[::RARE]
+        ratios[case] = float(np.median(np.array(samples) / beside))
         row = (np.median(samples), np.quantile(samples, 0.9), min(samples), ratios[case])
         table.add_row(case, *(f"{value:.2f}" for value in row))
     Console(width=120).print(table)
