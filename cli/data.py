@@ -11,7 +11,7 @@ import click
 
 from ..text import shown
 from .help import Command, Group, option
-from .options import EVERY_CORE, bar, given, tell
+from .options import EVERY_CORE, bar, given, tell, typed
 from .output import say, say_lines
 
 if TYPE_CHECKING:
@@ -154,6 +154,10 @@ def import_data(kind: str, source: str, output: str, **chosen: Any) -> None:
             f"KIND {_OF_SLIDES} needs --annotations"
             if kind == _OF_SLIDES
             else f"--annotations and the options of tiles are for KIND {_OF_SLIDES}"
+        )
+    if kind == _OF_SLIDES and (of_images := typed("group_by", "official_split", "strict")):
+        raise click.UsageError(
+            f"tiles are grouped by their slides, and by nobody else: leave {of_images} out"
         )
     with bar() as advance:
         if kind == _OF_SLIDES:

@@ -95,6 +95,8 @@ def import_slides(
             "tiles are grouped by their slides, and their scale is known: leave such options out"
         )
     named, where = by_name(slides), Path(annotations)
+    if missing := [os.fspath(path) for path in named.values() if not path.exists()]:
+        raise InputError(f"there is no slide {some(missing)}")
     check_annotations(where, [*named.values()])
     files = {name: file_of(where, path) for name, path in named.items()}
     without = [name for name, file in files.items() if file is None]

@@ -68,7 +68,7 @@ def side_of(slide: Slide, size: int, mpp: float | None, assume_mpp: float | None
     if microns is None:
         raise InputError(
             f"'{slide.path}': {slide.scale.why}: say them with --assume-mpp, or take the slide's pixels "
-            "as they are with --pixel-for-pixel"
+            "as they are (slide --pixel-for-pixel, data import without --mpp)"
         )
     side = round(size * mpp / microns)
     if side < 2:

@@ -191,6 +191,12 @@ def test_what_cannot_be_made_of_slides_is_one_line(
         )
 
 
+def test_a_slide_that_is_not_there_is_named(annotated: Path, tmp_path: Path) -> None:
+    slides = [*slides_of(annotated), tmp_path / "lost.tif"]
+    with pytest.raises(InputError, match=r"there is no slide .*lost\.tif"):
+        import_slides(slides, annotated, tmp_path / "data", CUT)
+
+
 @pytest.mark.parametrize("change", [{"size": 0}, {"mpp": 0.0}, {"overlap": 1.0}, {"min_cover": 0.0}], ids=str)
 def test_options_that_cannot_be_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(InputError, match="expected"):
@@ -208,6 +214,10 @@ def test_options_that_cannot_be_are_refused(change: dict[str, float]) -> None:
             "is a number where tiles are cut",
         ),
         (["folder", "x", "-o", "y", "--mpp", "half"], "neither a number"),
+        (
+            ["slides", "x", "-o", "y", "--annotations", "z", "--group-by", "a", "--strict"],
+            "leave --group-by, --strict out",
+        ),
     ],
 )
 def test_options_of_other_imports_are_wrong_usage(arguments: list[str], said: str) -> None:

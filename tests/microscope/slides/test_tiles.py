@@ -60,7 +60,7 @@ def test_a_tile_over_the_border_is_completed_by_reflection(pyramid: Path) -> Non
 def test_a_scale_that_nobody_knows_names_both_ways_out(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     slide = open_slide(tmp_path / "a.png")
-    with pytest.raises(InputError, match=r"--assume-mpp.*--pixel-for-pixel"):
+    with pytest.raises(InputError, match=r"--assume-mpp.*slide --pixel-for-pixel, data import without --mpp"):
         next(tiles(slide, 0.5, 32))
     assert next(tiles(slide, 0.5, 32, assume_mpp=0.25)).side == 64
     assert next(tiles(slide, None, 32)).side == 32
