@@ -158,14 +158,11 @@ def trust_of(
             values[name][place] = figure(weights)
 
     def of(name: str) -> Figure:
-        if name in shares and (count is None or (exact := _is_one_sided(*shares[name]))):
-            flags, among = shares[name]
-            found, asked = int(flags.sum()), int(among.sum())
-            if count is not None and exact:
-                asked = len(np.unique(members[among]))  # type: ignore[index]  # there are groups
-                found = asked if found else 0
-            return Figure(float(flags.sum() / among.sum()), proportion_interval(found, asked))
-        units = images if count is None else count
+        flags, among = shares.get(name, (right, np.ones(images, np.bool_)))
+        units = int(among.sum()) if members is None else len(np.unique(members[among]))
+        if name in shares and (members is None or _is_one_sided(flags, among)):
+            found = int(flags.sum()) if members is None else units * bool(flags.any())
+            return Figure(float(flags.sum() / among.sum()), proportion_interval(found, units))
         if name == "area" and right.all():  # in every resample, too
             return Figure(0.0, _area_without_errors(units))
         if units < 2:  # one image or patient excludes nothing of others

@@ -116,6 +116,15 @@ def test_one_patient_excludes_nothing_of_others() -> None:
     for figure in (trust.calibration_error, trust.risk_coverage_area):
         assert (figure.interval.low, figure.interval.high) == (0, 1)
     assert "(intervals of 95 %, by 1 group)" in trust.to_text()
+    # So it is where one of two alone was answered.
+    patients, of_one = ["one"] * 20 + ["other"] * 20, np.arange(40) < 20
+    assert 0 < (logits.argmax(axis=1) != truth)[of_one].sum() < 20
+    of_two = trust_of(
+        logits, truth, decided=of_one, candidates=[(0, 1)] * 40, groups=patients, resamples=20
+    ).guard
+    assert of_two is not None
+    assert of_two.error is not None
+    assert (of_two.error.interval.low, of_two.error.interval.high) == (0, 1)
 
 
 def test_no_error_among_images_leaves_room_for_some_among_others() -> None:
