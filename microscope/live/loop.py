@@ -31,7 +31,8 @@ from .grid import Grid, Mapper, TileMap
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds before a source that went away is opened again
 _LOOK = 0.1  # seconds between two looks at what there is to report
-_CLOSING = 2.0  # seconds that the source has for closing
+_HANGS = 2.0  # seconds that a source has for closing which may hang: it was silent for as long
+_CLOSING = 15.0  # and one that does not, as a microscope whose devices are shut down one by one
 _NUMBER = re.compile(r"#\d+")  # of a frame, in its name
 _REPORTS = 100  # that wait for somebody to hear them; older ones go
 _Verdict = tuple[bool, tuple[str, ...], tuple[str, ...]]
@@ -201,6 +202,7 @@ class _Loop:
             log.on_failure = self._reports.append
         self._stop = Event()
         self._last_frame = time.monotonic()
+        self._heard = -math.inf  # when the source gave something last, were it that there is nothing yet
         self._gone = False
         self._looks: _Looks | None = None
         self._scale_told = False
@@ -243,7 +245,9 @@ class _Loop:
             self._frames.end()
             self._answers.end()
             threads[1].join()  # it uses the session, which whoever iterates may close next
-            threads[0].join(_CLOSING)  # so that a camera is given back; a read that hangs ends by itself
+            hangs = time.monotonic() - self._heard > _HANGS
+            # So that a camera is given back; a read that hangs ends by itself.
+            threads[0].join(_HANGS if hangs else _CLOSING)
 
     def _tell(self) -> None:
         while self._reports:
@@ -297,7 +301,7 @@ class _Loop:
                     for item in self._source.frames():
                         if self._stop.is_set():
                             return
-                        was_open = True
+                        was_open, self._heard = True, time.monotonic()
                         if self._gone:
                             self._reports.append(f"'{self._source.name}' is back")
                             self._gone, self._last_frame = False, time.monotonic()

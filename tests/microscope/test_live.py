@@ -179,6 +179,26 @@ def test_closing_closes_the_source_and_ends_what_runs(session: Session) -> None:
     assert camera.closed == 1
 
 
+def test_a_source_that_does_not_hang_is_waited_for(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msmamba.microscope.live.loop._HANGS", 0.1)
+    closed = []
+
+    class Slow(Camera):
+        def frames(self) -> Iterator[Frame | ImageError | None]:
+            try:
+                yield frame(0)
+                while True:
+                    time.sleep(0.01)
+                    yield None
+            finally:
+                time.sleep(0.4)  # as hardware that is shut down
+                closed.append(True)
+
+    with closing(stream(session, Slow([]))) as results:
+        next(results)
+    assert closed == [True]
+
+
 def test_only_files_keep_their_frames(session: Session) -> None:
     with pytest.raises(InputError, match="'demo' does not keep its frames"):
         stream(session, "demo", keep_all=True)
