@@ -77,7 +77,7 @@ class EngineOptions:
         Raises:
             ExportError: a compute capability is not of that form.
         """
-        parsed = tuple(_compute_capability(text) for text in compute_capabilities)
+        parsed = tuple(dict.fromkeys(map(_compute_capability, compute_capabilities)))  # each once
         return cls(parsed, target.replace("-", "_"), **chosen)
 
     @property

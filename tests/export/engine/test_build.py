@@ -184,6 +184,10 @@ def test_what_cannot_be_built_is_refused_at_once(options: EngineOptions, message
         engine_from_onnx(onnx.ModelProto(), options)
 
 
+def test_a_compute_capability_that_is_named_twice_is_built_for_once() -> None:
+    assert EngineOptions.of("tensorrt-rtx", ["8.9", "8.6", "8.9"]).compute_capabilities == (89, 86)
+
+
 def test_without_tensorrt_the_error_says_where_to_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     options = EngineOptions(compute_capabilities=(87,), library="tensorrt")
