@@ -335,8 +335,8 @@ class Session:
             features: what `run_with_features` gives beside them, where the guard needs them.
 
         Raises:
-            InputError: the logits are not (B, classes), there are not as many notes or qualities, or there
-                are no qualities, or no features, and the guard needs them.
+            InputError: the logits are not (B, classes), there are not as many notes, qualities or rows of
+                features, or there are no qualities, or no features, and the guard needs them.
             ArtefactError: logits are NaN or infinite, or the artefact does not say its labels.
         """
         labels, _ = self._require_labels_and_transform()
@@ -366,6 +366,11 @@ class Session:
                 f"the guard of '{self._name}' compares features, too: use predict, or give what "
                 "run_with_features gives, or open it with guard=False"
             )
+        likeness = None if self._guard is None else self._guard.likeness
+        if features is not None and likeness is not None:
+            expected = (len(logits), likeness.means.shape[1])
+            if np.shape(features) != expected:
+                raise InputError(f"the features are of shape {np.shape(features)}: expected {expected}")
         scaled = logits.astype(np.float64) / (self._guard.temperature if self._guard else 1)
         powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         probabilities = powers / powers.sum(axis=1, keepdims=True)

@@ -510,6 +510,9 @@ def test_images_unlike_those_of_calibration_are_withheld(pictures: Path, tmp_pat
             logits, features = session.run_with_features(session.prepare(yellow)[0][None])
             with pytest.raises(InputError, match="compares features, too"):
                 session.predictions(logits, qualities=[quality_of(yellow)])
+            for wrong in (np.zeros((2, 3)), np.zeros((1, 2))):
+                with pytest.raises(InputError, match=r"the features are of shape .*: expected \(1, 3\)"):
+                    session.predictions(logits, qualities=[quality_of(yellow)], features=wrong)
         assert (known.decided, known.reasons) == (True, ())
         assert "unlike the training images" in unknown.reasons
         distances = guard.distances(features)
