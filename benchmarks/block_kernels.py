@@ -1,4 +1,4 @@
-"""The hybrid block's operators at the four stage shapes of tiny (224 pixels): native, and as ONNX functions.
+"""The hybrid block's operators, and patch merging, at tiny's four stages: native, and as ONNX functions.
 
 Native is the ctypes door of the library; the function of standard operators runs in plain ONNX Runtime. The
 scan's branch is measured whole and as its parts (ScanInputs, SelectiveScan2D, ScanOutputs). Cases are
@@ -41,7 +41,7 @@ from msmamba.plugins.selective_scan import cpu as scan
 from msmamba.plugins.selective_scan.onnx_function import scan_function
 
 GROUPS = 4
-OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA")
+OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA", "PatchMerging")
 ROUNDS_PER_FUNCTION_CALL = 4
 """The functions take most of the time: they run in every fourth round only."""
 SCAN_MULTIPLY_ADDS = 8
@@ -49,21 +49,26 @@ SCAN_MULTIPLY_ADDS = 8
 beside them.)"""
 BLOCKS = (2, 2, 4, 2)
 """Of tiny, by stage."""
+MERGINGS = (1, 1, 1)
+"""Likewise, behind every stage but the last."""
 PEAK_SIDE = 1024
 OPSET = 20
 
 Arrays = dict[str, NDArray[np.float32]]
 
 
-def weights_of(block: Any) -> dict[str, Arrays]:
-    """The weights of every operator of one block in the exported form."""
+def weights_of(stage: Any) -> dict[str, Arrays]:
+    """The weights of a stage in the exported form: its first block's operators, and the merging behind it."""
 
     def arrays(weights: Any) -> Arrays:
         return {name: getattr(weights, name).numpy() for name in weights.names}
 
+    block = stage.blocks[0]
     branch = block.pvm_layer
     before, middle, after = arrays(branch.before), arrays(branch.scan), arrays(branch.after)
+    merging = {} if stage.downsample is None else {"PatchMerging": arrays(stage.downsample.weights)}
     return {
+        **merging,
         "LocalBranch": arrays(block.Conv_branch.weights),
         "ScanInputs": before,
         "SelectiveScan2D": middle,
@@ -81,6 +86,7 @@ def maps_of(half: int, batch: int, side: int) -> dict[str, Arrays]:
         "ScanInputs": {"x": (*image, 2 * half)},
         "ScanOutputs": {"y": (*grouped, 2 * d), "gate": (*grouped, 2 * d), "tokens": (*grouped, d)},
         "MIFA": {"local": (*image, half), "scanned": (*image, half)},
+        "PatchMerging": {"x": (*image, 2 * half)},
     }
     return {
         op_type: {name: rng.standard_normal(shape).astype(np.float32) for name, shape in maps.items()}
@@ -100,6 +106,7 @@ def product_flops(op_type: str, half: int, positions: int, states: int = 16) -> 
         "SelectiveScan2D": GROUPS * K * D * states * SCAN_MULTIPLY_ADDS,
         "ScanOutputs": GROUPS * after,
         "MIFA": 0,
+        "PatchMerging": 8 * half * half,  # 8h to 4h at every fourth position
     }
     return 2 * positions * multiply_adds[op_type]
 
@@ -133,7 +140,7 @@ def scan_call(features: Arrays, weights: Arrays) -> Callable[[], object]:
 def function_call(op_type: str, weights: Arrays, maps: Arrays, threads: int) -> Callable[[], object]:
     """The function of standard operators in plain ONNX Runtime."""
     conv = {"LocalBranch": "scale"}.get(op_type, "conv_bias")
-    attributes = {"channels": weights[conv].shape[0]}
+    attributes = {"channels": weights[conv].shape[0]} if op_type != "PatchMerging" else {}
     if op_type.startswith("Scan"):
         attributes["groups"] = GROUPS
     outputs = {"ScanInputs": ["tokens", "gate", "features", "delta", "B", "C"]}.get(op_type, ["y_out"])
@@ -186,12 +193,12 @@ def measured_peak(threads: int, clock: Callable[[], float]) -> float:
 
 
 def stage_calls(
-    block: Any, half: int, batch: int, side: int, threads: int, native_only: bool
+    stage: Any, half: int, batch: int, side: int, threads: int, native_only: bool
 ) -> dict[str, Callable[[], object]]:
     """Calls by operator and ``native`` or ``function``, such as ``"MIFA native"``."""
-    weights, maps = weights_of(block), maps_of(half, batch, side)
+    weights, maps = weights_of(stage), maps_of(half, batch, side)
     calls: dict[str, Callable[[], object]] = {}
-    for op_type in OPERATORS:
+    for op_type in filter(weights.__contains__, OPERATORS):
         calls[f"{op_type} native"] = native_call(op_type, weights[op_type], maps[op_type], batch)
         if native_only:
             continue
@@ -225,7 +232,8 @@ def figures(seconds: dict[str, NDArray[np.float64]], half: int, positions: int) 
     """One row an operator: times in ms, the ratio to the function, GFLOP/s of the products at the minimum."""
     rows = []
     for op_type in (*OPERATORS, "SelectiveScan2D"):
-        native = seconds[f"{op_type} native"]
+        if (native := seconds.get(f"{op_type} native")) is None:
+            continue
         row: dict[str, Any] = {
             "operator": op_type,
             "median_ms": 1e3 * float(np.median(native)),
@@ -272,7 +280,7 @@ def main() -> None:
         side = options.side >> (index - 1)
         half = stage.blocks[0].Conv_branch.channels
         peak = measured_peak(options.threads, clock)
-        calls = stage_calls(stage.blocks[0], half, options.batch, side, options.threads, options.native_only)
+        calls = stage_calls(stage, half, options.batch, side, options.threads, options.native_only)
         seconds = interleaved(calls, options.rounds, clock)
         rows = figures(seconds, half, options.batch * side * side)
         results.append({"stage": index, "peak_gflops": peak, "operators": rows})
@@ -299,11 +307,10 @@ def show(results: list[dict[str, Any]], context: dict[str, Any]) -> None:
                 f"{100 * gflops / stage['peak_gflops']:.0f} %" if gflops else "",
             )
     for op_type in (*OPERATORS, "SelectiveScan2D"):
-        of_stages = [
-            next(row for row in stage["operators"] if row["operator"] == op_type) for stage in results
-        ]
+        of_stages = [row for stage in results for row in stage["operators"] if row["operator"] == op_type]
+        counts = MERGINGS if op_type == "PatchMerging" else BLOCKS
         sums = (
-            sum(count * row[name] for count, row in zip(BLOCKS, of_stages, strict=True))
+            sum(count * row[name] for count, row in zip(counts, of_stages, strict=True))
             for name in ("median_ms", "min_ms")
         )
         table.add_row("tiny", op_type, *(f"{value:.2f}" for value in sums))

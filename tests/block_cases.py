@@ -31,6 +31,7 @@ OUTPUTS = {
     "ScanInputs": ["tokens", "gate", "features", "delta", "B", "C"],
     "ScanOutputs": ["scanned"],
     "MIFA": ["y"],
+    "PatchMerging": ["y"],
 }
 
 
@@ -117,6 +118,11 @@ class BlockCase:
                 "norm_bias": (h,),
             },
             "MIFA": {"conv_weight": (h, 1, 3, 3), "conv_bias": (h,), "attention_weight": (2 * h,)},
+            "PatchMerging": {
+                "norm_weight": (4 * h,),
+                "norm_bias": (4 * h,),
+                "reduction_weight": (4 * h, 2 * h),
+            },
         }
         rng = np.random.default_rng(self.half)
         weights = {}
@@ -140,6 +146,11 @@ class BlockCase:
             weights[f"{name}_scale"] = activation_scale(LARGEST[name])
         return {name: weights[name] for name in WEIGHTS[op_type + INT8]}
 
+    def map_shape(self, op_type: str) -> tuple[int, int, int]:
+        """Images, height and width of the operator's maps; patches need even sides."""
+        side = 2 * self.side if op_type == "PatchMerging" else self.side
+        return self.batch, side, side
+
     def maps(self, op_type: str) -> Arrays:
         """Random maps, in the contract's order."""
         op_type = op_type.removesuffix(INT8)
@@ -154,6 +165,7 @@ class BlockCase:
                 "tokens": (*grouped, self.model),
             },
             "MIFA": {"local": (*image, self.half), "scanned": (*image, self.half)},
+            "PatchMerging": {"x": (*self.map_shape("PatchMerging"), self.half)},
         }
         rng = np.random.default_rng(self.side)
         return {name: self._held(rng.standard_normal(shape)) for name, shape in shapes[op_type].items()}
@@ -180,9 +192,10 @@ def block_model(
     if not constant_weights:
         kinds = {name: onnx.helper.np_dtype_to_tensor_dtype(each.dtype) for name, each in weights.items()}
         inputs += [info(name, weight.ndim, kinds[name]) for name, weight in weights.items()]
-    channels = weights["scale" if op_type.startswith("LocalBranch") else "conv_bias"].shape[0]
     outputs = OUTPUTS[op_type.removesuffix(INT8)]
-    attributes = {"channels": channels} | ({"groups": case.groups} if op_type.startswith("Scan") else {})
+    attributes = {"groups": case.groups} if op_type.startswith("Scan") else {}
+    if op_type != "PatchMerging":
+        attributes["channels"] = weights["scale" if op_type.startswith("LocalBranch") else "conv_bias"].size
     node = onnx.helper.make_node(
         op_type, [*case.maps(op_type), *weights], outputs, domain=DOMAIN, **attributes
     )

@@ -19,6 +19,7 @@ from onnx import ModelProto
 from ...calib import measure, range_of
 from ...errors import ExportError, some
 from ...images import Transform
+from ...plugins.hybrid_block import INT8_WEIGHTS
 from ...schema import as_json
 from .inlining import block_nodes
 from .int8_options import Prepared, Report
@@ -116,11 +117,17 @@ class Quantiser:
         found = products(self.flat)
         untouched, whole = [], []
         for node in block_nodes(self.model):
-            inside = [product for product in found if product.output.startswith(f"{node.name}/")]
+            inside = [
+                product
+                for product in found
+                if product.output in node.output or product.output.startswith(f"{node.name}/")
+            ]
             quantised = {product.output for product in inside if product.output in wanted}
             if not quantised:
                 untouched.append(node.name)
-            elif quantised == {product.output for product in inside if product.kind in QUANTISED_KINDS}:
+            elif node.op_type in INT8_WEIGHTS and quantised == {
+                product.output for product in inside if product.kind in QUANTISED_KINDS
+            }:
                 whole.append(node.name)
         return untouched, whole
 

@@ -78,6 +78,16 @@ _OPERATORS: dict[str, tuple[dict[str, tuple[str, ...]], int, tuple[str, ...]]] =
         1,
         ("channels",),
     ),
+    "PatchMerging": (
+        {
+            "x": ("b", "H", "W", "h"),
+            "norm_weight": ("Q",),
+            "norm_bias": ("Q",),
+            "reduction_weight": ("Q", "C"),
+        },
+        1,
+        (),
+    ),
     "SelectiveScan2D": (
         {
             "x": ("b", "H", "W", "D"),
@@ -222,6 +232,7 @@ def _sizes(generator: random.Random) -> dict[str, int]:
         "W": width,
         "h": h,
         "C": 2 * h,
+        "Q": 4 * h,
         "d": d,
         "D": D,
         "E": 2 * D,

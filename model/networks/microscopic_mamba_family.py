@@ -84,7 +84,10 @@ class MicroscopicMambaFamily(Family):
                 views[f"{name}.Conv_branch"] = channels_last
                 views[f"{name}.pvm_layer"] = _shuffled(module.shuffle_groups)
                 views[f"{name}.MIFA"] = as_it_is
-            elif name in ("patch_embed.0", "patch_embed.2") or name.endswith(".reduction"):
+            elif isinstance(module, PatchMerging):
+                views[name] = as_it_is
+                views[f"{name}.reduction"] = as_it_is  # in files from before it was one operator
+            elif name in ("patch_embed.0", "patch_embed.2"):
                 views[name] = as_it_is
         return {name: view for name, view in views.items() if _has(network, name)}
 

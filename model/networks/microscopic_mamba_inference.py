@@ -2,7 +2,7 @@
 
 The trained network is written to be trained; a runtime wants fewer and larger steps. This module rewrites
 one into the other, exactly: batch norms go into the convolutions before them, ``A = -exp(A_logs)`` and the
-projections are computed once, and each hybrid block becomes the five operators of
+projections are computed once, each hybrid block becomes five operators and each merging of patches one, by
 `plugins.hybrid_block`. What the exporter writes is this form and nothing else.
 
 Dims: B batch, H W map, C channels of a stage, h = C/2, d_model, D = 2*d_model, N states, R rank, K = 4.
@@ -21,7 +21,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from ...plugins.hybrid_block import DOMAIN
 from ...plugins.selective_scan import DIRECTIONS
 from ...plugins.selective_scan.operator import selective_scan_2d
-from .layers import channel_shuffle, channels_last
+from .layers import PatchMerging, channel_shuffle, channels_last
 from .microscopic_mamba import MIFA, PEVM, PSFFN, ConvNorm, HybridBlock, MicroscopicMamba, Stage
 from .ss2d import with_constant_scans
 
@@ -180,6 +180,24 @@ class Fusion(nn.Module):
         return fused
 
 
+class Merging(nn.Module):
+    """`PatchMerging` as one operator: (B, H, W, C) to (B, H/2, W/2, 2C)."""
+
+    def __init__(self, merging: PatchMerging) -> None:
+        super().__init__()
+        self.weights = Weights(
+            norm_weight=merging.norm.weight,
+            norm_bias=merging.norm.bias,
+            reduction_weight=merging.reduction.weight.t(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        shape = [batch, height // 2, width // 2, 2 * channels]
+        (merged,) = block_operator("PatchMerging", [x, *self.weights.all()], [shape])
+        return merged
+
+
 class InferenceBlock(nn.Module):
     """A hybrid block of the exported form: (B, H, W, C) to the same shape."""
 
@@ -218,7 +236,7 @@ class InferenceStage(nn.Module):
     def __init__(self, stage: Stage) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(InferenceBlock(cast(HybridBlock, block)) for block in stage.blocks)
-        self.downsample = stage.downsample
+        self.downsample = None if stage.downsample is None else Merging(stage.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:

@@ -1,8 +1,8 @@
-"""The hybrid block around the scan, as four operators: one contract, several implementations.
+"""The hybrid block around the scan, and the step between stages: one contract, several implementations.
 
 Between the scans the network is many small steps on thin maps, and runtimes lose most of their time moving
 those maps between layouts. Four operators, channels last from end to end, hold all that a hybrid block
-does around its scan (`model.networks.microscopic_mamba.HybridBlock`)::
+does around its scan (`model.networks.microscopic_mamba.HybridBlock`), and a fifth leads to the next stage::
 
     x ──► LocalBranch ───────────────────────────────► local ─┐
       └─► ScanInputs ─► SelectiveScan2D ─► ScanOutputs ─► scanned ─► MIFA ─► the block's output
@@ -50,6 +50,12 @@ conv_bias, residual_scale, norm_weight, norm_bias) -> scanned``; attributes ``gr
     channel shuffle in h/2 groups, times sigmoid(mean over H and W * attention_weight). GELU is the exact
     one. y (batch, H, W, C).
 
+``PatchMerging(x, norm_weight, norm_bias, reduction_weight) -> y``
+
+    x (batch, H, W, C), H and W even; norm (4C) twice; reduction_weight (4C, 2C). The channels of 2x2
+    neighbours, in the order (0,0) (1,0) (0,1) (1,1) of (row, column); LayerNorm; the product.
+    y (batch, H/2, W/2, 2C).
+
 LayerNorm's epsilon is 1e-5. A channel shuffle in g groups views channels as (g, channels/g), transposes
 and flattens.
 
@@ -65,7 +71,7 @@ stands in the place of the first and for the others.
 from __future__ import annotations
 
 DOMAIN = "msmamba"
-OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA")
+OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA", "PatchMerging")
 LAYER_NORM_EPSILON = 1e-5
 
 INT8 = "Int8"

@@ -42,6 +42,7 @@ WEIGHTS = {
         *("residual_scale", "norm_weight", "norm_bias"),
     ),
     "MIFA": ("conv_weight", "conv_bias", "attention_weight"),
+    "PatchMerging": ("norm_weight", "norm_bias", "reduction_weight"),
 }
 WEIGHTS |= {
     name + INT8: (
@@ -63,7 +64,7 @@ __all__ = ["WEIGHTS", "BlockOperator", "BlockSizes"]
 class BlockSizes:
     """Sizes that the weights fix (those an operator does not have are 0)."""
 
-    half: int  # h
+    half: int  # h; of PatchMerging C
     groups: int  # G
     model: int  # d
     inner: int  # D
@@ -85,6 +86,8 @@ class BlockSizes:
             half = shapes["scale"][0]
         elif op_type == "MIFA":
             half = shapes["conv_bias"][0]
+        elif op_type == "PatchMerging":
+            half = shapes["reduction_weight"][0] // 4
         elif op_type == "ScanInputs":
             half = shapes["norm_weight"][0]
             model = shapes["in_weight"][0]
@@ -154,7 +157,7 @@ class BlockOperator:
             self._handle = None
 
     def output_shapes(self, batch: int, height: int, width: int) -> list[tuple[int, ...]]:
-        """Shapes of the outputs for ``batch`` images, in the contract's order."""
+        """Shapes of the outputs for ``batch`` images, and maps of these sides, in the contract's order."""
         sizes = self.sizes
         image, grouped = (batch, height, width), (batch * sizes.groups, height, width)
         states = sizes.states // DIRECTIONS
@@ -170,6 +173,7 @@ class BlockOperator:
             ],
             "ScanOutputs": [(*image, sizes.half)],
             "MIFA": [(*image, 2 * sizes.half)],
+            "PatchMerging": [(batch, height // 2, width // 2, 2 * sizes.half)],
         }
         return shapes[self.op_type.removesuffix(INT8)]
 
@@ -219,6 +223,7 @@ class BlockOperator:
             "ScanInputs": [(*image, 2 * sizes.half)],
             "ScanOutputs": [(*grouped, sizes.inner), (*grouped, sizes.inner), (*grouped, sizes.model)],
             "MIFA": [(*image, sizes.half), (*image, sizes.half)],
+            "PatchMerging": [(*image, sizes.half)],
         }
         return shapes[self.op_type.removesuffix(INT8)]
 

@@ -153,6 +153,26 @@ MIFA <channels> (local, scanned, conv_weight, conv_bias, attention_weight) => (y
   y = Mul (shuffled, attention)
 }}
 """,
+    "PatchMerging": f"""
+PatchMerging (x, norm_weight, norm_bias, reduction_weight) => (y)
+{{
+  any = Constant <value_ints = [-1]> ()
+  two = Constant <value_ints = [2]> ()
+  keep = Constant <value_ints = [0]> ()
+  height = Shape <start = 1, end = 2> (x)
+  width = Shape <start = 2, end = 3> (x)
+  rows = Div (height, two)
+  columns = Div (width, two)
+  patch_shape = Concat <axis = 0> (keep, rows, two, columns, two, any)
+  flat_shape = Concat <axis = 0> (keep, rows, columns, any)
+
+  patches = Reshape (x, patch_shape)
+  gathered = Transpose <perm = [0, 1, 3, 4, 2, 5]> (patches)
+  merged = Reshape (gathered, flat_shape)
+  normed = {_NORM} (merged, norm_weight, norm_bias)
+  y = MatMul (normed, reduction_weight)
+}}
+""",
 }
 
 

@@ -83,7 +83,7 @@ def run(op_type: str, case: BlockCase) -> list[NDArray[Any]]:
     dtype = np.float16 if case.float16 else np.float32
     maps = [at_odd_address(array.shape, array, dtype) for array in case.maps(op_type).values()]
     with block.BlockOperator(op_type, case.weights(op_type), dtype) as operator:
-        shapes = operator.output_shapes(case.batch, case.side, case.side)
+        shapes = operator.output_shapes(*case.map_shape(op_type))
         outputs = [at_odd_address(shape, np.nan, dtype) for shape in shapes]
         operator.run(case.batch, maps, outputs)
     return outputs

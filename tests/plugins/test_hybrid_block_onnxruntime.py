@@ -134,6 +134,19 @@ def test_a_map_that_is_not_square_is_refused_where_height_and_width_are_swapped(
         session.run(None, maps)
 
 
+@pytest.mark.parametrize("odd", [np.s_[:, 1:], np.s_[:, :, 1:]], ids=["height", "width"])
+def test_a_map_with_an_odd_side_is_not_merged(odd: Any) -> None:
+    maps = {name: array[odd] for name, array in CASE.maps("PatchMerging").items()}
+    session = native_session(block_model("PatchMerging", CASE, function=False))
+    with pytest.raises(Exception, match="PatchMerging: the map's height or width is odd"):
+        session.run(None, maps)
+    with (
+        block.BlockOperator("PatchMerging", CASE.weights("PatchMerging")) as operator,
+        pytest.raises(BackendError, match="PatchMerging failed: the map's height or width is odd"),
+    ):
+        operator(CASE.batch, *maps.values())
+
+
 def test_groups_that_do_not_fill_an_image_are_refused() -> None:
     maps = {name: array[1:] for name, array in CASE.maps("ScanOutputs").items()}
     session = native_session(block_model("ScanOutputs", CASE, function=False))

@@ -199,6 +199,7 @@ const char* unfit_sizes(BlockOperator op, const BlockSizes& sizes) {
   switch (op) {
     case BlockOperator::kLocalBranch:
     case BlockOperator::kLocalBranchInt8:
+    case BlockOperator::kPatchMerging:
       return nullptr;
     case BlockOperator::kScanInputs:
     case BlockOperator::kScanInputsInt8:
@@ -219,14 +220,23 @@ const char* unfit_sizes(BlockOperator op, const BlockSizes& sizes) {
   return "no such operator";
 }
 
-const char* unfit_map(const MapShape& map) {
+const char* unfit_map(BlockOperator op, const MapShape& map) {
   if (map.height < 1 || map.width < 1) return "the map is empty";
   const bool many = map.height > kMostPositions / map.width || map.batch > kMostPositions / map.positions();
-  return many ? "the maps have more than 268,435,456 positions" : nullptr;
+  if (many) return "the maps have more than 268,435,456 positions";
+  switch (op) {
+    case BlockOperator::kScanOutputs:
+    case BlockOperator::kScanOutputsInt8:
+      return map.height == map.width ? nullptr : "the map is not square, and its height and width are swapped";
+    case BlockOperator::kPatchMerging:
+      return map.height % 2 == 0 && map.width % 2 == 0 ? nullptr : "the map's height or width is odd";
+    default:
+      return nullptr;
+  }
 }
 
-PackedOperator::PackedOperator(const OperatorKernels& kernels, const BlockSizes& sizes, void* packed)
-    : kernels_(kernels), sizes_(sizes), packed_(packed) {}
+PackedOperator::PackedOperator(BlockOperator op, const OperatorKernels& kernels, const BlockSizes& sizes, void* packed)
+    : op_(op), kernels_(kernels), sizes_(sizes), packed_(packed) {}
 
 PackedOperator::~PackedOperator() { free_aligned(packed_); }
 
@@ -236,17 +246,18 @@ std::unique_ptr<PackedOperator> PackedOperator::create(BlockOperator op, Element
   void* const packed = allocate_aligned(kernels.packed_bytes(sizes));
   if (packed == nullptr) return nullptr;
   kernels.pack(sizes, weights, packed);
-  std::unique_ptr<PackedOperator> made(new (std::nothrow) PackedOperator(kernels, sizes, packed));
+  std::unique_ptr<PackedOperator> made(new (std::nothrow) PackedOperator(op, kernels, sizes, packed));
   if (made == nullptr) free_aligned(packed);
   return made;
 }
 
 const char* PackedOperator::run(const MapShape& map, const void* const* inputs, void* const* outputs,
                                 const Parallel& parallel) const {
-  if (const char* reason = unfit_map(map)) return reason;
+  if (const char* reason = unfit_map(op_, map)) return reason;
   if (map.batch < 1) return nullptr;
-  void* const shared = shared_memory.at_least(kernels_.shared_bytes(sizes_, map));
-  if (shared == nullptr) return "out of memory";
+  const size_t shared_bytes = kernels_.shared_bytes(sizes_, map);
+  void* const shared = shared_memory.at_least(shared_bytes);
+  if (shared == nullptr && shared_bytes > 0) return "out of memory";
   const BlockCall call = {sizes_, map, packed_, inputs, outputs, shared};
   Job job(kernels_, call, parallel.width);
   const auto work = [](void* data) { static_cast<Job*>(data)->work(); };

@@ -21,8 +21,8 @@ bool too_wide(const BlockSizes& sizes);
 // Why weights of these sizes make no operator of the block, or null.
 const char* unfit_sizes(BlockOperator op, const BlockSizes& sizes);
 
-// Why no operator runs on maps of this shape, or null.
-const char* unfit_map(const MapShape& map);
+// Why the operator does not run on maps of this shape, or null.
+const char* unfit_map(BlockOperator op, const MapShape& map);
 
 class PackedOperator {
  public:
@@ -41,8 +41,9 @@ class PackedOperator {
   const BlockSizes& sizes() const { return sizes_; }
 
  private:
-  PackedOperator(const OperatorKernels& kernels, const BlockSizes& sizes, void* packed);
+  PackedOperator(BlockOperator op, const OperatorKernels& kernels, const BlockSizes& sizes, void* packed);
 
+  const BlockOperator op_;
   const OperatorKernels& kernels_;
   const BlockSizes sizes_;
   void* const packed_;

@@ -10,6 +10,7 @@
 namespace {
 
 using Fusion = MIFA<MSMAMBA_LANES>;
+using Merging = PatchMerging<MSMAMBA_LANES>;
 
 // The operators over maps of one element type.
 template <typename Element>
@@ -20,6 +21,7 @@ constexpr msmamba::ElementKernels kernels_over() {
       scan_inputs<Element, Arithmetic>(),
       scan_outputs<Element, Arithmetic>(),
       kernels_of<Fusion>(by_rows(64, Fusion::fuse<Element>), by_rows(512, Fusion::attend<Element>)),
+      kernels_of<Merging>(by_rows(Merging::kTilePositions, Merging::merge<Element>)),
   }};
 }
 

@@ -14,6 +14,9 @@ namespace {
 
 constexpr int kPanelVectors = 3;
 
+// Products that are summed up one after the other, each rounding what was there: longer sums are sums of such.
+constexpr int64_t kDeepestSum = 512;
+
 // Floats of a matrix that leaves room in a second-level cache of 512 KiB.
 constexpr int64_t kSmallMatrix = 64 * 1024;
 
@@ -190,11 +193,8 @@ class Matrix {
   template <int Rows, int Vectors, typename Element>
   MSMAMBA_INLINE void sum_products(const Block<Element>& block, Sum (&sums)[Rows][Vectors]) const {
     const int64_t begin = block.span[0], end = block.span[1];
-    const Word* weights = weights_ + (block.vector * words_ + begin * Vectors) * Lanes;
-    const Word* a[Rows];
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      a[r] = block.a.start + r * block.a.stride;
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) {
         if constexpr (Arithmetic::kInteger) {
@@ -204,6 +204,44 @@ class Matrix {
         }
       }
     }
+    if constexpr (Arithmetic::kInteger) {
+      add_products(block, begin, end, sums);
+    } else {
+      alignas(64) float kept[Rows * Vectors * Lanes];  // the sums of what is done
+      const auto add_kept = [&] {
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 3
+          for (int v = 0; v < Vectors; ++v) sums[r][v] += load<Lanes>(kept + (r * Vectors + v) * Lanes);
+        }
+      };
+      int64_t w = begin;
+      for (; end - w > kDeepestSum; w += kDeepestSum) {
+        add_products(block, w, w + kDeepestSum, sums);
+        if (w > begin) add_kept();
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 3
+          for (int v = 0; v < Vectors; ++v) {
+            store<Lanes>(kept + (r * Vectors + v) * Lanes, sums[r][v]);
+            sums[r][v] = Sum{};
+          }
+        }
+        asm volatile("" : : "r"(kept) : "memory");  // registers hold the sums at work, and no others
+      }
+      add_products(block, w, end, sums);
+      if (w > begin) add_kept();
+    }
+  }
+
+  // Those of the rows [begin, end) of the matrix.
+  template <int Rows, int Vectors, typename Element>
+  MSMAMBA_INLINE void add_products(const Block<Element>& block, int64_t begin, int64_t end,
+                                   Sum (&sums)[Rows][Vectors]) const {
+    const Word* weights = weights_ + (block.vector * words_ + begin * Vectors) * Lanes;
+    const Word* a[Rows];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) a[r] = block.a.start + r * block.a.stride;
     int64_t w = begin;
     if constexpr (Arithmetic::kByLanes) {
       for (; w + Lanes <= end; w += Lanes, weights += Lanes * Vectors * Lanes) {

@@ -3,6 +3,7 @@
 
 #include "local_branch.h"
 #include "mifa.h"
+#include "patch_merging.h"
 #include "scan_inputs.h"
 #include "scan_outputs.h"
 
@@ -16,9 +17,10 @@ constexpr msmamba::Phase by_rows(int64_t positions, decltype(msmamba::Phase::run
   return {msmamba::Phase::kRows, positions, run};
 }
 
-template <typename Operator>
-constexpr msmamba::OperatorKernels kernels_of(msmamba::Phase first, msmamba::Phase second) {
-  return {Operator::packed_bytes, Operator::pack, Operator::shared_bytes, Operator::scratch_bytes, 2, {first, second}};
+template <typename Operator, typename... Phases>
+constexpr msmamba::OperatorKernels kernels_of(Phases... phases) {
+  return {Operator::packed_bytes,  Operator::pack,     Operator::shared_bytes,
+          Operator::scratch_bytes, sizeof...(phases), {phases...}};
 }
 
 template <typename Element, typename Arithmetic>

@@ -2,7 +2,7 @@
 //
 // Dims as in the package: batch; H, W the map, L = H * W positions; C channels, h = C / 2 of a branch; G
 // groups of d = h / G channels; D inner channels; K = 4 directions, K*R step features, K*N states; q convolved
-// channels. Each operator uses the sizes that it has.
+// channels. Each operator uses the sizes that it has. PatchMerging's h is C: it takes no branch, but the block's map.
 #pragma once
 
 #include <cstddef>
@@ -15,13 +15,14 @@ enum class BlockOperator : int32_t {
   kScanInputs = 1,
   kScanOutputs = 2,
   kMIFA = 3,
+  kPatchMerging = 4,
   // With int8 products, over float32 maps.
-  kLocalBranchInt8 = 4,
-  kScanInputsInt8 = 5,
-  kScanOutputsInt8 = 6
+  kLocalBranchInt8 = 5,
+  kScanInputsInt8 = 6,
+  kScanOutputsInt8 = 7
 };
-constexpr int kBlockOperators = 7;
-constexpr int kFloatOperators = 4;
+constexpr int kBlockOperators = 8;
+constexpr int kFloatOperators = 5;
 constexpr int kInt8Operators = kBlockOperators - kFloatOperators;
 
 // Sizes that the weights fix.

@@ -20,6 +20,7 @@ namespace {
 //   D  inner channels, `E` twice, `X` four times them  S  step features of all directions
 //   N  states of all directions, `n` of one            q  convolved channels
 //   M  step features and twice the states
+// and of PatchMerging, whose `h` are all of the map's channels: `Q` four times them, `I` and `J` half of `H` and `W`.
 struct TensorSpec {
   const char* name;
   const char* letters;
@@ -91,6 +92,11 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
      {{"local", "bHWh"}, {"scanned", "bHWh"}},
      {{"conv_weight", "h133"}, {"conv_bias", "h"}, {"attention_weight", "C"}},
      {{"y", "bHWC"}}},
+    {"PatchMerging",
+     {},
+     {{"x", "bHWh"}},
+     {{"norm_weight", "Q"}, {"norm_bias", "Q"}, {"reduction_weight", "QC"}},
+     {{"y", "bIJC"}}},
     {"LocalBranchInt8",
      {{"channels", 'h'}},
      {{"x", "bHWC"}},
@@ -163,6 +169,9 @@ struct Sizes {
       case 'K': return kDirections;
       case 'h': return block.half;
       case 'C': return 2 * block.half;
+      case 'Q': return 4 * block.half;
+      case 'I': return map.height / 2;
+      case 'J': return map.width / 2;
       case 'd': return block.model;
       case 'D': return block.inner;
       case 'E': return 2 * block.inner;
@@ -181,6 +190,7 @@ struct Sizes {
     for (size_t i = 0; spec.letters[i] != '\0' && i < weight.rank; ++i) {
       switch (spec.letters[i]) {
         case 'h': block.half = weight.dimensions[i]; break;
+        case 'Q': block.half = weight.dimensions[i] / 4; break;
         case 'd': block.model = weight.dimensions[i]; break;
         case 'D': block.inner = weight.dimensions[i]; break;
         case 'S': block.steps = weight.dimensions[i]; break;
@@ -369,16 +379,12 @@ Status* compute(void* kernel_, KernelContext* context) {
   sizes.block = packed.sizes();
   sizes.learn_map(spec.maps[0], maps[0]);
   // Before sizes are computed from it; a map of another rank is named below.
-  const char* unfit = maps[0].rank == 4 ? unfit_map(sizes.map) : nullptr;
+  const char* unfit = maps[0].rank == 4 ? unfit_map(kernel.op.op, sizes.map) : nullptr;
   if (unfit != nullptr) return refusal(api, kInvalidArgument, spec.op_type, unfit);
   const void* inputs[kMostMaps];
   for (size_t i = 0; i < map_count; ++i) {
     if (Status* failed = check_tensor(api, spec.op_type, spec.maps[i], maps[i], sizes)) return failed;
     inputs[i] = maps[i].data;
-  }
-  const bool swaps = kernel.op.op == BlockOperator::kScanOutputs || kernel.op.op == BlockOperator::kScanOutputsInt8;
-  if (swaps && sizes.map.height != sizes.map.width) {
-    return refusal(api, kInvalidArgument, spec.op_type, "the map is not square, and its height and width are swapped");
   }
   void* outputs[kMostOutputs];
   for (size_t i = 0; i < output_count; ++i) {

@@ -121,7 +121,7 @@ def test_it_runs_and_is_verified(exported: Export, checkpoint: Path, labelled: P
     ("node", "position", "module"),
     [
         pytest.param("patch_embed.2:wide", 1, "patch_embed.2", id="quantised-at-once"),
-        pytest.param("layers.0.downsample.reduction", 1, "layers.0.downsample.reduction", id="linear"),
+        pytest.param("layers.0.downsample", 1, "layers.0.downsample", id="linear"),
         pytest.param(
             "layers.1.blocks.0.pvm_layer/SelectiveScan2D", 5, "layers.1.blocks.0.pvm_layer", id="scan"
         ),
