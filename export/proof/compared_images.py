@@ -54,8 +54,8 @@ def images_to_compare(
     if images.truth is None:
         if asked:
             raise DataError(
-                f"{' and '.join(asked)} need labelled images, and {images.unlabelled}: give one folder "
-                "DATA/<class>/* or DATA/{train,val,test}/<class>/*"
+                f"{' and '.join(asked)} {'needs' if len(asked) == 1 else 'need'} labelled images, and "
+                f"{images.unlabelled}: give one folder DATA/<class>/* or DATA/{{train,val,test}}/<class>/*"
             )
         found, notes = find_images(data)
         images = replace(images, sources=[*found], notes=notes)

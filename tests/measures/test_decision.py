@@ -403,7 +403,7 @@ def test_what_needs_labels_says_so_before_anything_runs(
     images = bare(labelled, tmp_path / "bare")
     with pytest.raises(DataError, match=r"class folders"):
         verify(bundles["fp32"], "no such checkpoint", [images], **{option: value})
-    with pytest.raises(DataError, match=r"need labelled images, and .* is not one folder of classes"):
+    with pytest.raises(DataError, match=r"needs labelled images, and .* is not one folder of classes"):
         verify(bundles["fp32"], "no such checkpoint", [images, labelled], **{option: value})
     assert not Path("never.html").exists()
 
