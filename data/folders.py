@@ -78,6 +78,8 @@ class ImageFolder:
     """What the training images cover, where an import says it."""
     kind: str | None = None
     """The importer that read it: ``malaria``, say; None where there was no import."""
+    dealing: int = DEALING
+    """How it was dealt, where it is flat (see `splitting.DEALING`)."""
     contents: str | None = None
     """SHA-256 of an import's index, which names every image with its split, class and checksum."""
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -377,6 +379,7 @@ def _split_flat(root: Path, seed: int, group_by: re.Pattern[str] | None, dealing
 
     data = replace(
         whole,
+        dealing=dealing,
         splits={split: dealt(samples, split) for split in SPLITS},
         groups={} if groups is None else {split: dealt(groups, split) for split in SPLITS},
     )

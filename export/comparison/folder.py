@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.folders import ImageFolder
+from ...data.splitting import DEALING
 from ...errors import TargetError, TrainingError
 from ...files import folder_lock, read_file, remove_leftovers, write_atomically
 from ...model.training.recipe import Recipe
@@ -39,7 +40,8 @@ _BEGUN = record(
         "skipped": listed(TEXT),
         "white_level": maybe(whole(1)),
         "mpp": maybe(number()),
-    }
+    },
+    optional={"dealing": whole(0, DEALING)},  # what comparisons of earlier versions lack
 )
 
 
@@ -56,6 +58,8 @@ class Begun:
     """The value of white in 16-bit images, where somebody gave one."""
     mpp: float | None
     """Microns a pixel, where somebody gave them."""
+    dealing: int
+    """How a flat folder was dealt (see `splitting.DEALING`)."""
 
 
 class ComparisonFolder:
@@ -109,6 +113,7 @@ class ComparisonFolder:
                 bool(begun["skipped"]),
                 begun["white_level"],
                 begun["mpp"],
+                begun.get("dealing", 1),
             )
         except (TypeError, ValueError) as error:
             raise self._unreadable(error) from error
@@ -135,7 +140,12 @@ class ComparisonFolder:
         begun = self._read()
         if begun is None:
             self._refuse_other_content()
-            facts = {**identity, "root": str(data.root), "versions": {"msmamba": __version__}}
+            facts = {
+                **identity,
+                "dealing": data.dealing,
+                "root": str(data.root),
+                "versions": {"msmamba": __version__},
+            }
             self._write(BEGUN, json.dumps(facts, indent=2) + "\n")
         else:
             now = json.loads(json.dumps(identity))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ...data.splitting import DEALING
 from ...errors import ExportError, ImageError, InputError, MsmambaError
 from ...files import as_utf8
 from ...measures.predictions import Predictions
@@ -92,7 +93,14 @@ def compare_networks(
         white_level = begun.white_level if white_level is None else white_level
         mpp = begun.mpp if mpp is None else mpp
     _check_networks(names, recipe.image_size)
-    images = data_asked(data, recipe.seed, group_by, skip_bad=skip_bad, threads=hardware.threads)
+    images = data_asked(
+        data,
+        recipe.seed,
+        group_by,
+        dealing=DEALING if begun is None else begun.dealing,
+        skip_bad=skip_bad,
+        threads=hardware.threads,
+    )
     sizes = counted(names, len(images.labels), recipe.image_size)
     with folder.locked():
         folder.begin(images, recipe, white_level, mpp)

@@ -59,7 +59,7 @@ from .loading import (
 )
 from .parallel import ALONE, Part, Processes, Shards, averaging_gradients, collected, dealt, take
 from .recipe import Recipe
-from .run import RunFolder, State, dealing_of, differences, flat
+from .run import RunFolder, State, differences, flat
 from .threads import set_threads
 
 _Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -523,8 +523,7 @@ class _Trainer:
             self.folder.tidy()
             notes = data.notes + _check_same_run(self.folder.path, config, identity, data)
             if {**config.get("skipped", {}), **data.skipped} != config.get("skipped", {}):
-                dealt_so = {"dealing": dealing_of(config["data"])}
-                changed = {"data": {**_described(data), **dealt_so}, "skipped": dict(data.skipped)}
+                changed = {"data": _described(data), "skipped": dict(data.skipped)}
                 self.folder.write_config({**config, **changed})
             normalisation = config["normalisation"]
             white = normalisation.get("white_level", FULL_WHITE)
@@ -884,7 +883,7 @@ def _described(data: ImageFolder) -> dict[str, Any]:
     return {
         "labels": data.labels,
         "group_by": data.group_by,
-        "dealing": DEALING,
+        "dealing": data.dealing,
         "counts": data.counts(),
         "digests": {name: whole.digest_of(name) for name in whole.splits},
     }

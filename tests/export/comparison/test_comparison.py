@@ -15,12 +15,16 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from conftest import write_cells
 from preloaded import Preloaded
 from torch import Tensor, nn
 from toy_network import TOYS, Toy, ToyArchitecture, ToyFamily
 
 from msmamba.cli import mmdeploy
+from msmamba.data.folders import read_training_folder
+from msmamba.export.comparison.folder import ComparisonFolder
 from msmamba.model.networks import family, registry
+from msmamba.model.training.loop import recipe_asked
 
 FIGURES = {"epochs": 1, "warmup_epochs": 0, "image_size": 32, "batch_size": 4}
 OPTIONS = ("--epochs", "1", "--warm-up", "0", "--image-size", "32", "--batch-size", "4", "--threads", "1")
@@ -358,6 +362,26 @@ def test_other_data_than_it_was_begun_with_is_refused(compared: tuple[Path, Resu
     assert (
         "data.labels was ['round', 'square'] and is ['basophil', 'eosinophil', 'lymphocyte']" in done.stderr
     )
+
+
+def test_a_comparison_of_an_earlier_version_keeps_its_split(tmp_path: Path) -> None:
+    cells, out = write_cells(tmp_path / "cells"), tmp_path / "out"
+    for path in [*cells.rglob("*.png")]:  # one patient has more than half of the images
+        patient = path.parent / f"p{max(0, int(path.stem) - 6)}"
+        patient.mkdir(exist_ok=True)
+        path.rename(patient / path.name)
+    before = read_training_folder(cells, seed=2, dealing=1)
+    recipe = recipe_asked(None, {**FIGURES, "seed": 2})
+    out.mkdir()
+    ComparisonFolder(out).begin(before, recipe, None, None)
+    begun = json.loads((out / "comparison.json").read_text())
+    assert begun.pop("dealing") == 1
+    (out / "comparison.json").write_text(json.dumps(begun))
+    done = compare(cells, out, "--seed", "2", networks="toy_thin")
+    assert done.exit_code == 0, done.output
+    counts = results_of(out)["counts"]
+    assert counts == {name: len(samples) for name, samples in before.splits.items()}
+    assert counts["train"] == 6  # of 24: nothing is dealt anew
 
 
 def test_a_folder_of_something_else_is_left_alone(cells: Path, tmp_path: Path) -> None:
