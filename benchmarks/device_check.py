@@ -695,7 +695,7 @@ def sanitizer_step(folder: Path, tell: Tell) -> None:
             command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False
         )
         lines = done.stdout.splitlines()
-        said = [line.strip("= ") for line in lines if line.startswith("=========")]
+        said = [line.strip("= ") for line in lines if line.startswith("========= ")]
         ran = [line for line in lines if re.match(r"\d+ (passed|failed|skipped|error)", line)]
         tell(tool=tool, tests=" ".join(ran[-1:]), said=" ".join(said[-1:]), first=" ".join(said[1:3]))
 
