@@ -19,7 +19,7 @@ from ...data.published.importing import ImportOptions, import_listing
 from ...data.published.listing import Listed, Listing
 from ...data.scale import check_microns
 from ...errors import DataError, ImageError, InputError, some
-from ...files import sha256_of, write_atomically
+from ...files import alike, sha256_of, write_atomically
 from ...images import FULL_WHITE, is_image_size, resized
 from .opening import by_name, open_slide, require_libraries
 from .regions import check_annotations, file_of, labels_of, read_regions
@@ -109,6 +109,7 @@ def import_slides(
     def fill(folder: Path) -> tuple[Path, Listing]:
         work = _work_folder(folder, cut, white, named, files)
         listing = Listing([], (), grouped_by="slide")
+        folders: dict[str, str] = {}
         if without:
             listing.notes.append(f"{len(without)} slides have no annotations: {some(without)}")
         for number, (name, path) in enumerate(named.items()):
@@ -116,7 +117,7 @@ def import_slides(
             if (file := files[name]) is None:
                 continue
             try:
-                _cut_one(name, path, file, work, cut, white, options.skip_bad, listing)
+                _cut_one(name, path, file, work, cut, white, options.skip_bad, listing, folders)
             except ImageError as error:
                 if not options.skip_bad:
                     raise
@@ -167,11 +168,16 @@ def _cut_one(
     white_level: int,
     skip_bad: bool,
     listing: Listing,
+    folders: dict[str, str],
 ) -> None:
     """Cuts the tiles of one slide that are not there yet, and adds all of them to the listing.
 
+    Args:
+        folders: the class that each folder is of, on any file system; added to.
+
     Raises:
         ImageError: the slide cannot be read; or a tile, and `skip_bad` leaves none out.
+        DataError: a class's folder is another's already.
     """
     with closing(open_slide(path, white_level=white_level)) as slide:
         side = side_of(slide, cut.size, cut.mpp, cut.assume_mpp)
@@ -184,6 +190,11 @@ def _cut_one(
         kept = blank = 0
         torn: list[ImageError] = []
         for tile, label in labels_of(grid(slide, side, cut.overlap), regions, cut.min_cover):
+            if (other := folders.setdefault(alike(_as_folder(label)), label)) != label:
+                raise DataError(
+                    f"'{annotations}': the classes {other!r} and {label!r} would share the folder "
+                    f"'{_as_folder(label)}': call one of them otherwise in the annotations"
+                )
             folder = work / _as_folder(label) / name
             target = folder / f"{name}-{tile.x}-{tile.y}.png"
             if not target.exists():

@@ -7,6 +7,7 @@ error, not in a thread that never returns. A camera's driver may block all the s
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ SUFFIXES = frozenset(
 
 PROTOCOLS = ("rtsp", "rtsps", "http", "https")
 """Protocols of streams from the network."""
+
+_SECRET = re.compile(r"pass|pwd|pw$|auth|token|secret|key|credential|session|sid$", re.IGNORECASE)
+"""In names of parameters whose values log in, by many makers' cameras."""
 
 _OPENING, _READING = 10.0, 5.0  # seconds that opening, and waiting for the next picture, may take
 _LATE = 0.2  # seconds that a video's pictures may lag before its clock is put back
@@ -183,10 +187,18 @@ def address(text: str, white_level: int) -> Stream:
 
 def _without_password(text: str) -> str:
     """An address as it may stand in reports, in sessions and on the page."""
+    text, question, query = text.partition("?")
     scheme, slashes, rest = text.partition("://")
     place, *path = rest.split("/", 1)
     who, at, host = place.rpartition("@")
-    return "/".join([f"{scheme}{slashes}{who.partition(':')[0]}{at}{host}", *path])
+    shown = "/".join([f"{scheme}{slashes}{who.partition(':')[0]}{at}{host}", *path])
+    return f"{shown}{question}{'&'.join(map(_without_value, query.split('&')))}"
+
+
+def _without_value(parameter: str) -> str:
+    """A parameter of an address, less what a camera is logged in with: names for it differ by maker."""
+    name, equals, _ = parameter.partition("=")
+    return f"{name}{equals}…" if equals and _SECRET.search(name) else parameter
 
 
 def cameras() -> list[tuple[str, str]]:

@@ -144,6 +144,15 @@ def test_a_device_gives_frames_as_a_camera_does() -> None:
         ("rtsp://me:secret@127.0.0.1:1/one@two", "rtsp://me@127.0.0.1:1/one@two"),
         ("http://me@127.0.0.1:1", "http://me@127.0.0.1:1"),
         ("http://127.0.0.1:1/a:b", "http://127.0.0.1:1/a:b"),
+        (
+            "http://127.0.0.1:1/cgi?cmd=Snap&user=me&password=secret&channel=1",
+            "http://127.0.0.1:1/cgi?cmd=Snap&user=me&password=…&channel=1",
+        ),
+        ("rtsp://me:secret@127.0.0.1:1/?auth=secret==", "rtsp://me@127.0.0.1:1/?auth=…"),
+        (
+            "rtsp://127.0.0.1:1/live?a@b&channel=1&subtype=0",
+            "rtsp://127.0.0.1:1/live?a@b&channel=1&subtype=0",
+        ),
     ],
 )
 def test_a_password_in_an_address_stands_in_no_report(text: str, name: str) -> None:

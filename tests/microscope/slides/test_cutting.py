@@ -191,6 +191,17 @@ def test_what_cannot_be_made_of_slides_is_one_line(
         )
 
 
+@pytest.mark.parametrize("other", ["a:b", "A/b"])
+def test_classes_whose_names_make_one_folder_are_not_mixed(other: str, tmp_path: Path) -> None:
+    for number, label in enumerate(["a/b", other]):
+        write_tiff(tmp_path / f"s{number}.tif", pixels_of(number), levels=2, **HALF_A_MICRON)
+        write_geojson_of(tmp_path / f"s{number}.geojson", feature(label, box(0, 0, 420, 300)))
+    with pytest.raises(
+        DataError, match=f"s1.geojson': the classes 'a/b' and '{other}' would share the folder '._b'"
+    ):
+        import_slides(slides_of(tmp_path), tmp_path, tmp_path / "data", CUT)
+
+
 def test_a_slide_that_is_not_there_is_named(annotated: Path, tmp_path: Path) -> None:
     slides = [*slides_of(annotated), tmp_path / "lost.tif"]
     with pytest.raises(InputError, match=r"there is no slide .*lost\.tif"):
