@@ -28,7 +28,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
@@ -285,6 +285,19 @@ def white_as_asked(asked: int | None, said: int | None) -> str:
     """
     said = FULL_WHITE if said is None else said
     return "" if asked in (None, said) else f"white is {asked} of 16-bit images, as asked, not {said}"
+
+
+def channels_as_asked(name: str, asked: Sequence[float] | None, said: Sequence[float] | None) -> str:
+    """The same of the channels' statistics.
+
+    Args:
+        name: which.
+        asked: the three that were given, if any.
+        said: the model's, if it says them.
+    """
+    if asked is None or said is None or [*asked] == [*said]:
+        return ""
+    return f"the channels' {name} is {tuple(asked)}, as asked, not {tuple(said)}"
 
 
 def read_image(

@@ -25,6 +25,7 @@ from ..images import (
     MAX_PIXELS,
     ImageSource,
     Transform,
+    channels_as_asked,
     check_white_level,
     describe_source,
     is_masked,
@@ -655,8 +656,12 @@ def open_session(
             said = f"'{name}': {'; '.join(found)}: {_UNPROVEN}"
             warnings.warn(said, ArtefactNote, stacklevel=2)
         notes = [*(manifest.notes if manifest else ()), *(f"{each}: {_UNPROVEN}" for each in found)]
-        if white := white_as_asked(white_level, manifest.white_level if manifest else None):
-            notes.append(white)
+        transform = _transform(backend, manifest, mean, std, white_level)
+        asked = [white_as_asked(white_level, manifest.white_level if manifest else None)]
+        if manifest and transform:
+            asked.append(channels_as_asked("mean", transform.mean, manifest.mean))
+            asked.append(channels_as_asked("std", transform.std, manifest.std))
+        notes += filter(None, asked)
         applied = Guard.of(manifest.guard) if manifest and guard else None
         if applied is not None:
             content = bundle.read(MODEL_NAME) if bundle else read_file(name)
@@ -672,7 +677,7 @@ def open_session(
             name,
             manifest,
             tuple(labels) if labels is not None else manifest.labels if manifest else None,
-            _transform(backend, manifest, mean, std, white_level),
+            transform,
             applied,
             tuple(notes),
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...errors import ArtefactError, InputError
-from ...images import FULL_WHITE, Transform, white_as_asked
+from ...images import FULL_WHITE, Transform, channels_as_asked, white_as_asked
 from ...resize import RULES
 from .checkpoint import Checkpoint
 
@@ -69,10 +69,14 @@ def described_by(
 
 def notes_on(checkpoint: Checkpoint, described: Described) -> tuple[str, ...]:
     """What whoever shows pictures to a checkpoint's network should know, one line each; mostly empty."""
-    white = checkpoint.preprocessing.white_level if checkpoint.preprocessing else None
-    return tuple(
-        note for note in (RULES[checkpoint.resize], white_as_asked(described.white_level, white)) if note
+    said = checkpoint.preprocessing
+    notes = (
+        RULES[checkpoint.resize],
+        channels_as_asked("mean", described.mean, said.mean if said else None),
+        channels_as_asked("std", described.std, said.std if said else None),
+        white_as_asked(described.white_level, said.white_level if said else None),
     )
+    return tuple(filter(None, notes))
 
 
 def undescribed(name: str, *, labels: object, preprocessing: object) -> ArtefactError:

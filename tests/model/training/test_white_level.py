@@ -101,6 +101,16 @@ def test_what_is_given_in_its_place_is_taken_and_told(bundle: Path, camera: Path
         assert "read as dark, since white is 65535" in session.classify([path])[0].notes[0]
     with open_session(bundle, white_level=4095) as session:
         assert session.notes == ()
+        assert session.transform is not None
+        mean, std = session.transform.mean, session.transform.std
+    with open_session(bundle, mean=(0.1, 0.2, 0.3), std=std) as session:
+        assert session.notes == (f"the channels' mean is (0.1, 0.2, 0.3), as asked, not {mean}",)
+
+
+def test_what_is_given_in_the_place_of_a_checkpoint_s_is_told(run: Path, camera: Path) -> None:
+    arguments = ["eval", str(run / "best.safetensors"), str(camera), "--std", "0.5", "0.5", "0.5"]
+    result = CliRunner().invoke(mmdeploy, arguments)
+    assert "note: the channels' std is (0.5, 0.5, 0.5), as asked, not (" in result.stderr
 
 
 @pytest.mark.parametrize("white", [254, 65536, True, 4095.0, float("nan"), "4095", 10**400])
