@@ -215,10 +215,11 @@ class Matrix {
           for (int v = 0; v < Vectors; ++v) sums[r][v] += load<Lanes>(kept + (r * Vectors + v) * Lanes);
         }
       };
-      int64_t w = begin;
-      for (; end - w > kDeepestSum; w += kDeepestSum) {
-        add_products(block, w, w + kDeepestSum, sums);
+      for (int64_t w = begin;;) {
+        const int64_t stop = end - w > kDeepestSum ? w + kDeepestSum : end;
+        add_products(block, w, stop, sums);
         if (w > begin) add_kept();
+        if (stop == end) break;
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 3
@@ -228,9 +229,8 @@ class Matrix {
           }
         }
         asm volatile("" : : "r"(kept) : "memory");  // registers hold the sums at work, and no others
+        w = stop;
       }
-      add_products(block, w, end, sums);
-      if (w > begin) add_kept();
     }
   }
 
