@@ -319,9 +319,8 @@ class _Loop:
                     if not self._source.endless:
                         break
                 except SourceError as error:
-                    if (
-                        not was_open or not self._source.endless
-                    ):  # a file would begin anew, and end there again
+                    # A file would begin anew, and end there again.
+                    if not was_open or not self._source.endless:
                         raise
                     reason = str(error).removeprefix(f"'{self._source.name}' ")
                 first, self._gone = number + 1, True
