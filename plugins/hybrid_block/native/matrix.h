@@ -208,17 +208,16 @@ class Matrix {
       add_products(block, begin, end, sums);
     } else {
       alignas(64) float kept[Rows * Vectors * Lanes];  // the sums of what is done
-      const auto add_kept = [&] {
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 3
-          for (int v = 0; v < Vectors; ++v) sums[r][v] += load<Lanes>(kept + (r * Vectors + v) * Lanes);
-        }
-      };
       for (int64_t w = begin;;) {
         const int64_t stop = end - w > kDeepestSum ? w + kDeepestSum : end;
         add_products(block, w, stop, sums);
-        if (w > begin) add_kept();
+        if (w > begin) {
+#pragma GCC unroll 8
+          for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 3
+            for (int v = 0; v < Vectors; ++v) sums[r][v] += load<Lanes>(kept + (r * Vectors + v) * Lanes);
+          }
+        }
         if (stop == end) break;
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
