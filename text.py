@@ -7,7 +7,10 @@ that opens a csv file.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+from collections.abc import Iterable
 
 # Control characters, of which 0x80 to 0x9f begin sequences, too; marks and overrides of the direction of
 # writing; line and paragraph separators; bytes of names that are no UTF-8 and control characters in latin-1.
@@ -33,6 +36,14 @@ def as_cell(text: str) -> str:
     What looks as if it had such an apostrophe gets another, so that `from_cell` gives the text back.
     """
     return f"'{text}" if text[:1] in _FORMULA or _is_quoted(text) else text
+
+
+def as_row(cells: Iterable[object]) -> str:
+    """A line of a csv file, with its end. Whatever ends a line is quoted, so that a name with it is read as
+    it was written: where lines end in a line feed, Python up to 3.12 leaves a carriage return bare."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def from_cell(cell: str) -> str:

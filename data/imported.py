@@ -17,7 +17,6 @@ Nothing in it is executed or unpickled, and a path that leads out of the folder 
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -45,7 +44,7 @@ from ..schema import (
     record,
     whole,
 )
-from ..text import as_cell, from_cell, shown
+from ..text import as_cell, as_row, from_cell, shown
 from .coverage import COVERAGE, Coverage
 from .samples import FileSamples, Samples, StackedSamples
 from .splitting import SPLITS
@@ -317,13 +316,12 @@ def read_index(root: Path) -> Iterator[IndexRow]:
 
 def index_of(rows: Sequence[IndexRow]) -> bytes:
     """The index of image files, as a file's content."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(each.name for each in fields(IndexRow))
-    writer.writerows(
-        [as_cell(value) if isinstance(value, str) else value for value in vars(row).values()] for row in rows
-    )
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    lines = [as_row(each.name for each in fields(IndexRow))]
+    lines += [
+        as_row(as_cell(value) if isinstance(value, str) else value for value in vars(row).values())
+        for row in rows
+    ]
+    return "".join(lines).encode("utf-8", "surrogateescape")
 
 
 def check_contents(

@@ -9,7 +9,6 @@ Dims: N images, C classes.
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..files import as_utf8, lines_of, open_text, write_atomically
-from ..text import as_cell, from_cell
+from ..text import as_cell, as_row, from_cell
 from .metrics import Metrics, metrics_of
 from .uncertainty import RESAMPLES, Interval, metric_intervals
 
@@ -59,10 +58,8 @@ def write_predictions(path: Path, splits: Mapping[str, Predictions]) -> None:
     Raises:
         TargetError: the file cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     labels = next(iter(splits.values())).labels
-    writer.writerow([*_FIXED, *(f"{_LOGIT}{label}" for label in labels)])
+    rows = [as_row([*_FIXED, *(f"{_LOGIT}{label}" for label in labels)])]
     for split, found in splits.items():
         groups = found.groups or ("",) * len(found.images)
         predicted = found.logits.argmax(axis=1)
@@ -70,8 +67,8 @@ def write_predictions(path: Path, splits: Mapping[str, Predictions]) -> None:
             true, said = labels[found.truth[number]], labels[predicted[number]]
             # The shortest decimal that gives the same float32 back.
             logits = [np.format_float_positional(logit, trim="-") for logit in found.logits[number]]
-            writer.writerow([*map(as_cell, (split, image, group, true, said)), *logits])
-    write_atomically(path, as_utf8(text.getvalue()))
+            rows.append(as_row([*map(as_cell, (split, image, group, true, said)), *logits]))
+    write_atomically(path, as_utf8("".join(rows)))
 
 
 def read_predictions(path: Path) -> dict[str, Predictions]:

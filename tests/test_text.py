@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msmamba.text import as_cell, from_cell, shown
+from msmamba.text import as_cell, as_row, from_cell, shown
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,10 @@ def test_other_cells_stay_as_they_are(name: str) -> None:
 def test_a_cell_gives_its_text_back(text: str) -> None:
     assert from_cell(as_cell(text)) == text
     assert as_cell(text)[:1] not in tuple("=+-@\t\r\n")
+
+
+@given(st.lists(st.text(alphabet='\r\n",a\u2028') | st.text(), min_size=1))
+def test_a_row_gives_its_cells_back(cells: list[str]) -> None:
+    line = as_row(cells)
+    assert line.endswith("\n")
+    assert list(csv.reader(io.StringIO(line, newline=""), strict=True)) == [cells]

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ...files import as_utf8, write_atomically
+from ...text import shown
 from .engine import TileResult
 from .results import colour_of
 from .tissue import Thumbnail
@@ -131,7 +132,7 @@ def write_map(path: Path, found: NDArray[np.uint8], microns: float | None, name:
     unit = {} if microns is None else {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
     content = hashlib.sha256(found.tobytes()).hexdigest()
     identifier = uuid.uuid5(uuid.NAMESPACE_OID, f"{content}/{name!a}")
-    name = as_utf8(name).decode()
+    name = shown(as_utf8(name).decode())  # XML knows no control characters
     metadata = {"axes": "YX", "Name": name, "UUID": f"urn:uuid:{identifier}", **size, **unit}
     settings: dict[str, Any] = {"tile": (_TILE, _TILE), "compression": "deflate", "photometric": "minisblack"}
     buffer = io.BytesIO()

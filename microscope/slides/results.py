@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TextIO
 from ...errors import InputError
 from ...files import as_utf8, atomic_file, lines_of, open_text
 from ...schema import as_json
-from ...text import as_cell, from_cell
+from ...text import as_cell, as_row, from_cell
 from .engine import TileResult
 from .slide import Bounds
 from .tiles import Tile
@@ -197,6 +197,4 @@ def _text(file: BinaryIO, compressed: bool) -> Iterator[TextIO]:
 
 
 def _line(fields: Sequence[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(fields)
-    return as_utf8(text.getvalue())
+    return as_utf8(as_row(fields))

@@ -14,7 +14,6 @@ The folder while it runs:
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import re
@@ -26,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -50,7 +49,7 @@ from ...runtime.drift import DriftLog
 from ...runtime.session import BATCH_SIZE, Session
 from ...schema import OBJECT, TEXT, Kind, as_json, is_whole, listed, maybe, number, parsed, record, whole
 from ...schema import by_name as object_of
-from ...text import as_cell
+from ...text import as_cell, as_row
 from ...version import __version__
 from .engine import TileResult, Wanted, classify_tiles, scale_notes, transform_of, wanted_of
 from .maps import MapGrid, class_map, overlay, picture_of, undecided_map, write_map
@@ -358,7 +357,7 @@ class _Run:
         """
         with suppress(OSError), open_file(done) as file:
             first = header(self._labels, self._guarded)
-            if file.readline(len(first)) == first and is_done(facts, self._labels):
+            if file.read(len(first)) == first and is_done(facts, self._labels):
                 return
         raise InputError(
             f"'{done}' is not what slide has written, or '{self._folder / _RUN}' does not say what was found "
@@ -430,11 +429,9 @@ class _Run:
         write_atomically(self._folder / _RUN, as_utf8(text + "\n"))
 
     def _summarise(self, told: list[str]) -> None:
-        text = io.StringIO()
         undecided = ("undecided",) if self._guarded else ()
         columns = ("tiles", "unreadable", *undecided, "tissue", "seconds")
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["slide", *columns, *(f"share_{label}" for label in self._labels), "error"])
+        rows = [as_row(["slide", *columns, *(f"share_{label}" for label in self._labels), "error"])]
         for name in told:
             facts = self._slides[name]
             shares = facts.get("shares", {})
@@ -442,8 +439,8 @@ class _Run:
                 *(facts.get(column) for column in columns),
                 *(shares.get(each) for each in self._labels),
             ]
-            rows.writerow([as_cell(name), *values, as_cell(facts.get("error", ""))])
-        write_atomically(self._folder / "summary.csv", as_utf8(text.getvalue()))
+            rows.append(as_row([as_cell(name), *values, as_cell(facts.get("error", ""))]))
+        write_atomically(self._folder / "summary.csv", as_utf8("".join(rows)))
 
     def _report(self, told: list[str], named: dict[str, Path]) -> None:
         rows = {name: path for name in told if (path := self._csv_of(name)).exists()}
@@ -557,19 +554,29 @@ def _earlier(folder: Path, identity: dict[str, Any]) -> dict[str, dict[str, Any]
 
 def _kept_rows(partial: Path, first: bytes, tiles: Iterator[Tile], batch: int) -> int:
     """How many rows of whole batches are there of these tiles; what follows them is cut off."""
-    kept = count = 0
+    kept = kept_bytes = 0
     with open_to_extend(partial) as file:
-        if file.readline(len(first)) == first:
-            rows = iter(lambda: file.readline(LONGEST_LINE), b"")  # of a longer one the end is not there
-            for line, tile in zip(rows, tiles, strict=False):
-                if not (line.endswith(b"\n") and line.startswith(f"{tile.x},{tile.y},{tile.side},".encode())):
+        if file.read(len(first)) == first:
+            size = len(first)
+            for count, (found, tile) in enumerate(zip(_whole_rows(file), tiles, strict=False), start=1):
+                if not found.startswith(f"{tile.x},{tile.y},{tile.side},".encode()):
                     break
-                count += 1
+                size += len(found)
                 if count % batch == 0:
-                    kept = count
-        file.seek(0)
-        file.truncate(sum(len(file.readline()) for _ in range(kept + 1)) if kept else 0)
+                    kept, kept_bytes = count, size
+        file.truncate(kept_bytes)
     return kept
+
+
+def _whole_rows(file: BinaryIO) -> Iterator[bytes]:
+    """The rows up to one without its end; names of classes may have ends of lines in them, in quotes."""
+    found, quotes = b"", 0
+    while (line := file.readline(LONGEST_LINE)).endswith(b"\n") and len(found) < LONGEST_LINE:
+        found += line
+        quotes += line.count(b'"')
+        if quotes % 2 == 0:
+            yield found
+            found = b""
 
 
 def _content_of(path: Path, roi: Path | None) -> list[int | str]:

@@ -7,7 +7,6 @@ of training runs.
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import re
@@ -19,7 +18,7 @@ from typing import Any
 from ...errors import DataError, TrainingError
 from ...measures.predictions import PREDICTIONS, Predictions, read_predictions
 from ...measures.uncertainty import RESAMPLES, Interval
-from ...text import as_cell, shown
+from ...text import as_cell, as_row, shown
 from ..networks.complexity import complexity
 from ..networks.family import Architecture
 from ..networks.registry import family_of
@@ -397,14 +396,11 @@ class Table:
 
     def to_csv(self) -> str:
         """The records, unrounded; what is not known is empty."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {name: as_cell(value) if isinstance(value, str) else value for name, value in record.items()}
-            for record in self.records
+        names = list(self.records[0])
+        rows = [names, *([record[name] for name in names] for record in self.records)]
+        return "".join(
+            as_row(as_cell(each) if isinstance(each, str) else each for each in row) for row in rows
         )
-        return text.getvalue()
 
     def to_markdown(self) -> str:
         """A table for a page in Markdown, with the notes below."""

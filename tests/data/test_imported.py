@@ -151,7 +151,7 @@ def test_only_files_of_the_data_set_are_checked(imported: Path) -> None:
         check_contents(imported)
 
 
-NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), min_size=1, max_size=12)
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 
 
 @settings(max_examples=30, deadline=None)

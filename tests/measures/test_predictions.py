@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msmamba.errors import DataError
 from msmamba.measures.predictions import Predictions, read_predictions, write_predictions
 
-AWKWARD = ("Collecting Duct, Connecting Tubule", 'said "so"', "línea\n2")
+AWKWARD = ("Collecting Duct, Connecting Tubule", 'said "so"', "línea\n2\r")
 
 
 FORMULAS = ("=cmd", "-1", "'=quoted")

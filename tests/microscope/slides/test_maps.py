@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import openslide
@@ -113,6 +114,14 @@ def test_a_map_file_is_opened_by_others(tmp_path: Path) -> None:
         assert slide.dimensions == (901, 700)
         region = np.asarray(slide.read_region((0, 0), 0, (901, 700)))
     assert (region[..., 0] == found).all()
+
+
+def test_a_map_of_a_class_with_control_characters_is_opened_by_others(tmp_path: Path) -> None:
+    write_map(tmp_path / "a.ome.tif", np.zeros((8, 8), np.uint8), None, "slide: \x1b[31mred\x00")
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
+        image = ElementTree.fromstring(file.ome_metadata).find("{*}Image")
+    assert image is not None
+    assert image.get("Name") == r"slide: \u001b[31mred\u0000"
 
 
 def test_a_map_file_is_the_same_bytes_every_time(tmp_path: Path) -> None:

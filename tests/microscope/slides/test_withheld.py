@@ -109,6 +109,44 @@ def test_the_summary_and_the_report_count_them(withheld: Withheld) -> None:
     assert f"<td>{undecided}</td>" in page
 
 
+def test_classes_with_ends_of_lines_in_their_names_stop_no_run_from_going_on(
+    withheld: Withheld, tmp_path: Path
+) -> None:
+    """The names are in the first row, and those of candidates in every other."""
+    odd = ('two\nlines, "said"', "=carriage\rreturn", "\x1b[31mred\u2028")
+    out, counts = tmp_path / "out", []
+    with msmamba.open(withheld.bundle, threads=1, labels=odd) as session:
+
+        def classify(stop_at: int = sys.maxsize) -> None:
+            def progress(name: str, done: int, total: int) -> None:
+                counts.append(done)
+                if done >= stop_at:
+                    raise KeyboardInterrupt
+
+            classify_slides(session, withheld.bundle, [withheld.slide], out, OPTIONS, progress)
+
+        with pytest.raises(KeyboardInterrupt):
+            classify(12)
+        torn = out / "partial" / "slide.csv"
+        torn.write_bytes(torn.read_bytes()[:-3])
+        classify()
+        assert counts[:5] == [0, 4, 8, 12, 8]
+        done = len(counts)
+        classify()
+        assert len(counts) == done
+    path = out / "model-outputs-csv" / "slide.csv"
+    with path.open(newline="") as file:
+        assert next(csv.reader(file))[4:7] == [f"prob_{label}" for label in odd]
+    assert header(odd, guarded=True) + b"".join(row(each, 3, True) for each in read_rows(path)) == (
+        path.read_bytes()
+    )
+    assert [each.tile for each in read_rows(path)] == [
+        each.tile for each in read_rows(withheld.folder / "model-outputs-csv" / "slide.csv")
+    ]
+    with (out / "summary.csv").open(newline="") as file:
+        assert next(csv.reader(file))[-4:-1] == [f"share_{label}" for label in odd]
+
+
 def test_a_run_goes_on_with_the_same_guard_only(withheld: Withheld) -> None:
     with (
         msmamba.open(withheld.bundle, threads=1, guard=False) as session,
