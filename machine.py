@@ -23,7 +23,7 @@ _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 # Instruction sets that matter to inference, as Linux names them.
-_X86_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile")
+_X86_FEATURES = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile")
 _ARM_FEATURES = ("asimd", "asimdhp", "asimddp", "i8mm", "bf16")
 
 

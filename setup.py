@@ -30,6 +30,7 @@ def kernel_flags(machine: str) -> dict[str, list[str]]:
     flags: dict[str, list[str]] = {"kernels_baseline": []}
     if machine.lower() in ("x86_64", "amd64"):
         flags["kernels_avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+        flags["kernels_avxvnni"] = flags["kernels_avx2"]
         flags["kernels_avx512"] = [
             *flags["kernels_avx2"],
             *("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),

@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--side", type=int, default=56, help="of the first stage's map: 56 at 224 pixels")
-    parser.add_argument("--kernels", help="avx512, avx2 or baseline")
+    parser.add_argument("--kernels", help="avx512, avx2+vnni, avx2 or baseline")
     parser.add_argument("--native-only", action="store_true", help="leave the functions out")
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()

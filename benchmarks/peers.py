@@ -14,8 +14,8 @@ medians and minima over the rounds, and ratios of both to the first row with the
 least processor time of all threads together, which other work on the machine spoils last. Where a case's
 median is more than a tenth above its minimum the row is marked.
 
-``--kernels`` chooses our kernels' instruction set (``avx512``, ``avx2``, ``baseline``) in every
-environment. ONNX Runtime has no such choice: peers run with all that the processor has.
+``--kernels`` chooses our kernels' instruction set (``avx512``, ``avx2+vnni``, ``avx2``, ``baseline``) in
+every environment. ONNX Runtime has no such choice: peers run with all that the processor has.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from .onnxruntime_backend import GPU_PROVIDERS, NV_PLUGIN, compute_capability, r
 from .onnxruntime_library import import_onnxruntime
 from .session import open_session
 
-_INT8_FEATURES = ("avx512_vnni", "amx_tile", "asimddp", "i8mm")
+_INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_tile", "asimddp", "i8mm")
 _IMPORT_SECONDS = 120
 _CUDA_SUCCESS = 0
 _CLASSIFY, _NATIVE, _GPU = "classify on the CPU", "native kernels of the network", "NVIDIA GPU"

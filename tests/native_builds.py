@@ -13,16 +13,20 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from scan_cases import ARM, KERNELS
 
 import msmamba
 from msmamba.plugins.selective_scan import cpu as scan
 
 PLUGINS = Path(msmamba.__file__).parent / "plugins"
 KERNEL_FLAGS: dict[str, list[str]] = {"baseline": []}
-"""The flags of each instruction set that this machine's compiler has, the best last; as in setup.py."""
+"""The flags of each instruction set that this machine's compiler has; as in setup.py."""
+DOT_PRODUCT_FLAGS: dict[str, list[str]] = {}
+"""Likewise of those that only the block's int8 operators have kernels for."""
 if platform.machine() in ("x86_64", "AMD64"):
     # Wider vectors of the same code: its arithmetic of pointers is checked in the baseline's build, and
     # AddressSanitizer sees each access.
@@ -31,6 +35,9 @@ if platform.machine() in ("x86_64", "AMD64"):
         *KERNEL_FLAGS["avx2"],
         *("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
     ]
+    DOT_PRODUCT_FLAGS["avxvnni"] = KERNEL_FLAGS["avx2"]
+elif ARM:
+    DOT_PRODUCT_FLAGS["dotprod"] = []
 
 _CHECKS_AS_CALLS = [
     "-fsanitize-undefined-trap-on-error",
@@ -50,8 +57,13 @@ def compiler() -> str:
 
 def runnable_sets() -> list[str]:
     """The instruction sets that this machine runs, of those that the native library holds."""
-    names, best = list(KERNEL_FLAGS), scan.kernels()
-    return names[: names.index(best) + 1] if best in names else names[:1]  # ARM calls its baseline "neon"
+    best, found = scan.kernels(), []
+    for name in KERNELS:
+        with suppress(ValueError):
+            scan.select_kernels(name)
+            found.append(name)
+    scan.select_kernels(best)
+    return found
 
 
 def sanitized(

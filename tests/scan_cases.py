@@ -13,7 +13,7 @@ from msmamba.plugins.selective_scan import DIRECTIONS
 Arrays = dict[str, NDArray[Any]]
 
 ARM = platform.machine() in ("aarch64", "arm64")
-KERNELS = ("neon+dotprod", "neon") if ARM else ("avx512", "avx2", "baseline")
+KERNELS = ("neon+dotprod", "neon") if ARM else ("avx512", "avx2+vnni", "avx2", "baseline")
 """The sets of kernels that the native library holds on this kind of processor."""
 
 CASES = {

@@ -68,7 +68,7 @@ def why_unavailable() -> str | None:
 
 
 def kernels() -> str:
-    """The instruction set in use: `avx512`, `avx2`, `neon+dotprod` or `neon` (ARM), or `baseline`."""
+    """The instruction set in use: `avx512`, `avx2+vnni`, `avx2`, `neon+dotprod`, `neon` or `baseline`."""
     name: bytes = _library().msmamba_scan_kernels()
     return name.decode()
 

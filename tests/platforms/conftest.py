@@ -54,7 +54,7 @@ MACHINES = [
     pytest.param(Machine(*_ARM, (*_QEMU, "max"), "neon+dotprod"), marks=pytest.mark.arm),
     *(
         pytest.param(Machine(*_WINDOWS, kernels, ".exe", asked=True), marks=pytest.mark.windows)
-        for kernels in ("avx512", "avx2", "baseline")
+        for kernels in ("avx512", "avx2+vnni", "avx2", "baseline")
     ),
 ]
 

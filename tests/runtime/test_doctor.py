@@ -141,7 +141,9 @@ def test_missing_native_kernels_are_explained(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("features", "works"), [(("avx2", "avx512_vnni"), True), (("avx2", "fma"), False)], ids=["vnni", "avx2"]
+    ("features", "works"),
+    [(("avx2", "avx512_vnni"), True), (("avx2", "avx_vnni"), True), (("avx2", "fma"), False)],
+    ids=["avx512-vnni", "avx-vnni", "avx2"],
 )
 def test_int8_is_told_from_the_instruction_sets(
     features: tuple[str, ...], works: bool, monkeypatch: pytest.MonkeyPatch

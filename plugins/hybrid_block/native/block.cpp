@@ -15,7 +15,8 @@ extern const BlockKernels kBaselineBlockKernels;
 #if defined(__x86_64__)
 extern const BlockKernels kAvx2BlockKernels;
 extern const BlockKernels kAvx512BlockKernels;
-#elif defined(__aarch64__)
+#endif
+#if defined(MSMAMBA_HAS_DOT_PRODUCTS)
 extern const Int8Kernels kDotProductInt8Kernels;
 #endif
 
@@ -24,9 +25,8 @@ namespace {
 // The block's kernels for the instruction set that the scan uses.
 const BlockKernels& block_kernels() {
 #if defined(__x86_64__)
-  const char* const name = active_kernels().name;
   for (const BlockKernels* kernels : {&kAvx512BlockKernels, &kAvx2BlockKernels}) {
-    if (std::strcmp(kernels->name, name) == 0) return *kernels;
+    if (active_kernels_are(kernels->name)) return *kernels;
   }
 #endif
   return kBaselineBlockKernels;
@@ -41,7 +41,8 @@ const OperatorKernels& kernels_of(BlockOperator op, ElementType element) {
   if (&kernels == &kAvx512BlockKernels && !this_processor().avx512_vnni) {
     return kAvx2BlockKernels.int8.operators[number - kFloatOperators];
   }
-#elif defined(__aarch64__)
+#endif
+#if defined(MSMAMBA_HAS_DOT_PRODUCTS)
   if (std::strcmp(active_kernels().name, kDotProductName) == 0) {
     return kDotProductInt8Kernels.operators[number - kFloatOperators];
   }

@@ -93,9 +93,10 @@ struct Integers {
   MSMAMBA_INLINE static Sum begun(Int<Lanes> offset) { return offset; }
   MSMAMBA_INLINE static Int<Lanes> total(Sum sum) { return sum; }
 
-#if defined(__AVX512VL__)
-  // AVX-512 VNNI, written out because this file's flags do not have it: who calls asks the processor first. A row's
-  // bytes are unsigned, 128 too large; `kOffset` times the columns' sums, which sums begin with, makes up for it.
+#if defined(__AVX512VL__) || (defined(__AVX2__) && defined(MSMAMBA_DOT_PRODUCTS))
+  // VNNI, AVX-512's or AVX's own, written out because this file's flags do not have it: who calls asks the processor
+  // first. A row's bytes are unsigned, 128 too large; `kOffset` times the columns' sums, which sums begin with, makes up
+  // for it.
   static constexpr int kValues = 4;
   static constexpr int32_t kOffset = -128;
   template <typename Value>
@@ -103,12 +104,24 @@ struct Integers {
     return four_bytes(value);
   }
   MSMAMBA_INLINE static void put(Word* words, Int<Lanes> values) {
+#if defined(__AVX512VL__)
     typedef uint8_t Bytes __attribute__((vector_size(Lanes)));
     const Bytes bytes = __builtin_convertvector(values + 128, Bytes);
     __builtin_memcpy(words, &bytes, sizeof bytes);
+#else
+    // As a conversion would, for which GCC takes the values out one by one.
+    const __m256i raised = (__m256i)(values + 128);
+    const __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128(raised), _mm256_extracti128_si256(raised, 1));
+    const __m128i bytes = _mm_packus_epi16(shorts, shorts);
+    __builtin_memcpy(words, &bytes, Lanes);
+#endif
   }
   MSMAMBA_INLINE static void add(Sum& sum, Int<Lanes> row, Int<Lanes> columns) {
+#if defined(__AVX512VL__)
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(row), "v"(columns));
+#else
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(row), "x"(columns));
+#endif
   }
 #elif defined(__SSE2__)
   // Pairs of 16 bits, multiplied and added in one instruction: bytes would saturate.

@@ -1,7 +1,6 @@
 #include "resize.h"
 
 #include <atomic>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <vector>
@@ -24,9 +23,8 @@ constexpr int64_t kBytesOfAThread = 1 << 20;
 // The resize's kernels for the instruction set that the scan uses.
 const ResizeKernels& resize_kernels() {
 #if defined(__x86_64__)
-  const char* const name = active_kernels().name;
   for (const ResizeKernels* kernels : {&kAvx512ResizeKernels, &kAvx2ResizeKernels}) {
-    if (std::strcmp(kernels->name, name) == 0) return *kernels;
+    if (active_kernels_are(kernels->name)) return *kernels;
   }
 #endif
   return kBaselineResizeKernels;

@@ -35,7 +35,7 @@ MSMAMBA_EXPORT const char* msmamba_scan_backward(int64_t batch, int64_t height, 
   return msmamba::backward_scan(shape, inputs, dy, {dx, ddelta, dA, dB, dC, dD, ddelta_bias}, pool());
 }
 
-// The instruction set in use: "avx512", "avx2", "neon+dotprod", "neon" or "baseline".
+// The instruction set in use: "avx512", "avx2+vnni", "avx2", "neon+dotprod", "neon" or "baseline".
 MSMAMBA_EXPORT const char* msmamba_scan_kernels() { return msmamba::active_kernels().name; }
 
 // Chooses the instruction set by that name; 0 if this machine or build lacks it.

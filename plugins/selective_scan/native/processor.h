@@ -8,14 +8,27 @@
 #include <sys/auxv.h>
 #endif
 
+// Whether this build has int8 products by the dot products of ARMv8.2, or of AVX-VNNI, which GNU's assembler knows from
+// 2.36 on: GCC 11 stands beside an older one in Red Hat Enterprise Linux 9.
+#if defined(__aarch64__)
+#define MSMAMBA_HAS_DOT_PRODUCTS
+#elif defined(__x86_64__) && defined(__clang__)
+#if __clang_major__ >= 13
+#define MSMAMBA_HAS_DOT_PRODUCTS
+#endif
+#elif defined(__x86_64__) && __GNUC__ >= 12
+#define MSMAMBA_HAS_DOT_PRODUCTS
+#endif
+
 namespace msmamba {
 
 #if defined(__x86_64__)
 
 struct Processor {
-  bool avx2;    // with FMA and F16C, which the kernels of that name use
-  bool avx512;  // F, VL, BW and DQ, beside the former
-  bool avx512_vnni;  // beside all these
+  bool avx2;         // with FMA and F16C, which the kernels of that name use
+  bool avx_vnni;     // beside the former
+  bool avx512;       // F, VL, BW and DQ, beside AVX2
+  bool avx512_vnni;  // beside AVX-512
 };
 
 inline Processor this_processor() {
@@ -25,6 +38,7 @@ inline Processor this_processor() {
   constexpr unsigned kAvx2 = 1u << 5;                                                          // leaf 7, EBX
   constexpr unsigned kAvx512 = 1u << 16 /* F */ | 1u << 17 /* DQ */ | 1u << 30 /* BW */ | 1u << 31 /* VL */;
   constexpr unsigned kAvx512Vnni = 1u << 11;                                                   // leaf 7, ECX
+  constexpr unsigned kAvxVnni = 1u << 4;                                                       // leaf 7, 1, EAX
   constexpr unsigned kYmmSaved = 0x06, kZmmSaved = 0xE6;                                       // XCR0
 
   unsigned eax, ebx, ecx, edx;
@@ -35,7 +49,10 @@ inline Processor this_processor() {
   if ((saved & kYmmSaved) != kYmmSaved) return {};
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (ebx & kAvx2) == 0) return {};
   const bool avx512 = (saved & kZmmSaved) == kZmmSaved && (ebx & kAvx512) == kAvx512;
-  return {true, avx512, avx512 && (ecx & kAvx512Vnni) != 0};
+  const bool avx512_vnni = avx512 && (ecx & kAvx512Vnni) != 0;
+  const bool has_part_1 = eax >= 1;
+  const bool avx_vnni = has_part_1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnni) != 0;
+  return {true, avx_vnni, avx512, avx512_vnni};
 }
 
 // Whether additions of floats have units of their own, beside those of multiply-adds: so on AMD's processors since Zen

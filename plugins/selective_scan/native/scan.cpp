@@ -16,14 +16,18 @@ extern const Kernels kAvx512Kernels;
 
 namespace {
 
-constexpr int kMaxSets = 3;
+constexpr int kMaxSets = 4;
 constexpr const char* kOutOfMemory = "out of memory";
 
-#if defined(__aarch64__)
+#if defined(MSMAMBA_HAS_DOT_PRODUCTS)
 // The scan has no use for dot products: its kernels are the same under another name.
 const Kernels& dot_product_kernels() {
   static const Kernels kernels = [] {
+#if defined(__x86_64__)
+    Kernels named = kAvx2Kernels;
+#else
     Kernels named = kBaselineKernels;
+#endif
     named.name = kDotProductName;
     return named;
   }();
@@ -37,6 +41,9 @@ int runnable_kernels(const Kernels* sets[kMaxSets]) {
 #if defined(__x86_64__)
   const Processor processor = this_processor();
   if (processor.avx512) sets[count++] = &kAvx512Kernels;
+#if defined(MSMAMBA_HAS_DOT_PRODUCTS)
+  if (processor.avx_vnni) sets[count++] = &dot_product_kernels();
+#endif
   if (processor.avx2) sets[count++] = &kAvx2Kernels;
 #elif defined(__aarch64__)
   if (has_dot_products()) sets[count++] = &dot_product_kernels();
