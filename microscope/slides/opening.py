@@ -33,9 +33,9 @@ def open_slide(
     """Opens a slide or a field.
 
     CZI goes to libCZI; a scanner's file to OpenSlide, and so does a plain tiled TIFF of 8 bits; OME-TIFF,
-    levels in SubIFDs, 16 bits and other TIFF that is too large to be decoded at once to tifffile; such PNG
-    and JPEG to libvips, which decodes them into a file; everything else is a field in memory, read by the
-    rules of `msmamba.images`.
+    levels in SubIFDs, 16 bits, a slide behind a preview and other TIFF that is too large to be decoded at
+    once to tifffile; such PNG and JPEG to libvips, which decodes them into a file; everything else is a field
+    in memory, read by the rules of `msmamba.images`.
 
     Args:
         path: the file; of a slide in several files the one that OpenSlide expects.

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...data.scale import Scale
 from ...decoding.directory import MOST_DIRECTORIES, DirectoryError, directories
+from ...decoding.tiff import largest_picture
 from ...errors import ImageError
 from ...files import check_is_file, open_file
 from ...images import MAX_PIXELS, read_image
@@ -194,9 +195,10 @@ class Stored:
     """How a TIFF stores its pictures.
 
     Attributes:
-        is_plain: 8 bits a channel, upright, levels in pages of their own: what OpenSlide reads as it is.
+        is_plain: 8 bits a channel, upright, levels in pages of their own, the largest first: what OpenSlide
+            reads as it is.
         in_levels: it is OME-TIFF or has levels in SubIFDs, of which OpenSlide sees one.
-        in_parts: its first picture is tiled, or has more pixels than are decoded at once.
+        in_parts: its largest picture is tiled, or has more pixels than are decoded at once.
     """
 
     is_plain: bool
@@ -215,15 +217,25 @@ def stored(path: Path) -> Stored | None:
         if file.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return None
         _refuse_nonsense(file, path)
+        number = _page_of_picture(file, path)
     try:
         with _opened(path) as tiff:
-            page = tiff.pages[0].aspage()
+            page = tiff.pages[number].aspage()
             pixels = page.imagewidth * page.imagelength
             in_levels = bool(tiff.is_ome or page.subifds)
-            is_plain = page.dtype == np.uint8 and page.tags.valueof("Orientation", 1) == 1 and not in_levels
+            upright = page.tags.valueof("Orientation", 1) == 1
+            is_plain = number == 0 and page.dtype == np.uint8 and upright and not in_levels
             return Stored(is_plain, in_levels, page.is_tiled or pixels > MAX_PIXELS)
     except Exception as error:  # tifffile meets damage with whatever it stumbles over
         raise _damaged(path, error) from error
+
+
+def _page_of_picture(file: BinaryIO, path: Path) -> int:
+    """The place of the page with the largest picture: a preview may be before it."""
+    try:
+        return largest_picture(file, f"'{path}'")[0].page
+    except DirectoryError:  # in Hamamatsu's files of over 4 GB, in which it is the first
+        return 0
 
 
 def _refuse_nonsense(file: BinaryIO, path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from slide_files import HALF_A_MICRON, tissue, with_tag, write_tiff
 
@@ -52,6 +53,32 @@ def test_every_region_of_every_level_is_exact(kind: str, tmp_path: Path) -> None
         width, height = level.width - x, level.height // 2 + 1
         assert (slide.read(place, x, y, width, height) == expected[y : y + height, x:]).all()
     assert (slide.read(0, 419, 0, 1, 300) == PIXELS[:, 419:]).all()  # what a border may leave
+    slide.close()
+
+
+SMALL = PIXELS[::4, ::4]
+PREVIEWS: dict[str, dict[str, Any]] = {
+    "strips": {},
+    "reduced": {"subfiletype": 1},
+    "tiled": {"tile": (16, 16)},
+    "tiled-and-reduced": {"tile": (16, 16), "subfiletype": 1},
+}
+
+
+@pytest.mark.parametrize("sub", [False, True], ids=["pages", "subifds"])
+@pytest.mark.parametrize("preview", PREVIEWS)
+def test_the_slide_is_found_behind_a_preview(preview: str, sub: bool, tmp_path: Path) -> None:
+    path, tiled = tmp_path / "a.tif", {"tile": (64, 64), "photometric": "rgb"}
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(SMALL, photometric="rgb", metadata=None, **PREVIEWS[preview])
+        writer.write(PIXELS, subifds=1 if sub else None, **HALF_A_MICRON, **tiled)
+        writer.write(PIXELS[::2, ::2], subfiletype=1, metadata=None, **tiled)
+    slide = open_slide(path)
+    assert slide.reader == "tifffile"
+    assert [(level.width, level.height) for level in slide.levels] == [(420, 300), (210, 150)]
+    assert slide.scale.microns == pytest.approx(0.5, rel=1e-6)
+    assert (slide.read(0, 0, 0, 420, 300) == PIXELS).all()
+    assert (slide.read(1, 10, 20, 30, 40) == PIXELS[40:120:2, 20:80:2]).all()
     slide.close()
 
 
