@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..decoding.files import reason
 from ..errors import DataError
 from ..files import lines_of, open_file, open_text, read_file, sha256_of
 from ..images import FULL_WHITE, LEAST_WHITE
@@ -385,7 +386,7 @@ def _read_stacks(root: Path, manifest: DataManifest) -> dict[str, Samples]:
         with open_file(path) as file:
             index: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, *NO_ARRAY) as error:
-        raise DataError(f"{path}: cannot be read: {error}: import it again") from error
+        raise DataError(f"{path}: cannot be read: {reason(error)}: import it again") from error
     if index.dtype != STACK_ROW or index.ndim != 1:
         raise DataError(f"{path}: holds {index.dtype}, expected {STACK_ROW}: import it again")
     for name in manifest.stacks:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from ..decoding.directory import directories
+from ..decoding.files import reason
 from ..decoding.tiff import largest_picture
 from ..errors import ImageError, InputError
 from ..files import open_file
@@ -112,7 +113,7 @@ def scale_of(path: Path) -> Scale:
             with Image.open(file) as image:
                 return Scale.of_dots(image.info.get("dpi"))
     except (OSError, ValueError, SyntaxError, TypeError) as error:
-        raise ImageError(f"'{path}' cannot be read: {error}") from error
+        raise ImageError(f"'{path}' cannot be read: {reason(error)}") from error
 
 
 def _scale_of_tiff(file: BinaryIO, path: Path) -> Scale:

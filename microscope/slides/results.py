@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from ...decoding.files import reason
 from ...errors import InputError
 from ...files import as_utf8, atomic_file, lines_of, open_text
 from ...schema import as_json
@@ -77,7 +78,8 @@ def read_rows(path: Path) -> Iterator[TileResult]:
                     classes = len(cells) - len(_FIXED) - 1 - guarded * len(_GUARD)
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(
-            f"'{path}' is not what slide has written: row {number}: {error}: delete it, and run slide again"
+            f"'{path}' is not what slide has written: row {number}: {reason(error)}: delete it, and run "
+            "slide again"
         ) from error
 
 

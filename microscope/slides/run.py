@@ -539,7 +539,7 @@ def _earlier(folder: Path, identity: dict[str, Any]) -> dict[str, dict[str, Any]
         before = {name: found.get(name) for name in _SHARED}
         before |= {"guard": False, **found["options"]}  # earlier versions had none
     except (ValueError, OSError) as error:
-        raise TargetError(f"'{path}' is damaged ({error}): choose another folder") from error
+        raise TargetError(f"'{path}' is damaged ({reason(error)}): choose another folder") from error
     now = {name: identity[name] for name in _SHARED}
     now.update(identity["options"])
     differing = [

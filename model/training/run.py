@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ...data.coverage import COVERAGE
 from ...data.splitting import DEALING
+from ...decoding.files import reason
 from ...errors import CheckpointError, InputError, TargetError, TrainingError
 from ...files import folder_lock, read_file, remove_leftovers, write_atomically
 from ...images import FULL_WHITE, LEAST_WHITE, MAX_SIZE
@@ -311,7 +312,7 @@ class RunFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise TrainingError(f"{path}: cannot be read: {error}") from error
+            raise TrainingError(f"{path}: cannot be read: {reason(error)}") from error
         if problems := _CONFIG.problems(config):
             raise TrainingError(f"{path}: is not the config of a run of this version: {'; '.join(problems)}")
         return config
@@ -354,7 +355,7 @@ class RunFolder:
                 f"'{self.path}' is not finished: continue it with 'mmdeploy train … --resume'"
             ) from error
         except (OSError, ValueError) as error:
-            raise TrainingError(f"{path}: cannot be read: {error}: {_MEASURE_AGAIN}") from error
+            raise TrainingError(f"{path}: cannot be read: {reason(error)}: {_MEASURE_AGAIN}") from error
         if problems := _METRICS.problems(metrics):
             raise TrainingError(
                 f"{path}: is not of a run of this version: {'; '.join(problems)}: {_MEASURE_AGAIN}"

@@ -131,6 +131,8 @@ def test_what_is_no_image_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"a\.png' cannot be read"):
         scale_of(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=f"'{tmp_path}' cannot be read: it is a folder"):
+        scale_of(tmp_path)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1e9, float("nan"), float("inf")])

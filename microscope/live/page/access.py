@@ -102,10 +102,7 @@ def listen(address: Address) -> tuple[socket.socket, Access]:
         )[0]
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise InputError(
-            f"'{host}' is no name or address of this machine: {error}; give its name or address, or 0.0.0.0 "
-            "for all of them"
-        ) from error
+        raise InputError(_no_host(host, error)) from error
     try:
         if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows, where the other would share a port in use
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
@@ -133,6 +130,17 @@ def url_of(address: Address, access: Access) -> str:
     return f"http://{host}:{access.port}/{token}"
 
 
+def _no_host(host: str, error: Exception) -> str:
+    if getattr(error, "errno", None) == socket.EAI_AGAIN:
+        found = f"the name '{host}' cannot be looked up now, for want of a name server"
+    else:
+        found = f"'{host}' is no name or address of this machine"
+    return (
+        f"{found}: expected one without http:// and without a port, which is --port's, such as "
+        f"{socket.gethostname()}, or 0.0.0.0 for all of its addresses"
+    )
+
+
 def _why_not(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
@@ -140,7 +148,8 @@ def _why_not(host: str, port: int, error: OSError) -> str:
             "--port 0 for one that is free"
         )
     if error.errno == errno.EACCES:
-        return f"port {port} of {host} needs more rights: choose one above 1023 with --port"
+        where = "one above 1023" if port < 1024 else "another"
+        return f"port {port} of {host} needs more rights: choose {where} with --port"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"'{host}' is no address of this machine: give one of its own, or 0.0.0.0 for all of them"
     return f"cannot listen on port {port} of {host}: {(error.strerror or str(error)).lower()}"

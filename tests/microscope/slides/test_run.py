@@ -534,6 +534,17 @@ def test_a_record_of_results_that_is_none_is_refused(
         again(session, bundles, slides, kept)
 
 
+def test_a_record_that_cannot_be_read_is_told_without_numbers_of_the_system(
+    session: Session, bundles: dict[str, Path], slides: list[Path], kept: Path
+) -> None:
+    (kept / "run.json").unlink()
+    (kept / "run.json").mkdir()
+    with pytest.raises(
+        TargetError, match=r"run\.json' is damaged \(it is a folder: expected a file\): choose"
+    ):
+        again(session, bundles, slides, kept)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -623,6 +623,12 @@ def test_a_broken_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="is not the config of a run of this version"):
         RunFolder(tmp_path).read_beginning()
     assert RunFolder(tmp_path / "absent").read_beginning() is None
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(
+        TrainingError, match=r"config\.json: cannot be read: it is a folder: expected a file$"
+    ):
+        RunFolder(tmp_path).read_beginning()
 
 
 def test_divergence_stops_the_run_and_keeps_the_best(
