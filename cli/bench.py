@@ -105,8 +105,8 @@ def bench(
     given under the first heading is measured.
     """
     from ..files import as_utf8, check_writable, write_atomically
+    from ..pages.figures import check_can_draw
     from ..runtime.benchmark import BenchmarkOptions, benchmark
-    from ..runtime.benchmark_report import check_can_plot
 
     for name, file in (("-o", output), ("--plot", plot)):
         check_replaces_none(name, file, (*artefacts, chosen["image"]))
@@ -114,7 +114,7 @@ def bench(
     for file in filter(None, (output, plot)):
         check_writable(file, through_links=True)
     if plot is not None:
-        check_can_plot()
+        check_can_draw()
     options = BenchmarkOptions(**{name: value for name, value in chosen.items() if value not in (None, ())})
     with steps() as report:
         result = benchmark(artefacts, options, report=report)

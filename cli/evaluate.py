@@ -88,12 +88,14 @@ def evaluate(
     from ..export.proof.evaluate import evaluate_model
     from ..files import check_writable_folder
     from ..model.networks.described import Described
+    from ..pages.figures import check_can_draw
 
     described = Described(
         names(labels) if labels else None, mean, std, image_size, weights_of, white_level, network
     )
     if output:
         check_writable_folder(output)
+        check_can_draw()
     with bar() as advance:
         evaluation = evaluate_model(
             model, data, described=described, guard=not no_guard, advance=advance, **options

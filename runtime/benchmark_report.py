@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BackendError
+from ..pages.figures import check_can_draw, png_of
 from ..schema import as_json
 from ..text import shown
 
@@ -182,14 +181,12 @@ class Benchmark:
         """A chart of the medians by step, with the network's minimum and 90th percentile.
 
         Raises:
-            BackendError: matplotlib is not installed.
+            BackendError: Matplotlib is not installed.
         """
-        file = io.BytesIO()
-        self._figure().savefig(file, format="png", dpi=150, bbox_inches="tight")
-        return file.getvalue()
+        check_can_draw()
+        return png_of(self._figure(), "the chart", dpi=150, bbox_inches="tight")
 
     def _figure(self) -> Figure:
-        check_can_plot()
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9, 1.2 + 0.5 * len(self.results)))
@@ -215,18 +212,6 @@ class Benchmark:
         axes.set_title(about, fontsize=10)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         return figure
-
-
-def check_can_plot() -> None:
-    """Says what a chart lacks: to be asked before what it is to show is measured.
-
-    Raises:
-        BackendError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401  # whether it is there
-    except ImportError as error:
-        raise BackendError("a plot needs matplotlib: pip install matplotlib") from error
 
 
 def _caption(case: Case) -> str:

@@ -15,6 +15,7 @@ from ...measures.uncertainty import RESAMPLES
 from ...model.evaluation.table import printed_row
 from ...model.networks.registry import architecture_named, outline
 from ...model.training.loop import Hardware, data_asked, recipe_asked
+from ...pages.figures import check_can_draw
 from ...runtime.benchmark import BenchmarkOptions
 from ...schema import as_json
 from .folder import MARKDOWN, PAGE, RESULTS, ROWS, ComparisonFolder
@@ -72,6 +73,7 @@ def compare_networks(
     Raises:
         InputError: a network that there is not or that takes no such images, or figures that make no sense;
             nothing is trained then.
+        BackendError: Matplotlib is missing.
         DataError: a folder that cannot be trained on.
         ImageError: an image cannot be read.
         TrainingError: the folder was begun with something else.
@@ -92,6 +94,7 @@ def compare_networks(
         skip_bad = skip_bad or begun.skipped
         white_level = begun.white_level if white_level is None else white_level
         mpp = begun.mpp if mpp is None else mpp
+    check_can_draw()
     _check_networks(names, recipe.image_size)
     images = data_asked(
         data,

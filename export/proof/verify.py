@@ -31,6 +31,7 @@ from ...measures.decision import INT8_BAR, DecisionBar, ImageLimit, decide
 from ...measures.margins import undecided_images
 from ...model.networks.checkpoint import load_checkpoint
 from ...model.networks.family import Network
+from ...pages.figures import check_can_draw
 from ...runtime import Manifest, open_session
 from ...runtime.artefact import MANIFEST_NAME, MODEL_NAME, PARITY_NAME, is_checkpoint, open_bundle
 from .compared_images import ComparedImages, images_to_compare, spread
@@ -103,7 +104,7 @@ def verify(
     Raises:
         ArtefactError: the artefact or the reference cannot be used, or they do not belong together, or the
             bundle was changed meanwhile.
-        BackendError: the machine cannot run the artefact as asked.
+        BackendError: the machine cannot run the artefact as asked, or Matplotlib is missing for the page.
         CheckpointError: the checkpoint cannot be used.
         InputError: `max_error` is negative or not finite, or a number of images is below 1.
         DataError: there are no images, classes are unknown to the model, or labels are needed (for a bar on
@@ -118,6 +119,7 @@ def verify(
             raise InputError(f"the {name} is {number}: expected at least 1")
     if page is not None:
         check_writable(page, through_links=True)
+        check_can_draw()
     if Path(artefact).is_dir():
         check_writable(Path(artefact) / PARITY_NAME)
     with open_session(

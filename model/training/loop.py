@@ -40,6 +40,7 @@ from ...images import FULL_WHITE, Transform, noting, white_level_of, white_note
 from ...machine import usable_cores
 from ...measures.metrics import metrics_of
 from ...measures.predictions import Predictions
+from ...pages.figures import check_can_draw
 from ...version import __version__
 from ..networks.checkpoint import save_checkpoint
 from ..networks.family import Architecture, Network
@@ -184,7 +185,8 @@ def train(
         CheckpointError: the weights are of another network, or are no longer where the run had them from.
         TrainingError: the loss is no longer finite, the run to resume is another one, or another process
             stopped.
-        BackendError: deterministic training needs an algorithm that there is not, or the network a library.
+        BackendError: deterministic training needs an algorithm that there is not, or the network or
+            the run's pictures a library.
     """
     hardware = hardware or Hardware()
     if hardware.threads is not None:
@@ -193,7 +195,7 @@ def train(
         set_threads(max(1, usable_cores() // processes.on_machine))
     check_microns(mpp)
     arch, recipe = replace(arch, num_classes=len(data.labels)), recipe or Recipe()
-    _check_network(arch, recipe)
+    _check_can_train(arch, recipe)
     folder = RunFolder(run)
     with deterministic_algorithms(hardware.deterministic), ExitStack() as held:
         processes.from_first(lambda: held.enter_context(folder.locked()))
@@ -261,7 +263,7 @@ def train_folder(
         arch = with_switches(begun.arch, switches or {})
     recipe = recipe_asked(preset, figures, begun.recipe if begun else None)
     # Before images are looked at, which may take long.
-    _check_network(arch, recipe)
+    _check_can_train(arch, recipe)
     if begun is None:
         processes.from_first(RunFolder(run).check_new)
     data = data_asked(
@@ -288,8 +290,9 @@ def train_folder(
     )
 
 
-def _check_network(arch: Architecture, recipe: Recipe) -> None:
-    """Refuses a network that cannot be built here, or takes no images of the recipe's size."""
+def _check_can_train(arch: Architecture, recipe: Recipe) -> None:
+    """Says what a run lacks: Matplotlib, or a network that is built here and takes the recipe's images."""
+    check_can_draw()
     family = family_of(arch)
     if unavailable := family.unavailable():
         raise BackendError(f"network '{family.name_of(arch)}' cannot be trained here: {unavailable}")

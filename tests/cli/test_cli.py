@@ -62,6 +62,29 @@ def test_a_package_that_is_not_installed_is_named_with_how_to_get_it() -> None:
         assert isinstance(CliRunner().invoke(mmdeploy, words).exception, ModuleNotFoundError)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "DATA", "-o", "RUN"],
+        ["compare", "DATA", "--networks", "t", "-o", "RUN"],
+        ["eval", "MODEL", "DATA", "-o", "DIR"],
+        ["verify", "MODEL", "--against", "OTHER", "--data", "DATA", "--report", "PAGE"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_pictures_lack_is_said_before_the_work(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = CliRunner().invoke(
+        mmdeploy, [str(tmp_path / word) if word.isupper() else word for word in words]
+    )
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: pictures need Matplotlib: pip install matplotlib\n",
+    )
+
+
 @pytest.mark.usefixtures("failing")
 def test_an_error_is_one_line_on_standard_error() -> None:
     result = CliRunner().invoke(mmdeploy, ["fail", "ours"])

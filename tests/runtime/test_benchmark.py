@@ -18,7 +18,7 @@ from PIL import Image
 
 from msmamba import machine
 from msmamba.cli import mmdeploy
-from msmamba.errors import ArtefactError, BackendError, ImageError, InputError
+from msmamba.errors import ArtefactError, BackendError, ImageError, InputError, Note
 from msmamba.runtime import Session
 from msmamba.runtime import benchmark as module
 from msmamba.runtime.benchmark import BenchmarkOptions, benchmark
@@ -212,6 +212,11 @@ def test_the_chart_is_a_picture(found: Benchmark) -> None:
     first = found.results[0]
     named = replace(first, case=replace(first.case, artefact=r"$\foo$.onnx"))
     assert replace(found, results=(named,)).to_png().startswith(b"\x89PNG")  # a name is no formula
+    named = replace(first, case=replace(first.case, artefact="細胞.onnx"))
+    with pytest.warns(Note) as told:
+        replace(found, results=(named, named)).to_png()
+    (note,) = told
+    assert str(note.message) == "the chart: the font of pictures has no 細胞, drawn as boxes"
 
 
 def test_json_has_no_number_that_its_standard_does_not_know(found: Benchmark) -> None:
@@ -241,7 +246,7 @@ def test_what_a_chart_lacks_is_said_before_anything_is_measured(
     )
     result = CliRunner().invoke(mmdeploy, ["bench", str(bundle), "--plot", str(tmp_path / "bench.png")])
     assert result.exit_code == 1
-    assert result.stderr == "error: a plot needs matplotlib: pip install matplotlib\n"
+    assert result.stderr == "error: pictures need Matplotlib: pip install matplotlib\n"
 
 
 def test_what_cannot_be_measured_is_refused(bundle: Path, bare: Path, tmp_path: Path) -> None:
