@@ -36,8 +36,13 @@ SUFFIXES = frozenset(
 PROTOCOLS = ("rtsp", "rtsps", "http", "https")
 """Protocols of streams from the network."""
 
-_SECRET = re.compile(r"pass|pwd|pw$|auth|token|secret|key|credential|session|sid$", re.IGNORECASE)
-"""In names of parameters whose values log in, by many makers' cameras."""
+_SECRET = re.compile(
+    r"([^=&/?#]*(?:(?:pas|psw|pwd|auth|token|secret|key|credential|session)[^=&/?#]*|pw|sid)=)[^&]+",
+    re.IGNORECASE,
+)
+"""A parameter whose value logs in, by the names of many makers; some cameras have it in the path."""
+_HOST = re.compile(r"[^:]*(:\d*)?|\[.*")
+"""A host, and its port."""
 
 _OPENING, _READING = 10.0, 5.0  # seconds that opening, and waiting for the next picture, may take
 _LATE = 0.2  # seconds that a video's pictures may lag before its clock is put back
@@ -187,18 +192,13 @@ def address(text: str, white_level: int) -> Stream:
 
 def _without_password(text: str) -> str:
     """An address as it may stand in reports, in sessions and on the page."""
-    text, question, query = text.partition("?")
     scheme, slashes, rest = text.partition("://")
-    place, *path = rest.split("/", 1)
-    who, at, host = place.rpartition("@")
-    shown = "/".join([f"{scheme}{slashes}{who.partition(':')[0]}{at}{host}", *path])
-    return f"{shown}{question}{'&'.join(map(_without_value, query.split('&')))}"
-
-
-def _without_value(parameter: str) -> str:
-    """A parameter of an address, less what a camera is logged in with: names for it differ by maker."""
-    name, equals, _ = parameter.partition("=")
-    return f"{name}{equals}…" if equals and _SECRET.search(name) else parameter
+    place = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "@" not in place and not _HOST.fullmatch(place):
+        place = rest  # a password with one of these characters, which opens nothing, and whose error is told
+    who, at, _ = place.rpartition("@")
+    after = _SECRET.sub(r"\1…", rest[len(who + at) :])
+    return f"{scheme}{slashes}{who.partition(':')[0]}{at}{after}"
 
 
 def cameras() -> list[tuple[str, str]]:

@@ -149,6 +149,17 @@ def test_a_device_gives_frames_as_a_camera_does() -> None:
             "http://127.0.0.1:1/cgi?cmd=Snap&user=me&password=…&channel=1",
         ),
         ("rtsp://me:secret@127.0.0.1:1/?auth=secret==", "rtsp://me@127.0.0.1:1/?auth=…"),
+        ("rtsp://me:my?secret@127.0.0.1:1/one", "rtsp://me@127.0.0.1:1/one"),
+        ("rtsp://me:my/secret@127.0.0.1:1/one", "rtsp://me@127.0.0.1:1/one"),
+        (
+            "http://127.0.0.1:1/snap?loginuse=me&loginpas=secret",
+            "http://127.0.0.1:1/snap?loginuse=me&loginpas=…",
+        ),
+        (
+            "rtsp://127.0.0.1:1/user=me&password=secret&channel=1&stream=0.sdp?",
+            "rtsp://127.0.0.1:1/user=me&password=…&channel=1&stream=0.sdp?",
+        ),
+        ("rtsp://127.0.0.1:1/user=me_password=secret_channel=1", "rtsp://127.0.0.1:1/user=me_password=…"),
         (
             "rtsp://127.0.0.1:1/live?a@b&channel=1&subtype=0",
             "rtsp://127.0.0.1:1/live?a@b&channel=1&subtype=0",
