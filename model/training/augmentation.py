@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from ...images import resized
+from .figures import FigureError
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -29,7 +30,7 @@ class Augmentation:
     """What is drawn at random for a training image.
 
     Raises:
-        ValueError: ranges that make no sense; all of them are named.
+        FigureError: ranges that make no sense; all of them are named.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -52,7 +53,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         wrong = [
-            f"{name} is {low} to {high}, expected two numbers above 0 in order, at most {most}"
+            (name, f"is {low} to {high}, expected two numbers above 0 in order, at most {most}")
             for name, (low, high), most in (
                 ("crop_scale", self.crop_scale, 1.0),
                 ("crop_ratio", self.crop_ratio, math.inf),
@@ -60,7 +61,7 @@ class Augmentation:
             if not 0 < low <= high <= most
         ]
         wrong += [
-            f"{name} is {value}, expected 0 to {most}"
+            (name, f"is {value}, expected 0 to {most}")
             for name, value, most in (
                 ("rotation", self.rotation, 180),
                 ("colour", self.colour, 0.9),
@@ -69,7 +70,7 @@ class Augmentation:
             if not 0 <= value <= most
         ]
         if wrong:
-            raise ValueError("; ".join(wrong))
+            raise FigureError(wrong)
 
     def crop_box(self, width: int, height: int, generator: np.random.Generator) -> Box:
         """A crop.

@@ -46,6 +46,7 @@ from ..networks.checkpoint import save_checkpoint
 from ..networks.family import Architecture, Network
 from ..networks.pretrained import Pretrained
 from ..networks.registry import DEFAULT, architecture_named, family_of, outline, with_switches
+from .figures import FigureError
 from .history import Epoch, Result, best_of, is_over
 from .loading import (
     CACHE_BYTES,
@@ -316,8 +317,8 @@ def recipe_asked(
     try:
         base = begun if begun and preset in (None, begun.preset) else Recipe.of_preset(preset or "paper")
         return base.with_figures(**(figures or {}))
-    except ValueError as error:
-        raise InputError(f"the recipe makes no sense: {error}") from error
+    except FigureError as error:
+        raise InputError(f"the recipe makes no sense: {error.by_option()}") from error
 
 
 def data_asked(

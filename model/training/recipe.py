@@ -12,6 +12,7 @@ from typing import Any
 from ...data.splitting import LARGEST_SEED
 from ...images import MAX_SIZE, is_image_size
 from .augmentation import Augmentation
+from .figures import FigureError
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -37,7 +38,7 @@ class Recipe:
     """How a network is trained; the defaults are the paper's (section III; its code where it is silent).
 
     Raises:
-        ValueError: figures that make no sense; all of them are named.
+        FigureError: figures that make no sense; all of them are named.
     """
 
     epochs: int = 200
@@ -77,35 +78,34 @@ class Recipe:
             "accumulate": 1,
         }
         wrong = [
-            f"{name} is {getattr(self, name)}, expected at least {least}"
+            (name, f"is {getattr(self, name)}, expected at least {least}")
             for name, least in smallest.items()
             if getattr(self, name) < least
         ]
         if self.accumulate > max(1, self.batch_size // 2):
-            wrong.append(
-                f"accumulate is {self.accumulate}, which cuts a batch of {self.batch_size} into parts of one "
-                f"image, and batch norm needs two"
-            )
+            parts = f"is {self.accumulate}, which cuts a batch of {self.batch_size} into parts of one image"
+            wrong.append(("accumulate", f"{parts}, and batch norm needs two"))
         if not 0 < self.learning_rate < math.inf:
-            wrong.append(f"learning_rate is {self.learning_rate}, expected a number above 0")
+            wrong.append(("learning_rate", f"is {self.learning_rate}, expected a number above 0"))
         if not 0 <= self.weight_decay < math.inf:
-            wrong.append(f"weight_decay is {self.weight_decay}, expected 0 or more")
+            wrong.append(("weight_decay", f"is {self.weight_decay}, expected 0 or more"))
         if not 0 <= self.label_smoothing < 1:
-            wrong.append(f"label_smoothing is {self.label_smoothing}, expected 0 or more and less than 1")
-        if not 0 <= self.average_epochs < math.inf:
-            wrong.append(f"average_epochs is {self.average_epochs}, expected 0 or more")
-        if 1 <= self.epochs <= self.warmup_epochs:
             wrong.append(
-                f"warmup_epochs is {self.warmup_epochs}, which leaves no epoch of {self.epochs} for the decay"
+                ("label_smoothing", f"is {self.label_smoothing}, expected 0 or more and less than 1")
             )
+        if not 0 <= self.average_epochs < math.inf:
+            wrong.append(("average_epochs", f"is {self.average_epochs}, expected 0 or more"))
+        if 1 <= self.epochs <= self.warmup_epochs:
+            lacking = f"leaves none of {self.epochs} epochs for the decay"
+            wrong.append(("warmup_epochs", f"is {self.warmup_epochs}, which {lacking}: lower it"))
         if self.preset not in PRESETS:
-            wrong.append(f"preset is {self.preset!r}, expected one of {', '.join(PRESETS)}")
+            wrong.append(("preset", f"is {self.preset!r}, expected one of {', '.join(PRESETS)}"))
         if not is_image_size(self.image_size):
-            wrong.append(f"image_size is {self.image_size}, expected 1 to {MAX_SIZE}")
+            wrong.append(("image_size", f"is {self.image_size}, expected 1 to {MAX_SIZE}"))
         if self.seed > LARGEST_SEED:
-            wrong.append(f"seed is {self.seed}, expected at most {LARGEST_SEED}")
+            wrong.append(("seed", f"is {self.seed}, expected at most {LARGEST_SEED}"))
         if wrong:
-            raise ValueError("; ".join(wrong))
+            raise FigureError(wrong)
 
     def learning_rate_at(self, epoch: float) -> float:
         """The learning rate at a moment of a run.
@@ -133,12 +133,24 @@ class Recipe:
         """This recipe with other figures, those of the augmentation included.
 
         Raises:
-            ValueError: figures that make no sense; all of them are named.
+            FigureError: figures that make no sense; all of them are named.
         """
         names = {field.name for field in fields(Augmentation)}
         drawn = {name: value for name, value in figures.items() if name in names}
         own = {name: value for name, value in figures.items() if name not in names}
-        return replace(self, augmentation=replace(self.augmentation, **drawn), **own)
+        wrong: list[tuple[str, str]] = []
+        augmentation, recipe = self.augmentation, self
+        try:
+            augmentation = replace(self.augmentation, **drawn)
+        except FigureError as error:
+            wrong += error.wrong
+        try:
+            recipe = replace(self, augmentation=augmentation, **own)
+        except FigureError as error:
+            wrong += error.wrong
+        if wrong:
+            raise FigureError(wrong)
+        return recipe
 
     def overridden(self) -> dict[str, dict[str, Any]]:
         """The figures that are not the preset's, by name: ``{"preset": …, "run": …}`` each."""
@@ -152,7 +164,7 @@ class Recipe:
         """The recipe ``paper`` or ``micrographs``.
 
         Raises:
-            ValueError: no such preset.
+            FigureError: no such preset.
         """
         return cls(preset=name).with_figures(**PRESETS.get(name, {}))
 

@@ -57,6 +57,7 @@ from ..networks.microscopic_mamba_family import MicroscopicMambaFamily
 from ..networks.pretrained import PRETRAINED
 from ..networks.registry import family_named
 from ..networks.weights import read_pytorch_file
+from .figures import option_of
 from .history import Epoch, Result, best_of
 from .plots import write_training_curve
 from .recipe import Recipe
@@ -67,6 +68,13 @@ FILES = (CONFIG, STATE, BEST, HISTORY, METRICS, CURVE, CONFUSION, PREDICTIONS)
 """All that a run's folder may hold, beside TensorBoard's."""
 
 
+_OF_RECIPES = ("recipe", "recipe.augmentation")  # what in a config options decide
+_OF_OPTIONS = frozenset(
+    {
+        *("network", "white_level", "mpp", "data.group_by"),
+        *("architecture.mifa", "architecture.parallel", "architecture.psffn"),
+    }
+)
 _FIGURE = number(0, 1e9)
 _RANGE = listed(_FIGURE, 2, 2)
 _AUGMENTATION = record(
@@ -195,10 +203,16 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         f"the images of the {name.rpartition('.')[2]} split are not those it was begun with"
         if name.startswith("data.digests.")
-        else f"{name} was {was.get(name)!r} and is {now.get(name)!r}"
+        else f"{_as_asked(name)} was {was.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(was.keys() | now.keys())
         if was.get(name) != now.get(name)
     ]
+
+
+def _as_asked(name: str) -> str:
+    """A figure of a config as the command line calls it; what no option decides, by its own name."""
+    group, _, figure = name.rpartition(".")
+    return option_of(figure) if group in _OF_RECIPES or name in _OF_OPTIONS else name
 
 
 class _Telling:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,6 +21,8 @@ from msmamba.export.graph.int8_options import Int8Options
 from msmamba.export.graph.judging import Limits
 from msmamba.measures.decision import INT8_BAR
 from msmamba.microscope.slides.tissue import TissueOptions
+from msmamba.model.training.augmentation import Augmentation
+from msmamba.model.training.figures import option_of
 from msmamba.model.training.recipe import Recipe
 from msmamba.runtime.benchmark import BenchmarkOptions
 
@@ -179,3 +182,29 @@ def test_nan_is_no_number(context: click.Context, parameter: click.Parameter) ->
         parameter.type_cast_value(
             context, value if parameter.nargs > 1 else (value if parameter.multiple else "nan")
         )
+
+
+def test_figures_of_a_recipe_are_called_by_their_options() -> None:
+    train = mmdeploy.commands["train"]
+    options = {each.name: each.opts for each in train.params if isinstance(each, click.Option)}
+    figures = {each.name for each in (*fields(Recipe), *fields(Augmentation))} - {
+        "augmentation",
+        "crop_ratio",
+    }
+    assert figures <= options.keys()
+    for name in figures:
+        assert option_of(name) in options[name]
+    for name in ("network", "mifa", "parallel", "psffn", "white_level", "mpp", "group_by"):
+        assert option_of(name) in options[name]
+
+
+def test_every_wrong_figure_is_named_as_it_was_typed(tmp_path: Path) -> None:
+    wrong = ["--lr", "-1", "--average", "-2", "--epochs", "3", "--crop-scale", "1", "2", "--colour", "1"]
+    done = CliRunner().invoke(mmdeploy, ["train", str(tmp_path), "-o", str(tmp_path / "run"), *wrong])
+    assert done.exit_code == 1
+    assert done.stderr == (
+        "error: the recipe makes no sense: --crop-scale is 1.0 to 2.0, expected two numbers above 0 in "
+        "order, at most 1.0; --colour is 1.0, expected 0 to 0.9; --lr is -1.0, expected a number above 0; "
+        "--average is -2.0, expected 0 or more; --warm-up is 10, which leaves none of 3 epochs for the "
+        "decay: lower it\n"
+    )

@@ -341,10 +341,10 @@ def test_a_network_that_takes_no_such_images_is_told_of_first(
 @pytest.mark.parametrize(
     ("options", "differing"),
     [
-        pytest.param(("--epochs", "2"), "recipe.epochs was 1 and is 2", id="recipe"),
+        pytest.param(("--epochs", "2"), "--epochs was 1 and is 2", id="recipe"),
         pytest.param(("--seed", "1"), "the images of the test split are not those it was begun", id="split"),
-        pytest.param(("--mpp", "0.5"), "mpp was None and is 0.5", id="mpp"),
-        pytest.param(("--white-level", "4095"), "white_level was None and is 4095", id="white"),
+        pytest.param(("--mpp", "0.5"), "--mpp was None and is 0.5", id="mpp"),
+        pytest.param(("--white-level", "4095"), "--white-level was None and is 4095", id="white"),
     ],
 )
 def test_other_options_than_it_was_begun_with_are_refused(

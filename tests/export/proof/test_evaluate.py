@@ -308,7 +308,7 @@ def test_train_then_eval_from_the_command_line(photos: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        pytest.param(["--epochs", "5"], 1, "warmup_epochs is 10, which leaves no epoch of 5", id="warm-up"),
+        pytest.param(["--epochs", "5"], 1, "--warm-up is 10, which leaves none of 5 epochs", id="warm-up"),
         pytest.param(["--crop-scale", "1", "0"], 1, r"crop_scale is 1\.0 to 0\.0", id="crops"),
         pytest.param(["--group-by", "("], 1, "is no regular expression", id="pattern"),
         pytest.param(["--amp"], 1, "mixed precision needs CUDA", id="amp"),
