@@ -271,6 +271,26 @@ def write_atomically(
             file.write(content)
 
 
+@contextmanager
+def standard_output() -> Iterator[None]:
+    """Raises what keeps the block from writing to standard output as an error about it.
+
+    A pipe whose reader is gone is no error of anybody's, and is let through.
+
+    Raises:
+        TargetError: it cannot be written; the message names the cause.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        cause = _CAUSES.get(error.errno or 0, error.strerror or str(error))
+        raise TargetError(f"cannot write standard output: {cause}") from error
+
+
 class _Untouched(Exception):
     """Ends the block of an `atomic_file` that was opened to see whether it can be."""
 

@@ -7,6 +7,7 @@ The library is imported inside the commands, so that ``--help`` and ``--version`
 
 from __future__ import annotations
 
+import sys
 import warnings
 from contextlib import suppress
 from typing import Any
@@ -33,7 +34,7 @@ from .networks import networks
 from .output import say
 from .slide import slide
 from .stopping import Terminated, end_as_interrupted
-from .streams import prepare_streams
+from .streams import drop_what_is_lost, prepare_streams
 from .table import table
 from .train import train
 from .verify import verify
@@ -56,6 +57,14 @@ mmdeploy infer cells.fp16 'new/*.png'"""
 class _Commands(Group):
     """The one place where errors become lines and exit statuses."""
 
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        """The context; on the way to it ``--help`` and ``--version`` are answered."""
+        try:
+            return super().make_context(*arguments, **settings)
+        except MsmambaError as error:
+            _say(f"error: {error}")
+            raise click.exceptions.Exit(1) from error
+
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
@@ -63,7 +72,7 @@ class _Commands(Group):
             raise click.UsageError(shown(error.format_message()), error.ctx) from error
         except BrokenPipeError:
             raise  # whoever read the output has seen enough; click ends quietly
-        except (MsmambaError, OSError) as error:  # OSError: standard output on a full disk, say
+        except (MsmambaError, OSError) as error:
             if context.params["debug"]:
                 raise
             _say(f"error: {_told(error)}")
@@ -147,4 +156,10 @@ def main() -> None:
 
     warnings.showwarning = show_note
     end_as_interrupted()
-    mmdeploy(prog_name="mmdeploy")
+    try:
+        mmdeploy(prog_name="mmdeploy")
+    except SystemExit as end:
+        drop_what_is_lost(sys.stderr)
+        if end.code:
+            drop_what_is_lost(sys.stdout)
+        raise

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from ..files import standard_output
+
 if TYPE_CHECKING:
     from click.types import OptionHelpExtra  # not in click 8.1
 
@@ -69,6 +71,11 @@ class Command(click.Command):
         super().__init__(*arguments, **settings)
         self.example = example
 
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        """The context; on the way to it ``--help`` is answered."""
+        with standard_output():
+            return super().make_context(*arguments, **settings)
+
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Refuses what is empty, an unset variable of a shell: as a path it would be the current folder."""
         rest = super().parse_args(context, args)
@@ -109,6 +116,11 @@ class Group(click.Group):
     def __init__(self, *arguments: Any, example: str = "", **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.example = example
+
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        """The context; on the way to it ``--help`` is answered."""
+        with standard_output():
+            return super().make_context(*arguments, **settings)
 
     def list_commands(self, context: click.Context) -> list[str]:
         """The names, in the order of work."""

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import click
 
+from ..files import standard_output
 from ..text import shown
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """Prints one line, whose control characters are escaped."""
-    click.echo(shown(line), err=err)
+    """Prints one line, whose control characters are escaped.
+
+    Raises:
+        TargetError: standard output cannot be written.
+        OSError: standard error cannot.
+    """
+    if err:
+        click.echo(shown(line), err=True)
+        return
+    with standard_output():
+        click.echo(shown(line))
 
 
 def say_lines(text: str) -> None:
-    """Prints lines that are ended already; names in them are `shown` by whoever wrote the lines."""
-    click.echo(shown(text, keep="\n"), nl=False)
+    """Prints lines that are ended already; names in them are `shown` by whoever wrote the lines.
+
+    Raises:
+        TargetError: standard output cannot be written.
+    """
+    with standard_output():
+        click.echo(shown(text, keep="\n"), nl=False)

@@ -11,6 +11,7 @@ import codecs
 import io
 import os
 import sys
+from typing import TextIO
 
 _ESCAPE = "msmamba.escape"
 
@@ -30,6 +31,18 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ESCAPE)
+
+
+def drop_what_is_lost(stream: TextIO | None) -> None:
+    """Drops what a stream could not take; Python would try again in the end, complain, and exit with 120."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _escape(error: UnicodeError) -> tuple[bytes, int]:

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
 from ..data.finding import Passed, images_below
 from ..errors import ImageError, InputError, TargetError
-from ..files import as_utf8, atomic_file
+from ..files import as_utf8, atomic_file, standard_output
 from ..images import SUFFIXES
 from ..schema import as_json
 from ..text import as_cell, shown
@@ -279,7 +279,8 @@ def _opened(output: str | os.PathLike[str] | None) -> Iterator[TextIO]:
     if output is None:
         if sys.stdout is None:
             raise TargetError("standard output is closed: write the results to a file, with -o")
-        yield sys.stdout
+        with standard_output():
+            yield sys.stdout
         return
     with atomic_file(output, through_links=True) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")

@@ -107,13 +107,39 @@ def test_what_is_wrong_is_told_without_control_characters(arguments: list[str]) 
     assert "\x1b" not in result.stderr
 
 
+OUTPUTS = [["--version"], ["--help"], ["train", "--help"], ["networks"], ["doctor"]]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
-def test_a_full_standard_output_is_one_line_too() -> None:
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("words", OUTPUTS, ids=" ".join)
+def test_a_full_standard_output_is_one_line_too(words: list[str], buffered: bool) -> None:
     with Path("/dev/full").open("w") as full:
         run = subprocess.run(
-            [sys.executable, "-m", "msmamba", "doctor"], stdout=full, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "msmamba", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"},
         )
-    assert (run.returncode, run.stderr) == (1, "error: no space left on device\n")
+    said = "error: cannot write standard output: the disk is full: free some space\n"
+    assert (run.returncode, run.stderr) == (1, said)
+
+
+@pytest.mark.skipif(not hasattr(os, "pipe2"), reason="closes a pipe before the process begins, as Linux does")
+@pytest.mark.parametrize("words", OUTPUTS, ids=" ".join)
+def test_a_closed_pipe_is_quiet(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(
+        [sys.executable, "-m", "msmamba", *words],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (1, "")
 
 
 @pytest.mark.usefixtures("failing")

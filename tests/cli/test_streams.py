@@ -76,8 +76,25 @@ def test_without_standard_error_a_failure_is_told_by_the_status(tmp_path: Path) 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
 def test_a_full_standard_error_changes_nothing(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-m", "msmamba", "infer", tmp_path / "none", "a"], stderr=full)
+        done = subprocess.run(
+            [sys.executable, "-m", "msmamba", "infer", tmp_path / "none", "a"],
+            stderr=full,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},  # so that Python has something to flush as it ends
+        )
     assert done.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
+def test_rows_for_a_full_standard_output_end_in_a_line(artefact: Path, images: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "msmamba", "infer", artefact, images],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+        )
+    said = b"error: cannot write standard output: the disk is full: free some space\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
