@@ -287,6 +287,23 @@ def white_as_asked(asked: int | None, said: int | None) -> str:
     return "" if asked in (None, said) else f"white is {asked} of 16-bit images, as asked, not {said}"
 
 
+def as_channels(name: str, values: Sequence[float]) -> tuple[float, float, float]:
+    """What somebody gave as the channels' statistics.
+
+    Args:
+        name: which.
+        values: three numbers in any sequence.
+
+    Raises:
+        InputError: they are none, or of no sensible magnitude (see `are_means`).
+    """
+    found = tuple(values) if isinstance(values, Iterable) else ()
+    if not are_means(found):
+        raise InputError(f"the channels' {name} is {values!r}: expected three finite numbers")
+    red, green, blue = map(float, found)
+    return red, green, blue
+
+
 def channels_as_asked(name: str, asked: Sequence[float] | None, said: Sequence[float] | None) -> str:
     """The same of the channels' statistics.
 
@@ -295,9 +312,9 @@ def channels_as_asked(name: str, asked: Sequence[float] | None, said: Sequence[f
         asked: the three that were given, if any.
         said: the model's, if it says them.
     """
-    if asked is None or said is None or [*asked] == [*said]:
+    if asked is None or said is None or (given := as_channels(name, asked)) == tuple(said):
         return ""
-    return f"the channels' {name} is {tuple(asked)}, as asked, not {tuple(said)}"
+    return f"the channels' {name} is {given}, as asked, not {tuple(said)}"
 
 
 def read_image(

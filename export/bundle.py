@@ -21,8 +21,8 @@ from onnx import ModelProto
 
 from ..errors import ArtefactError, ExportError
 from ..files import as_utf8, atomic_folder
-from ..images import FULL_WHITE, check_white_level
-from ..model.networks.checkpoint import Checkpoint, Preprocessing, load_checkpoint
+from ..model.networks.checkpoint import Checkpoint, load_checkpoint
+from ..model.networks.described import Described, described_by, notes_on
 from ..model.networks.registry import family_of
 from ..runtime.artefact import MODEL_NAME, SEEN_NAME, open_bundle
 from ..runtime.manifest import Manifest
@@ -121,8 +121,9 @@ def export_bundle(
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        ExportError: labels or channel statistics are missing, or the model cannot be exported as asked.
-        InputError: the white level is none.
+        ArtefactError: labels or channel statistics are missing, or the labels are not as many as the classes.
+        ExportError: the model cannot be exported as asked.
+        InputError: the white level or the statistics are none, or the network takes no images of that size.
         BackendError: an engine is asked for, and TensorRT is missing or would abort the process.
         TargetError: the bundle exists already, or cannot be written.
     """
@@ -132,6 +133,7 @@ def export_bundle(
         report("reading the checkpoint")
         loaded = load_checkpoint(checkpoint, options.weights_of, options.network)
         manifest = _manifest(loaded, options, str(checkpoint))
+        notes += notes_on(loaded, _described(options))
         engine_options = _engine_options(options)
         int8_how = _int8_prepared(manifest, options, report)
         report("tracing PyTorch to ONNX")
@@ -246,6 +248,18 @@ def _proven(model: ModelProto, precision: str) -> PrecisionProof:
     return proof
 
 
+def _described(options: ExportOptions) -> Described:
+    return Described(
+        options.labels,
+        options.mean,
+        options.std,
+        options.image_size,
+        options.weights_of,
+        options.white_level,
+        options.network,
+    )
+
+
 def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manifest:
     for name, value, known in (
         ("precision", options.precision, PRECISIONS),
@@ -253,38 +267,15 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
     ):
         if value not in known:
             raise ExportError(f"{name} {value!r} is unknown: choose one of {', '.join(known)}")
-    if options.white_level is not None:
-        check_white_level(options.white_level)
-    classes = loaded.network.arch.num_classes
-    labels = tuple(options.labels) if options.labels is not None else loaded.labels
+    labels, transform = described_by(loaded, _described(options), source)
     said = loaded.preprocessing
-    missing = []
-    if labels is None:
-        missing.append(f"the {classes} class names (--labels)")
-    for name, given in (("mean", options.mean), ("std", options.std)):
-        if given is None and said is None:
-            missing.append(f"the channels' {name} (--{name})")
-    if missing:
-        raise ExportError(f"{source} does not say {', '.join(missing)}: give what is missing")
-    assert labels is not None
-    if len(labels) != classes:
-        raise ExportError(f"{len(labels)} labels were given, but {source} has {classes} classes")
-    preprocessing = Preprocessing(
-        image_size=options.image_size
-        if options.image_size is not None
-        else (said.image_size if said else 224),
-        mean=tuple(options.mean if options.mean is not None else said.mean if said else ()),
-        std=tuple(options.std if options.std is not None else said.std if said else ()),
-        white_level=options.white_level or (said.white_level if said else FULL_WHITE),
-        covers=said.covers if said else None,
-    )
     manifest = Manifest(
         labels=labels,
-        image_size=preprocessing.image_size,
-        mean=_three(preprocessing.mean, "mean"),
-        std=_three(preprocessing.std, "std"),
-        white_level=preprocessing.white_level,
-        covers={} if preprocessing.covers is None else preprocessing.covers.to_dict(),
+        image_size=transform.size,
+        mean=transform.mean,
+        std=transform.std,
+        white_level=transform.white_level,
+        covers=said.covers.to_dict() if said and said.covers else {},
         network=family_of(loaded.network).name_of(loaded.network.arch),
         architecture=_plain(loaded.network.arch.to_dict()),
         precision_asked=options.precision,
@@ -297,15 +288,7 @@ def _manifest(loaded: Checkpoint, options: ExportOptions, source: str) -> Manife
         },
         resize=loaded.resize,
     )
-    return replace(manifest, probe=checksums(manifest.transform))
-
-
-def _three(values: Sequence[float], name: str) -> tuple[float, float, float]:
-    try:
-        red, green, blue = map(float, values)
-    except (TypeError, ValueError) as error:
-        raise ExportError(f"the channels' {name} is {values!r}: expected three numbers") from error
-    return (red, green, blue)
+    return replace(manifest, probe=checksums(transform))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ..images import (
     MAX_PIXELS,
     ImageSource,
     Transform,
+    as_channels,
     channels_as_asked,
     check_white_level,
     describe_source,
@@ -792,16 +793,4 @@ def _transform(
         return None
     if white_level is None:
         white_level = manifest.white_level if manifest else FULL_WHITE
-    return Transform(size, _three("mean", mean), _three("std", std), white_level)
-
-
-def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    """The values as a tuple; `Transform` looks at what they are.
-
-    Raises:
-        InputError: they are no sequence.
-    """
-    try:
-        return tuple(values)  # type: ignore[return-value]  # of any length yet
-    except TypeError as error:
-        raise InputError(f"the channels' {name} is {values!r}: expected three numbers") from error
+    return Transform(size, as_channels("mean", mean), as_channels("std", std), white_level)

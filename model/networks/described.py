@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...errors import ArtefactError, InputError
-from ...images import FULL_WHITE, Transform, channels_as_asked, white_as_asked
+from ...images import FULL_WHITE, Transform, as_channels, channels_as_asked, white_as_asked
 from ...resize import RULES
 from .checkpoint import Checkpoint
 
@@ -19,8 +19,8 @@ class Described:
     """What a user says of a model that does not say it itself, or in place of what it says."""
 
     labels: Sequence[str] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     image_size: int | None = None
     """S, pixels."""
     weights_of: str | None = None
@@ -49,22 +49,24 @@ def described_by(
     """
     said = checkpoint.preprocessing
     labels = checkpoint.labels if described.labels is None else tuple(described.labels)
-    mean = described.mean or (said.mean if said else None)
-    std = described.std or (said.std if said else None)
+    mean = described.mean if described.mean is not None else said.mean if said else None
+    std = described.std if described.std is not None else said.std if said else None
     if labels is None or mean is None or std is None:
-        raise undescribed(name, labels=labels, preprocessing=mean and std)
+        raise undescribed(name, labels=labels, preprocessing=mean is not None and std is not None)
     classes = checkpoint.network.arch.num_classes
     if len(labels) != classes:
         raise ArtefactError(f"{len(labels)} labels were given, but {name} has {classes} classes")
-    red, green, blue = mean
-    red_std, green_std, blue_std = std
-    size = described.image_size or (said.image_size if said else DEFAULT_SIZE)
+    size, white = described.image_size, described.white_level
+    if size is None:
+        size = said.image_size if said else DEFAULT_SIZE
+    if white is None:
+        white = said.white_level if said else FULL_WHITE
+    transform = Transform(size, as_channels("mean", mean), as_channels("std", std), white)
     try:
         checkpoint.network.check_image_shape((1, 3, size, size))
     except ValueError as error:
         raise InputError(f"{name}: {error}") from error
-    white = described.white_level or (said.white_level if said else FULL_WHITE)
-    return labels, Transform(size, (red, green, blue), (red_std, green_std, blue_std), white)
+    return labels, transform
 
 
 def notes_on(checkpoint: Checkpoint, described: Described) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from msmamba.data.seen import Seen
-from msmamba.errors import ArtefactError, CheckpointError, ExportError, TargetError
+from msmamba.errors import ArtefactError, CheckpointError, ExportError, InputError, TargetError
 from msmamba.export.bundle import ExportOptions, export_bundle
 from msmamba.files import sha256_of
 from msmamba.model import MicroscopicMamba
@@ -113,7 +113,7 @@ def test_a_failed_export_leaves_nothing_and_loses_nothing(
 
 
 def test_the_authors_checkpoint_needs_labels_and_statistics(state_dict: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"3 class names \(--labels\).*--mean.*--std"):
+    with pytest.raises(ArtefactError, match=r"class names \(--labels\).*--mean.*--std"):
         export_bundle(state_dict, tmp_path / "bundle")
     options = ExportOptions(image_size=32, labels=("a", "b", "c"), **STATISTICS)
     manifest = export_bundle(state_dict, tmp_path / "bundle", options).manifest
@@ -127,16 +127,28 @@ def test_the_authors_checkpoint_needs_labels_and_statistics(state_dict: Path, tm
         pytest.param({"labels": ("a", "b")}, "2 labels were given.*3 classes", id="labels"),
         pytest.param({"precision": "fp8"}, "'fp8' is unknown: choose one of fp32, fp16", id="precision"),
         pytest.param({"image_size": 100}, "multiple of 32", id="size"),
-        pytest.param({"mean": (0.5, 0.5)}, "expected three numbers", id="mean"),
-        pytest.param({"std": "abc"}, "std is .* expected three numbers", id="std"),
+        pytest.param({"image_size": 0}, "image size is 0: expected 1", id="no-size"),
+        pytest.param({"mean": (0.5, 0.5)}, "expected three finite numbers", id="mean"),
+        pytest.param({"mean": 0.5}, "expected three finite numbers", id="one-mean"),
+        pytest.param({"std": "abc"}, "std is .* expected three finite numbers", id="std"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
     checkpoint: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises((ArtefactError, ExportError, InputError), match=message):
         export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(**options))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_takes_the_place_of_the_checkpoints_own_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions(mean=[0.1, 0.2, 0.3], white_level=4095)
+    export = export_bundle(checkpoint, tmp_path / "bundle", options)
+    assert (export.manifest.mean, export.manifest.white_level) == ((0.1, 0.2, 0.3), 4095)
+    assert export.notes == (
+        "the channels' mean is (0.1, 0.2, 0.3), as asked, not (0.6, 0.5, 0.7)",
+        "white is 4095 of 16-bit images, as asked, not 65535",
+    )
 
 
 def test_an_engine_stands_beside_the_onnx_file(checkpoint: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +132,23 @@ def test_a_state_dict_without_labels_asks_for_them(checkpoint: Path, photos: Pat
     assert metrics == evaluate_model(checkpoint, photos).metrics
     with pytest.raises(ArtefactError, match=r"2 labels were given, but .* has 3 classes"):
         evaluate_model(weights, photos, described=Described(LABELS[:2], MEAN, STD, 32))
+
+
+@pytest.mark.parametrize(
+    "described",
+    [{"mean": ()}, {"mean": (0.5, 0.5)}, {"std": 0.5}, {"image_size": 0}, {"white_level": 0}],
+    ids=str,
+)
+def test_what_cannot_be_said_of_a_checkpoint_is_refused(
+    described: dict[str, Any], checkpoint: Path, photos: Path
+) -> None:
+    with pytest.raises(InputError, match="expected"):
+        evaluate_model(checkpoint, photos, described=Described(**described))
+
+
+def test_statistics_may_come_in_any_sequence(checkpoint: Path, photos: Path) -> None:
+    found = evaluate_model(checkpoint, photos, described=Described(mean=np.array([0.5, 0.25, 0.5])))
+    assert any(note.startswith("the channels' mean is (0.5, 0.25, 0.5), as asked") for note in found.notes)
 
 
 def test_an_artefact_of_another_size_is_refused(bundle: Path, photos: Path) -> None:
