@@ -1,4 +1,4 @@
-"""Names and messages of others made safe to show: on a terminal, and in a cell of a spreadsheet.
+"""Text for people: names and messages of others made safe to show, rows of spreadsheets, tables.
 
 A file, a class or a slide may bear any name. One with an escape sequence colours, hides or overwrites what a
 terminal shows, one with a line end forges a row, one that begins with ``=`` is computed by the spreadsheet
@@ -10,11 +10,15 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
 
 # Control characters, of which 0x80 to 0x9f begin sequences, too; marks and overrides of the direction of
 # writing; line and paragraph separators; bytes of names that are no UTF-8 and control characters in latin-1.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
+
+_NARROWEST = 16  # columns that words are wrapped into
+_GAP = 2  # between two columns of a table that is cut
 
 # What makes a spreadsheet take a cell for a formula, the wide forms of Chinese and Japanese text included.
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
@@ -53,3 +57,85 @@ def from_cell(cell: str) -> str:
 
 def _is_quoted(cell: str) -> bool:
     return cell[:1] == "'" and cell[1:2] in (*_FORMULA, "'")
+
+
+def table_lines(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    words: Collection[int],
+    width: int | None = None,
+) -> list[str]:
+    """The lines of a table, whose cells are shown as they are.
+
+    One that is too wide is cut into several under one another, each of which begins with the first column:
+    a terminal would wrap its lines, and a figure that is cut off is a wrong one.
+
+    Args:
+        head: a name for each column.
+        rows: as many cells each.
+        words: the columns of words, which begin at the left and may be wrapped; others end at the right.
+        width: columns of the terminal; None: as wide as need be.
+    """
+    from rich import box
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    widths = [max(cell_len(row[number]) for row in (head, *rows)) for number in range(len(head))]
+    parts = [list(range(len(head)))]
+    if width is not None and _together(widths) > width:
+        for number, name in enumerate(head):
+            longest = max(cell_len(each) for each in ("", *name.split()))
+            widths[number] = max([longest, *(cell_len(row[number]) for row in rows)])
+        widths, parts = _fitted(widths, words, width)
+    lines: list[str] = []
+    for part in parts:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, _GAP - 1, 0, 0))
+        for number in part:
+            of_words = number in words
+            table.add_column(
+                textwrap.fill(head[number], widths[number], break_long_words=False),
+                justify="left" if of_words else "right",
+                no_wrap=not of_words,
+                overflow="fold",
+                width=widths[number],
+            )
+        for row in rows:
+            table.add_row(*(Text(row[number]) for number in part))  # names are no markup
+        text = io.StringIO()
+        Console(file=text, width=1000).print(table)
+        lines += [""] if lines else []
+        lines += [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
+    return lines
+
+
+def _together(widths: Iterable[int]) -> int:
+    """How wide columns are beside one another."""
+    return sum(width + _GAP for width in widths) - _GAP
+
+
+def _fitted(widths: list[int], words: Collection[int], width: int) -> tuple[list[int], list[list[int]]]:
+    """The widths that columns get, and the columns, by number, of each of the tables that one is cut into.
+
+    Words are wrapped as far as they must be for one table, or, where that does not do, to a third of the
+    width. Each table has the first column, and as many others as fit.
+    """
+    for most in range(max(widths), _NARROWEST - 1, -1):
+        narrowed = [min(each, most) if number in words else each for number, each in enumerate(widths)]
+        if _together(narrowed) <= width:
+            return narrowed, [list(range(len(widths)))]
+    most = max(width // 3, _NARROWEST)
+    narrowed = [min(each, most) if number in words else each for number, each in enumerate(widths)]
+    parts: list[list[int]] = []
+    for number in range(1, len(widths)):
+        if parts and _together(narrowed[each] for each in (*parts[-1], number)) <= width:
+            parts[-1].append(number)
+        else:
+            parts.append([0, number])
+    return narrowed, parts or [[0]]
+
+
+def wrapped(line: str, width: int | None = None) -> str:
+    """A line of text as several that are no wider than that; None leaves it as it is."""
+    return line if width is None else textwrap.fill(line, width, break_on_hyphens=False)

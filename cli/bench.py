@@ -8,7 +8,7 @@ import click
 
 from .help import Command, option
 from .options import EVERY_CORE, PROVIDERS, check_replaces_none, format_option, rounds_option, steps, tell
-from .output import say, say_lines
+from .output import columns, say, say_lines
 
 _CASES = "What is measured (each may be given several times)"
 _MEASURING = "How it is measured"
@@ -123,6 +123,6 @@ def bench(
     if plot is not None:
         write_atomically(plot, result.to_png(), through_links=True)
     tell(result.notes)
-    say_lines(result.to_json() if output_format == "json" else result.to_text())
+    say_lines(result.to_json() if output_format == "json" else result.to_text(columns()))
     if result.warning:
         say(f"warning: {result.warning}", err=True)

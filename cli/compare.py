@@ -11,7 +11,7 @@ import click
 from ..errors import ComparisonError
 from .help import Command, option
 from .options import format_option, given, resamples_option, rounds_option, steps
-from .output import say, say_lines
+from .output import columns, say, say_lines
 from .training_options import (
     data_options,
     hardware_of,
@@ -103,7 +103,7 @@ def compare(
     table = table_of(comparison)
     say_lines(
         {
-            "text": table.to_text,
+            "text": lambda: table.to_text(columns()),
             "json": lambda: as_json(comparison.to_dict(), indent=2) + "\n",
             "csv": table.to_csv,
             "markdown": table.to_markdown,

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+
 import click
 
 from ..files import standard_output
 from ..text import shown
+
+_FEWEST = 40  # columns that are written for, lest a table becomes a column of letters
+
+
+def columns() -> int | None:
+    """How many columns standard output has, a terminal's or as COLUMNS says; None where lines have no end."""
+    if "COLUMNS" in os.environ or (sys.stdout is not None and sys.stdout.isatty()):
+        return max(shutil.get_terminal_size().columns, _FEWEST)
+    return None
 
 
 def say(line: str, *, err: bool = False) -> None:

@@ -9,7 +9,7 @@ import click
 
 from .help import Command, option
 from .options import check_replaces_none, format_option, resamples_option, typed
-from .output import say_lines
+from .output import columns, say_lines
 
 _ROWS = "Rows"
 _RESULTS = "Results"
@@ -62,7 +62,7 @@ def table(
         check_writable(output, through_links=True)
     result = ablations_table() if ablations else compare(runs, **options)
     text = {
-        "text": result.to_text,
+        "text": lambda: result.to_text(None if output is not None else columns()),
         "csv": result.to_csv,
         "markdown": result.to_markdown,
         "latex": result.to_latex,

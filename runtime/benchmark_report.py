@@ -9,7 +9,7 @@ import numpy as np
 
 from ..pages.figures import check_can_draw, png_of
 from ..schema import as_json
-from ..text import shown
+from ..text import shown, table_lines, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,34 +148,22 @@ class Benchmark:
         everything = {**asdict(self), "warning": self.warning, "definitions": DEFINITIONS}
         return as_json(everything, indent=2) + "\n"
 
-    def to_text(self) -> str:
-        """A table for a reader, milliseconds a batch."""
-        width = max(len(shown(result.case.artefact)) for result in self.results)
-        columns = "size batch thr ses  median    p90    p99    min    max  img/s   pre  post    MB"
-        lines = [f"{'artefact':<{width}}  {columns} ratio least  run by"]
-        for result in self.results:
-            case, network = result.case, result.network_ms
-            points = (network.median, network.p90, network.p99, network.min, network.max)
-            times = " ".join(f"{value:6.1f}" for value in points)
-            sides = " ".join(
-                f"{spread.median:5.1f}" if spread else "    -"
-                for spread in (result.preprocessing_ms, result.postprocessing_ms)
-            )
-            memory = f"{result.peak_memory_mb:5.0f}" if result.peak_memory_mb else "    -"
-            setting = f"{result.image_size:4d} {case.batch_size:5d} {case.threads:3d} {case.sessions:3d}"
-            ratios = f"{result.ratio:5.2f} {result.ratio_of_minima:5.2f}"
-            lines.append(
-                f"{shown(case.artefact):<{width}}  {setting}  {times} "
-                f"{result.images_per_second:6.1f} {sides} {memory} {ratios}  {result.executed_by}"
-            )
+    def to_text(self, width: int | None = None) -> str:
+        """A table for a reader, milliseconds a batch.
+
+        Args:
+            width: columns of the terminal, into which the table is cut; None: as wide as need be.
+        """
+        lines = table_lines(_HEAD, [_cells(result) for result in self.results], (0, len(_HEAD) - 1), width)
+        said = [""] if "" in lines else []  # where the table is cut, its end is to be seen
         if len({replace(result.case, artefact="") for result in self.results}) > 1:
             best = max(self.results, key=lambda result: result.images_per_second)
-            lines.append(f"most images a second, {best.images_per_second:.1f}: {best.case}")
-        lines.append(
+            said.append(f"most images a second, {best.images_per_second:.1f}: {best.case}")
+        said.append(
             f"{self.rounds} rounds, milliseconds a batch; ratio of medians and of minima ('least'); "
             f"noise {self.noise:.1%}"
         )
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, *(wrapped(line, width) for line in said)]) + "\n"
 
     def to_png(self) -> bytes:
         """A chart of the medians by step, with the network's minimum and 90th percentile.
@@ -212,6 +200,27 @@ class Benchmark:
         axes.set_title(about, fontsize=10)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         return figure
+
+
+_HEAD = (
+    *("artefact", "size", "batch", "thr", "ses", "median", "p90", "p99", "min", "max", "img/s"),
+    *("pre", "post", "MB", "ratio", "least", "run by"),
+)
+
+
+def _cells(result: Result) -> list[str]:
+    case, network = result.case, result.network_ms
+    steps = (result.preprocessing_ms, result.postprocessing_ms)
+    return [
+        shown(case.artefact),
+        *map(str, (result.image_size, case.batch_size, case.threads, case.sessions)),
+        *(f"{value:.1f}" for value in (network.median, network.p90, network.p99, network.min, network.max)),
+        f"{result.images_per_second:.1f}",
+        *("-" if step is None else f"{step.median:.1f}" for step in steps),
+        f"{result.peak_memory_mb:.0f}" if result.peak_memory_mb else "-",
+        *(f"{value:.2f}" for value in (result.ratio, result.ratio_of_minima)),
+        result.executed_by,
+    ]
 
 
 def _caption(case: Case) -> str:

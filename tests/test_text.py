@@ -9,8 +9,9 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
-from msmamba.text import as_cell, as_row, from_cell, shown
+from msmamba.text import as_cell, as_row, from_cell, shown, table_lines, wrapped
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,47 @@ def test_a_row_gives_its_cells_back(cells: list[str]) -> None:
     line = as_row(cells)
     assert line.endswith("\n")
     assert list(csv.reader(io.StringIO(line, newline=""), strict=True)) == [cells]
+
+
+HEAD = ("network", "accuracy %", "to the best", "AUC", "params M", "run by")
+ROWS = [
+    [
+        "mamba",
+        "90.0 [83.0, 96.0]",
+        "leads",
+        "0.900 [0.831, 0.960]",
+        "4.00",
+        "onnxruntime CPU, native kernels",
+    ],
+    ["細胞 " * 20, "8.0 [7.5, 9.0]", "-10.0 [-17.0, -5.0]", "0.8 [0.7, 0.9]", "400.00", "-"],
+]
+
+
+def tables_of(lines: list[str]) -> list[list[str]]:
+    """The tables that are under one another, with the columns of each cut at its rule."""
+    return [part.split("\n") for part in "\n".join(lines).split("\n\n")]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200, 1000, None])
+def test_a_table_is_as_wide_as_the_terminal_and_no_figure_is_cut(width: int | None) -> None:
+    lines = table_lines(HEAD, ROWS, (0, 5), width)
+    assert width is None or max(map(cell_len, lines)) <= width
+    tables = tables_of(lines)
+    assert (len(tables) == 1) == (width is None or width > 100)
+    for head, *_ in (["\n".join(table).split("─")[0]] for table in tables):
+        assert "network" in head
+    told = "\n".join(lines)
+    for row in ROWS:
+        for figure in row[1:5]:
+            assert told.count(figure) == 1
+    assert told.count("細胞") == 20 * len(tables)
+
+
+def test_a_table_that_fits_is_left_whole() -> None:
+    assert table_lines(HEAD, ROWS, (0, 5)) == table_lines(HEAD, ROWS, (0, 5), 1000)
+    assert table_lines(["a", "b c"], [["x", "1"]], (0,), 6) == ["a  b c", "──────", "x    1"]
+
+
+def test_notes_are_wrapped_and_names_in_them_stay_whole() -> None:
+    assert wrapped("one two-three four", 9) == "one\ntwo-three\nfour"
+    assert wrapped("one two-three four") == "one two-three four"

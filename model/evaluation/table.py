@@ -7,7 +7,6 @@ of training runs.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 from ...errors import DataError, TrainingError
 from ...measures.predictions import PREDICTIONS, Predictions, read_predictions
 from ...measures.uncertainty import RESAMPLES, Interval
-from ...text import as_cell, as_row, shown
+from ...text import as_cell, as_row, shown, table_lines, wrapped
 from ..networks.complexity import complexity
 from ..networks.family import Architecture
 from ..networks.registry import family_of
@@ -355,7 +354,7 @@ def ablations_table() -> Table:
         records=records,
         notes=[
             "Reproduced: to two decimals. 1000 classes, 224x224; in full: with projections and scan.",
-            "The paper's 4.89 M without PSFFN, and 4.86 M without MIFA as well, do not follow from the",
+            "The paper's 4.89 M without PSFFN, and 4.86 M without MIFA as well, do not follow from the "
             "released code, where a linear layer, out_proj, takes the place of PSFFN.",
         ],
         words=1,
@@ -377,22 +376,12 @@ class Table:
     footnotes: list[str] = field(default_factory=list)
     """What a `MARK` stands for."""
 
-    def to_text(self) -> str:
-        """The lines for a terminal, as wide as they need to be: a cut figure is a wrong one."""
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
-        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-        for number, name in enumerate(self.head):
-            table.add_column(name, justify="left" if number < self.words else "right", no_wrap=True)
-        for line in self.lines:
-            table.add_row(*(Text(shown(cell)) for cell in line))  # names are no markup
-        text = io.StringIO()
-        Console(file=text, width=1000).print(table)
-        lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
-        return "\n".join([*lines, "", *map(shown, (*self.notes, *self.footnotes)), ""])
+    def to_text(self, width: int | None = None) -> str:
+        """The lines for a terminal of so many columns; as wide as they need to be where None."""
+        rows = [[shown(cell) for cell in line] for line in self.lines]
+        lines = table_lines(self.head, rows, range(self.words), width)
+        notes = (wrapped(shown(note), width) for note in (*self.notes, *self.footnotes))
+        return "\n".join([*lines, "", *notes, ""])
 
     def to_csv(self) -> str:
         """The records, unrounded; what is not known is empty."""

@@ -198,7 +198,8 @@ def test_the_record_says_what_was_measured_on_what(found: Benchmark) -> None:
 
 
 def test_the_table_has_a_line_a_case(found: Benchmark) -> None:
-    header, first, second, footer = found.to_text().splitlines()
+    header, rule, first, second, footer = found.to_text().splitlines()
+    assert set(rule) == {"─"}
     assert header.startswith("artefact")
     assert first.split()[0].endswith("colours.bundle")
     assert " - " in second
@@ -279,3 +280,14 @@ def test_usable_cores_heed_a_containers_quota(tmp_path: Path, monkeypatch: pytes
     for text, expected in [("max 100000", whole), ("50000 100000", 1), ("150000 100000", min(2, whole))]:
         quota.write_text(text + "\n")
         assert machine.usable_cores() == expected
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_command_prints_tables_that_a_terminal_does_not_wrap(columns: int, bundle: Path) -> None:
+    few = ["--rounds", "5", "--seconds", "0.1"]
+    done = CliRunner(env={"COLUMNS": str(columns)}).invoke(mmdeploy, ["bench", str(bundle), *few])
+    assert done.exit_code == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= columns
+    assert "run by" in done.stdout
+    whole = CliRunner(env={"COLUMNS": None}).invoke(mmdeploy, ["bench", str(bundle), *few])
+    assert whole.stdout.splitlines()[0].endswith("run by")
