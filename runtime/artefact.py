@@ -11,7 +11,8 @@ import hashlib
 import mmap
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..data.seen import Seen
 from ..errors import ArtefactError
 from ..schema import parsed
 from .manifest import Manifest
-from .protobuf import Buffer, fields
+from .protobuf import Buffer, Field, fields
 
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
@@ -41,6 +42,8 @@ ENGINE_MAGICS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
 # Field numbers of ModelProto and their wire types, onnx.proto3; 0 is a varint, 2 bytes with their length.
 _MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _GRAPH_FIELD = 7
+# Of GraphProto, TensorProto and StringStringEntryProto.
+_INITIALISER, _EXTERNAL_DATA, _KEY, _VALUE = 5, 13, 1, 2
 
 
 class Kind(Enum):
@@ -207,6 +210,36 @@ def is_onnx(content: Buffer, name: str) -> bool:
             raise ArtefactError(f"'{name}' is a truncated ONNX file: copy or export it again") from error
         return False
     return _GRAPH_FIELD in numbers
+
+
+def model_bytes(path: str | Path) -> int:
+    """The size of an ONNX file, with the files beside it that hold its weights, or of an engine.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    with files.open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        beside = [] if content[:4] in ENGINE_MAGICS else _files_beside(content)
+        return len(content) + sum((path.parent / name).stat().st_size for name in beside)
+
+
+def _files_beside(content: Buffer) -> set[str]:
+    """The files that an ONNX file's initialisers lie in, by their names below its folder."""
+    found = set()
+    with suppress(EOFError):  # what ONNX Runtime reads and this does not has none that are known
+        for graph in _of(content, _GRAPH_FIELD, fields(content)):
+            for tensor in _of(content, _INITIALISER, graph):
+                for entry in _of(content, _EXTERNAL_DATA, tensor):
+                    said = {each.number: bytes(content[each.start : each.end]) for each in entry}
+                    if said.get(_KEY) == b"location":
+                        found.add(os.fsdecode(said.get(_VALUE, b"")))
+    return found
+
+
+def _of(content: Buffer, number: int, message: Iterable[Field]) -> Iterator[Iterator[Field]]:
+    """The messages in a message's field of that number."""
+    return (fields(content, each.start, each.end) for each in message if each.number == number)
 
 
 def artefact_sha256(path: str | os.PathLike[str]) -> str:

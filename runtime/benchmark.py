@@ -35,7 +35,7 @@ from ..errors import BackendError, InputError
 from ..files import read_file
 from ..images import read_image
 from ..version import __version__
-from .artefact import ENGINE_MAGICS, ENGINE_NAME, MODEL_NAME
+from .artefact import ENGINE_MAGICS, ENGINE_NAME, MODEL_NAME, model_bytes
 from .benchmark_report import STEPS, Benchmark, Case, Result, Spread
 from .onnxruntime_library import import_onnxruntime
 from .session import Session, open_session
@@ -211,7 +211,7 @@ class _Run:
             case=self.case,
             executed_by=self._session.path,
             image_size=self._size,
-            file_mb=_model_file(self.case.artefact, self._session.provider).stat().st_size / 1e6,
+            file_mb=model_bytes(_model_file(self.case.artefact, self._session.provider)) / 1e6,
             network_ms=network,
             preprocessing_ms=Spread.of(samples["preprocessing_ms"]) if self._classifies else None,
             postprocessing_ms=Spread.of(samples["postprocessing_ms"]) if self._classifies else None,

@@ -83,7 +83,7 @@ class Result:
         case: what was measured.
         executed_by: `Session.path`.
         image_size: side of the input, pixels.
-        file_mb: size of the ONNX file or engine that ran, 10^6 bytes.
+        file_mb: size of the ONNX file or engine that ran, files of weights beside it included, 10^6 bytes.
         network_ms: the network alone.
         preprocessing_ms: None for a file that does not say its mean, std and labels.
         postprocessing_ms: None for a file that does not say its labels.

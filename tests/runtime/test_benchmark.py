@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -60,6 +61,23 @@ def test_every_artefact_has_its_figures(found: Benchmark, bundle: Path, bare: Pa
         assert result.executed_by.startswith("onnxruntime CPU")
     assert one.ratio == 1
     assert one.file_mb == pytest.approx((bundle / "model.onnx").stat().st_size / 1e6)
+
+
+@pytest.mark.parametrize("in_one", [True, False], ids=["in-one-file", "in-a-file-each"])
+def test_the_size_has_the_weights_beside_the_file(in_one: bool, tmp_path: Path) -> None:
+    onnx.save_model(
+        classifier(),
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        all_tensors_to_one_file=in_one,
+        location="weights" if in_one else None,
+        size_threshold=60,
+    )
+    written = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert len(written) > 1
+    (tmp_path / "other").write_bytes(b"of something else")
+    (found,) = benchmark([tmp_path / "m.onnx"], QUICK).results
+    assert found.file_mb == pytest.approx(sum(written) / 1e6)
 
 
 def test_only_what_classifies_is_split_into_steps(found: Benchmark) -> None:
