@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -254,7 +255,9 @@ def check_replaces_none(name: str, output: str | None, others: Iterable[str | Pa
         same = path == other
         if there is not None:
             with suppress(OSError, ValueError):
-                same = same or os.path.samestat(there, other.stat()) or _is_of(path, other)
+                found = other.stat()
+                same = same or os.path.samestat(there, found)
+                same = same or (S_ISDIR(found.st_mode) and _is_of(path, other))
         if same:
             raise click.UsageError(
                 f"{name} would replace '{path}', which goes with this command: name another"

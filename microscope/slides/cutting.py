@@ -126,7 +126,8 @@ def import_slides(
             os.sync()
         listing.labels = tuple(sorted({image.label for image in listing.images}))
         if not listing.images:
-            raise DataError(f"no tile of {some([*named])} belongs to an annotation that has a class")
+            why = f" and can be used: {some(listing.notes)}" if listing.notes else ""
+            raise DataError(f"no tile of {some([*named])} belongs to an annotation that has a class{why}")
         if len({image.group for image in listing.images}) < _FEWEST:
             raise DataError(
                 f"{len({image.group for image in listing.images})} slides have tiles of a class: a split of "
@@ -223,7 +224,7 @@ def _cut_one(
             listing.notes.append(f"'{path}': {blank} tiles of a single colour are left out")
         if torn:
             listing.notes.append(f"'{path}': {len(torn)} tiles cannot be read and are left out: {torn[0]}")
-        if not kept:
+        if not (kept or blank or torn):
             listing.notes.append(f"'{path}': no tile belongs to an annotation")
 
 

@@ -151,6 +151,19 @@ def test_what_cannot_be_read_is_left_out_where_that_is_asked_for(annotated: Path
     assert re.search(r"s4\.tif': \d tiles cannot be read and are left out: .*s4\.tif' cannot be read", notes)
 
 
+def test_tiles_that_are_left_out_are_not_said_to_belong_to_nothing(tmp_path: Path) -> None:
+    for number in range(6):
+        pixels = pixels_of(number)[60:124, 60:124] if number else np.full((64, 64, 3), 255, np.uint8)
+        write_tiff(tmp_path / f"s{number}.tif", pixels, **HALF_A_MICRON)
+        halves = feature("a", box(0, 0, 32, 64)), feature("b", box(32, 0, 64, 64))
+        write_geojson_of(tmp_path / f"s{number}.geojson", *halves)
+    manifest = import_slides(slides_of(tmp_path), tmp_path, tmp_path / "out" / ".." / "data", CutOptions(16))
+    about = [note for note in manifest.notes if "s0.tif" in note]
+    assert about == [f"'{tmp_path / 's0.tif'}': 16 tiles of a single colour are left out"]
+    with pytest.raises(DataError, match=r"and can be used: .*s0.tif': 16 tiles of a single colour"):
+        import_slides([tmp_path / "s0.tif"], tmp_path, tmp_path / "none", CutOptions(16))
+
+
 def test_tiles_of_a_single_colour_join_no_slides(tmp_path: Path) -> None:
     for number in range(5):
         pixels = np.full((64, 128, 3), 255, np.uint8)
