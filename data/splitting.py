@@ -211,19 +211,21 @@ def check_no_splits(root: Path, labels: Sequence[str]) -> None:
 
 
 def notes_on_absent(names: Names, classes: npt.NDArray[np.integer], labels: Sequence[str]) -> list[str]:
-    """Notes on classes of which a split has no image, though it has others.
+    """A note for each split on the classes of which it has no image, though it has others.
 
     Args:
         names: (N,) the split of each image.
         classes: (N,) class indices.
         labels: class names.
     """
-    return [
-        f"the {split} split has no image of {label!r}"
-        for split in SPLITS
-        for number, label in enumerate(labels)
-        if (names == split).any() and not ((names == split) & (classes == number)).any()
-    ]
+    notes = []
+    for split in SPLITS:
+        own = classes[names == split]
+        counts = np.bincount(own, minlength=len(labels))
+        absent = [repr(label) for label, count in zip(labels, counts, strict=True) if not count]
+        if len(own) and absent:
+            notes.append(f"the {split} split has no image of {some(absent)}")
+    return notes
 
 
 def check_class_sizes(

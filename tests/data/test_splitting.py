@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msmamba.data.splitting import deal, deal_together, joined, shared_groups
+from msmamba.data.splitting import deal, deal_together, joined, notes_on_absent, shared_groups
 from msmamba.errors import DataError, InputError
 
 
@@ -56,6 +56,13 @@ def test_groups_that_share_a_copy_become_one(pairs: list[tuple[int, int]]) -> No
 def test_a_split_that_shares_groups_is_told() -> None:
     names = np.array(["train", "test", "train", "val"], dtype=object)
     assert shared_groups(["a", "a", "b", "b"], names) == {"a": ["test", "train"], "b": ["train", "val"]}
+
+
+def test_absent_classes_are_told_in_one_note_a_split() -> None:
+    names = np.array(["train"] * 12 + ["val"], dtype=object)
+    labels = [*"abcdefghijkl"]
+    (note,) = notes_on_absent(names, np.array([*range(12), 0]), labels)
+    assert note == "the val split has no image of 'b', 'c', 'd', … 8 more"
 
 
 def test_other_shares_are_kept() -> None:
