@@ -287,8 +287,7 @@ def standard_output() -> Iterator[None]:
     except OSError as error:
         if error.filename is not None:
             raise
-        cause = _CAUSES.get(error.errno or 0, error.strerror or str(error))
-        raise TargetError(f"cannot write standard output: {cause}") from error
+        raise TargetError(f"cannot write standard output: {_cause_of(error)}") from error
 
 
 class _Untouched(Exception):
@@ -319,6 +318,28 @@ def check_writable_folder(path: str | os.PathLike[str]) -> None:
     there = next((each for each in (folder, *folder.parents) if os.path.lexists(each)), Path())
     below = folder.relative_to(there).parts
     check_writable(there / (below[0] if below else _MARK))
+
+
+def make_folder(path: str | os.PathLike[str], *, parents: bool = False, new: bool = False) -> None:
+    """Makes a folder, or takes the one that is there.
+
+    Args:
+        path: the folder.
+        parents: make what it is to be in, too.
+        new: nothing may be there.
+
+    Raises:
+        TargetError: it cannot be made; the message names the cause.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=parents, exist_ok=not new)
+    except FileExistsError as error:
+        if new:
+            raise TargetError(f"'{folder}' exists already: choose another name") from error
+        raise TargetError(f"'{folder}' is there and is no folder: choose another name") from error
+    except (OSError, ValueError) as error:  # of values, a NUL in the name
+        raise TargetError(f"cannot make the folder '{folder}': {_cause_of(error)}") from error
 
 
 @contextmanager
@@ -877,6 +898,9 @@ def _flush_folder(path: Path) -> None:
 
 
 def _target_error(shown: Path, error: Exception) -> TargetError:
+    return TargetError(f"cannot write '{shown}': {_cause_of(error)}")
+
+
+def _cause_of(error: Exception) -> str:
     number = error.errno if isinstance(error, OSError) else None
-    cause = _CAUSES.get(number or 0, getattr(error, "strerror", None) or str(error))
-    return TargetError(f"cannot write '{shown}': {cause}")
+    return _CAUSES.get(number or 0, getattr(error, "strerror", None) or str(error))

@@ -30,6 +30,7 @@ from msmamba.files import (
     check_writable,
     check_writable_folder,
     folder_lock,
+    make_folder,
     open_file,
     open_to_extend,
     read_file,
@@ -758,3 +759,37 @@ def test_a_target_is_looked_at_and_left_as_it_is(tmp_path: Path, monkeypatch: py
     for folder in ("there", "there/below"):
         with pytest.raises(TargetError, match="is a file"):
             check_writable_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("file", {}, "'{}' is there and is no folder: choose another name"),
+        ("dangling", {}, "'{}' is there and is no folder: choose another name"),
+        ("folder", {"new": True}, "'{}' exists already: choose another name"),
+        (
+            "file/x",
+            {},
+            "cannot make the folder '{}': what should be its folder is a file: choose another place",
+        ),
+        ("no/x", {}, "cannot make the folder '{}': its folder does not exist: create it first"),
+        ("a" * 300, {"parents": True}, "cannot make the folder '{}': the name is too long"),
+        ("a\0b", {}, "cannot make the folder '{}': embedded null byte"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_told_with_what_to_do(
+    name: str, options: dict[str, bool], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(TargetError) as told:
+        make_folder(tmp_path / name, **options)
+    assert str(told.value) == said.format(tmp_path / name)
+
+
+def test_a_folder_is_made_or_taken_as_it_is(tmp_path: Path) -> None:
+    for _ in range(2):
+        make_folder(tmp_path / "a" / "b", parents=True)
+    make_folder(tmp_path / "c", new=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "c"]

@@ -24,7 +24,7 @@ from typing import Any
 from ...data.folders import ImageFolder
 from ...data.splitting import DEALING
 from ...errors import TargetError, TrainingError
-from ...files import folder_lock, read_file, remove_leftovers, write_atomically
+from ...files import folder_lock, make_folder, read_file, remove_leftovers, write_atomically
 from ...model.training.recipe import Recipe
 from ...model.training.run import RECIPE, RunFolder, differences, flat
 from ...schema import LABELS, TEXT, by_name, listed, maybe, number, parsed, record, whole
@@ -84,10 +84,7 @@ class ComparisonFolder:
             TargetError: another process works there, or the folder cannot be made.
         """
         is_new = not self.path.exists()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TargetError(f"cannot make the folder '{self.path}': {error.strerror}") from error
+        make_folder(self.path, parents=True)
         try:
             busy = f"another process compares in '{self.path}': wait for it, or choose another folder"
             with folder_lock(self.path, busy):

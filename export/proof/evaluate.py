@@ -22,8 +22,8 @@ from ...data.folders import ImageFolder, match_labels, read_evaluation_folder
 from ...data.readable import unreadable_images, without
 from ...data.samples import classes_of, sources_of
 from ...data.seen import Overlap, Seen
-from ...errors import ArtefactError, BackendError, InputError, TargetError
-from ...files import as_utf8, write_atomically
+from ...errors import ArtefactError, BackendError, InputError
+from ...files import as_utf8, make_folder, write_atomically
 from ...images import Transform, noting
 from ...measures.confusion import write_confusion_matrix
 from ...measures.evaluation import BATCH_SIZE, Predictor, logits_of
@@ -112,10 +112,7 @@ class Evaluation:
             TargetError: it cannot be written.
         """
         folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TargetError(f"cannot make the folder '{folder}': {error.strerror}") from error
+        make_folder(folder, parents=True)
         write_atomically(folder / METRICS_FILE, as_utf8(self.to_json()))
         title = f"{Path(self.model).name}, {self.split}"
         write_confusion_matrix(folder / CONFUSION_FILE, self.metrics, title)

@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import TargetError
-from ...files import as_utf8, write_atomically
+from ...files import as_utf8, make_folder, write_atomically
 from ...schema import as_json
 from .channel import Changed, give_back
 from .loop import Result
@@ -269,22 +269,6 @@ def recording(
             _remove(folder)
     if record.failure is not None:
         raise record.failure
-
-
-def make_folder(path: Path, *, new: bool = False) -> None:
-    """Makes a folder.
-
-    Raises:
-        TargetError: it cannot be made, or is to be new and exists.
-    """
-    try:
-        path.mkdir(exist_ok=not new)
-    except FileExistsError as error:
-        raise TargetError(f"'{path}' exists already: choose another name") from error
-    except FileNotFoundError as error:
-        raise TargetError(f"cannot make '{path}': its folder does not exist: create it first") from error
-    except OSError as error:
-        raise TargetError(f"cannot make '{path}': {(error.strerror or str(error)).lower()}") from error
 
 
 def now() -> str:

@@ -37,6 +37,7 @@ from ...files import (
     as_path,
     as_utf8,
     folder_lock,
+    make_folder,
     open_file,
     open_to_extend,
     read_file,
@@ -634,10 +635,7 @@ def _make_folder(folder: Path, *, by_us: bool = False) -> None:
         raise TargetError(
             f"'{folder}' is a link: expected a folder of results: delete it, and run slide again"
         )
-    try:
-        folder.mkdir(exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise TargetError(f"cannot make '{folder}': {reason(error).lower()}") from error
+    make_folder(folder)
 
 
 def _write_png(path: Path, picture: Image.Image) -> None:

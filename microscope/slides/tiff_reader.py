@@ -268,7 +268,7 @@ def _refuse_planes(xml: bytes, path: Path) -> None:
             if size > MOST_DIRECTORIES:
                 raise ImageError(f"'{path}' is damaged: its OME-XML speaks of {size:,} planes")
     except (ElementTree.ParseError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise ImageError(f"'{path}' is damaged: its OME-XML cannot be read: {error}") from error
 
 
 def _opened(path: Path) -> Any:
@@ -281,7 +281,8 @@ def _opened(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> ImageError:
-    return ImageError(f"'{path}' is damaged: {str(error).strip() or type(error).__name__}")
+    said = f"{error} is missing in it" if isinstance(error, KeyError) else str(error).strip()
+    return ImageError(f"'{path}' is damaged: {said or type(error).__name__}")
 
 
 def _segment_shape(page: Any) -> tuple[int, int]:

@@ -27,8 +27,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ...errors import ArtefactError, BackendError, ImageError, InputError, Note, TargetError
-from ...files import as_utf8
+from ...errors import ArtefactError, BackendError, ImageError, InputError, Note
+from ...files import as_utf8, make_folder
 from ...images import Transform, read_image
 from ...pages.figures import DOTS_PER_INCH, INK, write_figure
 from ..networks.checkpoint import load_checkpoint
@@ -325,8 +325,5 @@ def _write_picture(target: Path, pixels: npt.NDArray[np.uint8], result: Explanat
     name = as_utf8(Path(result.image).name).decode()
     below = f"{name}: {caption}, {len(heat)}x{len(heat)}"
     figure.supxlabel(below, fontsize=7, color=INK, parse_math=False)  # names may hold dollar signs
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TargetError(f"cannot make the folder '{target.parent}': {error.strerror}") from error
+    make_folder(target.parent, parents=True)
     write_figure(target, figure)

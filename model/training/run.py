@@ -31,7 +31,7 @@ from ...data.coverage import COVERAGE
 from ...data.splitting import DEALING
 from ...decoding.files import reason
 from ...errors import CheckpointError, InputError, TargetError, TrainingError
-from ...files import folder_lock, read_file, remove_leftovers, write_atomically
+from ...files import folder_lock, make_folder, read_file, remove_leftovers, write_atomically
 from ...images import FULL_WHITE, LEAST_WHITE, MAX_SIZE
 from ...measures.confusion import write_confusion_matrix
 from ...measures.predictions import PREDICTIONS, Predictions, write_predictions
@@ -287,10 +287,7 @@ class RunFolder:
             raise TargetError(f"'{self.path}' holds {taken[0]!r} and is no run: choose a new folder")
 
     def _make(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TargetError(f"cannot make the folder '{self.path}': {error.strerror}") from error
+        make_folder(self.path, parents=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -390,7 +390,8 @@ def test_a_folder_of_something_else_is_left_alone(cells: Path, tmp_path: Path) -
     assert done.exit_code == 1
     assert "holds 'thesis.tex' and is no comparison" in done.stderr
     done = compare(cells, tmp_path / "thesis.tex", networks="toy_thin")
-    assert done.stderr == f"error: cannot make the folder '{tmp_path / 'thesis.tex'}': File exists\n"
+    there = f"'{tmp_path / 'thesis.tex'}' is there and is no folder: choose another name"
+    assert done.stderr == f"error: {there}\n"
     (tmp_path / "comparison.json").write_text("{}")
     done = compare(cells, tmp_path, networks="toy_thin")
     assert "comparison.json: does not say what was begun there: 'data' is missing" in done.stderr

@@ -82,6 +82,16 @@ def test_the_slide_is_found_behind_a_preview(preview: str, sub: bool, tmp_path: 
     slide.close()
 
 
+def test_damaged_ome_xml_is_told_by_its_name(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.ome.tif", PIXELS, ome=True, metadata=OME)
+    path.write_bytes(path.read_bytes().replace(b"<Pixels", b"<Pix&ls", 1))
+    with pytest.raises(ImageError, match=r"is damaged: its OME-XML cannot be read: not well-formed"):
+        open_slide(path)
+    path.write_bytes(path.read_bytes().replace(b"<Pix&ls", b"<Pixels").replace(b" SizeX=", b" SizeQ=", 1))
+    with pytest.raises(ImageError, match=r"is damaged: 'SizeX' is missing in it"):
+        open_slide(path)
+
+
 def test_large_strips_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("msmamba.microscope.slides.tiff_reader.MAX_PIXELS", 1000)
     options = {"tile": None, "rowsperstrip": 7, **HALF_A_MICRON}
