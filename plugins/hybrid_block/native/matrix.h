@@ -263,7 +263,13 @@ class Matrix {
       for (int r = 0; r < Rows; ++r) {
         const Vector value = Arithmetic::broadcast(a[r][w]);
 #pragma GCC unroll 3
-        for (int v = 0; v < Vectors; ++v) Arithmetic::add(sums[r][v], value, weight[v]);
+        for (int v = 0; v < Vectors; ++v) {
+          Arithmetic::add(sums[r][v], value, weight[v]);
+#if defined(__clang__) && defined(__AVX2__) && !defined(__AVX512F__)
+          // Else LLVM reads the next row's word before this one is done with, for which a sum leaves its register.
+          asm("" : "+x"(sums[r][v]), "+r"(w));
+#endif
+        }
       }
     }
   }

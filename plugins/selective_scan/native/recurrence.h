@@ -230,9 +230,14 @@ MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* A, 
         if (n >= 3) states[n - 3].advance(h[n - 3], drive, B + n - 3, C + n - 3, sums[(n - 3) % 2]);
       }
     } else {
+      Float<Lanes> pace_in_turn = pace;
 #pragma GCC unroll 16
       for (int n = 0; n < States; ++n) {
-        sums[n % 2] += advance_state<Lanes, decay>(h[n], pace, drive, A + n * Lanes, B + n, C + n);
+        sums[n % 2] += advance_state<Lanes, decay>(h[n], pace_in_turn, drive, A + n * Lanes, B + n, C + n);
+#if defined(__clang__) && defined(__AVX2__) && !defined(__AVX512F__)
+        // As for ARM: else LLVM begins with the decays of all states, and keeps them in memory.
+        asm("" : "+x"(pace_in_turn), "+x"(sums[n % 2]) : "x"(h[n]));
+#endif
       }
     }
 #endif

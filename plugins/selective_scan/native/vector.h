@@ -284,6 +284,16 @@ constexpr float kMostExponent = 126.0f;
 // And those of which both of CubicExp2's factors are.
 constexpr float kMostCubicExponent = 120.0f;
 
+// a * b - c, rounded once where the processor can: clang leaves a product that is used twice by itself.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> multiplied_less(Float<Lanes> a, Float<Lanes> b, Float<Lanes> c) {
+#if defined(__clang__) && defined(__FMA__)
+  return __builtin_elementwise_fma(a, b, -c);
+#else
+  return a * b - c;
+#endif
+}
+
 // 2^(a * b) within 2.5 ulp where |a * b| is at most kMostExponent, or NaN. Where multiply-adds are fused the product is not
 // rounded; elsewhere, and `by_adders`, it is the rounded product's power.
 //
@@ -299,7 +309,7 @@ MSMAMBA_INLINE Float<Lanes> exp2_of_product(Float<Lanes> a, Float<Lanes> b) {
   } else {
     const Float<Lanes> rounded = a * b + kRounding<Lanes>;
     const Float<Lanes> part = rounded - kRounding<Lanes>;
-    return Exp2<Lanes>::power(rounded, part, a * b - part);
+    return Exp2<Lanes>::power(rounded, part, multiplied_less<Lanes>(a, b, part));
   }
 }
 
@@ -318,16 +328,6 @@ MSMAMBA_INLINE Float<Lanes> exp2(Float<Lanes> z) {
   return exp2_of_at_most<Lanes>(at_most<Lanes>(z, kMostExponent));
 }
 
-// a * b - c, rounded once where the processor can: clang leaves a product that is used twice by itself.
-template <int Lanes>
-MSMAMBA_INLINE Float<Lanes> multiplied_less(Float<Lanes> a, float b, Float<Lanes> c) {
-#if defined(__clang__)
-  return __builtin_elementwise_fma(a, broadcast<Lanes>(b), -c);
-#else
-  return a * b - c;
-#endif
-}
-
 // exp(-|v|) for any v, down to 2^-126.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> exp_minus_abs(Float<Lanes> v) {
@@ -338,7 +338,7 @@ MSMAMBA_INLINE Float<Lanes> exp_minus_abs(Float<Lanes> v) {
   // In two parts, so that no digits of a large |v| are lost.
 #if defined(__FMA__) || defined(__aarch64__)
   // log2(e), whose products are not rounded.
-  const Float<Lanes> rest = z * kLog2ERest + multiplied_less<Lanes>(z, kLog2E, part);
+  const Float<Lanes> rest = z * kLog2ERest + multiplied_less<Lanes>(z, broadcast<Lanes>(kLog2E), part);
 #else
   // ln 2, of which the first part times what was rounded is exact.
   const Float<Lanes> rest = ((z - part * 0.693359375f) - part * -2.12194440e-4f) * kLog2E;
