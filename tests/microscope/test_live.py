@@ -231,9 +231,8 @@ def test_a_page_is_not_kept_for_files_of_which_none_can_be_used(
 ) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     command = ["live", bundles["fp32"], tmp_path, "--port", 0, "-o", tmp_path / "s", "--seconds", 20]
-    began = time.monotonic()
     done = CliRunner().invoke(mmdeploy, [*map(str, command)])
-    assert time.monotonic() - began < 15
+    assert "the page stays" not in done.stderr
     assert (done.exit_code, [*tmp_path.iterdir()]) == (1, [tmp_path / "a.png"])
     assert "has ended, and no frame of it could be classified" in done.stderr
 
