@@ -163,8 +163,8 @@ def trust_of(
         if name in shares and (members is None or _is_one_sided(flags, among)):
             found = int(flags.sum()) if members is None else units * bool(flags.any())
             return Figure(float(flags.sum() / among.sum()), proportion_interval(found, units))
-        if name == "area" and right.all():  # in every resample, too
-            return Figure(0.0, _area_without_errors(units))
+        if name == "area" and _is_one_sided(right, among):  # in every resample, too
+            return _area_of_none_or_all(units, wrong=not right.any())
         if units < 2:  # one image or patient excludes nothing of others
             return Figure(figures[name](np.ones(images)), Interval(0.0, 1.0))
         drawn = values[name][np.isfinite(values[name])]
@@ -271,14 +271,17 @@ def _risk_coverage_area(scores: Floats, right: Flags) -> Callable[[Floats], floa
     return figure
 
 
-def _area_without_errors(units: int) -> Interval:
-    """What the area may be on others where all of so many images, or patients, are right.
+def _area_of_none_or_all(units: int, *, wrong: bool) -> Figure:
+    """The area where all of so many images, or patients, are right, or wrong, and what it may be on others.
 
-    At an error rate of e, min(1, e / c) of the most certain share c of images can be wrong at most; the mean
-    of that over c is e (1 - ln e).
+    At an error rate of e, min(1, e / c) of the most certain share c of images can be wrong at most, and
+    max(0, 1 - (1 - e) / c) at least; the means of these over c are e (1 - ln e) and e + (1 - e) ln(1 - e).
     """
+    if wrong:
+        least = proportion_interval(units, units).low
+        return Figure(1.0, Interval(least + (1 - least) * math.log1p(-least), 1.0, exact=True))
     most = proportion_interval(0, units).high
-    return Interval(0.0, most * (1 - math.log(most)), exact=True)
+    return Figure(0.0, Interval(0.0, most * (1 - math.log(most)), exact=True))
 
 
 def _calibration_error(confidence: Floats, right: Flags) -> Callable[[Floats], float]:

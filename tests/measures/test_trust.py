@@ -136,6 +136,15 @@ def test_no_error_among_images_leaves_room_for_some_among_others() -> None:
     assert area.interval.high == pytest.approx(worst, rel=1e-3)
 
 
+def test_no_right_answer_among_images_leaves_room_for_some_among_others() -> None:
+    truth = np.arange(20) % 2
+    area = trust_of(3 * np.eye(2)[1 - truth], truth, resamples=20).risk_coverage_area
+    assert (area.value, area.interval.high) == (1, 1)
+    rate = proportion_interval(20, 20).low
+    best = np.maximum(0, 1 - (1 - rate) / ((np.arange(100_000) + 0.5) / 100_000)).mean()
+    assert area.interval.low == pytest.approx(best, rel=1e-3)
+
+
 def test_the_intervals_hold_the_truth() -> None:
     exact = trust_of(*law(200_000, seed=5), resamples=2).risk_coverage_area.value
     held = 0
