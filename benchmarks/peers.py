@@ -6,7 +6,7 @@
 Artefacts are bundles or ONNX files of ours, run by `msmamba.open` as `infer` runs them. Peers are ONNX
 files of any network that takes float32 images, run by ONNX Runtime with its own defaults; export them
 from timm, say, in an environment of its own. ``--before`` is the interpreter of an environment with
-another version of msmamba: every artefact is run there, too.
+another version of msmamba: every artefact is run there, too, but for those that it does not open.
 
 Each environment has one process, which holds its sessions open; a round runs every case once, in an order
 shuffled anew, and never two at a time. Figures are of `run` with a batch that lies ready in memory:
@@ -79,14 +79,26 @@ def opened(case: Case) -> Callable[[], object]:
 
 def serve(kernels: str | None) -> None:
     """Opens the cases that the first line names, then runs the one that each further line asks for."""
+    from msmamba.errors import MsmambaError
+
     if kernels is not None:
         from msmamba.plugins.selective_scan import cpu
 
         cpu.select_kernels(kernels)
-    calls = [opened(Case(**each)) for each in json.loads(sys.stdin.readline())]
-    print("ready", flush=True)
+    calls: list[Callable[[], object] | None] = []
+    refusals: list[str | None] = []
+    for each in json.loads(sys.stdin.readline()):
+        try:
+            calls.append(opened(Case(**each)))
+            refusals.append(None)
+        except MsmambaError as error:
+            calls.append(None)
+            refusals.append(str(error))
+    print(json.dumps(refusals), flush=True)
     for line in sys.stdin:
         call = calls[int(line)]
+        if call is None:
+            raise SystemExit(f"case {line.strip()} is not open")
         start, processor_start = time.perf_counter(), time.process_time()
         call()
         print(time.perf_counter() - start, time.process_time() - processor_start, flush=True)
@@ -102,7 +114,8 @@ class Environment:
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         )
         self._python, self._cases = python, cases
-        self._ask(json.dumps([asdict(case) for case in cases]))
+        refusals = json.loads(self._ask(json.dumps([asdict(case) for case in cases])))
+        self.refused = {case: reason for case, reason in zip(cases, refusals, strict=True) if reason}
 
     def milliseconds(self, case: Case) -> tuple[float, float]:
         """Runs a case once: the time that it took, and that of all processors."""
@@ -142,7 +155,13 @@ def measure(cases: list[Case], kernels: str | None, rounds: int) -> dict[Case, l
             python: Environment(python, [case for case in cases if case.python == python], kernels, stack)
             for python in dict.fromkeys(case.python for case in cases)
         }
-        order, shuffle = list(cases), random.Random(0).shuffle
+        for environment in environments.values():
+            for case, reason in environment.refused.items():
+                if case.python == sys.executable:
+                    raise SystemExit(reason)
+                print(f"{case.name}: left out, since that version refuses it: {reason}", file=sys.stderr)
+                del taken[case]
+        order, shuffle = list(taken), random.Random(0).shuffle
         for index in range(WARM_UP + rounds):
             shuffle(order)
             for case in order:
