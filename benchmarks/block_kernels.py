@@ -1,7 +1,7 @@
 """The hybrid block's operators, and patch merging, at tiny's four stages: native, and as ONNX functions.
 
 Native is the ctypes door of the library; the function of standard operators runs in plain ONNX Runtime. The
-scan's branch is measured whole and as its parts (ScanInputs, SelectiveScan2D, ScanOutputs). Cases are
+scan without its projections, as files of earlier versions have it, is measured beside them. Cases are
 interleaved, one call each a round; figures are medians and minima over rounds, ratios medians of ratios
 within rounds. Weights are those of a fresh network.
 
@@ -41,7 +41,9 @@ from msmamba.plugins.selective_scan import cpu as scan
 from msmamba.plugins.selective_scan.onnx_function import scan_function
 
 GROUPS = 4
-OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA", "PatchMerging")
+OPERATORS = ("LocalBranch", "ScanFeatures", "ProjectedScan2D", "ScanOutputs", "MIFA", "PatchMerging")
+BEFORE = ("ScanInputs", "SelectiveScan2D")
+"""What files of earlier versions have in place of the second and third."""
 ROUNDS_PER_FUNCTION_CALL = 4
 """The functions take most of the time: they run in every fourth round only."""
 SCAN_MULTIPLY_ADDS = 8
@@ -65,13 +67,17 @@ def weights_of(stage: Any) -> dict[str, Arrays]:
 
     block = stage.blocks[0]
     branch = block.pvm_layer
-    before, middle, after = arrays(branch.before), arrays(branch.scan), arrays(branch.after)
+    before, scan, after = arrays(branch.before), arrays(branch.scan), arrays(branch.after)
+    states = ("A", "D", "delta_bias")
+    projections = {name: array for name, array in scan.items() if name not in states}
     merging = {} if stage.downsample is None else {"PatchMerging": arrays(stage.downsample.weights)}
     return {
         **merging,
         "LocalBranch": arrays(block.Conv_branch.weights),
-        "ScanInputs": before,
-        "SelectiveScan2D": middle,
+        "ScanFeatures": before,
+        "ProjectedScan2D": scan,
+        "ScanInputs": before | projections,
+        "SelectiveScan2D": {name: scan[name] for name in states},
         "ScanOutputs": after,
         "MIFA": arrays(block.MIFA.weights),
     }
@@ -83,6 +89,8 @@ def maps_of(half: int, batch: int, side: int) -> dict[str, Arrays]:
     image, grouped, d = (batch, side, side), (batch * GROUPS, side, side), half // GROUPS
     shapes = {
         "LocalBranch": {"x": (*image, 2 * half)},
+        "ScanFeatures": {"x": (*image, 2 * half)},
+        "ProjectedScan2D": {"features": (*grouped, 2 * d)},
         "ScanInputs": {"x": (*image, 2 * half)},
         "ScanOutputs": {"y": (*grouped, 2 * d), "gate": (*grouped, 2 * d), "tokens": (*grouped, d)},
         "MIFA": {"local": (*image, half), "scanned": (*image, half)},
@@ -98,12 +106,15 @@ def product_flops(op_type: str, half: int, positions: int, states: int = 16) -> 
     """Operations of the matrix products; ``positions`` of all images."""
     d, K = half // GROUPS, DIRECTIONS
     D, rank = 2 * d, -(-d // 16)
-    before = d * 2 * D + D * K * rank + rank * K * D + 2 * D * K * states
-    after = D * d
+    before, after = d * 2 * D, D * d
+    projections = D * K * rank + rank * K * D + 2 * D * K * states
+    scan = K * D * states * SCAN_MULTIPLY_ADDS
     multiply_adds = {
         "LocalBranch": 2 * half * half,
-        "ScanInputs": GROUPS * before,
-        "SelectiveScan2D": GROUPS * K * D * states * SCAN_MULTIPLY_ADDS,
+        "ScanFeatures": GROUPS * before,
+        "ProjectedScan2D": GROUPS * (projections + scan),
+        "ScanInputs": GROUPS * (before + projections),
+        "SelectiveScan2D": GROUPS * scan,
         "ScanOutputs": GROUPS * after,
         "MIFA": 0,
         "PatchMerging": 8 * half * half,  # 8h to 4h at every fourth position
@@ -124,12 +135,14 @@ def native_call(op_type: str, weights: Arrays, maps: Arrays, batch: int) -> Call
     operator = cpu.BlockOperator(op_type, weights)
     inputs = list(maps.values())
     side = inputs[0].shape[1]
+    if op_type == "ProjectedScan2D":
+        batch *= GROUPS
     outputs = [aligned_zeros(shape) for shape in operator.output_shapes(batch, side, side)]
     return lambda: operator.run(batch, inputs, outputs)
 
 
 def scan_call(features: Arrays, weights: Arrays) -> Callable[[], object]:
-    """The scan between ScanInputs and ScanOutputs."""
+    """The scan behind ScanInputs."""
     y = np.zeros_like(features["x"])
     shape = scan.ScanShape(*features["x"].shape, states=weights["A"].shape[-1])
     addresses = {name: array.ctypes.data for name, array in (features | weights).items()}
@@ -140,10 +153,10 @@ def scan_call(features: Arrays, weights: Arrays) -> Callable[[], object]:
 def function_call(op_type: str, weights: Arrays, maps: Arrays, threads: int) -> Callable[[], object]:
     """The function of standard operators in plain ONNX Runtime."""
     conv = {"LocalBranch": "scale"}.get(op_type, "conv_bias")
-    attributes = {"channels": weights[conv].shape[0]} if op_type != "PatchMerging" else {}
+    attributes = {"channels": weights[conv].shape[0]} if conv in weights else {}
     if op_type.startswith("Scan"):
         attributes["groups"] = GROUPS
-    outputs = {"ScanInputs": ["tokens", "gate", "features", "delta", "B", "C"]}.get(op_type, ["y_out"])
+    outputs = {"ScanFeatures": ["tokens", "gate", "features"]}.get(op_type, ["y_out"])
     single = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node(op_type, [*maps, *weights], outputs, domain=DOMAIN, **attributes)],
@@ -203,6 +216,7 @@ def stage_calls(
         if native_only:
             continue
         calls[f"{op_type} function"] = function_call(op_type, weights[op_type], maps[op_type], threads)
+    calls["ScanInputs native"] = native_call("ScanInputs", weights["ScanInputs"], maps["ScanInputs"], batch)
     with cpu.BlockOperator("ScanInputs", weights["ScanInputs"]) as operator:
         _, _, x, delta, B, C = operator(batch, *maps["ScanInputs"].values())
     calls["SelectiveScan2D native"] = scan_call(
@@ -231,7 +245,7 @@ def interleaved(
 def figures(seconds: dict[str, NDArray[np.float64]], half: int, positions: int) -> list[dict[str, Any]]:
     """One row an operator: times in ms, the ratio to the function, GFLOP/s of the products at the minimum."""
     rows = []
-    for op_type in (*OPERATORS, "SelectiveScan2D"):
+    for op_type in (*OPERATORS, *BEFORE):
         if (native := seconds.get(f"{op_type} native")) is None:
             continue
         row: dict[str, Any] = {
@@ -306,7 +320,7 @@ def show(results: list[dict[str, Any]], context: dict[str, Any]) -> None:
                 f"{gflops:.0f}" if gflops else "",
                 f"{100 * gflops / stage['peak_gflops']:.0f} %" if gflops else "",
             )
-    for op_type in (*OPERATORS, "SelectiveScan2D"):
+    for op_type in (*OPERATORS, *BEFORE):
         of_stages = [row for stage in results for row in stage["operators"] if row["operator"] == op_type]
         counts = MERGINGS if op_type == "PatchMerging" else BLOCKS
         sums = (

@@ -33,7 +33,7 @@ from .engine.engine_bundle import building, seal, write_engine
 from .engine.kernels import compiler_from, kernels_for
 from .graph.int8 import Int8, int8_network
 from .graph.int8_options import Int8Options, Prepared, prepare
-from .graph.onnx_model import DEFAULT_OPSET, flat_model, onnx_from_network
+from .graph.onnx_model import DEFAULT_OPSET, flat_model, onnx_from_network, scan_nodes
 from .graph.precision import PrecisionProof, fp16_from_fp32, precision_proof
 
 CALIBRATION_FILE, PLAN_FILE = "calibration.json", "plan.json"
@@ -180,7 +180,7 @@ def export_bundle(
         manifest=manifest,
         proof=proof,
         nodes=len(model.graph.node),
-        scans=sum(node.op_type == "SelectiveScan2D" for node in model.graph.node),
+        scans=len(scan_nodes(model)),
         bytes=(Path(output) / MODEL_NAME).stat().st_size,
         kernels_bytes=sum(map(len, kernels.values())),
         engine=engine,

@@ -22,6 +22,7 @@ from msmamba.plugins.hybrid_block import DOMAIN, INT8, INT8_VALUES, INT8_WEIGHTS
 from msmamba.plugins.hybrid_block.cpu import WEIGHTS
 from msmamba.plugins.hybrid_block.onnx_functions import block_functions, int8_block_functions
 from msmamba.plugins.selective_scan import DIRECTIONS
+from msmamba.plugins.selective_scan.onnx_function import scan_function
 
 Arrays = dict[str, NDArray[Any]]
 OPSET = 20
@@ -32,7 +33,11 @@ OUTPUTS = {
     "ScanOutputs": ["scanned"],
     "MIFA": ["y"],
     "PatchMerging": ["y"],
+    "ScanFeatures": ["tokens", "gate", "features"],
+    "ProjectedScan2D": ["y"],
 }
+IN_FLOAT32 = ("A", "D", "delta_bias")
+"""Weights that are float32 in any file."""
 
 
 LARGEST = {
@@ -54,6 +59,19 @@ class Gelu(OpRun):
     def _run(self, x: NDArray[Any], approximate: str | None = None) -> tuple[NDArray[Any]]:
         erf = np.vectorize(math.erf)(x / math.sqrt(2))
         return ((x * (1 + erf) / 2).astype(x.dtype),)
+
+
+class SelectiveScan2D(OpRun):
+    """The scan's plain recurrence, in the type that it is given; its function's is float32."""
+
+    op_domain = DOMAIN
+
+    def _run(self, *inputs: NDArray[Any], **_: Any) -> tuple[NDArray[Any]]:
+        import torch
+
+        from msmamba.plugins.selective_scan.reference import selective_scan_2d
+
+        return (selective_scan_2d(*map(torch.tensor, inputs)).numpy(),)
 
 
 @dataclass(frozen=True)
@@ -124,19 +142,30 @@ class BlockCase:
                 "reduction_weight": (4 * h, 2 * h),
             },
         }
+        before = shapes["ScanInputs"]
+        projections = ("step_weight", "step_expand", "input_weight", "output_weight")
+        shapes["ScanFeatures"] = {name: shape for name, shape in before.items() if name not in projections}
+        shapes["ProjectedScan2D"] = {
+            **{name: before[name] for name in projections},
+            "A": (DIRECTIONS, D, self.states),
+            "D": (DIRECTIONS, D),
+            "delta_bias": (DIRECTIONS, D),
+        }
         rng = np.random.default_rng(self.half)
         weights = {}
         for name, shape in shapes[op_type].items():
             inputs = math.prod(shape[1:]) if len(shape) == 4 else shape[0] if len(shape) == 2 else 1
             weights[name] = self._held(rng.standard_normal(shape) / math.sqrt(inputs))
-        if op_type == "ScanInputs":
+        if "A" in weights:
+            weights["A"] = -np.exp(weights["A"])
+        if "step_expand" in weights:
             blocks = np.kron(np.eye(DIRECTIONS), np.ones((rank, D)))
             weights["step_expand"] = (weights["step_expand"] * blocks).astype(np.float32)
         return weights
 
     def _int8_weights(self, op_type: str) -> Arrays:
         weights = self.weights(op_type)
-        if op_type == "ScanInputs":
+        if "step_weight" in weights:
             parts = [weights[name] for name in ("step_weight", "input_weight", "output_weight")]
             weights["features_weight"] = np.concatenate(parts, axis=1)
         for name in INT8_WEIGHTS[op_type]:
@@ -147,9 +176,10 @@ class BlockCase:
         return {name: weights[name] for name in WEIGHTS[op_type + INT8]}
 
     def map_shape(self, op_type: str) -> tuple[int, int, int]:
-        """Images, height and width of the operator's maps; patches need even sides."""
+        """Images (of a scan groups), height and width of the operator's maps; patches need even sides."""
         side = 2 * self.side if op_type == "PatchMerging" else self.side
-        return self.batch, side, side
+        scans = op_type.removesuffix(INT8) == "ProjectedScan2D"
+        return self.batch * self.groups if scans else self.batch, side, side
 
     def maps(self, op_type: str) -> Arrays:
         """Random maps, in the contract's order."""
@@ -166,6 +196,8 @@ class BlockCase:
             },
             "MIFA": {"local": (*image, self.half), "scanned": (*image, self.half)},
             "PatchMerging": {"x": (*self.map_shape("PatchMerging"), self.half)},
+            "ScanFeatures": {"x": (*image, 2 * self.half)},
+            "ProjectedScan2D": {"features": (*grouped, 2 * self.model)},
         }
         rng = np.random.default_rng(self.side)
         return {name: self._held(rng.standard_normal(shape)) for name, shape in shapes[op_type].items()}
@@ -182,7 +214,11 @@ def block_model(
     """One node of the operator, its weights constants or, after the maps, inputs of the graph."""
     weights = case.weights(op_type)
     if not op_type.endswith(INT8):
-        weights = {name: weight.astype(dtype) for name, weight in weights.items()}
+        narrow = dtype == np.float16
+        weights = {
+            name: weight if narrow and name in IN_FLOAT32 else weight.astype(dtype)
+            for name, weight in weights.items()
+        }
     element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
     def info(name: str, rank: int | None, kind: int = element) -> onnx.ValueInfoProto:
@@ -194,7 +230,7 @@ def block_model(
         inputs += [info(name, weight.ndim, kinds[name]) for name, weight in weights.items()]
     outputs = OUTPUTS[op_type.removesuffix(INT8)]
     attributes = {"groups": case.groups} if op_type.startswith("Scan") else {}
-    if op_type != "PatchMerging":
+    if op_type.removesuffix(INT8) not in ("PatchMerging", "ProjectedScan2D"):
         attributes["channels"] = weights["scale" if op_type.startswith("LocalBranch") else "conv_bias"].size
     node = onnx.helper.make_node(
         op_type, [*case.maps(op_type), *weights], outputs, domain=DOMAIN, **attributes
@@ -211,21 +247,25 @@ def block_model(
     return onnx.helper.make_model(
         graph,
         opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, 1)],
-        functions=[_function(op_type, dtype)] if function else [],
+        functions=_functions(op_type, dtype) if function else [],
         ir_version=10,
     )
 
 
-def _function(op_type: str, dtype: Any) -> onnx.FunctionProto:
+def _functions(op_type: str, dtype: Any) -> list[onnx.FunctionProto]:
+    """The operator's function, first, and the scan's where it calls that."""
     functions = (*block_functions(OPSET), *int8_block_functions(OPSET))
     (function,) = (entry for entry in functions if entry.name == op_type)
-    return float16_function(function) if dtype == np.float16 else function
+    called = [scan_function(OPSET)] if "A" in function.input else []
+    return [float16_function(function) if dtype == np.float16 else function, *called]
 
 
 def exact_outputs(op_type: str, case: BlockCase) -> list[NDArray[np.float64]]:
     """The function of standard operators, evaluated in float64 by onnx's reference."""
-    model = onnx.inliner.inline_local_functions(block_model(op_type, case, dtype=np.float64))
-    evaluator = ReferenceEvaluator(model, new_ops=[Gelu])
+    model = block_model(op_type, case, dtype=np.float64)
+    del model.functions[1:]
+    model = onnx.inliner.inline_local_functions(model)
+    evaluator = ReferenceEvaluator(model, new_ops=[Gelu, SelectiveScan2D])
     maps = {name: array.astype(np.float64) for name, array in case.maps(op_type).items()}
     return [np.asarray(output) for output in evaluator.run(None, maps)]
 
@@ -242,13 +282,17 @@ def weights_of_the_largest_integers(half: int) -> Arrays:
 
 
 def int8_products(weights: Arrays, outputs: list[NDArray[Any]]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """The outputs of ScanInputsInt8 that are products, and what they are exactly.
+    """The outputs of ScanInputsInt8 or ScanFeaturesInt8 that are products, and what they are exactly.
 
     Both sides of each product are known: tokens and features come out unrounded.
     """
-    tokens, gate, features, delta, B, C = outputs
-    inner, states = features.shape[-1], B[0, 0, 0].size
+    tokens, gate, features = outputs[:3]
+    inner = features.shape[-1]
     projected = _product(tokens, weights, "tokens", "in_weight")
+    if len(outputs) == 3:
+        return [(gate, projected[..., inner:])]
+    delta, B, C = outputs[3:]
+    states = B[0, 0, 0].size
     merged = _product(features, weights, "features", "features_weight")
     steps, inputs, products = np.split(
         merged, [merged.shape[-1] - 2 * states, merged.shape[-1] - states], axis=-1

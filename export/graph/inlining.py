@@ -5,11 +5,11 @@ Only onnx is imported here, so that a device can build an engine from a bundle.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
 import onnx
 import onnx.inliner
-from onnx import ModelProto, NodeProto
+from onnx import FunctionProto, ModelProto, NodeProto
 
 from ...plugins.hybrid_block import INT8_OPERATORS, OPERATORS
 from ...plugins.selective_scan.onnx_function import DOMAIN
@@ -56,6 +56,12 @@ def inlined_model(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
 def block_nodes(model: ModelProto) -> list[NodeProto]:
     """The nodes of the hybrid block's operators (`plugins.hybrid_block`), in order."""
     return [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in BLOCK_OPERATORS]
+
+
+def functions_called(nodes: Iterable[NodeProto], functions: Mapping[str, FunctionProto]) -> set[str]:
+    """Names of the functions that nodes call, themselves or by one another."""
+    called = {node.op_type for node in nodes if node.domain == DOMAIN} & set(functions)
+    return called.union(*(functions_called(functions[name].node, functions) for name in called))
 
 
 def _name_after_callers(flat: ModelProto, callers: list[str]) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ...errors import ExportError
 from ...model.networks.family import Network
 from ...model.networks.registry import family_of
+from ...plugins.hybrid_block import INT8, PROJECTED_SCAN
 from ...plugins.hybrid_block.onnx_functions import block_functions
 from ...plugins.selective_scan.onnx_function import (
     DOMAIN,
@@ -40,7 +41,7 @@ from ...plugins.selective_scan.onnx_function import (
     scan_schema,
 )
 from ...runtime.backend import FEATURES
-from .inlining import INPUT, OUTPUT, inlined_model
+from .inlining import INPUT, OUTPUT, functions_called, inlined_model
 
 DEFAULT_OPSET = 20
 """The exporter's own version, and the newest that TensorRT 10.3 (JetPack 6) reads."""
@@ -79,9 +80,9 @@ def onnx_from_network(
 
     model = _traced(family_of(network).inference_form(network, image_size).eval(), image_size)
     _set_opset(model, opset)
-    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    functions = (scan_function(opset), *block_functions(opset))
-    model.functions.extend(function for function in functions if function.name in used)
+    functions = {function.name: function for function in (scan_function(opset), *block_functions(opset))}
+    used = functions_called(model.graph.node, functions)
+    model.functions.extend(function for name, function in functions.items() if name in used)
     _name_after_modules(model)
     _show_features(model, family_of(network).head)
     _drop_tracing_notes(model)
@@ -114,8 +115,9 @@ def flat_model(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
 
 
 def scan_nodes(model: ModelProto) -> list[NodeProto]:
-    """The nodes of the selective scan, in order."""
-    return [node for node in model.graph.node if node.domain == DOMAIN and node.op_type == OP_TYPE]
+    """The nodes of the selective scan, in order, with or without its projections."""
+    scans = (OP_TYPE, PROJECTED_SCAN, PROJECTED_SCAN + INT8)
+    return [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in scans]
 
 
 def _traced(form: nn.Module, image_size: int) -> ModelProto:

@@ -32,7 +32,7 @@ from ...errors import ExportError
 from ...plugins.hybrid_block import INT8, INT8_OPERATORS, INT8_VALUES, INT8_WEIGHTS
 from ...plugins.hybrid_block.cpu import WEIGHTS
 from ...plugins.hybrid_block.onnx_functions import int8_block_functions
-from .inlining import inlined_model
+from .inlining import functions_called, inlined_model
 from .products import CHANNEL_AXIS, KINDS, LINEAR, products
 
 LARGEST = 127
@@ -190,14 +190,14 @@ def with_int8_blocks(model: ModelProto, ranges: Mapping[str, float], whole: Coll
         if node.name not in whole:
             continue
         op_type, inputs = node.op_type, dict(zip(formal[node.op_type].input, node.input, strict=True))
+        first = formal[op_type].input[0]  # of operators that quantise what they read, it alone
+        maps = {first: inputs[first]}
         outputs = dict(zip(formal[op_type].output, node.output, strict=True))
-        if op_type == "ScanInputs":
+        if "input_weight" in inputs:
             parts = [weights[inputs.pop(name)] for name in ("step_weight", "input_weight", "output_weight")]
             merged = f"{node.name}/features_weight"
             weights[merged] = np.concatenate(parts, axis=1)
-            inputs = _in_order(
-                WEIGHTS[op_type + INT8], {"x": inputs["x"]} | inputs | {"features_weight": merged}
-            )
+            inputs = _in_order(WEIGHTS[op_type + INT8], maps | inputs | {"features_weight": merged})
         scales = []
         for name in INT8_WEIGHTS[op_type]:
             weight = weights[inputs[name]]
@@ -205,7 +205,7 @@ def with_int8_blocks(model: ModelProto, ranges: Mapping[str, float], whole: Coll
             scales.append(add(f"{inputs[name]}:scale", steps))
             inputs[name] = add(f"{inputs[name]}:int8", integers)
         for name in INT8_VALUES[op_type]:
-            value = outputs.get(name, f"{node.name}/{name}")
+            value = outputs.get(name, maps.get(name, f"{node.name}/{name}"))
             scales.append(add(f"{value}:scale", activation_scale(ranges[value])))
         node.op_type = op_type + INT8
         node.input[:] = [*inputs.values(), *scales]
@@ -213,13 +213,12 @@ def with_int8_blocks(model: ModelProto, ranges: Mapping[str, float], whole: Coll
     kept = [tensor for tensor in made.graph.initializer if tensor.name in used]
     del made.graph.initializer[:]
     made.graph.initializer.extend([*kept, *added.values()])
-    in_use = {node.op_type for node in made.graph.node}
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
-    functions = [
-        function for function in (*made.functions, *int8_block_functions(opset)) if function.name in in_use
-    ]
+    functions = {function.name: function for function in (*made.functions, *int8_block_functions(opset))}
+    in_use = functions_called(made.graph.node, functions)
+    kept_functions = [function for name, function in functions.items() if name in in_use]
     del made.functions[:]
-    made.functions.extend(functions)
+    made.functions.extend(kept_functions)
     onnx.checker.check_model(made, full_check=True)
     return made
 

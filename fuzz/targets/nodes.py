@@ -88,6 +88,32 @@ _OPERATORS: dict[str, tuple[dict[str, tuple[str, ...]], int, tuple[str, ...]]] =
         1,
         (),
     ),
+    "ScanFeatures": (
+        {
+            "x": ("b", "H", "W", "C"),
+            "norm_weight": ("h",),
+            "norm_bias": ("h",),
+            "in_weight": ("d", "E"),
+            "conv_weight": ("D", "1", "3", "3"),
+            "conv_bias": ("D",),
+        },
+        3,
+        ("channels", "groups"),
+    ),
+    "ProjectedScan2D": (
+        {
+            "features": ("g", "H", "W", "D"),
+            "step_weight": ("D", "S"),
+            "step_expand": ("S", "X"),
+            "input_weight": ("D", "N"),
+            "output_weight": ("D", "N"),
+            "A": ("4", "D", "n"),
+            "D": ("4", "D"),
+            "delta_bias": ("4", "D"),
+        },
+        1,
+        (),
+    ),
     "SelectiveScan2D": (
         {
             "x": ("b", "H", "W", "D"),
@@ -117,6 +143,16 @@ def _in_int8(op_type: str, scales: dict[str, tuple[str, ...]]) -> None:
 
 _in_int8("LocalBranch", {"project_weight_scale": ("h",), "expanded_kept_scale": (), "projected_scale": ()})
 _in_int8("ScanOutputs", {"project_weight_scale": ("d",), "gated_scale": ()})
+_in_int8("ScanFeatures", {"in_weight_scale": ("E",), "tokens_scale": ()})
+_in_int8(
+    "ProjectedScan2D",
+    {
+        "features_weight_scale": ("M",),
+        "step_expand_scale": ("X",),
+        "features_scale": (),
+        "step_features_scale": (),
+    },
+)
 _in_int8(
     "ScanInputs",
     {
@@ -165,7 +201,8 @@ def _model(generator: random.Random) -> bytes:
     in_int8 = INT8_WEIGHTS.get(op_type.removesuffix(INT8), ()) if op_type.endswith(INT8) else ()
     for name, letters in inputs.items():
         shape = [int(letter) if letter.isdigit() else sizes[letter] for letter in letters]
-        usual = np.int8 if name in in_int8 else np.float16 if has_half else np.float32
+        in_half = has_half and name not in ("A", "D", "delta_bias")
+        usual = np.int8 if name in in_int8 else np.float16 if in_half else np.float32
         if generator.random() < 0.08:
             shape = _other(shape, generator)
         dtype = generator.choice((np.float16, np.float64, np.int64)) if generator.random() < 0.03 else usual

@@ -20,7 +20,6 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from ...plugins.hybrid_block import DOMAIN
 from ...plugins.selective_scan import DIRECTIONS
-from ...plugins.selective_scan.operator import selective_scan_2d
 from .layers import PatchMerging, channel_shuffle, channels_last
 from .microscopic_mamba import MIFA, PEVM, PSFFN, ConvNorm, HybridBlock, MicroscopicMamba, Stage
 from .ss2d import with_constant_scans
@@ -101,7 +100,6 @@ class ScanBranch(nn.Module):
         self.groups = branch.groups
         self.d_model = block.in_proj.in_features
         self.d_inner = block.conv2d.in_channels
-        self.d_state = states
         self.convolved = block.PSFFN.convolved
         self.before = Weights(
             norm_weight=norm.weight,
@@ -109,12 +107,12 @@ class ScanBranch(nn.Module):
             in_weight=block.in_proj.weight.t(),
             conv_weight=block.conv2d.weight,
             conv_bias=block.conv2d.bias,
+        )
+        self.scan = Weights(
             step_weight=steps.flatten(0, 1).t(),
             step_expand=torch.block_diag(*block.dt_projs_weight).t(),
             input_weight=inputs.flatten(0, 1).t(),
             output_weight=outputs.flatten(0, 1).t(),
-        )
-        self.scan = Weights(
             A=-torch.exp(block.A_logs).view(DIRECTIONS, self.d_inner, states),
             D=block.Ds.view(DIRECTIONS, self.d_inner),
             delta_bias=block.dt_projs_bias,
@@ -134,22 +132,18 @@ class ScanBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, channels = x.shape
         map_shape = [batch * self.groups, height, width]
-        tokens, gate, features, delta, B, C = block_operator(
-            "ScanInputs",
+        tokens, gate, features = block_operator(
+            "ScanFeatures",
             [x, *self.before.all()],
             [
                 [*map_shape, self.d_model],
                 [*map_shape, self.d_inner],
                 [*map_shape, self.d_inner],
-                [*map_shape, DIRECTIONS, self.d_inner],
-                [*map_shape, DIRECTIONS, self.d_state],
-                [*map_shape, DIRECTIONS, self.d_state],
             ],
             groups=self.groups,
             channels=self.d_inner,
         )
-        A, D, delta_bias = self.scan.all()
-        y = selective_scan_2d(features, delta, A, B, C, D, delta_bias)
+        (y,) = block_operator("ProjectedScan2D", [features, *self.scan.all()], [[*map_shape, self.d_inner]])
         (scanned,) = block_operator(
             "ScanOutputs",
             [y, gate, tokens, *self.after.all()],

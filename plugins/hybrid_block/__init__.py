@@ -1,11 +1,11 @@
 """The hybrid block around the scan, and the step between stages: one contract, several implementations.
 
 Between the scans the network is many small steps on thin maps, and runtimes lose most of their time moving
-those maps between layouts. Four operators, channels last from end to end, hold all that a hybrid block
-does around its scan (`model.networks.microscopic_mamba.HybridBlock`), and a fifth leads to the next stage::
+those maps between layouts. Five operators, channels last from end to end, hold all that a hybrid block
+does (`model.networks.microscopic_mamba.HybridBlock`), and a sixth leads to the next stage::
 
-    x ──► LocalBranch ───────────────────────────────► local ─┐
-      └─► ScanInputs ─► SelectiveScan2D ─► ScanOutputs ─► scanned ─► MIFA ─► the block's output
+    x ──► LocalBranch ──────────────────────────────────────► local ─┐
+      └─► ScanFeatures ─► ProjectedScan2D ─► ScanOutputs ─► scanned ─► MIFA ─► the block's output
 
 Each is a model-local ONNX function of standard operators (`onnx_functions`), so any runtime executes the
 file; ONNX Runtime takes the compiled kernels instead where msmamba's native library is registered.
@@ -23,16 +23,28 @@ project_weight, project_bias) -> local``; attribute ``channels`` = h
     project (h, 2h, 1, 1) and (h). The norm, then three convolutions padded with zeros, each followed by
     ReLU. local (batch, H, W, h).
 
-``ScanInputs(x, norm_weight, norm_bias, in_weight, conv_weight, conv_bias, step_weight, step_expand,
-input_weight, output_weight) -> tokens, gate, features, delta, B, C``; attributes ``groups`` = G and
-``channels`` = D
+``ScanFeatures(x, norm_weight, norm_bias, in_weight, conv_weight, conv_bias) -> tokens, gate, features``;
+attributes ``groups`` = G and ``channels`` = D
 
     x (batch, H, W, C), of which the second half is used; norm (h) twice; in_weight (d, 2D); conv
-    (D, 1, 3, 3) and (D); step_weight (D, K*R), step_expand (K*R, K*D), block diagonal; input_weight and
-    output_weight (D, K*N). LayerNorm; the groups become the batch; tokens (batch*G, H, W, d); the first
+    (D, 1, 3, 3) and (D). LayerNorm; the groups become the batch; tokens (batch*G, H, W, d); the first
     half of tokens @ in_weight goes through the convolution and SiLU to features (batch*G, H, W, D), the
-    second half is gate, same shape; delta = features @ step_weight @ step_expand
-    (batch*G, H, W, K, D); B and C (batch*G, H, W, K, N).
+    second half is gate, same shape.
+
+``ProjectedScan2D(features, step_weight, step_expand, input_weight, output_weight, A, D, delta_bias) -> y``
+
+    features (batch, H, W, D); step_weight (D, K*R), step_expand (K*R, K*D), block diagonal; input_weight
+    and output_weight (D, K*N); A (K, D, N), D (K, D) and delta_bias (K, D), float32 in any file.
+    delta = features @ step_weight @ step_expand (batch, H, W, K, D); B = features @ input_weight and
+    C = features @ output_weight (batch, H, W, K, N). y (batch, H, W, D) is
+    SelectiveScan2D(features, delta, A, B, C, D, delta_bias) (`plugins.selective_scan`), which the function
+    calls: a file that is written out has its scans as nodes of that operator.
+
+``ScanInputs(x, norm_weight, norm_bias, in_weight, conv_weight, conv_bias, step_weight, step_expand,
+input_weight, output_weight) -> tokens, gate, features, delta, B, C``; attributes as ScanFeatures
+
+    ScanFeatures and the projections of ProjectedScan2D, before a SelectiveScan2D: so in files of earlier
+    versions.
 
 ``ScanOutputs(y, gate, tokens, out_norm_weight, out_norm_bias, project_weight, project_bias, conv_weight,
 conv_bias, residual_scale, norm_weight, norm_bias) -> scanned``; attributes ``groups`` = G, ``channels`` = q
@@ -59,11 +71,12 @@ conv_bias, residual_scale, norm_weight, norm_bias) -> scanned``; attributes ``gr
 LayerNorm's epsilon is 1e-5. A channel shuffle in g groups views channels as (g, channels/g), transposes
 and flattens.
 
-``LocalBranchInt8``, ``ScanInputsInt8`` and ``ScanOutputsInt8`` are the same over float32 maps with their
-matrix products in int8. The weights that `INT8_WEIGHTS` names are int8, and behind the float operator's
-inputs stand what one of each of these weights' integers is worth, by output channel, and then what one of
-each value of `INT8_VALUES` is worth, scalars. QuantizeLinear with zero point 0 rounds these values before
-a product reads them, and ``projected`` behind one; ``tokens`` and ``features`` come out unrounded.
+``LocalBranchInt8``, ``ScanFeaturesInt8``, ``ProjectedScan2DInt8``, ``ScanOutputsInt8`` and, of earlier
+versions, ``ScanInputsInt8`` are the same over float32 maps with their matrix products in int8. The weights
+that `INT8_WEIGHTS` names are int8, and behind the float operator's inputs stand what one of each of these
+weights' integers is worth, by output channel, and then what one of each value of `INT8_VALUES` is worth,
+scalars. QuantizeLinear with zero point 0 rounds these values before a product reads them, and
+``projected`` behind one; ``tokens`` and ``features`` come out unrounded, and so the scan takes them.
 ``features_weight`` (D, K*R + 2*K*N) is step_weight, input_weight and output_weight side by side; it
 stands in the place of the first and for the others.
 """
@@ -71,7 +84,13 @@ stands in the place of the first and for the others.
 from __future__ import annotations
 
 DOMAIN = "msmamba"
-OPERATORS = ("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA", "PatchMerging")
+OPERATORS = (
+    *("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA"),
+    *("PatchMerging", "ScanFeatures", "ProjectedScan2D"),
+)
+PROJECTED_SCAN = "ProjectedScan2D"
+OF_EARLIER_FILES = ("ScanInputs",)
+"""Operators that are executed and no longer exported."""
 LAYER_NORM_EPSILON = 1e-5
 
 INT8 = "Int8"
@@ -80,14 +99,19 @@ INT8_WEIGHTS = {
     "LocalBranch": ("project_weight",),
     "ScanInputs": ("in_weight", "features_weight", "step_expand"),
     "ScanOutputs": ("project_weight",),
+    "ScanFeatures": ("in_weight",),
+    "ProjectedScan2D": ("features_weight", "step_expand"),
 }
 INT8_VALUES = {
     "LocalBranch": ("expanded_kept", "projected"),
     "ScanInputs": ("tokens", "features", "step_features"),
     "ScanOutputs": ("gated",),
+    "ScanFeatures": ("tokens",),
+    "ProjectedScan2D": ("features", "step_features"),
 }
 INT8_OPERATORS = tuple(name + INT8 for name in INT8_WEIGHTS)
 
 __all__ = [
     *("DOMAIN", "INT8", "INT8_OPERATORS", "INT8_VALUES", "INT8_WEIGHTS", "LAYER_NORM_EPSILON", "OPERATORS"),
+    *("OF_EARLIER_FILES", "PROJECTED_SCAN"),
 ]

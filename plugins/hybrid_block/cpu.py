@@ -43,6 +43,11 @@ WEIGHTS = {
     ),
     "MIFA": ("conv_weight", "conv_bias", "attention_weight"),
     "PatchMerging": ("norm_weight", "norm_bias", "reduction_weight"),
+    "ScanFeatures": ("norm_weight", "norm_bias", "in_weight", "conv_weight", "conv_bias"),
+    "ProjectedScan2D": (
+        *("step_weight", "step_expand", "input_weight", "output_weight"),
+        *("A", "D", "delta_bias"),
+    ),
 }
 WEIGHTS |= {
     name + INT8: (
@@ -64,7 +69,7 @@ __all__ = ["WEIGHTS", "BlockOperator", "BlockSizes"]
 class BlockSizes:
     """Sizes that the weights fix (those an operator does not have are 0)."""
 
-    half: int  # h; of PatchMerging C
+    half: int  # h; of PatchMerging C; of ProjectedScan2D 0
     groups: int  # G
     model: int  # d
     inner: int  # D
@@ -88,10 +93,14 @@ class BlockSizes:
             half = shapes["conv_bias"][0]
         elif op_type == "PatchMerging":
             half = shapes["reduction_weight"][0] // 4
-        elif op_type == "ScanInputs":
-            half = shapes["norm_weight"][0]
-            model = shapes["in_weight"][0]
-            if in_int8:
+        elif op_type in ("ScanInputs", "ScanFeatures", "ProjectedScan2D"):
+            half = 0
+            if op_type != "ProjectedScan2D":
+                half = shapes["norm_weight"][0]
+                model = shapes["in_weight"][0]
+            if op_type == "ScanFeatures":
+                inner = shapes["conv_bias"][0]
+            elif in_int8:
                 steps = shapes["step_expand"][0]
                 inner, width = shapes["features_weight"]
                 states = (width - steps) // 2
@@ -174,6 +183,8 @@ class BlockOperator:
             "ScanOutputs": [(*image, sizes.half)],
             "MIFA": [(*image, 2 * sizes.half)],
             "PatchMerging": [(batch, height // 2, width // 2, 2 * sizes.half)],
+            "ScanFeatures": [(*grouped, sizes.model), (*grouped, sizes.inner), (*grouped, sizes.inner)],
+            "ProjectedScan2D": [(*grouped, sizes.inner)],
         }
         return shapes[self.op_type.removesuffix(INT8)]
 
@@ -224,6 +235,8 @@ class BlockOperator:
             "ScanOutputs": [(*grouped, sizes.inner), (*grouped, sizes.inner), (*grouped, sizes.model)],
             "MIFA": [(*image, sizes.half), (*image, sizes.half)],
             "PatchMerging": [(*image, sizes.half)],
+            "ScanFeatures": [(*image, 2 * sizes.half)],
+            "ProjectedScan2D": [(*grouped, sizes.inner)],
         }
         return shapes[self.op_type.removesuffix(INT8)]
 

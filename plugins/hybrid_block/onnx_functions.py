@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..selective_scan.onnx_function import DOMAIN_VERSION, OP_TYPE, PLUGIN_ATTRIBUTES
 from . import DOMAIN, INT8, INT8_VALUES, INT8_WEIGHTS, LAYER_NORM_EPSILON
 
 if TYPE_CHECKING:
@@ -17,6 +18,41 @@ if TYPE_CHECKING:
 _NORM = f"LayerNormalization <axis = -1, epsilon = {LAYER_NORM_EPSILON}>"
 _FIRST, _LAST = "Transpose <perm = [0, 3, 1, 2]>", "Transpose <perm = [0, 2, 3, 1]>"
 _DEPTHWISE = "Conv <group: int = @channels, kernel_shape = [3, 3], pads = [1, 1, 1, 1]>"
+
+_SCAN_ATTRIBUTES = ", ".join(f'{name} = "{value}"' for name, value in PLUGIN_ATTRIBUTES.items())
+_FEATURES = f"""  any = Constant <value_ints = [-1]> ()
+  keep = Constant <value_ints = [0, 0, 0]> ()
+  group_count = Constant <value_int: int = @groups> ()
+  axis = Constant <value_ints = [0]> ()
+  group_list = Unsqueeze (group_count, axis)
+  sides = Shape <start = 1, end = 3> (x)
+  width = Shape <start = 0, end = 1> (in_weight)
+  group_shape = Concat <axis = 0> (keep, group_list, any)
+  token_shape = Concat <axis = 0> (any, sides, width)
+
+  other_half, half = Split <axis = -1, num_outputs = 2> (x)
+  normed = {_NORM} (half, norm_weight, norm_bias)
+  grouped = Reshape (normed, group_shape)
+  batched = Transpose <perm = [0, 3, 1, 2, 4]> (grouped)
+  tokens = Reshape (batched, token_shape)
+  projected = MatMul (tokens, in_weight)
+  flow, gate = Split <axis = -1, num_outputs = 2> (projected)
+  planes = {_FIRST} (flow)
+  convolved = {_DEPTHWISE} (planes, conv_weight, conv_bias)
+  convolved_gate = Sigmoid (convolved)
+  activated = Mul (convolved, convolved_gate)
+  features = {_LAST} (activated)
+"""
+_PROJECTIONS = """  directions = Constant <value_ints = [4]> ()
+  direction_shape = Concat <axis = 0> (keep, directions, any)
+  step_features = MatMul (features, step_weight)
+  steps = MatMul (step_features, step_expand)
+  delta = Reshape (steps, direction_shape)
+  inputs = MatMul (features, input_weight)
+  B = Reshape (inputs, direction_shape)
+  outputs = MatMul (features, output_weight)
+  C = Reshape (outputs, direction_shape)
+"""
 
 _BODIES = {
     "LocalBranch": f"""
@@ -41,37 +77,20 @@ ScanInputs <groups, channels> (x, norm_weight, norm_bias, in_weight, conv_weight
                                step_expand, input_weight, output_weight)
            => (tokens, gate, features, delta, B, C)
 {{
+{_FEATURES}{_PROJECTIONS}}}
+""",
+    "ScanFeatures": f"""
+ScanFeatures <groups, channels> (x, norm_weight, norm_bias, in_weight, conv_weight, conv_bias)
+             => (tokens, gate, features)
+{{
+{_FEATURES}}}
+""",
+    "ProjectedScan2D": f"""
+ProjectedScan2D (features, step_weight, step_expand, input_weight, output_weight, A, D, delta_bias) => (y)
+{{
   any = Constant <value_ints = [-1]> ()
   keep = Constant <value_ints = [0, 0, 0]> ()
-  group_count = Constant <value_int: int = @groups> ()
-  axis = Constant <value_ints = [0]> ()
-  group_list = Unsqueeze (group_count, axis)
-  directions = Constant <value_ints = [4]> ()
-  sides = Shape <start = 1, end = 3> (x)
-  width = Shape <start = 0, end = 1> (in_weight)
-  group_shape = Concat <axis = 0> (keep, group_list, any)
-  token_shape = Concat <axis = 0> (any, sides, width)
-  direction_shape = Concat <axis = 0> (keep, directions, any)
-
-  other_half, half = Split <axis = -1, num_outputs = 2> (x)
-  normed = {_NORM} (half, norm_weight, norm_bias)
-  grouped = Reshape (normed, group_shape)
-  batched = Transpose <perm = [0, 3, 1, 2, 4]> (grouped)
-  tokens = Reshape (batched, token_shape)
-  projected = MatMul (tokens, in_weight)
-  flow, gate = Split <axis = -1, num_outputs = 2> (projected)
-  planes = {_FIRST} (flow)
-  convolved = {_DEPTHWISE} (planes, conv_weight, conv_bias)
-  convolved_gate = Sigmoid (convolved)
-  activated = Mul (convolved, convolved_gate)
-  features = {_LAST} (activated)
-  step_features = MatMul (features, step_weight)
-  steps = MatMul (step_features, step_expand)
-  delta = Reshape (steps, direction_shape)
-  inputs = MatMul (features, input_weight)
-  B = Reshape (inputs, direction_shape)
-  outputs = MatMul (features, output_weight)
-  C = Reshape (outputs, direction_shape)
+{_PROJECTIONS}  y = {DOMAIN}.{OP_TYPE} <{_SCAN_ATTRIBUTES}> (features, delta, A, B, C, D, delta_bias)
 }}
 """,
     "ScanOutputs": f"""
@@ -190,6 +209,23 @@ def _product(left: str, weight: str, result: str) -> str:
 
 
 _ZERO = "  zero = Constant <value = int8 {0}> ()\n"
+_INT8_FEATURES = {"  projected = MatMul (tokens, in_weight)": _product("tokens", "in_weight", "projected")}
+_INT8_PROJECTIONS = {
+    "  directions = Constant": """  two = Constant <value_ints = [2]> ()
+  step_width = Shape <start = 0, end = 1> (step_expand)
+  product_width = Shape <start = 1, end = 2> (features_weight)
+  states_width = Sub (product_width, step_width)
+  state_width = Div (states_width, two)
+  widths = Concat <axis = 0> (step_width, state_width, state_width)
+  directions = Constant""",
+    "  step_features = MatMul (features, step_weight)": (
+        _product("features", "features_weight", "merged")
+        + "\n  step_features, inputs, outputs = Split <axis = -1> (merged, widths)"
+    ),
+    "  steps = MatMul (step_features, step_expand)": _product("step_features", "step_expand", "steps"),
+    "  inputs = MatMul (features, input_weight)\n": "",
+    "  outputs = MatMul (features, output_weight)\n": "",
+}
 _INT8_LINES = {
     "LocalBranch": {
         "  half, other_half": f"{_ZERO}  half, other_half",
@@ -202,21 +238,15 @@ _INT8_LINES = {
     "ScanInputs": {
         "step_weight,": "features_weight,",
         "step_expand, input_weight, output_weight": "step_expand",
-        "  any = Constant": f"""{_ZERO}  two = Constant <value_ints = [2]> ()
-  step_width = Shape <start = 0, end = 1> (step_expand)
-  product_width = Shape <start = 1, end = 2> (features_weight)
-  states_width = Sub (product_width, step_width)
-  state_width = Div (states_width, two)
-  widths = Concat <axis = 0> (step_width, state_width, state_width)
-  any = Constant""",
-        "  projected = MatMul (tokens, in_weight)": _product("tokens", "in_weight", "projected"),
-        "  step_features = MatMul (features, step_weight)": (
-            _product("features", "features_weight", "merged")
-            + "\n  step_features, inputs, outputs = Split <axis = -1> (merged, widths)"
-        ),
-        "  steps = MatMul (step_features, step_expand)": _product("step_features", "step_expand", "steps"),
-        "  inputs = MatMul (features, input_weight)\n": "",
-        "  outputs = MatMul (features, output_weight)\n": "",
+        "  any = Constant": f"{_ZERO}  any = Constant",
+        **_INT8_FEATURES,
+        **_INT8_PROJECTIONS,
+    },
+    "ScanFeatures": {"  any = Constant": f"{_ZERO}  any = Constant", **_INT8_FEATURES},
+    "ProjectedScan2D": {
+        "step_weight, step_expand, input_weight, output_weight": "features_weight, step_expand",
+        "  any = Constant": f"{_ZERO}  any = Constant",
+        **_INT8_PROJECTIONS,
     },
     "ScanOutputs": {
         "  any = Constant": f"{_ZERO}  any = Constant",
@@ -260,5 +290,6 @@ def int8_block_functions(opset: int) -> list[FunctionProto]:
 def _parsed(bodies: Iterable[str], opset: int) -> list[FunctionProto]:
     from onnx import parser
 
-    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>'
+    imports = f'["" : {opset}, "{DOMAIN}" : {DOMAIN_VERSION}]'
+    header = f'<domain: "{DOMAIN}", opset_import: {imports}>'
     return [parser.parse_function(header + body) for body in bodies]

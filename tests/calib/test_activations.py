@@ -15,7 +15,7 @@ from msmamba.errors import ArtefactError, InputError
 from msmamba.export.graph.onnx_model import flat_model
 from msmamba.images import Transform, read_image
 
-VALUES = ("image", "patch_embed.1", "layers.3.blocks.0.pvm_layer/ScanInputs:features")
+VALUES = ("image", "patch_embed.1", "layers.3.blocks.0.pvm_layer/ScanFeatures:features")
 TRANSFORM = Transform(32, (0.6, 0.5, 0.7), (0.2, 0.25, 0.15))
 
 

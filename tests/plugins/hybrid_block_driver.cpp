@@ -64,6 +64,14 @@ void run_over(msmamba::ElementType element, int64_t half, int64_t groups, int64_
        {D, D, D * d, d, 9 * q, q, 1, h, h},
        {images * h}},
       {BlockOperator::kMIFA, {images * h, images * h}, {9 * h, h, 2 * h}, {images * 2 * h}},
+      {BlockOperator::kScanFeatures,
+       {images * 2 * h},
+       {h, h, d * 2 * D, 9 * D, D},
+       {grouped * d, grouped * D, grouped * D}},
+      {BlockOperator::kProjectedScan2D,
+       {images * D},
+       {D * S, S * 4 * D, D * N, D * N, D * N, 4 * D, 4 * D},
+       {images * D}},
       {BlockOperator::kLocalBranchInt8,
        {images * 2 * h},
        {h, h, 9 * h, h, 18 * h, 2 * h, 2 * h * h, h, h, 1, 1},
@@ -76,18 +84,35 @@ void run_over(msmamba::ElementType element, int64_t half, int64_t groups, int64_
        {grouped * D, grouped * D, grouped * d},
        {D, D, D * d, d, 9 * q, q, 1, h, h, d, 1},
        {images * h}},
+      {BlockOperator::kScanFeaturesInt8,
+       {images * 2 * h},
+       {h, h, d * 2 * D, 9 * D, D, 2 * D, 1},
+       {grouped * d, grouped * D, grouped * D}},
+      {BlockOperator::kProjectedScan2DInt8,
+       {images * D},
+       {D * (S + 2 * N), S * 4 * D, D * N, 4 * D, 4 * D, S + 2 * N, 4 * D, 1, 1},
+       {images * D}},
   };
   for (const auto& c : cases) {
     const bool swaps = c.op == BlockOperator::kScanOutputs || c.op == BlockOperator::kScanOutputsInt8;
     if (swaps && map.height != map.width) continue;
     if (static_cast<int>(c.op) >= msmamba::kFloatOperators && element != msmamba::ElementType::kFloat32) continue;
-    const Pointers<float, const float*> weights(c.weights);
+    Pointers<float, const float*> weights(c.weights);
+    if (c.op == BlockOperator::kProjectedScan2D || c.op == BlockOperator::kProjectedScan2DInt8) {
+      // Step sizes of each direction's own step features; where there are three maps, of all directions'.
+      for (int64_t i = 0; i < S * 4 * D; ++i) {
+        if (map.batch != 3 && i / (4 * D) / rank != i % (4 * D) / D) weights.arrays[1][static_cast<size_t>(i)] = 0;
+      }
+    }
     const auto packed = msmamba::PackedOperator::create(c.op, element, sizes, weights.pointers.data());
     Pointers<Element, const void*> maps(c.maps);
     Pointers<Element, void*> outputs(c.outputs);
-    const char* failure =
-        packed->run(map, maps.pointers.data(), outputs.pointers.data(), {nullptr, 3, run_on_threads});
-    if (failure != nullptr) std::printf("%s\n", failure);
+    // On one thread the scan of features takes two sequences at a time, on three it goes by channels or by sequences.
+    for (int threads : {1, 3}) {
+      const char* failure =
+          packed->run(map, maps.pointers.data(), outputs.pointers.data(), {nullptr, threads, run_on_threads});
+      if (failure != nullptr) std::printf("%s\n", failure);
+    }
   }
 }
 
@@ -100,12 +125,29 @@ void run_all(int64_t half, int64_t groups, int64_t rank, int64_t states, const m
 
 const msmamba::Kernels& msmamba::active_kernels() { return chosen; }
 
+// The scan has a program of its own; here every operand that it is given is read once, and every output written.
+const char* msmamba::forward_scan(const ScanShape& shape, const ScanInputs& inputs, void* y, const Parallel&) {
+  const int64_t maps = shape.batch * shape.height * shape.width * shape.channels;
+  const int64_t states = shape.batch * shape.height * shape.width * 4 * shape.states, weights = 4 * shape.channels;
+  const auto sum = [](const void* floats, int64_t count) {
+    float total = 0;
+    for (int64_t i = 0; i < count; ++i) total += static_cast<const float*>(floats)[i];
+    return total;
+  };
+  const float total = sum(inputs.x, maps) + sum(inputs.delta, 4 * maps) + sum(inputs.B, states) +
+                      sum(inputs.C, states) + sum(inputs.A, weights * shape.states) + sum(inputs.D, weights) +
+                      sum(inputs.delta_bias, weights);
+  for (int64_t i = 0; i < maps; ++i) static_cast<float*>(y)[i] = total;
+  return nullptr;
+}
+
 int main(int count, char** names) {
   for (int i = 1; i < count; ++i) {
     chosen.name = names[i];
     run_all(8, 2, 1, 1, {1, 1, 1});
     run_all(16, 4, 1, 16, {2, 3, 3});
     run_all(24, 2, 2, 3, {3, 1, 7});
+    run_all(24, 2, 1, 16, {5, 3, 3});
     run_all(40, 1, 3, 5, {1, 9, 9});
     run_all(96, 2, 3, 16, {1, 12, 12});
   }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scan_cases import KERNELS
 
 from msmamba.errors import BackendError
-from msmamba.plugins.hybrid_block import INT8_OPERATORS, OPERATORS
+from msmamba.plugins.hybrid_block import INT8, INT8_OPERATORS, OPERATORS
 from msmamba.plugins.hybrid_block import cpu as block
 from msmamba.plugins.selective_scan import cpu as scan
 
@@ -85,7 +85,7 @@ def run(op_type: str, case: BlockCase) -> list[NDArray[Any]]:
     with block.BlockOperator(op_type, case.weights(op_type), dtype) as operator:
         shapes = operator.output_shapes(*case.map_shape(op_type))
         outputs = [at_odd_address(shape, np.nan, dtype) for shape in shapes]
-        operator.run(case.batch, maps, outputs)
+        operator.run(case.map_shape(op_type)[0], maps, outputs)
     return outputs
 
 
@@ -115,12 +115,51 @@ def test_agrees_with_the_definition(op_type: str, case: BlockCase, float16: bool
 
 @each_case
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_int8_products_of_scan_inputs_are_those_of_the_integers_bit_for_bit(
-    case: BlockCase, kernels: str
+@pytest.mark.parametrize("op_type", ["ScanInputsInt8", "ScanFeaturesInt8"])
+def test_int8_products_before_the_scan_are_those_of_the_integers_bit_for_bit(
+    op_type: str, case: BlockCase, kernels: str
 ) -> None:
     select_kernels(kernels)
-    for found, expected in int8_products(case.weights("ScanInputsInt8"), run("ScanInputsInt8", case)):
+    for found, expected in int8_products(case.weights(op_type), run(op_type, case)):
         np.testing.assert_array_equal(found, expected)
+
+
+@each_case
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("form", ["", INT8], ids=["float", "int8"])
+def test_the_scan_of_features_is_that_of_their_projections_bit_for_bit(
+    form: str, threads: int, case: BlockCase, kernels: str
+) -> None:
+    """By sequences alone or in pairs, or by channels after the projections: as the threads have it."""
+    select_kernels(kernels)
+    scan.set_threads(threads)
+    features, delta, B, C = run(f"ScanInputs{form}", case)[2:]
+    weights = case.weights("ProjectedScan2D") | case.weights(f"ScanInputs{form}")
+    expected = scan.selective_scan_2d(
+        features, delta, weights["A"], B, C, weights["D"], weights["delta_bias"]
+    )
+    with block.BlockOperator(f"ProjectedScan2D{form}", weights) as operator:
+        (y,) = operator(len(features), features)
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_step_sizes_from_another_direction_s_step_features_are_taken_as_they_are(threads: int) -> None:
+    scan.set_threads(threads)
+    case = BlockCase(48, side=4)
+    weights = case.weights("ProjectedScan2D")
+    weights["step_expand"][0, -1] = 0.5  # the first direction's to the last one's
+    features = case.maps("ProjectedScan2D")["features"]
+    delta = (features @ weights["step_weight"] @ weights["step_expand"]).reshape(*features.shape[:3], 4, -1)
+    states = (*features.shape[:3], 4, case.states)
+    B, C = ((features @ weights[name]).reshape(states) for name in ("input_weight", "output_weight"))
+    expected = scan.selective_scan_2d(
+        features, delta, weights["A"], B, C, weights["D"], weights["delta_bias"]
+    )
+    with block.BlockOperator("ProjectedScan2D", weights) as operator:
+        (y,) = operator(len(features), features)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

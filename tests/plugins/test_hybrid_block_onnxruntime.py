@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from msmamba.plugins.selective_scan import cpu as scan
 
 onnx = pytest.importorskip("onnx", reason="the models under test are made with onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the door under test is ONNX Runtime's")
-from block_cases import BlockCase, block_model  # noqa: E402  after the check for onnx
+from block_cases import IN_FLOAT32, BlockCase, block_model  # noqa: E402  after the check for onnx
 
 pytestmark = pytest.mark.skipif(
     scan.library_path() is None, reason="the native library is not built: install with a C++ compiler"
@@ -41,11 +42,11 @@ def by_library(op_type: str, case: BlockCase = CASE, dtype: Any = np.float32) ->
     if dtype == np.float16:
         weights = of_type(weights, dtype)
     with block.BlockOperator(op_type, weights, dtype) as operator:
-        return operator(case.batch, *of_type(case.maps(op_type), dtype).values())
+        return operator(case.map_shape(op_type)[0], *of_type(case.maps(op_type), dtype).values())
 
 
 def of_type(arrays: dict[str, Any], dtype: Any) -> dict[str, Any]:
-    return {name: array.astype(dtype) for name, array in arrays.items()}
+    return {name: array if name in IN_FLOAT32 else array.astype(dtype) for name, array in arrays.items()}
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -67,13 +68,33 @@ def test_the_session_gives_the_bits_of_the_library(op_type: str, dtype: Any, thr
 def test_the_kernel_takes_precedence_over_the_model_s_function(op_type: str, dtype: Any) -> None:
     model = block_model(op_type, CASE, dtype=dtype)
     feeds = of_type(CASE.maps(op_type), dtype)
-    (function,) = model.functions  # made one that gives its first input back, so that its answers are others
+    function = model.functions[0]  # made one that gives its first input back, so that its answers are others
     del function.node[:]
     for output in function.output:
         function.node.append(onnx.helper.make_node("Identity", function.input[:1], [output]))
     plain = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     assert_same(plain.run(None, feeds)[:1], list(feeds.values())[:1])
     assert_same(native_session(model).run(None, feeds), by_library(op_type, dtype=dtype))
+
+
+@pytest.mark.parametrize("form", ["", "Int8"], ids=["float", "int8"])
+def test_a_runtime_that_has_a_kernel_for_the_scan_alone_finds_it_in_the_projected_scan_s_function(
+    form: str, tmp_path: Path
+) -> None:
+    """So does CUDA, whose library has no other operator; here the outer one has a name that none knows."""
+    model = block_model(f"ProjectedScan2D{form}", CASE)
+    model.graph.node[0].op_type = model.functions[0].name = "Unknown"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.register_custom_ops_library(str(scan.library_path()))
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    assert [node.op_type for node in nodes if node.domain == "msmamba"] == ["SelectiveScan2D"]
+    (found,) = session.run(None, CASE.maps("ProjectedScan2D"))
+    (expected,) = by_library(f"ProjectedScan2D{form}")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @each_operator
@@ -180,6 +201,8 @@ def weights_without(size: str, op_type: str) -> dict[str, Any]:
         *(("LocalBranch", "h"), ("MIFA", "h")),
         *(("ScanInputs", size) for size in SIZES),
         *(("ScanOutputs", size) for size in ("h", "d", "D")),
+        *(("ScanFeatures", size) for size in ("h", "d", "D")),
+        ("ProjectedScan2D", "D"),
     ],
 )
 def test_weights_without_a_size_are_refused_by_name_whenever_they_are_known(op_type: str, size: str) -> None:
@@ -201,7 +224,12 @@ def test_every_dimension_of_every_input_is_checked(op_type: str) -> None:
     session = native_session(block_model(op_type, DISTINCT, function=False, constant_weights=False))
     whole = DISTINCT.maps(op_type) | DISTINCT.weights(op_type)
     for name, array in whole.items():
-        if name in ("x", "y", "local"):  # the first map says how many images there are, and how large
+        if name in (
+            "x",
+            "y",
+            "local",
+            "features",
+        ):  # the first map says how many images there are, and how large
             continue
         for axis, side in enumerate(array.shape):
             for other in (0, side + 4):
@@ -247,7 +275,7 @@ def test_every_dimension_of_int8_operators_is_checked(op_type: str) -> None:
     session = native_session(block_model(op_type, DISTINCT, function=False, constant_weights=False))
     whole = DISTINCT.maps(op_type) | DISTINCT.weights(op_type)
     for name, array in whole.items():
-        if name in ("x", "y"):  # the first map says how many images there are, and how large
+        if name in ("x", "y", "features"):  # the first map says how many images there are, and how large
             continue
         for axis, side in enumerate(array.shape):
             for other in (0, side + 3):
@@ -260,6 +288,8 @@ STATED = [
     ("LocalBranch", "channels", 40),
     ("ScanInputs", "groups", 5),
     ("ScanInputs", "channels", 16),
+    ("ScanFeatures", "groups", 5),
+    ("ScanFeatures", "channels", 16),
     ("ScanOutputs", "groups", 5),
     ("ScanOutputs", "channels", 2),
     ("MIFA", "channels", 40),

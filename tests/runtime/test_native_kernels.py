@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from msmamba.export.graph.onnx_model import flat_model
-from msmamba.plugins.hybrid_block import OPERATORS
+from msmamba.plugins.hybrid_block import OF_EARLIER_FILES, OPERATORS
 from msmamba.plugins.selective_scan import cpu
 from msmamba.runtime import open_session
 from msmamba.runtime.onnxruntime_backend import OnnxRuntimeBackend, register_native_kernels
@@ -37,8 +37,9 @@ def test_native_kernels_answer_like_the_functions(
         assert native.path == f"onnxruntime CPU, native kernels ({cpu.kernels()})"
         given = images(batch, native.image_size or 0)
         found, expected = native.run(given), plain.run(given)
-    # float16 rounds where the two form their sums in another order: two units at the size of the logits.
-    bound = 1e-5 if precision == "fp32" else 2 * float(np.spacing(np.abs(expected).max().astype(np.float16)))
+    # float16 rounds where the two form their sums in another order, and by functions what kernels keep in
+    # float32: three units at the size of the logits.
+    bound = 1e-5 if precision == "fp32" else 3 * float(np.spacing(np.abs(expected).max().astype(np.float16)))
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
@@ -57,7 +58,7 @@ def test_the_native_kernels_are_what_runs(bundles: dict[str, Path], precision: s
         graph = onnx.load(tmp_path / name).graph
         operators[name] = Counter(node.op_type for node in graph.node if node.domain == "msmamba")
     # One of each a block, and one between stages; functions are written out before they run.
-    native = dict.fromkeys((*OPERATORS, "SelectiveScan2D"), 4) | {"PatchMerging": 3}
+    native = dict.fromkeys({*OPERATORS} - {*OF_EARLIER_FILES}, 4) | {"PatchMerging": 3}
     assert operators == {"native": native, "functions": {}}
 
 

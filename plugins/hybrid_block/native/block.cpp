@@ -77,6 +77,8 @@ class KeptMemory {
 thread_local KeptMemory shared_memory;   // of the thread that calls
 thread_local KeptMemory scratch_memory;  // of every thread that works
 
+constexpr const char* kOutOfMemory = "out of memory";
+
 int64_t divided_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
 // How one phase's work is cut into tiles. Every thread has a share of them, neighbours in the map, and begins with it: in
@@ -85,15 +87,31 @@ int64_t divided_up(int64_t value, int64_t divisor) { return (value + divisor - 1
 class PhaseTiles {
  public:
   void cut(const Phase& phase, const MapShape& map, int threads) {
+    if (phase.unit == Phase::kImages) return cut_images(phase.most, map.batch, threads);
     const bool by_rows = phase.unit == Phase::kRows;
     units_ = by_rows ? map.height : map.positions();
-    int64_t most = by_rows ? phase.tile_positions / map.width : phase.tile_positions;
+    int64_t most = by_rows ? phase.most / map.width : phase.most;
     if (most < 1) most = 1;
     tiles_ = divided_up(units_, most);
     // The same number for every thread, where there are so many positions or rows.
     const int64_t even = divided_up(divided_up(tiles_ * map.batch, threads) * threads, map.batch);
     if (tiles_ < even) tiles_ = even < units_ ? even : units_;
-    count_ = tiles_ * map.batch;
+    deal(tiles_ * map.batch, threads);
+  }
+
+  // Tiles of so many images.
+  static int64_t tiles_of_images(int64_t most, int64_t images, int threads) {
+    return divided_up(images, images >= most * threads ? most : 1);
+  }
+
+  void cut_images(int64_t most, int64_t images, int threads) {
+    units_ = images;
+    tiles_ = tiles_of_images(most, images, threads);
+    deal(tiles_, threads);
+  }
+
+  void deal(int64_t count, int threads) {
+    count_ = count;
     shares_ = static_cast<int>(count_ < threads ? count_ : threads);
     if (shares_ > kMostShares) shares_ = kMostShares;
     for (int i = 0; i < shares_; ++i) share_[i].next.store(count_ * i / shares_, std::memory_order_relaxed);
@@ -134,8 +152,8 @@ class PhaseTiles {
     return {index / tiles_, units_ * part / tiles_, units_ * (part + 1) / tiles_};
   }
 
-  int64_t units_ = 0;  // positions or rows of an image
-  int64_t tiles_ = 0;  // of an image
+  int64_t units_ = 0;  // positions or rows of an image, or images
+  int64_t tiles_ = 0;  // of an image, or of all of them
   int64_t count_ = 0;  // of all images
   int shares_ = 0;
   Share share_[kMostShares];
@@ -153,17 +171,18 @@ void relax() {
 // Some tenths of a millisecond, longer than most tiles take; who waits longer than that lets others have its core.
 constexpr int kSpins = 20000;
 
-// One call, on all threads that take part.
+// Phases of one call, on all threads that take part.
 struct Job {
-  const OperatorKernels& kernels;
+  const Phase* phase;
+  const int count;  // of phases
   const BlockCall& call;
   size_t scratch_bytes;
   PhaseTiles phases[kMostPhases];
   std::atomic<int> threads{0};  // that have come
 
-  Job(const OperatorKernels& kernels_, const BlockCall& call_, int width)
-      : kernels(kernels_), call(call_), scratch_bytes(kernels.scratch_bytes(call.sizes, call.map)) {
-    for (int i = 0; i < kernels.phases; ++i) phases[i].cut(kernels.phase[i], call.map, width);
+  Job(const OperatorKernels& kernels, const Phase* phase_, int count_, const BlockCall& call_, int width)
+      : phase(phase_), count(count_), call(call_), scratch_bytes(kernels.scratch_bytes(call.sizes, call.map)) {
+    for (int i = 0; i < count; ++i) phases[i].cut(phase[i], call.map, width);
   }
 
   // One thread's share of every phase. The next phase begins when the last tile of this one is done, not
@@ -172,9 +191,9 @@ struct Job {
     void* const scratch = scratch_memory.at_least(scratch_bytes);
     if (scratch == nullptr) return;
     const int thread = threads.fetch_add(1, std::memory_order_relaxed);
-    for (int i = 0; i < kernels.phases; ++i) {
-      phases[i].take(thread, [&](const Tile& tile) { kernels.phase[i].run(call, tile, scratch); });
-      if (i + 1 == kernels.phases) break;
+    for (int i = 0; i < count; ++i) {
+      phases[i].take(thread, [&](const Tile& tile) { phase[i].run(call, tile, scratch); });
+      if (i + 1 == count) break;
       for (int spins = 0; !phases[i].finished(); ++spins) {
         spins < kSpins ? relax() : std::this_thread::yield();
       }
@@ -182,8 +201,35 @@ struct Job {
   }
 
   // Whether all is done: a thread that gets no memory leaves its tiles to the others, if there are any.
-  bool finished() const { return phases[kernels.phases - 1].finished(); }
+  bool finished() const { return phases[count - 1].finished(); }
+
+  // Null, or what went wrong.
+  const char* run(const Parallel& parallel) {
+    parallel.run(parallel.owner, parallel.width, [](void* job) { static_cast<Job*>(job)->work(); }, this);
+    return finished() ? nullptr : kOutOfMemory;
+  }
 };
+
+bool is_scan(BlockOperator op) {
+  return op == BlockOperator::kProjectedScan2D || op == BlockOperator::kProjectedScan2DInt8;
+}
+
+// Whether `expand` (K*R, K*D) has values in its blocks of one direction alone.
+bool directions_are_apart(const BlockSizes& sizes, const float* expand) {
+  const int64_t rank = sizes.steps / kDirections, columns = kDirections * sizes.inner;
+  for (int64_t row = 0; row < sizes.steps; ++row) {
+    for (int64_t column = 0; column < columns; ++column) {
+      if (row / rank != column / sizes.inner && expand[row * columns + column] != 0.0f) return false;
+    }
+  }
+  return true;
+}
+
+// Whether whole images keep so many threads at work: a quarter of their time is what the other way costs.
+bool images_suffice(const Phase& by_images, int64_t images, int threads) {
+  const int64_t tiles = PhaseTiles::tiles_of_images(by_images.most, images, threads);
+  return 5 * tiles >= 4 * divided_up(tiles, threads) * threads;
+}
 
 }  // namespace
 
@@ -196,7 +242,8 @@ bool too_wide(const BlockSizes& sizes) {
 
 const char* unfit_sizes(BlockOperator op, const BlockSizes& sizes) {
   if (too_wide(sizes)) return kTooWide;
-  if (sizes.half < 1) return "there are no channels";
+  const bool scans = is_scan(op);
+  if (!scans && sizes.half < 1) return "there are no channels";
   switch (op) {
     case BlockOperator::kLocalBranch:
     case BlockOperator::kLocalBranchInt8:
@@ -204,11 +251,16 @@ const char* unfit_sizes(BlockOperator op, const BlockSizes& sizes) {
       return nullptr;
     case BlockOperator::kScanInputs:
     case BlockOperator::kScanInputsInt8:
+    case BlockOperator::kScanFeatures:
+    case BlockOperator::kScanFeaturesInt8:
+    case BlockOperator::kProjectedScan2D:
+    case BlockOperator::kProjectedScan2DInt8:
     case BlockOperator::kScanOutputs:
     case BlockOperator::kScanOutputsInt8:
-      if (sizes.model < 1 || sizes.inner < 1) return "a group or the scan has no channels";
-      if (sizes.half % sizes.model != 0) return "the channels do not divide into groups";
-      if (op == BlockOperator::kScanInputs || op == BlockOperator::kScanInputsInt8) {
+      if ((!scans && sizes.model < 1) || sizes.inner < 1) return "a group or the scan has no channels";
+      if (!scans && sizes.half % sizes.model != 0) return "the channels do not divide into groups";
+      if (op == BlockOperator::kScanFeatures || op == BlockOperator::kScanFeaturesInt8) return nullptr;
+      if (scans || op == BlockOperator::kScanInputs || op == BlockOperator::kScanInputsInt8) {
         if (sizes.steps < 1 || sizes.states < 1) return "the scan has no step features or no states";
         const bool whole = sizes.steps % kDirections == 0 && sizes.states % kDirections == 0;
         return whole ? nullptr : "step features or states do not divide into 4 directions";
@@ -236,8 +288,9 @@ const char* unfit_map(BlockOperator op, const MapShape& map) {
   }
 }
 
-PackedOperator::PackedOperator(BlockOperator op, const OperatorKernels& kernels, const BlockSizes& sizes, void* packed)
-    : op_(op), kernels_(kernels), sizes_(sizes), packed_(packed) {}
+PackedOperator::PackedOperator(BlockOperator op, const OperatorKernels& kernels, const BlockSizes& sizes, void* packed,
+                               bool directions_apart)
+    : op_(op), kernels_(kernels), sizes_(sizes), packed_(packed), directions_apart_(directions_apart) {}
 
 PackedOperator::~PackedOperator() { free_aligned(packed_); }
 
@@ -247,7 +300,8 @@ std::unique_ptr<PackedOperator> PackedOperator::create(BlockOperator op, Element
   void* const packed = allocate_aligned(kernels.packed_bytes(sizes));
   if (packed == nullptr) return nullptr;
   kernels.pack(sizes, weights, packed);
-  std::unique_ptr<PackedOperator> made(new (std::nothrow) PackedOperator(op, kernels, sizes, packed));
+  const bool apart = is_scan(op) && directions_are_apart(sizes, weights[1]);
+  std::unique_ptr<PackedOperator> made(new (std::nothrow) PackedOperator(op, kernels, sizes, packed, apart));
   if (made == nullptr) free_aligned(packed);
   return made;
 }
@@ -256,14 +310,20 @@ const char* PackedOperator::run(const MapShape& map, const void* const* inputs, 
                                 const Parallel& parallel) const {
   if (const char* reason = unfit_map(op_, map)) return reason;
   if (map.batch < 1) return nullptr;
+  static const bool own_adders = has_own_adders();
+  BlockCall call = {sizes_, map, packed_, inputs, outputs, nullptr, own_adders};
+  const bool by_images = is_scan(op_) && directions_apart_ && images_suffice(kernels_.phase[0], map.batch, parallel.width);
+  if (by_images) return Job(kernels_, kernels_.phase, 1, call, parallel.width).run(parallel);
   const size_t shared_bytes = kernels_.shared_bytes(sizes_, map);
-  void* const shared = shared_memory.at_least(shared_bytes);
-  if (shared == nullptr && shared_bytes > 0) return "out of memory";
-  const BlockCall call = {sizes_, map, packed_, inputs, outputs, shared};
-  Job job(kernels_, call, parallel.width);
-  const auto work = [](void* data) { static_cast<Job*>(data)->work(); };
-  parallel.run(parallel.owner, parallel.width, work, &job);
-  return job.finished() ? nullptr : "out of memory";
+  call.shared = shared_memory.at_least(shared_bytes);
+  if (call.shared == nullptr && shared_bytes > 0) return kOutOfMemory;
+  if (!is_scan(op_)) return Job(kernels_, kernels_.phase, kernels_.phases, call, parallel.width).run(parallel);
+  if (const char* failed = Job(kernels_, kernels_.phase + 1, 1, call, parallel.width).run(parallel)) return failed;
+  const ScanShape shape = {map.batch, map.height, map.width, sizes_.inner, sizes_.states / kDirections};
+  const ScanOperands made = kernels_.operands(call);
+  if (const char* failed = forward_scan(shape, made.inputs, made.y, parallel)) return failed;
+  if (kernels_.phases < 3) return nullptr;
+  return Job(kernels_, kernels_.phase + 2, 1, call, parallel.width).run(parallel);
 }
 
 }  // namespace msmamba

@@ -22,6 +22,8 @@ constexpr msmamba::ElementKernels kernels_over() {
       scan_outputs<Element, Arithmetic>(),
       kernels_of<Fusion>(by_rows(64, Fusion::fuse<Element>), by_rows(512, Fusion::attend<Element>)),
       kernels_of<Merging>(by_rows(Merging::kTilePositions, Merging::merge<Element>)),
+      scan_features<Element, Arithmetic>(),
+      projected_scan<Element, Arithmetic>(),
   }};
 }
 

@@ -307,4 +307,14 @@ class Matrix {
   int32_t* offsets_;  // likewise: what sums begin with
 };
 
+// Of integers, whose left side's are worth `one_of_left`, those of column i are worth `columns[i]`.
+template <int Lanes, typename Arithmetic, typename Weight>
+void pack_matrix(Matrix<Lanes, Arithmetic>& matrix, const float* one_of_left, const float* columns, Weight weight) {
+  if constexpr (Arithmetic::kInteger) {
+    matrix.pack(weight, [=](int64_t column) { return *one_of_left * columns[column]; });
+  } else {
+    matrix.pack(weight);
+  }
+}
+
 }  // namespace

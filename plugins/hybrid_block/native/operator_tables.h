@@ -4,6 +4,7 @@
 #include "local_branch.h"
 #include "mifa.h"
 #include "patch_merging.h"
+#include "projected_scan.h"
 #include "scan_inputs.h"
 #include "scan_outputs.h"
 
@@ -17,10 +18,14 @@ constexpr msmamba::Phase by_rows(int64_t positions, decltype(msmamba::Phase::run
   return {msmamba::Phase::kRows, positions, run};
 }
 
+constexpr msmamba::Phase by_images(int64_t count, decltype(msmamba::Phase::run) run) {
+  return {msmamba::Phase::kImages, count, run};
+}
+
 template <typename Operator, typename... Phases>
 constexpr msmamba::OperatorKernels kernels_of(Phases... phases) {
   return {Operator::packed_bytes,  Operator::pack,     Operator::shared_bytes,
-          Operator::scratch_bytes, sizeof...(phases), {phases...}};
+          Operator::scratch_bytes, sizeof...(phases), {phases...}, nullptr};
 }
 
 template <typename Element, typename Arithmetic>
@@ -38,6 +43,25 @@ constexpr msmamba::OperatorKernels scan_inputs() {
 }
 
 template <typename Element, typename Arithmetic>
+constexpr msmamba::OperatorKernels scan_features() {
+  using Features = ScanFeatures<MSMAMBA_LANES, Arithmetic>;
+  return kernels_of<Features>(by_positions(Features::kTilePositions, Features::template project<Element>),
+                              by_positions(Features::kTilePositions, Features::template convolve<Element>));
+}
+
+template <typename Element, typename Arithmetic>
+constexpr msmamba::OperatorKernels projected_scan() {
+  using Scan = ProjectedScan<MSMAMBA_LANES, Arithmetic>;
+  auto kernels = kernels_of<Scan>(by_images(Scan::kSequences, Scan::template scan<Element>),
+                                  by_positions(Scan::kTilePositions, Scan::template project<Element>));
+  if (sizeof(Element) < sizeof(float)) {
+    kernels.phase[kernels.phases++] = by_positions(Scan::kTilePositions, Scan::template narrow<Element>);
+  }
+  kernels.operands = Scan::template operands<Element>;
+  return kernels;
+}
+
+template <typename Element, typename Arithmetic>
 constexpr msmamba::OperatorKernels scan_outputs() {
   using Outputs = ScanOutputs<MSMAMBA_LANES, Arithmetic>;
   return kernels_of<Outputs>(by_positions(Outputs::kTilePositions, Outputs::template project<Element>),
@@ -46,7 +70,8 @@ constexpr msmamba::OperatorKernels scan_outputs() {
 
 constexpr msmamba::Int8Kernels int8_kernels() {
   using Arithmetic = Integers<MSMAMBA_LANES>;
-  return {{local_branch<float, Arithmetic>(), scan_inputs<float, Arithmetic>(), scan_outputs<float, Arithmetic>()}};
+  return {{local_branch<float, Arithmetic>(), scan_inputs<float, Arithmetic>(), scan_outputs<float, Arithmetic>(),
+           scan_features<float, Arithmetic>(), projected_scan<float, Arithmetic>()}};
 }
 
 }  // namespace

@@ -5,8 +5,7 @@
 // channels. Each operator uses the sizes that it has. PatchMerging's h is C: it takes no branch, but the block's map.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include "../../selective_scan/native/problem.h"
 
 namespace msmamba {
 
@@ -16,13 +15,17 @@ enum class BlockOperator : int32_t {
   kScanOutputs = 2,
   kMIFA = 3,
   kPatchMerging = 4,
+  kScanFeatures = 5,
+  kProjectedScan2D = 6,
   // With int8 products, over float32 maps.
-  kLocalBranchInt8 = 5,
-  kScanInputsInt8 = 6,
-  kScanOutputsInt8 = 7
+  kLocalBranchInt8 = 7,
+  kScanInputsInt8 = 8,
+  kScanOutputsInt8 = 9,
+  kScanFeaturesInt8 = 10,
+  kProjectedScan2DInt8 = 11
 };
-constexpr int kBlockOperators = 8;
-constexpr int kFloatOperators = 5;
+constexpr int kBlockOperators = 12;
+constexpr int kFloatOperators = 7;
 constexpr int kInt8Operators = kBlockOperators - kFloatOperators;
 
 // Sizes that the weights fix.
@@ -52,10 +55,17 @@ struct BlockCall {
   const void* packed;  // written by `pack`
   const void* const* inputs;
   void* const* outputs;
-  void* shared;  // what the first phase leaves for the second
+  void* shared;     // what the first phase leaves for the second
+  bool own_adders;  // the processor's additions have units of their own beside its multiply-adds'
 };
 
-// Part of one image: positions [first, last) in raster order, or rows.
+// A call of the scan.
+struct ScanOperands {
+  ScanInputs inputs;
+  void* y;
+};
+
+// Part of one image: positions [first, last) in raster order, or rows. Or images [first, last).
 struct Tile {
   int64_t image;
   int64_t first;
@@ -64,15 +74,15 @@ struct Tile {
 
 // A step of an operator whose tiles are independent of one another.
 struct Phase {
-  enum Unit { kPositions, kRows };
+  enum Unit { kPositions, kRows, kImages };
 
   Unit unit;
-  // Positions of a tile, at most; a tile of rows has at least one.
-  int64_t tile_positions;
+  // Positions of a tile, at most; a tile of rows has at least one. Or images, where that leaves a tile for every thread.
+  int64_t most;
   void (*run)(const BlockCall& call, const Tile& tile, void* scratch);
 };
 
-constexpr int kMostPhases = 2;
+constexpr int kMostPhases = 3;
 
 // One operator on one instruction set. Memory is aligned to 64 bytes, sizes are in bytes.
 struct OperatorKernels {
@@ -83,6 +93,9 @@ struct OperatorKernels {
   size_t (*scratch_bytes)(const BlockSizes&, const MapShape&);
   int phases;
   Phase phase[kMostPhases];
+  // Of ProjectedScan2D, else null. Its phases are no sequence: the first does everything; or the second makes these
+  // operands, the scan goes over them, and the third, if there is one, brings what it made to the output.
+  ScanOperands (*operands)(const BlockCall&);
 };
 
 // What maps may hold: float32 and float16, the first two of ElementType. Both are computed in float32.

@@ -24,8 +24,11 @@ namespace {
 struct TensorSpec {
   const char* name;
   const char* letters;
-  bool int8 = false;
+  enum Held { kAsMaps, kAsInt8, kAsFloat } held = kAsMaps;
 };
+
+constexpr TensorSpec::Held kAsInt8 = TensorSpec::kAsInt8;
+constexpr TensorSpec::Held kAsFloat = TensorSpec::kAsFloat;
 
 // An integer attribute, and the letter of the size that it states; `G` is the number of groups.
 struct AttributeSpec {
@@ -97,6 +100,22 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
      {{"x", "bHWh"}},
      {{"norm_weight", "Q"}, {"norm_bias", "Q"}, {"reduction_weight", "QC"}},
      {{"y", "bIJC"}}},
+    {"ScanFeatures",
+     {{"groups", 'G'}, {"channels", 'D'}},
+     {{"x", "bHWC"}},
+     {{"norm_weight", "h"}, {"norm_bias", "h"}, {"in_weight", "dE"}, {"conv_weight", "D133"}, {"conv_bias", "D"}},
+     {{"tokens", "gHWd"}, {"gate", "gHWD"}, {"features", "gHWD"}}},
+    {"ProjectedScan2D",
+     {},
+     {{"features", "gHWD"}},
+     {{"step_weight", "DS"},
+      {"step_expand", "SX"},
+      {"input_weight", "DN"},
+      {"output_weight", "DN"},
+      {"A", "KDn", kAsFloat},
+      {"D", "KD", kAsFloat},
+      {"delta_bias", "KD", kAsFloat}},
+     {{"y", "gHWD"}}},
     {"LocalBranchInt8",
      {{"channels", 'h'}},
      {{"x", "bHWC"}},
@@ -106,7 +125,7 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
       {"depthwise_bias", "h"},
       {"expand_weight", "C133"},
       {"expand_bias", "C"},
-      {"project_weight", "hC11", true},
+      {"project_weight", "hC11", kAsInt8},
       {"project_bias", "h"},
       {"project_weight_scale", "h"},
       {"expanded_kept_scale", ""},
@@ -117,11 +136,11 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
      {{"x", "bHWC"}},
      {{"norm_weight", "h"},
       {"norm_bias", "h"},
-      {"in_weight", "dE", true},
+      {"in_weight", "dE", kAsInt8},
       {"conv_weight", "D133"},
       {"conv_bias", "D"},
-      {"features_weight", "DM", true},
-      {"step_expand", "SX", true},
+      {"features_weight", "DM", kAsInt8},
+      {"step_expand", "SX", kAsInt8},
       {"in_weight_scale", "E"},
       {"features_weight_scale", "M"},
       {"step_expand_scale", "X"},
@@ -134,7 +153,7 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
      {{"y", "gHWD"}, {"gate", "gHWD"}, {"tokens", "gHWd"}},
      {{"out_norm_weight", "D"},
       {"out_norm_bias", "D"},
-      {"project_weight", "Dd", true},
+      {"project_weight", "Dd", kAsInt8},
       {"project_bias", "d"},
       {"conv_weight", "q133"},
       {"conv_bias", "q"},
@@ -144,6 +163,30 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
       {"project_weight_scale", "d"},
       {"gated_scale", ""}},
      {{"scanned", "bHWh"}}},
+    {"ScanFeaturesInt8",
+     {{"groups", 'G'}, {"channels", 'D'}},
+     {{"x", "bHWC"}},
+     {{"norm_weight", "h"},
+      {"norm_bias", "h"},
+      {"in_weight", "dE", kAsInt8},
+      {"conv_weight", "D133"},
+      {"conv_bias", "D"},
+      {"in_weight_scale", "E"},
+      {"tokens_scale", ""}},
+     {{"tokens", "gHWd"}, {"gate", "gHWD"}, {"features", "gHWD"}}},
+    {"ProjectedScan2DInt8",
+     {},
+     {{"features", "gHWD"}},
+     {{"features_weight", "DM", kAsInt8},
+      {"step_expand", "SX", kAsInt8},
+      {"A", "KDn"},
+      {"D", "KD"},
+      {"delta_bias", "KD"},
+      {"features_weight_scale", "M"},
+      {"step_expand_scale", "X"},
+      {"features_scale", ""},
+      {"step_features_scale", ""}},
+     {{"y", "gHWD"}}},
 };
 
 template <typename Spec>
@@ -281,8 +324,9 @@ Status* check_attributes(const Kernel& kernel, const Sizes& sizes) {
 class WideWeights {
  public:
   // The floats of a weight, which lives as long as this and the tensor; null when out of memory.
-  const float* floats(const Input& weight, bool int8, msmamba::ElementType element) {
-    if (!int8 && element == msmamba::ElementType::kFloat32) return weight.floats();
+  const float* floats(const Input& weight, TensorSpec::Held held, msmamba::ElementType element) {
+    const bool int8 = held == kAsInt8;
+    if (held == kAsFloat || (!int8 && element == msmamba::ElementType::kFloat32)) return weight.floats();
     int64_t count = 1;
     for (size_t i = 0; i < weight.rank; ++i) count *= weight.dimensions[i];
     std::unique_ptr<float[]>& wide = held_[used_++];
@@ -322,7 +366,7 @@ Status* pack(const Kernel& kernel, const Input* weights, std::unique_ptr<PackedO
   WideWeights wide;
   const float* pointers[kMostWeights];
   for (size_t i = 0; i < weight_count; ++i) {
-    pointers[i] = wide.floats(weights[i], spec.weights[i].int8, kernel.op.element);
+    pointers[i] = wide.floats(weights[i], spec.weights[i].held, kernel.op.element);
     if (pointers[i] == nullptr) return refusal(api, kFail, spec.op_type, "out of memory");
   }
   *packed = PackedOperator::create(kernel.op.op, kernel.op.element, sizes.block, pointers);
@@ -421,7 +465,11 @@ BlockOp block_op(BlockOperator kind, msmamba::ElementType element) {
   op.get_input_type = [](const CustomOp* self, size_t index) {
     const OperatorSpec& spec = static_cast<const BlockOp*>(self)->spec();
     const size_t map_count = count(spec.maps);
-    return index >= map_count && spec.weights[index - map_count].int8 ? kInt8 : element_of(self);
+    switch (index < map_count ? TensorSpec::kAsMaps : spec.weights[index - map_count].held) {
+      case kAsInt8: return kInt8;
+      case kAsFloat: return kFloat;
+      default: return element_of(self);
+    }
   };
   op.get_output_count = [](const CustomOp* self) { return count(static_cast<const BlockOp*>(self)->spec().outputs); };
   op.get_output_type = [](const CustomOp* self, size_t) { return element_of(self); };

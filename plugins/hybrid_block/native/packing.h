@@ -54,4 +54,14 @@ void copy_row(float* row, const float* source, int64_t count) {
   fill_row<Lanes>(row, count, [&](int64_t i) { return source[i]; });
 }
 
+// `count` rows of `width` values, the source's `stride` apart, the target's dense.
+template <int Lanes, typename Element>
+void copy_rows(Element* target, int64_t width, const float* source, int64_t stride, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    for_each_vector<Lanes>(width, [&](int64_t c, auto used) MSMAMBA_INLINE_BODY {
+      store<Lanes>(target + i * width + c, load<Lanes>(source + i * stride + c, used), used);
+    });
+  }
+}
+
 }  // namespace

@@ -149,14 +149,7 @@ class ForwardScan {
         const float* const A = buffers_.A + (direction * padded + first) * states;
         float* const state = buffers_.state + first * states;
         const Float<kLanes> reach = load<kLanes>(buffers_.reach + direction * padded + first);
-        const bool by_adders = kHasAddersForm && task_.own_adders;
-        if (!exponents_are_within<kLanes>(by_adders ? kMostCubicExponent : kMostExponent, largest_pace, reach)) {
-          advance_tile<kLanes, Decay::kAny>(tile, A, state, call_for_next);
-        } else if (by_adders) {
-          advance_tile<kLanes, kHasAddersForm ? Decay::kNormalByAdders : Decay::kNormal>(tile, A, state, call_for_next);
-        } else {
-          advance_tile<kLanes, Decay::kNormal>(tile, A, state, call_for_next);
-        }
+        advance_within<kLanes, 1>({largest_pace, reach, task_.own_adders}, tile, A, state, call_for_next);
         if constexpr (turn == Last) {
           if (lanes_used == kLanes) {
             write_vector<kLanes, true>(*here, first);
@@ -237,27 +230,13 @@ class ForwardScan {
     return largest;
   }
 
-  // Softplus is a long chain of instructions that wait for one another: several steps take turns in it. Two steps of
-  // a narrow vector go through it as one wide vector.
   template <int Lanes, int Steps>
   MSMAMBA_INLINE void fill_steps(const Rows& rows, int t, int first, int lanes_used, Float<Lanes> bias,
                                  Float<Lanes>& largest) {
     Float<Lanes> step[Steps];
 #pragma GCC unroll 4
     for (int i = 0; i < Steps; ++i) step[i] = load_lanes<Lanes>(rows.delta[t + i] + first, lanes_used) + bias;
-    if constexpr (Lanes < Wide && Steps % 2 == 0) {
-      Float<Wide> pairs[Steps / 2];
-#pragma GCC unroll 2
-      for (int i = 0; i < Steps / 2; ++i) pairs[i] = joined<Lanes>(step[2 * i], step[2 * i + 1]);
-      softplus_of_each<Wide>(pairs);
-#pragma GCC unroll 2
-      for (int i = 0; i < Steps / 2; ++i) {
-        step[2 * i] = low_half<Lanes>(pairs[i]);
-        step[2 * i + 1] = high_half<Lanes>(pairs[i]);
-      }
-    } else {
-      softplus_of_each<Lanes>(step);
-    }
+    step_sizes<Lanes, Wide>(step);
 #pragma GCC unroll 4
     for (int i = 0; i < Steps; ++i) {
       const Float<Lanes> pace = pace_of<Lanes>(step[i]);

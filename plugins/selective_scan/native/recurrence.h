@@ -6,7 +6,8 @@
 // its step sizes on the fly fills tiles from that and never stores `delta`.
 //
 // Lanes are channels: every vector operation serves `Lanes` channels at one state, B and C are broadcast,
-// and no sum runs across lanes.
+// and no sum runs across lanes. Of `Sequences` = 2 even lanes are channels of one sequence and odd lanes those of another,
+// so that few channels of each fill a vector; their B and C stand in pairs.
 #pragma once
 
 #include "element.h"
@@ -27,7 +28,7 @@ struct Tile {
   int states;
   const float* pace;      // (steps, Lanes)
   const float* drive;     // (steps, Lanes)
-  const float* const* B;  // by step: (states), at any address
+  const float* const* B;  // by step: (states, Sequences), at any address
   const float* const* C;  // likewise
   float* const* sums;     // by step: the outputs so far, (Lanes) of them at `first`
   int first;
@@ -83,6 +84,28 @@ MSMAMBA_INLINE Float<Lanes> pace_of(Float<Lanes> step) {
   return at_most<Lanes>(step * kLog2E, kLargestFactor);
 }
 
+// Step sizes from what softplus takes, several in turns: each is a long chain of instructions that wait for one another.
+// Steps of a narrow vector go through it in pairs, as wide vectors.
+template <int Lanes, int Wide, int Steps>
+MSMAMBA_INLINE void step_sizes(Float<Lanes> (&steps)[Steps]) {
+  if constexpr (Lanes < Wide && Steps == 1) {
+    steps[0] = low_half<Lanes>(softplus<Wide>(joined<Lanes>(steps[0], steps[0])));
+  } else if constexpr (Lanes < Wide) {
+    static_assert(Steps % 2 == 0, "whole pairs");
+    Float<Wide> pairs[Steps / 2];
+#pragma GCC unroll 2
+    for (int i = 0; i < Steps / 2; ++i) pairs[i] = joined<Lanes>(steps[2 * i], steps[2 * i + 1]);
+    softplus_of_each<Wide>(pairs);
+#pragma GCC unroll 2
+    for (int i = 0; i < Steps / 2; ++i) {
+      steps[2 * i] = low_half<Lanes>(pairs[i]);
+      steps[2 * i + 1] = high_half<Lanes>(pairs[i]);
+    }
+  } else {
+    softplus_of_each<Lanes>(steps);
+  }
+}
+
 // Whether the exponents of a tile's decays are at most `most`, given the largest |pace| and |A| of each lane (NaN aside).
 template <int Lanes>
 MSMAMBA_INLINE bool exponents_are_within(float most, Float<Lanes> largest_pace, Float<Lanes> largest_A) {
@@ -93,8 +116,9 @@ MSMAMBA_INLINE bool exponents_are_within(float most, Float<Lanes> largest_pace, 
 }
 
 // How the decays of a tile are made: of any size, or all of them normal float32, which saves holding every exponent
-// within bounds; and those on a processor whose additions have units of their own beside its multiply-adds'.
-enum class Decay { kAny, kNormal, kNormalByAdders };
+// within bounds; and both on a processor whose additions have units of their own beside its multiply-adds'. Where a decay
+// is normal its bits do not depend on whether the tile's others are.
+enum class Decay { kAny, kAnyByAdders, kNormal, kNormalByAdders };
 
 // Where the last one pays: on Zen 4 it takes 4 % off the scan with AVX-512, and adds 1 % to it with AVX2.
 #if defined(__AVX512VL__)
@@ -103,19 +127,36 @@ constexpr bool kHasAddersForm = true;
 constexpr bool kHasAddersForm = false;
 #endif
 
+// The value that each lane's sequence has, of the neighbours at `values`.
+template <int Lanes, int Sequences>
+MSMAMBA_INLINE auto of_sequences(const float* values) {
+  if constexpr (Sequences == 1) {
+    return element_at(values);
+  } else {
+    return pair_in_lanes<Lanes>(values);
+  }
+}
+
 // One step of one state; returns its part of the output.
-template <int Lanes, Decay decay_by>
+template <int Lanes, Decay decay_by, int Sequences>
 MSMAMBA_INLINE Float<Lanes> advance_state(Float<Lanes>& h, Float<Lanes> pace, Float<Lanes> drive, const float* A,
                                           const float* b, const float* c) {
   const Float<Lanes> rate = load<Lanes>(A);
   Float<Lanes> decay;
-  if constexpr (decay_by == Decay::kAny) {
+  if constexpr (decay_by == Decay::kAnyByAdders) {
+    decay = exp2<Lanes>(unfused<Lanes>(pace * rate));
+  } else if constexpr (decay_by == Decay::kAny && kHasAddersForm) {
+    // Of a copy of `pace`: a product that is used by itself, too, would not be fused where it is one of `normal`.
+    const Float<Lanes> exponent = unfused<Lanes>(pace) * rate, other = exp2<Lanes>(exponent);
+    const Float<Lanes> normal = exp2_of_product<Lanes, false>(pace, rate);
+    decay = larger<Lanes>(exponent, -exponent) <= kMostExponent ? normal : other;
+  } else if constexpr (decay_by == Decay::kAny) {
     decay = exp2<Lanes>(pace * rate);
   } else {
     decay = exp2_of_product<Lanes, decay_by == Decay::kNormalByAdders>(pace, rate);
   }
-  h = decay * h + drive * element_at(b);
-  return h * element_at(c);
+  h = decay * h + drive * of_sequences<Lanes, Sequences>(b);
+  return h * of_sequences<Lanes, Sequences>(c);
 }
 
 // The same, by adders, in four stages.
@@ -144,9 +185,10 @@ class StagedState {
     in_turn<Lanes>(decay_);
   }
 
+  template <int Sequences>
   MSMAMBA_INLINE void advance(Float<Lanes>& h, Float<Lanes> drive, const float* b, const float* c, Float<Lanes>& sum) {
-    h = decay_ * h + drive * element_at(b);
-    sum += h * element_at(c);
+    h = decay_ * h + drive * of_sequences<Lanes, Sequences>(b);
+    sum += h * of_sequences<Lanes, Sequences>(c);
     in_turn<Lanes>(sum);
   }
 
@@ -197,7 +239,7 @@ MSMAMBA_INLINE void put_output(const Tile& tile, int t, Float<Lanes> output) {
 }
 
 // `States` is known to the compiler: the states stay in registers throughout the tile.
-template <int Lanes, int States, Decay decay, typename Meanwhile>
+template <int Lanes, int States, Decay decay, int Sequences, typename Meanwhile>
 MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* A, float* state,
                                               Meanwhile meanwhile) {
   Float<Lanes> h[States];
@@ -211,7 +253,7 @@ MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* A, 
     meanwhile(t);
     Float<Lanes> sums[2] = {};  // two: half the latency
 #if defined(__aarch64__)
-    static_assert(States % 4 == 0, "whole vectors of B and C");
+    static_assert(States % 4 == 0 && Sequences == 1, "whole vectors of B and C");
     Float<Lanes> pace_in_turn = pace;
 #pragma GCC unroll 4
     for (int n = 0; n < States; n += 4) {
@@ -227,13 +269,16 @@ MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* A, 
         if (n < States) states[n].reduce(pace, A + n * Lanes);
         if (n >= 1 && n - 1 < States) states[n - 1].approximate();
         if (n >= 2 && n - 2 < States) states[n - 2].join();
-        if (n >= 3) states[n - 3].advance(h[n - 3], drive, B + n - 3, C + n - 3, sums[(n - 3) % 2]);
+        if (n < 3) continue;
+        const int last = (n - 3) * Sequences;
+        states[n - 3].template advance<Sequences>(h[n - 3], drive, B + last, C + last, sums[(n - 3) % 2]);
       }
     } else {
       Float<Lanes> pace_in_turn = pace;
 #pragma GCC unroll 16
       for (int n = 0; n < States; ++n) {
-        sums[n % 2] += advance_state<Lanes, decay>(h[n], pace_in_turn, drive, A + n * Lanes, B + n, C + n);
+        const int at = n * Sequences;
+        sums[n % 2] += advance_state<Lanes, decay, Sequences>(h[n], pace_in_turn, drive, A + n * Lanes, B + at, C + at);
 #if defined(__clang__) && defined(__AVX2__) && !defined(__AVX512F__)
         // As for ARM: else LLVM begins with the decays of all states, and keeps them in memory.
         asm("" : "+x"(pace_in_turn), "+x"(sums[n % 2]) : "x"(h[n]));
@@ -247,7 +292,7 @@ MSMAMBA_INLINE void advance_tile_in_registers(const Tile& tile, const float* A, 
   for (int n = 0; n < States; ++n) store<Lanes>(state + n * Lanes, h[n]);
 }
 
-template <int Lanes, Decay decay, typename Meanwhile>
+template <int Lanes, Decay decay, int Sequences, typename Meanwhile>
 MSMAMBA_INLINE void advance_tile_in_memory(const Tile& tile, const float* A, float* state, Meanwhile meanwhile) {
   for (int t = 0; t < tile.steps; ++t) {
     meanwhile(t);
@@ -256,7 +301,8 @@ MSMAMBA_INLINE void advance_tile_in_memory(const Tile& tile, const float* A, flo
     Float<Lanes> sum{};
     for (int n = 0; n < tile.states; ++n) {
       Float<Lanes> h = load<Lanes>(state + n * Lanes);
-      sum += advance_state<Lanes, decay>(h, pace, drive, A + n * Lanes, tile.B[t] + n, tile.C[t] + n);
+      const int at = n * Sequences;
+      sum += advance_state<Lanes, decay, Sequences>(h, pace, drive, A + n * Lanes, tile.B[t] + at, tile.C[t] + at);
       store<Lanes>(state + n * Lanes, h);
     }
     put_output<Lanes>(tile, t, sum);
@@ -267,13 +313,39 @@ MSMAMBA_INLINE void advance_tile_in_memory(const Tile& tile, const float* A, flo
 // Decays by `kNormal` need exponents within kMostExponent, `kNormalByAdders` within kMostCubicExponent.
 // `meanwhile(t)` runs with every step: address arithmetic and prefetching cost nothing beside the
 // recurrence, which leaves half of the machine's issue slots free.
-template <int Lanes, Decay decay, typename Meanwhile>
+template <int Lanes, Decay decay, int Sequences, typename Meanwhile>
 MSMAMBA_NOINLINE void advance_tile(const Tile& tile, const float* A, float* state, Meanwhile meanwhile) {
   if (tile.states == 16) {
-    advance_tile_in_registers<Lanes, 16, decay>(tile, A, state, meanwhile);
+    advance_tile_in_registers<Lanes, 16, decay, Sequences>(tile, A, state, meanwhile);
   } else {
-    advance_tile_in_memory<Lanes, decay>(tile, A, state, meanwhile);
+    advance_tile_in_memory<Lanes, decay, Sequences>(tile, A, state, meanwhile);
   }
+}
+
+// Of a tile: the largest |pace| and |A| of each lane, and whether additions have units of their own.
+template <int Lanes>
+struct Exponents {
+  Float<Lanes> pace;
+  Float<Lanes> A;
+  bool own_adders;
+};
+
+// `advance_tile` by the least work that the exponents allow.
+template <int Lanes, int Sequences, typename Meanwhile>
+MSMAMBA_INLINE void advance_within(const Exponents<Lanes>& largest, const Tile& tile, const float* A, float* state,
+                                   Meanwhile meanwhile) {
+  if constexpr (kHasAddersForm) {
+    if (largest.own_adders) {
+      if (exponents_are_within<Lanes>(kMostCubicExponent, largest.pace, largest.A)) {
+        return advance_tile<Lanes, Decay::kNormalByAdders, Sequences>(tile, A, state, meanwhile);
+      }
+      return advance_tile<Lanes, Decay::kAnyByAdders, Sequences>(tile, A, state, meanwhile);
+    }
+  }
+  if (exponents_are_within<Lanes>(kMostExponent, largest.pace, largest.A)) {
+    return advance_tile<Lanes, Decay::kNormal, Sequences>(tile, A, state, meanwhile);
+  }
+  advance_tile<Lanes, Decay::kAny, Sequences>(tile, A, state, meanwhile);
 }
 
 }  // namespace

@@ -72,11 +72,31 @@ MSMAMBA_INLINE Float<Lanes> high_half(Float<2 * Lanes> both) {
   return __builtin_shufflevector(both, both, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 
-// `value`, a product that no addition is to be fused with (on AVX-512).
+// Two floats at any address in turns through the lanes.
+template <int Lanes>
+MSMAMBA_INLINE Float<Lanes> pair_in_lanes(const float* values) {
+  typedef int64_t Pairs __attribute__((vector_size(Lanes * 4)));
+  int64_t bits;
+  __builtin_memcpy(&bits, values, sizeof bits);
+  return (Float<Lanes>)(bits - Pairs{});
+}
+
+// Lanes of `even` and `odd` in turns.
+template <int Lanes>
+MSMAMBA_INLINE Float<2 * Lanes> in_turns(Float<Lanes> even, Float<Lanes> odd) {
+  static_assert(Lanes == 8, "the only narrow vectors there are");
+  return __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+
+// `value`, a product that no addition is to be fused with.
 template <int Lanes>
 MSMAMBA_INLINE Float<Lanes> unfused(Float<Lanes> value) {
 #if defined(__AVX512VL__)
   asm("" : "+v"(value));
+#elif defined(__FMA__)
+  asm("" : "+x"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
 #endif
   return value;
 }
@@ -195,7 +215,7 @@ struct Exp2 {
 template <int Lanes>
 struct CubicExp2;
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512VL__)
 // Times 2^n, the entry of a table of 8 that the low bits of each lane name. The table holds bits, less i << 20: shifting the
 // low bits of `rounded` to the exponent's place brings i along.
 MSMAMBA_INLINE Float<8> scaled_entry(const int32_t* table, Float<8> rounded) {
@@ -219,9 +239,14 @@ struct Exp2<8> {
 #endif
 
 #if defined(__AVX512VL__)
+// Vectors of 8 and of 16 lanes compute alike, bit for bit: in which of them a channel stands depends on the threads.
+
 // The entry of a table of 16 that the low bits of each lane name.
 MSMAMBA_INLINE Float<16> looked_up(const float* table, Float<16> rounded) {
   return (Float<16>)_mm512_maskz_permutexvar_ps(kAllLanes, (__m512i)rounded, _mm512_load_ps(table));
+}
+MSMAMBA_INLINE Float<8> looked_up(const float* table, Float<8> rounded) {
+  return (Float<8>)_mm256_permutex2var_ps(_mm256_load_ps(table), (__m256i)rounded, _mm256_load_ps(table + 8));
 }
 
 MSMAMBA_INLINE Float<16> looked_up_of_32(const float* table, Float<16> rounded) {
@@ -233,6 +258,9 @@ MSMAMBA_INLINE Float<16> looked_up_of_32(const float* table, Float<16> rounded) 
 MSMAMBA_INLINE Float<16> scaled(Float<16> value, Float<16> exponent) {
   return (Float<16>)_mm512_maskz_scalef_ps(kAllLanes, (__m512)value, (__m512)exponent);
 }
+MSMAMBA_INLINE Float<8> scaled(Float<8> value, Float<8> exponent) {
+  return (Float<8>)_mm256_maskz_scalef_ps(static_cast<__mmask8>(kAllLanes), (__m256)value, (__m256)exponent);
+}
 
 constexpr float kCubicAtZero = 18.019424f;       // u
 constexpr float kCubicSlopeAtZero = 12.490113f;  // u ln 2
@@ -241,39 +269,32 @@ constexpr float kCubicSlopeAtZero = 12.490113f;  // u ln 2
 alignas(64) constexpr float kCubicSixteenths[16] = {
     0.05549567f, 0.057952672f, 0.060518455f, 0.06319784f, 0.06599584f, 0.06891773f, 0.07196898f, 0.07515532f,
     0.078482725f, 0.08195745f, 0.08558602f, 0.089375235f, 0.093332216f, 0.09746439f, 0.101779506f, 0.10628567f};
-// 2^(i/8) / u, as `scaled_entry` takes them.
-alignas(32) constexpr int32_t kCubicEighths[8] = {0x3d634f6d, 0x3d67e233, 0x3d6728d4, 0x3d636479,
-                                                  0x3d60bb8d, 0x3d5f47b9, 0x3d5f24f6, 0x3d6071c6};
 
-template <>
-struct CubicExp2<16> {
-  MSMAMBA_INLINE static Float<16> quadratic(Float<16> f) { return (f + 4.328889f) * f + kCubicSlopeAtZero; }
-  MSMAMBA_INLINE static Float<16> cubic(Float<16> f, Float<16> quadratic) {
+template <int Lanes>
+struct CubicExp2 {
+  MSMAMBA_INLINE static Float<Lanes> quadratic(Float<Lanes> f) { return (f + 4.328889f) * f + kCubicSlopeAtZero; }
+  MSMAMBA_INLINE static Float<Lanes> cubic(Float<Lanes> f, Float<Lanes> quadratic) {
     return quadratic * f + kCubicAtZero;  // f in [-1/32, 1/32]: relative error 2e-9
   }
-  MSMAMBA_INLINE static Float<16> factor(Float<16> rounded, Float<16> part) {
+  MSMAMBA_INLINE static Float<Lanes> factor(Float<Lanes> rounded, Float<Lanes> part) {
     return scaled(looked_up(kCubicSixteenths, rounded), part);
   }
 };
 
-template <>
-struct CubicExp2<8> {
-  MSMAMBA_INLINE static Float<8> quadratic(Float<8> f) { return (f + 4.329309f) * f + kCubicSlopeAtZero; }
-  MSMAMBA_INLINE static Float<8> cubic(Float<8> f, Float<8> quadratic) {
-    return quadratic * f + kCubicAtZero;  // f in [-1/16, 1/16]: relative error 3e-8
-  }
-  MSMAMBA_INLINE static Float<8> factor(Float<8> rounded, Float<8>) { return scaled_entry(kCubicEighths, rounded); }
-};
-
-template <>
-struct Exp2<16> {
+template <int Lanes>
+struct SixteenthsExp2 {
   static constexpr int kFractionBits = 4;
-  MSMAMBA_INLINE static Float<16> power(Float<16> rounded, Float<16> part, Float<16> f) {
-    const Float<16> cubic = CubicExp2<16>::cubic(f, CubicExp2<16>::quadratic(f));
+  MSMAMBA_INLINE static Float<Lanes> power(Float<Lanes> rounded, Float<Lanes> part, Float<Lanes> f) {
+    const Float<Lanes> cubic = CubicExp2<Lanes>::cubic(f, CubicExp2<Lanes>::quadratic(f));
     // Scaled at last: the table's entry times 2^n may be no normal number where its product with the cubic is.
     return scaled(looked_up(kCubicSixteenths, rounded) * cubic, part);
   }
 };
+
+template <>
+struct Exp2<16> : SixteenthsExp2<16> {};
+template <>
+struct Exp2<8> : SixteenthsExp2<8> {};
 #endif
 
 template <int Lanes>

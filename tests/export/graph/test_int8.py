@@ -31,7 +31,7 @@ from msmamba.images import FULL_WHITE
 from msmamba.measures.decision import ImageLimit
 from msmamba.model import MicroscopicMamba
 from msmamba.model.networks.checkpoint import save_checkpoint
-from msmamba.plugins.hybrid_block import INT8_OPERATORS
+from msmamba.plugins.hybrid_block import INT8, INT8_OPERATORS
 from msmamba.plugins.tensorrt_library import link_parser_library
 
 LOOSE = Limits(accuracy_drop=100, flips=ImageLimit(100, per_cent=True))
@@ -123,7 +123,7 @@ def test_it_runs_and_is_verified(exported: Export, checkpoint: Path, labelled: P
         pytest.param("patch_embed.2:wide", 1, "patch_embed.2", id="quantised-at-once"),
         pytest.param("layers.0.downsample", 1, "layers.0.downsample", id="linear"),
         pytest.param(
-            "layers.1.blocks.0.pvm_layer/SelectiveScan2D", 5, "layers.1.blocks.0.pvm_layer", id="scan"
+            "layers.1.blocks.0.pvm_layer/ProjectedScan2D", 4, "layers.1.blocks.0.pvm_layer", id="scan"
         ),
         pytest.param("logits", 1, "head", id="head"),
     ],
@@ -276,13 +276,13 @@ def test_blocks_stay_operators_whatever_of_them_is_in_int8(
         graph = onnx.load(export.path / "model.onnx").graph
         return Counter(node.op_type for node in graph.node if node.domain == "msmamba")
 
-    whole = {"SelectiveScan2D": STAGES, "MIFA": STAGES}
-    assert operators(exported) == {**whole, **dict.fromkeys(INT8_OPERATORS, STAGES)}
+    whole, in_int8 = {"MIFA": STAGES}, {*INT8_OPERATORS} - {"ScanInputsInt8"}
+    assert operators(exported) == {**whole, **dict.fromkeys(in_int8, STAGES)}
     plan = Plan(kept=("layers.0.blocks.0",))
     (tmp_path / "plan.json").write_text(plan.to_json())
     mixed = export_bundle(checkpoint, tmp_path / "b", int8_options(labelled, plan=tmp_path / "plan.json"))
-    kept = dict.fromkeys(("LocalBranch", "ScanInputs", "ScanOutputs"), 1)
-    assert operators(mixed) == {**whole, **kept, **dict.fromkeys(INT8_OPERATORS, STAGES - 1)}
+    kept = dict.fromkeys((name.removesuffix(INT8) for name in in_int8), 1)
+    assert operators(mixed) == {**whole, **kept, **dict.fromkeys(in_int8, STAGES - 1)}
     with open_artefact(mixed.path) as native, open_artefact(mixed.path, kernels="functions") as functions:
         images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
         np.testing.assert_allclose(native.run(images), functions.run(images), rtol=0, atol=0.02)
