@@ -313,7 +313,7 @@ def test_train_then_eval_from_the_command_line(photos: Path, tmp_path: Path) -> 
     assert command("train", data, "-o", run, "--resume").exit_code == 0
     refused = command("train", data, "-o", run, "--resume", "--lr", 0.5)
     assert refused.exit_code == 1
-    assert "recipe.learning_rate was 0.0001 and is 0.5" in refused.stderr
+    assert "--lr was 0.0001 and is 0.5" in refused.stderr
     again = command("train", data, "-o", run)
     assert again.exit_code == 1
     assert "holds a run already" in again.stderr
@@ -327,7 +327,7 @@ def test_train_then_eval_from_the_command_line(photos: Path, tmp_path: Path) -> 
     ("options", "status", "message"),
     [
         pytest.param(["--epochs", "5"], 1, "--warm-up is 10, which leaves none of 5 epochs", id="warm-up"),
-        pytest.param(["--crop-scale", "1", "0"], 1, r"crop_scale is 1\.0 to 0\.0", id="crops"),
+        pytest.param(["--crop-scale", "1", "0"], 1, r"--crop-scale is 1\.0 to 0\.0", id="crops"),
         pytest.param(["--group-by", "("], 1, "is no regular expression", id="pattern"),
         pytest.param(["--amp"], 1, "mixed precision needs CUDA", id="amp"),
         pytest.param(["--network", "huge"], 1, "there is no network 'huge'", id="network"),
