@@ -11,7 +11,7 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 # Control characters, of which 0x80 to 0x9f begin sequences, too; marks and overrides of the direction of
 # writing; line and paragraph separators; bytes of names that are no UTF-8 and control characters in latin-1.
@@ -71,7 +71,7 @@ def table_lines(
     a terminal would wrap its lines, and a figure that is cut off is a wrong one.
 
     Args:
-        head: a name for each column.
+        head: a name for each column, of several lines if need be.
         rows: as many cells each.
         words: the columns of words, which begin at the left and may be wrapped; others end at the right.
         width: columns of the terminal; None: as wide as need be.
@@ -82,20 +82,29 @@ def table_lines(
     from rich.table import Table
     from rich.text import Text
 
-    widths = [max(cell_len(row[number]) for row in (head, *rows)) for number in range(len(head))]
+    widths = [
+        max(cell_len(line) for row in (head, *rows) for line in row[number].split("\n"))
+        for number in range(len(head))
+    ]
     parts = [list(range(len(head)))]
     if width is not None and _together(widths) > width:
+        head = list(head)
         for number, name in enumerate(head):
             longest = max(cell_len(each) for each in ("", *name.split()))
             widths[number] = max([longest, *(cell_len(row[number]) for row in rows)])
-        widths, parts = _fitted(widths, words, width)
+            head[number] = textwrap.fill(name, widths[number], break_long_words=False) if name else ""
+        whole = {
+            number: max((cell_len(word) for row in rows for word in row[number].split()), default=0)
+            for number in words
+        }
+        widths, parts = _fitted(widths, whole, width)
     lines: list[str] = []
     for part in parts:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, _GAP - 1, 0, 0))
         for number in part:
             of_words = number in words
             table.add_column(
-                textwrap.fill(head[number], widths[number], break_long_words=False),
+                head[number],
                 justify="left" if of_words else "right",
                 no_wrap=not of_words,
                 overflow="fold",
@@ -115,18 +124,20 @@ def _together(widths: Iterable[int]) -> int:
     return sum(width + _GAP for width in widths) - _GAP
 
 
-def _fitted(widths: list[int], words: Collection[int], width: int) -> tuple[list[int], list[list[int]]]:
+def _fitted(widths: list[int], whole: Mapping[int, int], width: int) -> tuple[list[int], list[list[int]]]:
     """The widths that columns get, and the columns, by number, of each of the tables that one is cut into.
 
     Words are wrapped as far as they must be for one table, or, where that does not do, to a third of the
-    width. Each table has the first column, and as many others as fit.
+    width; a word itself only where it is longer than half of it. Each table has the first column, and as many
+    others as fit.
     """
-    for most in range(max(widths), _NARROWEST - 1, -1):
-        narrowed = [min(each, most) if number in words else each for number, each in enumerate(widths)]
+    third = max(width // 3, _NARROWEST)
+    for most in (*range(max(widths), _NARROWEST - 1, -1), third):
+        narrowed = widths.copy()
+        for number, longest in whole.items():
+            narrowed[number] = min(widths[number], max(most, min(longest, width // 2)))
         if _together(narrowed) <= width:
             return narrowed, [list(range(len(widths)))]
-    most = max(width // 3, _NARROWEST)
-    narrowed = [min(each, most) if number in words else each for number, each in enumerate(widths)]
     parts: list[list[int]] = []
     for number in range(1, len(widths)):
         if parts and _together(narrowed[each] for each in (*parts[-1], number)) <= width:
@@ -136,6 +147,15 @@ def _fitted(widths: list[int], words: Collection[int], width: int) -> tuple[list
     return narrowed, parts or [[0]]
 
 
-def wrapped(line: str, width: int | None = None) -> str:
-    """A line of text as several that are no wider than that; None leaves it as it is."""
-    return line if width is None else textwrap.fill(line, width, break_on_hyphens=False)
+def wrapped(line: str, width: int | None = None, indent: int = 0) -> str:
+    """A line of text as several that are no wider than that; None leaves it as it is.
+
+    Args:
+        line: the text.
+        width: columns.
+        indent: those that are left free at the beginning of each line but the first.
+    """
+    if width is None or len(line) <= width:
+        return line
+    indent = min(indent, width // 2)
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)

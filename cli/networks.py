@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import click
 
+from ..text import table_lines
 from .help import Command
 from .options import tell
-from .output import say
+from .output import columns, say_lines
 
-_WIDTHS = (8, 8, 8, 8, 9)
+_HEAD = (
+    *("name", "in the paper"),
+    *("params M\nhere", "params M\npaper", "GMACs\nhere", "GMACs\npaper", "GMACs\nin full"),
+)
 
 
 @click.command(cls=Command, example="mmdeploy networks")
@@ -21,9 +25,7 @@ def networks() -> None:
     """
     from ..model.evaluation.listing import listed_networks
 
-    _say_row("", "", "params M", "", "GMACs", "", "GMACs")
-    _say_row("name", "in the paper", "here", "paper", "here", "paper", "in full")
-    unavailable: dict[str, int] = {}
+    rows, unavailable = [], dict[str, int]()
     for each in listed_networks():
         count = each.count
         figures = (
@@ -33,12 +35,8 @@ def networks() -> None:
             each.printed_macs,
             count and count.macs / 1e9,
         )
-        _say_row(each.name, each.title, *("–" if figure is None else f"{figure:.2f}" for figure in figures))
+        rows.append([each.name, each.title, *("–" if each is None else f"{each:.2f}" for each in figures)])
         if each.unavailable:
             unavailable[each.unavailable] = unavailable.get(each.unavailable, 0) + 1
+    say_lines("".join(f"{line}\n" for line in table_lines(_HEAD, rows, (0, 1), columns())))
     tell(f"{networks} of the networks cannot be built: {why}" for why, networks in unavailable.items())
-
-
-def _say_row(name: str, title: str, *figures: str) -> None:
-    columns = "".join(f"{figure:>{width}}" for figure, width in zip(figures, _WIDTHS, strict=True))
-    say(f"{name:<22} {title:<20} {columns}".rstrip())

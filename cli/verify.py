@@ -18,7 +18,7 @@ from .options import (
     tell,
     weights_option,
 )
-from .output import say_lines
+from .output import columns, say_lines
 
 _COMPARED = "What is compared"
 _BAR = "The bar"
@@ -151,6 +151,6 @@ def verify(
             **options,
         )
     tell(parity.notes)
-    say_lines(parity.to_json() if output_format == "json" else parity.to_text())
+    say_lines(parity.to_json() if output_format == "json" else parity.to_text(columns()))
     if not parity.passed:
         raise ParityError(f"{artefact} does not answer like its reference: {parity.failure}")

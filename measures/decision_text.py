@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ..text import shown
+from ..text import shown, table_lines, wrapped
 from .decision import Change, Criterion, Decision, Proportion
 from .uncertainty import Interval
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 FLIPS_SHOWN = 10
 """Flipped images named on a terminal; ``parity.json`` has all."""
@@ -71,21 +65,15 @@ def figure_rows(decision: Decision) -> list[FigureRow]:
     ]
 
 
-def decision_text(decision: Decision) -> str:
-    """Tables for a terminal, lines ended."""
-    from rich.console import Console
-
-    file = io.StringIO()
-    console = Console(file=file, width=_TEXT_WIDTH, color_system=None, highlight=False, markup=False)
-    console.print(shown(decision.sentence), soft_wrap=True)
-    for table in _tables(decision):
-        console.print()
-        console.print(table)
+def decision_text(decision: Decision, width: int | None = None) -> str:
+    """Tables for a terminal of so many columns, lines ended; None: as wide as need be, to a bound."""
+    lines = [wrapped(shown(decision.sentence), width)]
+    for head, rows in _tables(decision):
+        lines += ["", *table_lines(head, rows, range(len(head)), width or _TEXT_WIDTH)]
     if decision.notes:
-        console.print()
-    for note in decision.notes:
-        console.print(f"note: {shown(note)}", soft_wrap=True)
-    return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
+        lines.append("")
+    lines += [wrapped(f"note: {shown(note)}", width) for note in decision.notes]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _undecided_row(decision: Decision, criterion: Criterion) -> FigureRow:
@@ -126,50 +114,44 @@ def _signed_interval(interval: Interval, digits: int, scale: float = 1) -> str:
     return f"{_signed(scale * interval.low, digits)} to {_signed(scale * interval.high, digits)}"
 
 
-def _tables(decision: Decision) -> Iterator[Table]:
-    figures = _table("", "reference", "artefact", "change", f"{100 * decision.level:g} % interval")
-    if decision.criteria:
-        figures.add_column("allowed")
-        figures.add_column("")
-    for row in figure_rows(decision):
-        cells = (row.name, row.reference, row.artefact, row.change, row.interval, row.allowed, row.verdict)
-        figures.add_row(*cells[: len(figures.columns)])
-    yield figures
-    classes = _table("class", "images", "sensitivity", "specificity", "flips", "lost", "gained")
-    for each in decision.classes:
-        classes.add_row(
-            shown(each.label),
-            str(each.images),
-            f"{_share(each.reference_sensitivity)} -> {_share(each.artefact_sensitivity)}",
-            f"{_share(each.reference_specificity)} -> {_share(each.artefact_specificity)}",
-            *map(str, (each.flips, each.lost, each.gained)),
-        )
-    yield classes
+def _tables(decision: Decision) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """The head of each table, and its rows."""
+    head = ["", "reference", "artefact", "change", f"{100 * decision.level:g} % interval"]
+    head += ["allowed", ""] if decision.criteria else []
+    cells = (
+        [row.name, row.reference, row.artefact, row.change, row.interval, row.allowed, row.verdict]
+        for row in figure_rows(decision)
+    )
+    yield head, [row[: len(head)] for row in cells]
+    yield (
+        ["class", "images", "sensitivity", "specificity", "flips", "lost", "gained"],
+        [
+            [
+                shown(each.label),
+                str(each.images),
+                f"{_share(each.reference_sensitivity)} -> {_share(each.artefact_sensitivity)}",
+                f"{_share(each.reference_specificity)} -> {_share(each.artefact_specificity)}",
+                *map(str, (each.flips, each.lost, each.gained)),
+            ]
+            for each in decision.classes
+        ],
+    )
     if not decision.flips:
         return
-    flips = _table("flipped image", "truth", "reference", "artefact", "margin", "outcome")
-    for flip in decision.flips[:FLIPS_SHOWN]:
-        flips.add_row(
+    flips = [
+        [
             shown(flip.image),
             shown(flip.truth),
             f"{shown(flip.reference)} {flip.reference_probability:.2f}",
             f"{shown(flip.artefact)} {flip.artefact_probability:.2f}",
             f"{flip.margin:.3g}",
             f"{flip.outcome}, undecided" if flip.undecided else flip.outcome,
-        )
+        ]
+        for flip in decision.flips[:FLIPS_SHOWN]
+    ]
     if len(decision.flips) > FLIPS_SHOWN:
-        flips.add_row(f"… {len(decision.flips) - FLIPS_SHOWN} more")
-    yield flips
-
-
-def _table(first: str, *others: str) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
-    for name in (first, *others):
-        table.add_column(name, overflow="fold")
-    return table
+        flips.append([f"… {len(decision.flips) - FLIPS_SHOWN} more", *[""] * 5])
+    yield ["flipped image", "truth", "reference", "artefact", "margin", "outcome"], flips
 
 
 def _share(share: Proportion) -> str:

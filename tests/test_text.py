@@ -96,8 +96,10 @@ def test_a_table_is_as_wide_as_the_terminal_and_no_figure_is_cut(width: int | No
 def test_a_table_that_fits_is_left_whole() -> None:
     assert table_lines(HEAD, ROWS, (0, 5)) == table_lines(HEAD, ROWS, (0, 5), 1000)
     assert table_lines(["a", "b c"], [["x", "1"]], (0,), 6) == ["a  b c", "──────", "x    1"]
+    assert table_lines(["a", "b\nc"], [["x", "1"]], (0,), 4) == ["   b", "a  c", "────", "x  1"]
 
 
 def test_notes_are_wrapped_and_names_in_them_stay_whole() -> None:
     assert wrapped("one two-three four", 9) == "one\ntwo-three\nfour"
     assert wrapped("one two-three four") == "one two-three four"
+    assert wrapped("a   one two three", 10, 4) == "a   one\n    two\n    three"

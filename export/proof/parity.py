@@ -15,7 +15,7 @@ from ...measures.decision import Decision
 from ...measures.decision_text import FLIPS_SHOWN, decision_text
 from ...measures.margins import margins_of
 from ...schema import as_json
-from ...text import shown
+from ...text import shown, wrapped
 from .guarded import GuardParity
 
 NOT_FINITE = "not finite"
@@ -202,8 +202,8 @@ class Parity:
             missed.append("no module departs")
         return "; ".join(missed)
 
-    def to_text(self) -> str:
-        """The comparison as lines for a terminal."""
+    def to_text(self, columns: int | None = None) -> str:
+        """The comparison as lines for a terminal of so many columns; None: as wide as need be."""
         judged = self.bar.max_abs_error is not None
         allowed = f"allowed {self.bar.max_abs_error:.3g}" if judged else "reported, not judged"
         lines = {
@@ -227,8 +227,11 @@ class Parity:
             lines["decision"] = f"not judged: {self.no_decision}"
         lines["parity"] = "kept" if self.passed else "LOST"
         width = max(map(len, lines))
-        text = "".join(f"{name:<{width}}  {shown(value)}\n" for name, value in lines.items())
-        return text if self.decision is None else f"{decision_text(self.decision)}\n{text}"
+        text = "".join(
+            f"{wrapped(f'{name:<{width}}  {shown(value)}', columns, width + 2)}\n"
+            for name, value in lines.items()
+        )
+        return text if self.decision is None else f"{decision_text(self.decision, columns)}\n{text}"
 
     def _flip_lines(self) -> dict[str, str]:
         return {

@@ -504,3 +504,13 @@ def test_a_report_in_a_bundle_may_be_written_again(bundles: dict[str, Path], tmp
             check_replaces_none("--report", str(tmp_path / "bundle" / name), [tmp_path / "bundle"])
     assert (tmp_path / "bundle" / "report.html").read_text() == "of yesterday"
     assert not (tmp_path / "bundle" / "new.html").exists()
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_list_of_networks_fits_the_terminal(columns: int) -> None:
+    whole, narrow = (
+        CliRunner(env={"COLUMNS": each}).invoke(mmdeploy, ["networks"]).stdout
+        for each in (None, str(columns))
+    )
+    assert max(map(len, whole.splitlines())) > columns >= max(map(len, narrow.splitlines()))
+    assert {line.split()[0] for line in whole.splitlines()[3:]} <= {*narrow.split()}

@@ -64,6 +64,10 @@ def test_flips_are_told_apart_and_counted_by_true_class() -> None:
     text = decision_text(found)
     assert "lost, gained" in text
     assert all(flip.image in text for flip in found.flips)
+    for width in (60, 80):
+        narrow = decision_text(found, width)
+        assert max(map(len, narrow.splitlines())) <= width
+        assert set(text.split()) - set(narrow.split()) <= {*found.sentence.split(), "─" * 88}, narrow
 
 
 def test_sensitivity_and_specificity_by_hand() -> None:
