@@ -205,7 +205,7 @@ def with_int8_blocks(model: ModelProto, ranges: Mapping[str, float], whole: Coll
             scales.append(add(f"{inputs[name]}:scale", steps))
             inputs[name] = add(f"{inputs[name]}:int8", integers)
         for name in INT8_VALUES[op_type]:
-            value = outputs.get(name, maps.get(name, f"{node.name}/{name}"))
+            value = (maps | outputs).get(name, f"{node.name}/{name}")
             scales.append(add(f"{value}:scale", activation_scale(ranges[value])))
         node.op_type = op_type + INT8
         node.input[:] = [*inputs.values(), *scales]
