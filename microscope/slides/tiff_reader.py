@@ -31,6 +31,7 @@ _AXES = ("YX", "YXS", "SYX")
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR = 0, 1, 2, 6
 _JPEG = frozenset({6, 7, 33007, 34892})
 _CONVERTED = _JPEG | {33003, 33005, 34712}  # JPEG 2000 too: what comes out of the decoder is RGB
+_BY_OPENSLIDE = frozenset({1, 5, 7, 8, 32773, 32946, 50000})  # of plain TIFF, by its libtiff
 _TILE_SIDES, _DESCRIPTION, _HAMAMATSU = (322, 323), 270, 65420
 _SIDES = (256, 257, 278, *_TILE_SIDES)
 _COUNTS, _PLANES = ("SizeC", "SizeZ", "SizeT"), ("IFD", "PlaneCount")
@@ -195,8 +196,8 @@ class Stored:
     """How a TIFF stores its pictures.
 
     Attributes:
-        is_plain: 8 bits a channel, upright, levels in pages of their own, the largest first: what OpenSlide
-            reads as it is.
+        is_plain: 8 bits a channel, upright, of a compression that OpenSlide knows, levels in pages of their
+            own, the largest first: what OpenSlide reads as it is.
         in_levels: it is OME-TIFF or has levels in SubIFDs, of which OpenSlide sees one.
         in_parts: its largest picture is tiled, or has more pixels than are decoded at once.
     """
@@ -224,8 +225,11 @@ def stored(path: Path) -> Stored | None:
             pixels = page.imagewidth * page.imagelength
             in_levels = bool(tiff.is_ome or page.subifds)
             upright = page.tags.valueof("Orientation", 1) == 1
-            is_plain = number == 0 and page.dtype == np.uint8 and upright and not in_levels
+            taken = page.dtype == np.uint8 and upright and page.compression in _BY_OPENSLIDE
+            is_plain = number == 0 and taken and not in_levels
             return Stored(is_plain, in_levels, page.is_tiled or pixels > MAX_PIXELS)
+    except ImageError:
+        raise
     except Exception as error:  # tifffile meets damage with whatever it stumbles over
         raise _damaged(path, error) from error
 

@@ -82,6 +82,28 @@ def test_the_slide_is_found_behind_a_preview(preview: str, sub: bool, tmp_path: 
     slide.close()
 
 
+@pytest.mark.parametrize(
+    "compression", ["none", "lzw", "deflate", "packbits", "zstd", "lzma", "jpeg2000", "webp"]
+)
+def test_a_plain_tiled_file_is_read_however_it_is_compressed(compression: str, tmp_path: Path) -> None:
+    pytest.importorskip("imagecodecs", reason="compresses what is read")
+    options = {"compression": None if compression == "none" else compression, "compressionargs": {}}
+    if compression == "webp":
+        options["compressionargs"] = {"lossless": True}
+    slide = open_slide(write_tiff(tmp_path / "a.tif", PIXELS, levels=2, **options, **HALF_A_MICRON))
+    by_openslide = compression in ("none", "lzw", "deflate", "packbits", "zstd")
+    assert slide.reader.startswith("OpenSlide") == by_openslide
+    assert [level.width for level in slide.levels] == [420, 210]
+    assert (slide.read(0, 30, 20, 300, 200) == PIXELS[20:220, 30:330]).all()
+    slide.close()
+
+
+def test_damage_is_told_once(tmp_path: Path) -> None:
+    path = with_tag(write_tiff(tmp_path / "a.tif", PIXELS), 277, 0)
+    with pytest.raises(ImageError, match=f"^'{path}' is damaged: [^']*$"):
+        open_slide(path)
+
+
 def test_damaged_ome_xml_is_told_by_its_name(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.ome.tif", PIXELS, ome=True, metadata=OME)
     path.write_bytes(path.read_bytes().replace(b"<Pixels", b"<Pix&ls", 1))
