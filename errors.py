@@ -32,6 +32,11 @@ def some(names: Sequence[str]) -> str:
     return shown if len(names) <= _NAMES_SHOWN else f"{shown}, … {len(names) - _NAMES_SHOWN} more"
 
 
+def reason_of(error: OSError) -> str:
+    """What the system says of it, without its number and the file: ``no space left on device``."""
+    return (error.strerror or str(error)).lower()
+
+
 class MsmambaError(Exception):
     """Base of all errors raised on purpose; catch this to catch them all."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from ..errors import ArtefactNote, MsmambaError, Note
+from ..errors import ArtefactNote, MsmambaError, Note, reason_of
 from ..text import shown
 from ..version import __version__
 from .bench import bench
@@ -101,7 +101,7 @@ def _told(error: MsmambaError | OSError) -> str:
     """What went wrong; of what the system says, without its number, which file it is about, if any."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
-    said = error.strerror.lower()
+    said = reason_of(error)
     return said if error.filename is None else f"'{error.filename}' cannot be used: {said}"
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..decoding.files import reason
-from ..errors import DataError
+from ..errors import DataError, reason_of
 from ..files import lines_of, open_file, open_text, read_file, sha256_of
 from ..images import FULL_WHITE, LEAST_WHITE
 from ..schema import (
@@ -352,7 +352,7 @@ def check_contents(
             if sha256_of(root / name) != digest:
                 wrong[name] = "has changed"
         except OSError as error:
-            wrong[name] = (error.strerror or str(error)).lower()
+            wrong[name] = reason_of(error)
         advance(done, len(expected))
     return manifest, wrong
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ class Directory:
         values = struct.unpack(letters, self._content(tag, struct.calcsize(letters)))
         if found.kind in _FRACTIONS:
             return values[0] / values[1] if values[1] else 0.0
-        return float(values[0])
+        return float(values[0]) if math.isfinite(values[0]) else 0.0
 
     def content(self, tag: int) -> bytes:
         """The bytes of a tag that holds bytes or text; empty where it is missing."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ...errors import InputError
+from ...errors import InputError, reason_of
 from ...files import as_utf8, lines_of, open_file, read_file, write_atomically
 from ...pages.page import data_url, page_from_template
 from ...runtime.quality import OUT_OF_FOCUS
@@ -259,7 +259,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise InputError(f"'{path}' cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise InputError(f"'{path}' cannot be read: {reason_of(error)}") from error
 
 
 def _checked(content: bytes, kind: Any) -> dict[str, Any] | None:
@@ -295,7 +295,7 @@ def _events(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise InputError(f"'{path}' cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise InputError(f"'{path}' cannot be read: {reason_of(error)}") from error
     return {"shown": shown, "more": more}
 
 

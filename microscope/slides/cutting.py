@@ -18,7 +18,7 @@ from ...data.imported import DataManifest
 from ...data.published.importing import ImportOptions, import_listing
 from ...data.published.listing import Listed, Listing
 from ...data.scale import check_microns
-from ...errors import DataError, ImageError, InputError, some
+from ...errors import DataError, ImageError, InputError, reason_of, some
 from ...files import alike, sha256_of, write_atomically
 from ...images import FULL_WHITE, is_image_size, resized
 from .opening import by_name, open_slide, require_libraries
@@ -149,7 +149,7 @@ def _work_folder(
             try:
                 status = named[name].stat()
             except OSError as error:
-                why = (error.strerror or str(error)).lower()
+                why = reason_of(error)
                 raise ImageError(f"'{named[name]}' cannot be read: {why}") from error
             content["slides"][name] = [status.st_size, status.st_mtime_ns, sha256_of(file)]
     said = json.dumps(content, sort_keys=True).encode("utf-8", "surrogateescape")

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from ...data.scale import Scale
-from ...errors import ImageError
+from ...errors import ImageError, reason_of
 from ...files import open_file
 from ...images import MAX_PIXELS, read_image
 from .slide import Bounds, Level
@@ -132,7 +132,7 @@ class LargeField:
             self._pixels.flush()
         except OSError as error:
             self.close()
-            why = (error.strerror or str(error)).lower()
+            why = reason_of(error)
             raise ImageError(f"{pixels}, which '{folder}' cannot hold while it is read: {why}") from error
         except BaseException:  # raised again: an interrupt, too, is to leave no file open
             self.close()

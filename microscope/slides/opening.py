@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...errors import BackendError, ImageError, InputError
+from ...errors import BackendError, ImageError, InputError, reason_of
 from ...files import alike, as_path, check_is_file
 from ...images import FULL_WHITE
 from .czi_reader import CziReader, is_czi
@@ -56,7 +56,7 @@ def open_slide(
             return CziReader(path, white_level)
         tiff, vendor, header = stored(path), format_of(path), header_of(path)
     except OSError as error:
-        raise ImageError(f"'{path}' cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise ImageError(f"'{path}' cannot be read: {reason_of(error)}") from error
     if vendor is not None and (vendor != _GENERIC or tiff is None or tiff.is_plain):
         return OpenSlideReader(path)
     if tiff is not None and (tiff.in_levels or tiff.in_parts):

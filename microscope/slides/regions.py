@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import InputError, some
+from ...errors import InputError, reason_of, some
 from ...files import read_file
 from .tiles import Tile
 from .tissue import Mask
@@ -288,7 +288,7 @@ def _read(feature: Any, name: str) -> tuple[str, str, Any, str]:
 
 
 def _unreadable(path: str | Path, error: OSError) -> InputError:
-    return InputError(f"'{path}' cannot be read: {(error.strerror or str(error)).lower()}")
+    return InputError(f"'{path}' cannot be read: {reason_of(error)}")
 
 
 def _parts(shape: Any) -> list[Any]:

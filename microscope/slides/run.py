@@ -31,7 +31,7 @@ from PIL import Image
 
 from ...data.scale import check_microns
 from ...decoding.files import reason
-from ...errors import ImageError, InputError, Note, TargetError, some
+from ...errors import ImageError, InputError, Note, TargetError, reason_of, some
 from ...files import (
     LONGEST_LINE,
     as_path,
@@ -590,7 +590,7 @@ def _content_of(path: Path, roi: Path | None) -> list[int | str]:
         regions = [] if roi is None else [sha256_of(roi)]
         status = path.stat()
     except OSError as error:
-        name, why = error.filename or path, (error.strerror or str(error)).lower()
+        name, why = error.filename or path, reason_of(error)
         raise ImageError(f"'{name}' cannot be read: {why}") from error
     return [status.st_size, status.st_mtime_ns, *regions]
 
@@ -619,7 +619,7 @@ def _check_name(longest: Path, slide: Path) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
+        why = reason_of(error)
         raise InputError(
             f"'{slide}': '{longest.name}' cannot be a file of results: {why}: rename it"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,16 @@ def test_of_several_pictures_the_one_that_is_read_is_asked(kind: str, tmp_path: 
             file.write(PIXELS, resolution=(20_000, 20_000), **resolution)
     assert read_image(path).shape == PIXELS.shape
     assert scale_of(path).microns == 0.5
+
+
+def test_a_resolution_that_is_no_number_says_nothing(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", PIXELS, resolution=(300, 300), metadata=None)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    for tag in (282, 283):
+        place = content.index(struct.pack("<HHI", tag, 5, 1))  # a fraction, and not a float
+        content[place : place + 12] = struct.pack("<HHIf", tag, 11, 1, np.nan)
+    (tmp_path / "a.tif").write_bytes(content)
+    assert scale_of(tmp_path / "a.tif") == Scale.of(None, None)
 
 
 @pytest.mark.parametrize("mpp", [None, 0.5])

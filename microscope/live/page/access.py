@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from ....errors import InputError
+from ....errors import InputError, reason_of
 
 PORT = 8420
 """Where the page is by default."""
@@ -152,7 +152,7 @@ def _why_not(host: str, port: int, error: OSError) -> str:
         return f"port {port} of {host} needs more rights: choose {where} with --port"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"'{host}' is no address of this machine: give one of its own, or 0.0.0.0 for all of them"
-    return f"cannot listen on port {port} of {host}: {(error.strerror or str(error)).lower()}"
+    return f"cannot listen on port {port} of {host}: {reason_of(error)}"
 
 
 def _name_of(host: str) -> str | None:
