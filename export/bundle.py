@@ -19,7 +19,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ..errors import ArtefactError, ExportError
+from ..errors import ArtefactError, ExportError, InputError
 from ..files import as_utf8, atomic_folder
 from ..model.networks.checkpoint import Checkpoint, load_checkpoint
 from ..model.networks.described import Described, described_by, notes_on
@@ -123,11 +123,15 @@ def export_bundle(
         CheckpointError: the checkpoint cannot be used.
         ArtefactError: labels or channel statistics are missing, or the labels are not as many as the classes.
         ExportError: the model cannot be exported as asked.
-        InputError: the white level or the statistics are none, or the network takes no images of that size.
+        InputError: the white level or the statistics are none, the network takes no images of that size, or
+            what is read lies in the bundle that is to be replaced.
         BackendError: an engine is asked for, and TensorRT is missing or would abort the process.
         TargetError: the bundle exists already, or cannot be written.
     """
     options = options or ExportOptions()
+    for path in (checkpoint, *([options.int8.data] if options.int8 else [])):
+        if Path(path).resolve().is_relative_to(Path(output).resolve()):
+            raise InputError(f"'{path}' would go with the old '{output}': name a bundle beside it")
     notes = [_CALIBRATE_AGAIN] if _has_guard(Path(output)) else []
     with atomic_folder(output, force) as folder:
         report("reading the checkpoint")

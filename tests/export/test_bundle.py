@@ -141,6 +141,16 @@ def test_options_that_do_not_fit_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_checkpoint_does_not_go_with_the_bundle_that_it_lies_in(
+    bundles: dict[str, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bundles["fp32"], tmp_path / "bundle")
+    shutil.copy(checkpoint, tmp_path / "bundle" / "best.safetensors")
+    with pytest.raises(InputError, match=r"best\.safetensors' would go with the old '.*bundle'"):
+        export_bundle(tmp_path / "bundle" / "best.safetensors", tmp_path / "bundle", force=True)
+    assert (tmp_path / "bundle" / "best.safetensors").read_bytes() == checkpoint.read_bytes()
+
+
 def test_what_takes_the_place_of_the_checkpoints_own_is_told(checkpoint: Path, tmp_path: Path) -> None:
     options = ExportOptions(mean=[0.1, 0.2, 0.3], white_level=4095)
     export = export_bundle(checkpoint, tmp_path / "bundle", options)
