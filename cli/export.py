@@ -219,7 +219,7 @@ def export(
         result = export_bundle(source, output, options, force=force, report=report)
     nodes = ", ".join(f"{count} {kind}" for kind, count in result.proof.nodes.items())
     say(f"{result.path}: {result.bytes / 1e6:.1f} MB, {result.nodes} nodes ({nodes}), {result.scans} scans")
-    tell((*result.manifest.notes, *result.notes))
+    tell(dict.fromkeys((*result.manifest.notes, *result.notes)))  # both tell of an older resize
     if result.int8 is not None:
         tell(result.int8.prepared.notes)
         for line in result.int8.summary:
