@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...model.evaluation.table import UNKNOWN
+from ...model.training.figures import as_typed
 from ...pages.page import data_url, page_from_template
 from .plot import DARK, LIGHT, plot_of
 from .results import Comparison
@@ -52,7 +53,7 @@ def page_of(comparison: Comparison) -> str:
         notes=notes_on(comparison),
         failures=failures_of(comparison),
         doubts=doubts_of(comparison),
-        overridden={name: row["run"] for name, row in comparison.recipe.overridden().items()},
+        overridden=[as_typed(name, row["run"]) for name, row in comparison.recipe.overridden().items()],
         unknown=UNKNOWN,
     )
 

@@ -29,3 +29,12 @@ class FigureError(ValueError):
 def option_of(name: str) -> str:
     """The option by which a figure is given; its own name where there is none."""
     return name if name in _WITHOUT else _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+
+
+def as_typed(name: str, value: object) -> str:
+    """A figure as the command line takes it: ``--lr 0.002``, ``--no-keep-shape``, ``--crop-scale 0.6 1``."""
+    option = option_of(name)
+    if isinstance(value, bool):
+        return option if value else option.replace("--", "--no-", 1)
+    values = value if isinstance(value, list | tuple) else (value,)
+    return " ".join([option, *map(str, values)])

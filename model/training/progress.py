@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import BackendError
 from ...images import FULL_WHITE
 from ...text import shown
+from .figures import as_typed
 from .history import Epoch
 from .loop import Listener, Plan
 
@@ -32,7 +33,7 @@ def describe_plan(plan: Plan) -> list[str]:
         mpp = plan.covers.mpp(size)
         scale = "" if mpp is None else f": {mpp:.4g} microns a pixel of the input"
         lines.append(f"{plan.covers.to_text()}{scale}")
-    overridden = [f"{name} {row['run']}" for name, row in plan.recipe.overridden().items()]
+    overridden = [as_typed(name, row["run"]) for name, row in plan.recipe.overridden().items()]
     but = f", but {', '.join(overridden)}" if overridden else ""
     lines.append(f"recipe: {plan.recipe.preset}{but}")
     lines.append(f"{plan.parameters:,} parameters, at most {plan.epochs} epochs of {plan.steps} steps")

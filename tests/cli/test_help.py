@@ -22,8 +22,8 @@ from msmamba.export.graph.judging import Limits
 from msmamba.measures.decision import INT8_BAR
 from msmamba.microscope.slides.tissue import TissueOptions
 from msmamba.model.training.augmentation import Augmentation
-from msmamba.model.training.figures import option_of
-from msmamba.model.training.recipe import Recipe
+from msmamba.model.training.figures import as_typed, option_of
+from msmamba.model.training.recipe import PRESETS, Recipe
 from msmamba.runtime.benchmark import BenchmarkOptions
 
 _STUMPS = ("Of", "Likewise", "As", "Whose", "That", "Which of", "At most", "To", "See")
@@ -196,6 +196,17 @@ def test_figures_of_a_recipe_are_called_by_their_options() -> None:
         assert option_of(name) in options[name]
     for name in ("network", "mifa", "parallel", "psffn", "white_level", "mpp", "group_by"):
         assert option_of(name) in options[name]
+
+
+def test_what_departs_from_a_preset_is_told_as_it_is_typed() -> None:
+    overridden = {**PRESETS["micrographs"], "keep_shape": False, "crop_ratio": (1, 2)}
+    words = [word for name, value in overridden.items() for word in as_typed(name, value).split()]
+    ratio = words.index("crop_ratio")
+    assert words[ratio : ratio + 3] == ["crop_ratio", "1", "2"]  # which no option gives
+    del words[ratio : ratio + 3]
+    context = mmdeploy.commands["train"].make_context("train", ["data", "-o", "run", *words])
+    del overridden["crop_ratio"]
+    assert {name: context.params[name] for name in overridden} == overridden
 
 
 def test_every_wrong_figure_is_named_as_it_was_typed(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_log_gets_one_plain_line_for_each_epoch(plan: Plan) -> None:
         "train: 7 images (a 3, b 4)",
         "val: 2 images (a 1, b 1)",
         "input 32x32, channel mean 0.5000 0.2500 0.1250, std 0.1000 0.2000 0.3000",
-        "recipe: paper, but image_size 32",
+        "recipe: paper, but --image-size 32",
         "1,234 parameters, at most 20 epochs of 2 steps",
         "epoch  1/20  train loss 1.0500 acc 0.500  val loss 0.9000 acc 0.750 auc 0.8125 * lr 5.0e-05  2.5 s",
         "epoch  2/20  train loss 1.0500 acc 0.500  val loss 0.9000 acc 0.750 auc      -   lr 5.0e-05  2.5 s",
