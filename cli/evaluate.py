@@ -85,8 +85,7 @@ def evaluate(
     """
     let_idle_threads_sleep()
 
-    from ..export.proof.evaluate import evaluate_model
-    from ..files import check_writable_folder
+    from ..export.proof.evaluate import check_report_folder, evaluate_model
     from ..model.networks.described import Described
     from ..pages.figures import check_can_draw
 
@@ -94,7 +93,7 @@ def evaluate(
         names(labels) if labels else None, mean, std, image_size, weights_of, white_level, network
     )
     if output:
-        check_writable_folder(output)
+        check_report_folder(output)
         check_can_draw()
     with bar() as advance:
         evaluation = evaluate_model(

@@ -22,14 +22,15 @@ from ...data.folders import ImageFolder, match_labels, read_evaluation_folder
 from ...data.readable import unreadable_images, without
 from ...data.samples import classes_of, sources_of
 from ...data.seen import Overlap, Seen
-from ...errors import ArtefactError, BackendError, InputError
-from ...files import as_utf8, make_folder, write_atomically
+from ...errors import ArtefactError, BackendError, InputError, TargetError
+from ...files import as_utf8, check_writable_folder, make_folder, write_atomically
 from ...images import Transform, noting
 from ...measures.confusion import write_confusion_matrix
 from ...measures.evaluation import BATCH_SIZE, Predictor, logits_of
 from ...measures.metrics import ClassMetrics, Metrics, metrics_of
 from ...measures.trust import Trust, trust_of, write_risk_coverage
 from ...model.networks.described import Described, described_by, notes_on, undescribed
+from ...model.training.run import CONFIG
 from ...runtime import open_session
 from ...runtime.artefact import Kind, is_checkpoint, open_bundle, recognise
 from ...runtime.guard import Guard
@@ -109,15 +110,35 @@ class Evaluation:
         """Writes `metrics.json`, `confusion.png` and `risk.png` into a folder, which is made if need be.
 
         Raises:
-            TargetError: it cannot be written.
+            TargetError: it cannot be written, or holds a run.
         """
         folder = Path(folder)
+        _refuse_run(folder)
         make_folder(folder, parents=True)
         write_atomically(folder / METRICS_FILE, as_utf8(self.to_json()))
         title = f"{Path(self.model).name}, {self.split}"
         write_confusion_matrix(folder / CONFUSION_FILE, self.metrics, title)
         promised = None if self.guard is None else self.guard.max_error
         write_risk_coverage(folder / RISK_FILE, self.trust, title, promised)
+
+
+def check_report_folder(folder: str | Path) -> None:
+    """Refuses, before the work, a folder that `Evaluation.write` cannot write into, or shall not.
+
+    Raises:
+        TargetError: it cannot be written, or holds a run.
+    """
+    _refuse_run(Path(folder))
+    check_writable_folder(folder)
+
+
+def _refuse_run(folder: Path) -> None:
+    """The files of a run are called alike."""
+    if (folder / CONFIG).exists():
+        raise TargetError(
+            f"'{folder}' holds a run, whose {METRICS_FILE} and {CONFUSION_FILE} would be replaced: name "
+            "another folder"
+        )
 
 
 def evaluate_model(

@@ -311,6 +311,11 @@ def test_train_then_eval_from_the_command_line(photos: Path, tmp_path: Path) -> 
 
     # Resumed without its options: they are in the run.
     assert command("train", data, "-o", run, "--resume").exit_code == 0
+    measured = (run / "metrics.json").read_bytes()
+    refused = command("eval", run / "best.safetensors", data, "-o", run)
+    assert refused.exit_code == 1
+    assert "holds a run, whose metrics.json and confusion.png would be replaced" in refused.stderr
+    assert (run / "metrics.json").read_bytes() == measured
     refused = command("train", data, "-o", run, "--resume", "--lr", 0.5)
     assert refused.exit_code == 1
     assert "--lr was 0.0001 and is 0.5" in refused.stderr
