@@ -29,7 +29,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, AnyStr, BinaryIO, TextIO, TypeVar
 
-from .errors import InputError, TargetError
+from .errors import InputError, TargetError, reason_of
 
 LARGEST_READ = 2**31 - 1
 """Bytes that are read at once: those of the largest ONNX file, which no other file of ours comes near to."""
@@ -287,7 +287,7 @@ def standard_output() -> Iterator[None]:
     except OSError as error:
         if error.filename is not None:
             raise
-        raise TargetError(f"cannot write standard output: {_cause_of(error)}") from error
+        raise TargetError(f"cannot write standard output: {cause_of(error)}") from error
 
 
 class _Untouched(Exception):
@@ -320,6 +320,13 @@ def check_writable_folder(path: str | os.PathLike[str]) -> None:
     check_writable(there / (below[0] if below else _MARK))
 
 
+def cause_of(error: Exception) -> str:
+    """Why something could not be written, and what to do, where the system's own words do not say it."""
+    if not isinstance(error, OSError):
+        return str(error)
+    return _CAUSES.get(error.errno or 0, reason_of(error))
+
+
 def make_folder(path: str | os.PathLike[str], *, parents: bool = False, new: bool = False) -> None:
     """Makes a folder, or takes the one that is there.
 
@@ -339,7 +346,7 @@ def make_folder(path: str | os.PathLike[str], *, parents: bool = False, new: boo
             raise TargetError(f"'{folder}' exists already: choose another name") from error
         raise TargetError(f"'{folder}' is there and is no folder: choose another name") from error
     except (OSError, ValueError) as error:  # of values, a NUL in the name
-        raise TargetError(f"cannot make the folder '{folder}': {_cause_of(error)}") from error
+        raise TargetError(f"cannot make the folder '{folder}': {cause_of(error)}") from error
 
 
 @contextmanager
@@ -898,9 +905,4 @@ def _flush_folder(path: Path) -> None:
 
 
 def _target_error(shown: Path, error: Exception) -> TargetError:
-    return TargetError(f"cannot write '{shown}': {_cause_of(error)}")
-
-
-def _cause_of(error: Exception) -> str:
-    number = error.errno if isinstance(error, OSError) else None
-    return _CAUSES.get(number or 0, getattr(error, "strerror", None) or str(error))
+    return TargetError(f"cannot write '{shown}': {cause_of(error)}")

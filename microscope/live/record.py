@@ -28,8 +28,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ...errors import TargetError, reason_of
-from ...files import as_utf8, make_folder, write_atomically
+from ...errors import TargetError
+from ...files import as_utf8, cause_of, make_folder, write_atomically
 from ...schema import as_json
 from .channel import Changed, give_back
 from .loop import Result
@@ -231,7 +231,7 @@ class Record:
             yield
         except (OSError, TargetError) as error:
             if self.failure is None:
-                reason = error if isinstance(error, TargetError) else reason_of(error)
+                reason = error if isinstance(error, TargetError) else cause_of(error)
                 self.failure = TargetError(f"the session in '{self.folder}' is not whole: {reason}")
                 self._report(f"{self.failure}; it goes on without being kept")
 

@@ -36,6 +36,7 @@ from ...files import (
     LONGEST_LINE,
     as_path,
     as_utf8,
+    cause_of,
     folder_lock,
     make_folder,
     open_file,
@@ -403,7 +404,7 @@ class _Run:
                             self._progress(name, done, total)
                 os.fsync(file.fileno())
         except OSError as error:
-            raise TargetError(f"cannot write '{partial}': {error.strerror or error}") from error
+            raise TargetError(f"cannot write '{partial}': {cause_of(error)}") from error
 
     def _write_maps(self, name: str, slide: Slide, partial: Path, side: int, small: Thumbnail) -> None:
         folder = self._folder / "heat-maps" / name

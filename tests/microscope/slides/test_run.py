@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import tifffile
 from click.testing import CliRunner
+from full_disk import no_file_larger_than
 from PIL import Image
 from slide_files import HALF_A_MICRON, box, check_geojson, feature, tissue, write_geojson_of, write_tiff
 
@@ -258,6 +259,20 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     done = CliRunner().invoke(mmdeploy, arguments)
     assert done.exit_code == 0, done.stderr
     assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
+
+
+def test_a_full_disk_is_told_with_what_to_do_and_the_run_goes_on_from_there(
+    session: Session, bundles: dict[str, Path], slides: list[Path], results: Path, tmp_path: Path
+) -> None:
+    before_rows = [results / "run.json", results / "thumbnails" / "left.png", results / "masks" / "left.png"]
+    options = replace(OPTIONS, overlap=0.9)  # so many rows that they are larger than all that
+    with (
+        no_file_larger_than(max(path.stat().st_size for path in before_rows) + 4096),
+        pytest.raises(TargetError, match=r"left\.csv': the file system or a limit of this process allows no"),
+    ):
+        classify_slides(session, bundles["fp32"], slides[:1], tmp_path / "out", options)
+    classify_slides(session, bundles["fp32"], slides[:1], tmp_path / "out", options)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["interrupted"] is False
 
 
 def test_what_is_done_is_not_done_again(
