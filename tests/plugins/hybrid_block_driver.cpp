@@ -107,8 +107,8 @@ void run_over(msmamba::ElementType element, int64_t half, int64_t groups, int64_
     const auto packed = msmamba::PackedOperator::create(c.op, element, sizes, weights.pointers.data());
     Pointers<Element, const void*> maps(c.maps);
     Pointers<Element, void*> outputs(c.outputs);
-    // On one thread the scan of features takes two sequences at a time, on three it goes by channels or by sequences.
-    for (int threads : {1, 3}) {
+    // On one thread the scan of features takes all directions of two maps at a time, on three it may take one of them.
+    for (int threads : {1, 3, 16}) {
       const char* failure =
           packed->run(map, maps.pointers.data(), outputs.pointers.data(), {nullptr, threads, run_on_threads});
       if (failure != nullptr) std::printf("%s\n", failure);
@@ -124,22 +124,6 @@ void run_all(int64_t half, int64_t groups, int64_t rank, int64_t states, const m
 }  // namespace
 
 const msmamba::Kernels& msmamba::active_kernels() { return chosen; }
-
-// The scan has a program of its own; here every operand that it is given is read once, and every output written.
-const char* msmamba::forward_scan(const ScanShape& shape, const ScanInputs& inputs, void* y, const Parallel&) {
-  const int64_t maps = shape.batch * shape.height * shape.width * shape.channels;
-  const int64_t states = shape.batch * shape.height * shape.width * 4 * shape.states, weights = 4 * shape.channels;
-  const auto sum = [](const void* floats, int64_t count) {
-    float total = 0;
-    for (int64_t i = 0; i < count; ++i) total += static_cast<const float*>(floats)[i];
-    return total;
-  };
-  const float total = sum(inputs.x, maps) + sum(inputs.delta, 4 * maps) + sum(inputs.B, states) +
-                      sum(inputs.C, states) + sum(inputs.A, weights * shape.states) + sum(inputs.D, weights) +
-                      sum(inputs.delta_bias, weights);
-  for (int64_t i = 0; i < maps; ++i) static_cast<float*>(y)[i] = total;
-  return nullptr;
-}
 
 int main(int count, char** names) {
   for (int i = 1; i < count; ++i) {

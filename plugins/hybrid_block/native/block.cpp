@@ -86,28 +86,23 @@ int64_t divided_up(int64_t value, int64_t divisor) { return (value + divisor - 1
 // reads it. Who is done with its own takes what is left of the others'.
 class PhaseTiles {
  public:
-  void cut(const Phase& phase, const MapShape& map, int threads) {
-    if (phase.unit == Phase::kImages) return cut_images(phase.most, map.batch, threads);
+  void cut(const Phase& phase, const BlockCall& call, int threads) {
+    MapShape map = call.map;
+    if (phase.unit == Phase::kImages || phase.unit == Phase::kImagesByDirection) {
+      units_ = map.batch;
+      tiles_ = call.image_tiles;
+      return deal(phase.unit == Phase::kImages ? tiles_ : kDirections * tiles_, threads);
+    }
+    if (phase.unit == Phase::kPositionsByImages) map.batch = call.image_tiles;
     const bool by_rows = phase.unit == Phase::kRows;
     units_ = by_rows ? map.height : map.positions();
-    int64_t most = by_rows ? phase.most / map.width : phase.most;
+    int64_t most = by_rows ? phase.tile_positions / map.width : phase.tile_positions;
     if (most < 1) most = 1;
     tiles_ = divided_up(units_, most);
     // The same number for every thread, where there are so many positions or rows.
     const int64_t even = divided_up(divided_up(tiles_ * map.batch, threads) * threads, map.batch);
     if (tiles_ < even) tiles_ = even < units_ ? even : units_;
     deal(tiles_ * map.batch, threads);
-  }
-
-  // Tiles of so many images.
-  static int64_t tiles_of_images(int64_t most, int64_t images, int threads) {
-    return divided_up(images, images >= most * threads ? most : 1);
-  }
-
-  void cut_images(int64_t most, int64_t images, int threads) {
-    units_ = images;
-    tiles_ = tiles_of_images(most, images, threads);
-    deal(tiles_, threads);
   }
 
   void deal(int64_t count, int threads) {
@@ -153,7 +148,7 @@ class PhaseTiles {
   }
 
   int64_t units_ = 0;  // positions or rows of an image, or images
-  int64_t tiles_ = 0;  // of an image, or of all of them
+  int64_t tiles_ = 0;  // of an image, or of a direction
   int64_t count_ = 0;  // of all images
   int shares_ = 0;
   Share share_[kMostShares];
@@ -182,7 +177,7 @@ struct Job {
 
   Job(const OperatorKernels& kernels, const Phase* phase_, int count_, const BlockCall& call_, int width)
       : phase(phase_), count(count_), call(call_), scratch_bytes(kernels.scratch_bytes(call.sizes, call.map)) {
-    for (int i = 0; i < count; ++i) phases[i].cut(phase[i], call.map, width);
+    for (int i = 0; i < count; ++i) phases[i].cut(phase[i], call, width);
   }
 
   // One thread's share of every phase. The next phase begins when the last tile of this one is done, not
@@ -214,22 +209,8 @@ bool is_scan(BlockOperator op) {
   return op == BlockOperator::kProjectedScan2D || op == BlockOperator::kProjectedScan2DInt8;
 }
 
-// Whether `expand` (K*R, K*D) has values in its blocks of one direction alone.
-bool directions_are_apart(const BlockSizes& sizes, const float* expand) {
-  const int64_t rank = sizes.steps / kDirections, columns = kDirections * sizes.inner;
-  for (int64_t row = 0; row < sizes.steps; ++row) {
-    for (int64_t column = 0; column < columns; ++column) {
-      if (row / rank != column / sizes.inner && expand[row * columns + column] != 0.0f) return false;
-    }
-  }
-  return true;
-}
-
-// Whether whole images keep so many threads at work: a quarter of their time is what the other way costs.
-bool images_suffice(const Phase& by_images, int64_t images, int threads) {
-  const int64_t tiles = PhaseTiles::tiles_of_images(by_images.most, images, threads);
-  return 5 * tiles >= 4 * divided_up(tiles, threads) * threads;
-}
+// Whether so many tiles keep so many threads at work, but for a fifth of their time.
+bool suffice(int64_t tiles, int threads) { return 5 * tiles >= 4 * divided_up(tiles, threads) * threads; }
 
 }  // namespace
 
@@ -288,9 +269,8 @@ const char* unfit_map(BlockOperator op, const MapShape& map) {
   }
 }
 
-PackedOperator::PackedOperator(BlockOperator op, const OperatorKernels& kernels, const BlockSizes& sizes, void* packed,
-                               bool directions_apart)
-    : op_(op), kernels_(kernels), sizes_(sizes), packed_(packed), directions_apart_(directions_apart) {}
+PackedOperator::PackedOperator(BlockOperator op, const OperatorKernels& kernels, const BlockSizes& sizes, void* packed)
+    : op_(op), kernels_(kernels), sizes_(sizes), packed_(packed) {}
 
 PackedOperator::~PackedOperator() { free_aligned(packed_); }
 
@@ -300,8 +280,7 @@ std::unique_ptr<PackedOperator> PackedOperator::create(BlockOperator op, Element
   void* const packed = allocate_aligned(kernels.packed_bytes(sizes));
   if (packed == nullptr) return nullptr;
   kernels.pack(sizes, weights, packed);
-  const bool apart = is_scan(op) && directions_are_apart(sizes, weights[1]);
-  std::unique_ptr<PackedOperator> made(new (std::nothrow) PackedOperator(op, kernels, sizes, packed, apart));
+  std::unique_ptr<PackedOperator> made(new (std::nothrow) PackedOperator(op, kernels, sizes, packed));
   if (made == nullptr) free_aligned(packed);
   return made;
 }
@@ -311,19 +290,19 @@ const char* PackedOperator::run(const MapShape& map, const void* const* inputs, 
   if (const char* reason = unfit_map(op_, map)) return reason;
   if (map.batch < 1) return nullptr;
   static const bool own_adders = has_own_adders();
-  BlockCall call = {sizes_, map, packed_, inputs, outputs, nullptr, own_adders};
-  const bool by_images = is_scan(op_) && directions_apart_ && images_suffice(kernels_.phase[0], map.batch, parallel.width);
-  if (by_images) return Job(kernels_, kernels_.phase, 1, call, parallel.width).run(parallel);
   const size_t shared_bytes = kernels_.shared_bytes(sizes_, map);
-  call.shared = shared_memory.at_least(shared_bytes);
-  if (call.shared == nullptr && shared_bytes > 0) return kOutOfMemory;
-  if (!is_scan(op_)) return Job(kernels_, kernels_.phase, kernels_.phases, call, parallel.width).run(parallel);
-  if (const char* failed = Job(kernels_, kernels_.phase + 1, 1, call, parallel.width).run(parallel)) return failed;
-  const ScanShape shape = {map.batch, map.height, map.width, sizes_.inner, sizes_.states / kDirections};
-  const ScanOperands made = kernels_.operands(call);
-  if (const char* failed = forward_scan(shape, made.inputs, made.y, parallel)) return failed;
-  if (kernels_.phases < 3) return nullptr;
-  return Job(kernels_, kernels_.phase + 2, 1, call, parallel.width).run(parallel);
+  void* const shared = shared_memory.at_least(shared_bytes);
+  if (shared == nullptr && shared_bytes > 0) return kOutOfMemory;
+  BlockCall call = {sizes_, map, packed_, inputs, outputs, shared, own_adders, 0};
+  if (kernels_.together == nullptr) {
+    return Job(kernels_, kernels_.phase, kernels_.phases, call, parallel.width).run(parallel);
+  }
+  const int64_t together = divided_up(map.batch, kernels_.together(sizes_));
+  call.image_tiles = together;
+  if (suffice(together, parallel.width)) return Job(kernels_, kernels_.phase, 2, call, parallel.width).run(parallel);
+  if (kDirections * together < parallel.width) call.image_tiles = map.batch;
+  const Phase by_direction[] = {kernels_.phase[0], kernels_.phase[2], kernels_.phase[3]};
+  return Job(kernels_, by_direction, 3, call, parallel.width).run(parallel);
 }
 
 }  // namespace msmamba

@@ -41,14 +41,12 @@ class PackedOperator {
   const BlockSizes& sizes() const { return sizes_; }
 
  private:
-  PackedOperator(BlockOperator op, const OperatorKernels& kernels, const BlockSizes& sizes, void* packed,
-                 bool directions_apart);
+  PackedOperator(BlockOperator op, const OperatorKernels& kernels, const BlockSizes& sizes, void* packed);
 
   const BlockOperator op_;
   const OperatorKernels& kernels_;
   const BlockSizes sizes_;
   void* const packed_;
-  const bool directions_apart_;  // of ProjectedScan2D: no direction's step sizes need another's step features
 };
 
 }  // namespace msmamba

@@ -18,8 +18,8 @@ constexpr msmamba::Phase by_rows(int64_t positions, decltype(msmamba::Phase::run
   return {msmamba::Phase::kRows, positions, run};
 }
 
-constexpr msmamba::Phase by_images(int64_t count, decltype(msmamba::Phase::run) run) {
-  return {msmamba::Phase::kImages, count, run};
+constexpr msmamba::Phase by_images(msmamba::Phase::Unit unit, int64_t positions, decltype(msmamba::Phase::run) run) {
+  return {unit, positions, run};
 }
 
 template <typename Operator, typename... Phases>
@@ -52,12 +52,13 @@ constexpr msmamba::OperatorKernels scan_features() {
 template <typename Element, typename Arithmetic>
 constexpr msmamba::OperatorKernels projected_scan() {
   using Scan = ProjectedScan<MSMAMBA_LANES, Arithmetic>;
-  auto kernels = kernels_of<Scan>(by_images(Scan::kSequences, Scan::template scan<Element>),
-                                  by_positions(Scan::kTilePositions, Scan::template project<Element>));
-  if (sizeof(Element) < sizeof(float)) {
-    kernels.phase[kernels.phases++] = by_positions(Scan::kTilePositions, Scan::template narrow<Element>);
-  }
-  kernels.operands = Scan::template operands<Element>;
+  using msmamba::Phase;
+  auto kernels = kernels_of<Scan>(
+      by_positions(Scan::kTilePositions, Scan::template make_step_features<Element>),
+      by_images(Phase::kImages, 0, Scan::template scan<Element>),
+      by_images(Phase::kImagesByDirection, 0, Scan::template scan_direction<Element>),
+      by_images(Phase::kPositionsByImages, Scan::kTilePositions, Scan::template add_directions<Element>));
+  kernels.together = Scan::together;
   return kernels;
 }
 

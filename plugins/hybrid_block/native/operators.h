@@ -56,16 +56,12 @@ struct BlockCall {
   const void* const* inputs;
   void* const* outputs;
   void* shared;     // what the first phase leaves for the second
-  bool own_adders;  // the processor's additions have units of their own beside its multiply-adds'
+  bool own_adders;      // the processor's additions have units of their own beside its multiply-adds'
+  int64_t image_tiles;  // tiles of the call's images, in phases that go by those
 };
 
-// A call of the scan.
-struct ScanOperands {
-  ScanInputs inputs;
-  void* y;
-};
-
-// Part of one image: positions [first, last) in raster order, or rows. Or images [first, last).
+// Part of one image, or of one tile of images: positions [first, last) in raster order, or rows. Or images [first, last),
+// in direction `image` or in all.
 struct Tile {
   int64_t image;
   int64_t first;
@@ -74,15 +70,15 @@ struct Tile {
 
 // A step of an operator whose tiles are independent of one another.
 struct Phase {
-  enum Unit { kPositions, kRows, kImages };
+  enum Unit { kPositions, kRows, kImages, kImagesByDirection, kPositionsByImages };
 
   Unit unit;
-  // Positions of a tile, at most; a tile of rows has at least one. Or images, where that leaves a tile for every thread.
-  int64_t most;
+  // Positions of a tile, at most; a tile of rows has at least one.
+  int64_t tile_positions;
   void (*run)(const BlockCall& call, const Tile& tile, void* scratch);
 };
 
-constexpr int kMostPhases = 3;
+constexpr int kMostPhases = 4;
 
 // One operator on one instruction set. Memory is aligned to 64 bytes, sizes are in bytes.
 struct OperatorKernels {
@@ -93,9 +89,9 @@ struct OperatorKernels {
   size_t (*scratch_bytes)(const BlockSizes&, const MapShape&);
   int phases;
   Phase phase[kMostPhases];
-  // Of ProjectedScan2D, else null. Its phases are no sequence: the first does everything; or the second makes these
-  // operands, the scan goes over them, and the third, if there is one, brings what it made to the output.
-  ScanOperands (*operands)(const BlockCall&);
+  // Of ProjectedScan2D, else null: images that a tile of them should have. Behind the first phase stands the second alone or,
+  // where there are fewer tiles than threads, the third and the fourth.
+  int64_t (*together)(const BlockSizes&);
 };
 
 // What maps may hold: float32 and float16, the first two of ElementType. Both are computed in float32.

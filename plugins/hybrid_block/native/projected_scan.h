@@ -1,14 +1,14 @@
 // ProjectedScan2D: the scan of features, which makes delta, B and C of them where the recurrence uses them.
 //
 // Those are six to nine times the features and more than caches hold: writing and reading them took as long as the
-// products that make them. Here a task takes a sequence through all four directions; only its step features are made
-// beforehand, and the rest for the steps of one tile at a time, which stay in the first-level cache.
+// products that make them. Here a task goes through whole sequences; only their step features are made beforehand, and
+// the rest for the steps of one tile at a time, which stay in the first-level cache.
 //
 // Few channels fill a vector poorly: of 24, AVX-512 leaves half of every second one idle. So a task may take
 // two sequences, whose left-over channels share a vector, lane by lane in turns.
 //
-// Where there are too few sequences for all threads the operands are made first, by positions (`project`), and the scan
-// goes over them as SelectiveScan2D does, by channels. Both give the same, bit for bit.
+// A task takes all four directions of its sequences, one after the other, or, where that leaves threads without work,
+// one of them; the directions' outputs are then added up at last, in the same order, so that the bits are the same.
 //
 // D channels, N states and R step features of each of K = 4 directions; L = H * W positions.
 #pragma once
@@ -28,7 +28,9 @@ class ProjectedScan {
 
  public:
   static constexpr int64_t kTilePositions = 64;
-  static constexpr int64_t kSequences = Lanes > kNarrow ? 2 : 1;  // of a task, at most
+
+  // Sequences that a task is better off with.
+  static int64_t together(const msmamba::BlockSizes& sizes) { return Dims(sizes).pairs() ? 2 : 1; }
 
   static size_t packed_bytes(const msmamba::BlockSizes& sizes) { return layout_bytes<Weights>(sizes); }
 
@@ -43,7 +45,10 @@ class ProjectedScan {
       from = {source[0], source[1], nullptr, nullptr, source[5], source[6], source[7], source[8]};
     }
     auto weights = layout_in<Weights>(packed, sizes);
-    weights.products.pack(sizes, from);
+    pack_matrix(weights.steps, from.features, from.feature_columns, Products::steps_of(sizes, from));
+    weights.scales[Products::kFeatures] = from.features == nullptr ? 1.0f : *from.features;
+    weights.scales[Products::kSteps] = from.step_features == nullptr ? 1.0f : *from.step_features;
+    *weights.rank = directions_are_apart(sizes, from.expand) ? dims.rank : sizes.steps;
     const auto B_of = Products::B_of(sizes, from), C_of = Products::C_of(sizes, from);
     for (int64_t c = 0; c < padded; ++c) weights.skip[c] = 0.0f;
     for (int64_t k = 0; k < kDirections; ++k) {
@@ -60,9 +65,10 @@ class ProjectedScan {
       });
       for (int64_t c = 0; c < padded; ++c) {
         const bool idle = c >= inner;
-        for (int64_t r = 0; r < dims.rank; ++r) {
-          const int64_t row = k * dims.rank + r;
-          weights.expand[row * padded + c] = idle ? 0.0f : from.expand[(row * kDirections + k) * inner + c];
+        const int64_t first_row = *weights.rank == dims.rank ? k * dims.rank : 0;
+        for (int64_t r = 0; r < *weights.rank; ++r) {
+          const float* const row = from.expand + ((first_row + r) * kDirections + k) * inner;
+          weights.expand[(k * *weights.rank + r) * padded + c] = idle ? 0.0f : row[c];
         }
         if constexpr (Arithmetic::kInteger) {
           weights.delta_worth[k * padded + c] =
@@ -84,7 +90,7 @@ class ProjectedScan {
       dims.vectors.for_each([&](int first, auto width) {
         pack_rates(width, weights.A + (k * padded + first) * states, weights.reach + k * padded + first, first);
       });
-      if constexpr (kSequences == 2) {
+      if constexpr (kMostSequences == 2) {
         if (!dims.pairs()) continue;
         const float* const alone = weights.A + (k * padded + dims.full) * states;
         for (int64_t n = 0; n < states; ++n) {
@@ -93,78 +99,73 @@ class ProjectedScan {
         }
       }
     }
-    const int64_t per_channel = kDirections * inner;
-    for (int64_t i = 0; i < per_channel * states; ++i) weights.scan_A[i] = A[i];
-    for (int64_t i = 0; i < per_channel; ++i) weights.scan_D[i] = D[i];
-    for (int64_t i = 0; i < per_channel; ++i) weights.scan_bias[i] = delta_bias[i];
   }
 
-  // What `project` makes: delta, B and C of all positions.
   static size_t shared_bytes(const msmamba::BlockSizes& sizes, const msmamba::MapShape& map) {
     return Scratch::measure([&](Scratch& scratch) { Shared(sizes, map, scratch); });
   }
 
   static size_t scratch_bytes(const msmamba::BlockSizes& sizes, const msmamba::MapShape& map) {
-    const size_t scanning = Scratch::measure([&](Scratch& scratch) { Buffers(Dims(sizes), map, scratch); });
-    const size_t projecting = layout_bytes<ProjectBuffers>(sizes);
-    return scanning > projecting ? scanning : projecting;
+    return Scratch::measure([&](Scratch& scratch) { Buffers(Dims(sizes), map, scratch); });
   }
 
-  // One or two whole sequences.
+  // The step features of a tile's positions, to `shared`.
+  template <typename Element>
+  static void make_step_features(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* memory) {
+    const msmamba::BlockSizes& sizes = call.sizes;
+    const int64_t inner = sizes.inner, width = sizes.steps, count = tile.last - tile.first;
+    const int64_t first = tile.image * call.map.positions() + tile.first;
+    const auto weights = layout_in<Weights>(call.packed, sizes);
+    const Shared shared = shared_of(call);
+    const Element* const x = map_in<Element>(call, 0) + first * inner;
+    RowsOf<float> features;
+    if constexpr (sizeof(Element) == sizeof(float)) {
+      features = {x, inner};
+    } else {
+      Scratch scratch(memory);
+      float* const wide = Buffers(Dims(sizes), call.map, scratch).features;
+      for (int64_t i = 0; i < count; ++i) widen<Element>(wide + i * whole_vectors<Lanes>(inner), x + i * inner, inner);
+      features = {wide, whole_vectors<Lanes>(inner)};
+    }
+    Word* words = nullptr;
+    if constexpr (Arithmetic::kInteger) words = shared.words + first * row_words<Lanes, Arithmetic>(inner);
+    const auto rows =
+        left_side<Lanes, Arithmetic>(features, count, inner, weights.scales + Products::kFeatures, words);
+    float* const made = shared.steps + first * width;
+    weights.steps.multiply(rows, count, RowsTo{made, width});
+    if constexpr (Arithmetic::kInteger) {
+      const Step<Lanes> step(weights.scales[Products::kSteps]);
+      for_each_vector<Lanes>(count * width, [&](int64_t i, auto used) MSMAMBA_INLINE_BODY {
+        const Int<Lanes> integers = quantised<Lanes>(load<Lanes>(made + i, used), step);
+        store<Lanes>(made + i, __builtin_convertvector(integers, Float<Lanes>), used);
+      });
+    }
+  }
+
+  // All directions of one or two sequences.
   template <typename Element>
   static void scan(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* memory) {
-    if constexpr (kSequences == 2) {
-      if (tile.last - tile.first == 2 && Dims(call.sizes).pairs()) {
-        return Task<Element, 2>(call, tile.first, memory).run();
-      }
-    }
-    for (int64_t sequence = tile.first; sequence < tile.last; ++sequence) {
-      Task<Element, 1>(call, sequence, memory).run();
-    }
+    for_each_task<Element>(call, tile.first, tile.last, memory, [](auto& task) { task.scan_all(); });
   }
 
-  // The operands of a tile's positions, to `shared`.
+  // One of them, `tile.image`.
   template <typename Element>
-  static void project(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* memory) {
-    const msmamba::BlockSizes& sizes = call.sizes;
-    const int64_t inner = sizes.inner, length = call.map.positions(), count = tile.last - tile.first;
-    const int64_t row = tile.image * length + tile.first;
-    const auto weights = layout_in<Weights>(call.packed, sizes);
-    const auto buffers = layout_in<ProjectBuffers>(memory, sizes);
-    const Shared shared = shared_of(call);
-    const bool streamed = Products::template streamed<float>(sizes, call.map.batch * length);
-    widen_rows<Element>(buffers.features, map_in<Element>(call, 0) + row * inner, inner, count);
-    if constexpr (kIsHalf<Element>) {
-      copy_rows<Lanes>(shared.x + row * inner, inner, buffers.features, whole_vectors<Lanes>(inner), count);
-    }
-    weights.products.write(sizes, {buffers.features, whole_vectors<Lanes>(inner)}, count, buffers.products,
-                           typename Products::template Maps<float>{shared.delta + row * kDirections * inner,
-                                                                   shared.B + row * sizes.states,
-                                                                   shared.C + row * sizes.states},
-                           streamed);
-    if (streamed) end_streaming();
+  static void scan_direction(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* memory) {
+    const int direction = static_cast<int>(tile.image);
+    for_each_task<Element>(call, tile.first, tile.last, memory, [=](auto& task) { task.scan_one(direction); });
   }
 
-  // What the scan is called with after `project`, in float32.
+  // The sum of the directions at a tile's positions.
   template <typename Element>
-  static msmamba::ScanOperands operands(const msmamba::BlockCall& call) {
-    const auto weights = layout_in<Weights>(call.packed, call.sizes);
-    const Shared shared = shared_of(call);
-    const void* const x = kIsHalf<Element> ? shared.x : call.inputs[0];
-    return {{msmamba::ElementType::kFloat32, x, shared.delta, weights.scan_A, shared.B, shared.C, weights.scan_D,
-             weights.scan_bias},
-            kIsHalf<Element> ? shared.y : call.outputs[0]};
-  }
-
-  // What the scan made of it, to `y`, where that is float16.
-  template <typename Element>
-  static void narrow(const msmamba::BlockCall& call, const msmamba::Tile& tile, void*) {
-    const int64_t inner = call.sizes.inner, row = tile.image * call.map.positions() + tile.first;
-    copy_rows<Lanes>(map_out<Element>(call, 0) + row * inner, inner, shared_of(call).y + row * inner, inner,
-                     tile.last - tile.first);
+  static void add_directions(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* memory) {
+    const int64_t first = call.map.batch * tile.image / call.image_tiles;
+    const int64_t last = call.map.batch * (tile.image + 1) / call.image_tiles;
+    for_each_task<Element>(call, first, last, memory, [&](auto& task) { task.add(tile.first, tile.last); });
   }
 
  private:
+  static constexpr int kMostSequences = Lanes > kNarrow ? 2 : 1;
+
   struct Dims {
     explicit Dims(const msmamba::BlockSizes& sizes)
         : vectors(static_cast<int>(sizes.inner)),
@@ -175,11 +176,11 @@ class ProjectedScan {
           rank(sizes.steps / kDirections) {}
 
     // Whether left-over channels of two sequences fit one vector.
-    bool pairs() const { return kSequences == 2 && inner > full && inner - full <= kNarrow; }
+    bool pairs() const { return kMostSequences == 2 && inner > full && inner - full <= kNarrow; }
 
     // Floats of a position's sums of `count` sequences: full vectors, one sequence's after the other's, and what is
     // left over.
-    int64_t sums(int count) const { return count == 1 ? padded : 2 * full + Lanes; }
+    int64_t sums(int count) const { return count * padded; }
 
     Vectors vectors;
     int64_t inner;   // D
@@ -192,56 +193,47 @@ class ProjectedScan {
   struct Weights {
     Weights(const msmamba::BlockSizes& sizes, Scratch& scratch) : Weights(sizes, Dims(sizes), scratch) {}
     Weights(const msmamba::BlockSizes& sizes, const Dims& dims, Scratch& scratch)
-        : products(sizes, scratch),
+        : steps(dims.inner, sizes.steps, scratch),
+          scales(scratch.floats(Products::kLeftSides)),
+          rank(scratch.integers(1)),
           projections{{dims.inner, 2 * dims.states, scratch},
                       {dims.inner, 2 * dims.states, scratch},
                       {dims.inner, 2 * dims.states, scratch},
                       {dims.inner, 2 * dims.states, scratch}},
           columns(scratch.floats(2 * dims.states)),
-          expand(scratch.floats(sizes.steps * dims.padded)),
+          expand(scratch.floats(kDirections * sizes.steps * dims.padded)),
           delta_worth(scratch.floats(Arithmetic::kInteger ? kDirections * dims.padded : 0)),
           bias(scratch.floats(kDirections * dims.padded)),
           reach(scratch.floats(kDirections * dims.padded)),
           skip(scratch.floats(dims.padded)),
           A(scratch.floats(kDirections * dims.states * dims.padded)),
-          pair_A(scratch.floats(dims.pairs() ? kDirections * dims.states * Lanes : 0)),
-          scan_A(scratch.floats(kDirections * dims.inner * dims.states)),
-          scan_D(scratch.floats(kDirections * dims.inner)),
-          scan_bias(scratch.floats(kDirections * dims.inner)) {}
+          pair_A(scratch.floats(dims.pairs() ? kDirections * dims.states * Lanes : 0)) {}
 
-    Products products;
+    Matrix<Lanes, Arithmetic> steps;  // (D, K*R)
+    float* scales;                    // (Products::kLeftSides), of integers: what one is worth
+    int64_t* rank;  // step features that a direction's step sizes are made of: its own R or, of odd weights, all K*R
     Matrix<Lanes, Arithmetic> projections[kDirections];  // (D, 2N): B and C of a direction
     float* columns;      // (2N), of integers while packing: what one of the matrix' columns is worth
-    float* expand;       // (K, R, P): delta's weights; of integers these
+    float* expand;       // (K, rank, P): delta's weights; of integers these
     float* delta_worth;  // (K, P), of integers: what one of delta's sums is worth
     float* bias;         // (K, P)
     float* reach;        // (K, P): the largest |A| of any state
     float* skip;         // (P): the four directions' skip weights, summed
     float* A;            // (K, vectors, N, lanes)
     float* pair_A;       // (K, N, lanes): of the vector that two sequences share
-    float* scan_A;       // as the contract has them: (K, D, N)
-    float* scan_D;       // (K, D)
-    float* scan_bias;    // (K, D)
   };
-
-  template <typename Element>
-  static constexpr bool kIsHalf = sizeof(Element) < sizeof(float);
 
   struct Shared {
     Shared(const msmamba::BlockSizes& sizes, const msmamba::MapShape& map, Scratch& scratch) {
       const int64_t rows = map.batch * map.positions();
-      delta = scratch.floats(rows * kDirections * sizes.inner);
-      B = scratch.floats(rows * sizes.states);
-      C = scratch.floats(rows * sizes.states);
-      x = scratch.floats(rows * sizes.inner);
-      y = scratch.floats(rows * sizes.inner);
+      steps = scratch.floats(rows * sizes.steps);
+      words = words_of<Lanes, Arithmetic>(scratch, rows, sizes.inner);
+      sums = scratch.floats(kDirections * rows * Dims(sizes).padded);
     }
 
-    float* delta;  // (batch, L, K, D)
-    float* B;      // (batch, L, K, N)
-    float* C;      // (batch, L, K, N)
-    float* x;      // (batch, L, D), of float16 maps: the features
-    float* y;      // likewise
+    float* steps;  // (batch, L, K, R); of integers these
+    Word* words;   // (batch, L, row's words), of integers: the features
+    float* sums;   // (K, batch, L, P): each direction's output, where they are added up at last
   };
 
   static Shared shared_of(const msmamba::BlockCall& call) {
@@ -249,63 +241,71 @@ class ProjectedScan {
     return Shared(call.sizes, call.map, scratch);
   }
 
-  struct ProjectBuffers {
-    ProjectBuffers(const msmamba::BlockSizes& sizes, Scratch& scratch)
-        : features(scratch.floats(kTilePositions * whole_vectors<Lanes>(sizes.inner))),
-          products(sizes, kTilePositions, scratch) {}
-
-    float* features;  // (kTilePositions, D padded)
-    typename Products::Buffers products;
-  };
-
   // Of a task; a tile is one of the recurrence's.
   struct Buffers {
     Buffers() = default;
     Buffers(const Dims& dims, const msmamba::MapShape& map, Scratch& scratch) {
-      const int64_t length = map.positions(), row = whole_vectors<Lanes>(dims.inner), states = dims.states;
-      const int64_t sums = dims.sums(1) > dims.sums(kSequences) ? dims.sums(1) : dims.sums(kSequences);
-      for (int s = 0; s < kSequences; ++s) {
-        steps[s] = scratch.floats(length * kDirections * dims.rank);
-        words[s] = words_of<Lanes, Arithmetic>(scratch, length, dims.inner);
+      const int64_t row = whole_vectors<Lanes>(dims.inner), states = dims.states, sums = dims.sums(kMostSequences);
+      for (int s = 0; s < kMostSequences; ++s) {
         x[s] = scratch.floats(kTileSteps * row);
         projections[s] = scratch.floats(kTileSteps * 2 * states + Lanes);
       }
-      sum = scratch.floats(length * sums);
+      sum = scratch.floats(map.positions() * sums);
       state = scratch.floats(states * sums);
       tile_words = words_of<Lanes, Arithmetic>(scratch, kTileSteps, dims.inner);
-      tile_steps = scratch.floats(kTileSteps * dims.rank * 2);
+      tile_steps = scratch.floats(kTileSteps * kDirections * dims.rank * kMostSequences);
       pairs = scratch.floats(kTileSteps * 4 * states + 2 * Lanes);
       pace = scratch.floats(kTileSteps * Lanes);
       drive = scratch.floats(kTileSteps * Lanes);
       features = scratch.floats(kTilePositions * row);
     }
 
-    float* steps[kSequences];        // (L, K, R); of integers these
-    Word* words[kSequences];         // (L, row's words), of integers: the features
-    float* x[kSequences];            // (kTileSteps, D padded): a tile's features
-    float* projections[kSequences];  // (kTileSteps, 2N): its B and C
+    float* x[kMostSequences];            // (kTileSteps, D padded): a tile's features
+    float* projections[kMostSequences];  // (kTileSteps, 2N): its B and C
     float* sum;                      // (L, sums): the output of the directions so far
     float* state;                    // (vectors, N, lanes)
     Word* tile_words;                // (kTileSteps, row's words)
-    float* tile_steps;               // (kTileSteps, R, sequences)
+    float* tile_steps;               // (kTileSteps, rank, sequences)
     float* pairs;                    // (kTileSteps, 2N, 2): B and C of two sequences in turns
     float* pace;                     // (kTileSteps, lanes)
     float* drive;                    // (kTileSteps, lanes)
-    float* features;                 // (kTilePositions, D padded): of products beforehand
+    float* features;                 // (kTilePositions, D padded), of float16: before their products
   };
 
-  // `count` dense rows of features as float32, (count, D padded), zero beyond D.
+  // A position's features as float32, (D padded), zero beyond D.
   template <typename Element>
-  MSMAMBA_INLINE static void widen_rows(float* target, const Element* source, int64_t inner, int64_t count) {
-    const int64_t row = whole_vectors<Lanes>(inner);
-    for (int64_t i = 0; i < count; ++i) {
-      for_each_vector<Lanes>(inner, [&](int64_t c, auto used) MSMAMBA_INLINE_BODY {
-        store<Lanes>(target + i * row + c, load<Lanes>(source + i * inner + c, used));
-      });
+  MSMAMBA_INLINE static void widen(float* target, const Element* source, int64_t inner) {
+    for_each_vector<Lanes>(inner, [&](int64_t c, auto used) MSMAMBA_INLINE_BODY {
+      store<Lanes>(target + c, load<Lanes>(source + c, used));
+    });
+  }
+
+  static bool directions_are_apart(const msmamba::BlockSizes& sizes, const float* expand) {
+    const int64_t rank = sizes.steps / kDirections, columns = kDirections * sizes.inner;
+    for (int64_t row = 0; row < sizes.steps; ++row) {
+      for (int64_t column = 0; column < columns; ++column) {
+        if (row / rank != column / sizes.inner && expand[row * columns + column] != 0.0f) return false;
+      }
+    }
+    return true;
+  }
+
+  // Calls `body(task)` for the sequences [first, last): for two at once, or for one after the other.
+  template <typename Element, typename Body>
+  static void for_each_task(const msmamba::BlockCall& call, int64_t first, int64_t last, void* memory, Body body) {
+    if constexpr (kMostSequences == 2) {
+      if (last - first == 2 && Dims(call.sizes).pairs()) {
+        Task<Element, 2> task(call, first, memory);
+        return body(task);
+      }
+    }
+    for (int64_t sequence = first; sequence < last; ++sequence) {
+      Task<Element, 1> task(call, sequence, memory);
+      body(task);
     }
   }
 
-  // `Count` sequences, through all four directions.
+  // `Count` sequences.
   template <typename Element, int Count>
   class Task {
    public:
@@ -316,25 +316,62 @@ class ProjectedScan {
           dims_(sizes_),
           row_(whole_vectors<Lanes>(dims_.inner)),
           sums_(dims_.sums(Count)),
-          weights_(layout_in<Weights>(call.packed, sizes_)) {
+          weights_(layout_in<Weights>(call.packed, sizes_)),
+          rank_(*weights_.rank) {
       Scratch scratch(memory);
       buffers_ = Buffers(dims_, map_, scratch);
-      const int64_t first = first_sequence * map_.positions() * dims_.inner;
+      const Shared shared = shared_of(call);
+      const int64_t length = map_.positions();
       for (int s = 0; s < Count; ++s) {
-        x_[s] = map_in<Element>(call, 0) + first + s * map_.positions() * dims_.inner;
-        y_[s] = map_out<Element>(call, 0) + first + s * map_.positions() * dims_.inner;
+        const int64_t row = (first_sequence + s) * length;
+        x_[s] = map_in<Element>(call, 0) + row * dims_.inner;
+        y_[s] = map_out<Element>(call, 0) + row * dims_.inner;
+        steps_[s] = shared.steps + row * sizes_.steps;
+        if constexpr (Arithmetic::kInteger) words_[s] = shared.words + row * row_words<Lanes, Arithmetic>(dims_.inner);
         point_at(operands_[s], buffers_.projections[s], 1);
       }
       point_at(pairs_, buffers_.pairs, 2);
+      for (int k = 0; k < kDirections; ++k) {
+        apart_[k] = shared.sums + (k * map_.batch + first_sequence) * length * dims_.padded;
+      }
     }
 
-    void run() {
-      for (int s = 0; s < Count; ++s) make_step_features(s);
-      // Columns first, so that the direction that writes `y` goes through it row by row.
-      scan<First>(1);
-      scan<Middle>(3);
-      scan<Middle>(0);
-      scan<Last>(2);
+    // In the order of `kOrder`, into one sum.
+    void scan_all() {
+      sum_ = buffers_.sum;
+      scan<First>(kOrder[0]);
+      scan<Middle>(kOrder[1]);
+      scan<Middle>(kOrder[2]);
+      scan<Last>(kOrder[3]);
+    }
+
+    // Into a sum of its own.
+    void scan_one(int direction) {
+      sum_ = apart_[direction];
+      scan<First>(direction);
+    }
+
+    // The sums of all directions at positions [first, last), to `y`.
+    void add(int64_t first, int64_t last) {
+      Positions tile;
+      for (; first < last; first += tile.steps) {
+        tile.steps = static_cast<int>(last - first < kTileSteps ? last - first : kTileSteps);
+        for (int t = 0; t < tile.steps; ++t) {
+          tile.at[t] = first + t;
+          tile.sums[t] = buffers_.sum + t * sums_;
+          const int64_t row = (first + t) * sums_;
+          for (int64_t i = 0; i < sums_; i += kNarrow) {
+            Float<kNarrow> sum = load<kNarrow>(apart_[kOrder[0]] + row + i);
+#pragma GCC unroll 3
+            for (int k = 1; k < kDirections; ++k) sum += load<kNarrow>(apart_[kOrder[k]] + row + i);
+            store<kNarrow>(tile.sums[t] + i, sum);
+          }
+        }
+        for (int s = 0; s < Count; ++s) gather(s, tile);
+        for_each_place([&](auto width, auto sequences, int s, int64_t first_channel, int64_t place) {
+          write<decltype(width)::kLanes, decltype(sequences)::kLanes>(s, first_channel, place, tile);
+        });
+      }
     }
 
    private:
@@ -353,30 +390,28 @@ class ProjectedScan {
       const float* C[kTileSteps];
     };
 
-    MSMAMBA_NOINLINE void make_step_features(int s) const {
-      const int64_t inner = dims_.inner, width = sizes_.steps;
-      for (int64_t first = 0; first < map_.positions(); first += kTilePositions) {
-        const int64_t left = map_.positions() - first, count = left < kTilePositions ? left : kTilePositions;
-        widen_rows<Element>(buffers_.features, x_[s] + first * inner, inner, count);
-        Word* words = nullptr;
-        if constexpr (Arithmetic::kInteger) words = buffers_.words[s] + first * row_words<Lanes, Arithmetic>(inner);
-        const auto rows = left_side<Lanes, Arithmetic>({buffers_.features, row_}, count, inner,
-                                                       weights_.products.scales + Products::kFeatures, words);
-        float* const made = buffers_.steps[s] + first * width;
-        weights_.products.steps.multiply(rows, count, RowsTo{made, width});
-        if constexpr (Arithmetic::kInteger) {
-          const Step<Lanes> step(weights_.products.scales[Products::kSteps]);
-          for_each_vector<Lanes>(count * width, [&](int64_t i, auto used) MSMAMBA_INLINE_BODY {
-            const Int<Lanes> integers = quantised<Lanes>(load<Lanes>(made + i, used), step);
-            store<Lanes>(made + i, __builtin_convertvector(integers, Float<Lanes>), used);
-          });
-        }
+    // Columns first, so that the direction that writes `y` goes through it row by row.
+    static constexpr int kOrder[kDirections] = {1, 3, 0, 2};
+
+    // Calls `body(Width<lanes>, Width<sequences>, sequence, first channel, place of its sums)` for every vector.
+    template <typename Body>
+    MSMAMBA_INLINE void for_each_place(Body body) const {
+      const int64_t full = dims_.full;
+      for (int s = 0; s < Count; ++s) {
+        for (int64_t first = 0; first < full; first += Lanes) body(Width<Lanes>{}, Width<1>{}, s, first, s * full + first);
+      }
+      if constexpr (Count == 2) {
+        body(Width<Lanes>{}, Width<2>{}, 0, full, 2 * full);
+      } else {
+        const int64_t left = dims_.padded - full;
+        if (left > kNarrow) body(Width<Lanes>{}, Width<1>{}, 0, full, full);
+        if (left == kNarrow) body(Width<kNarrow>{}, Width<1>{}, 0, full, full);
       }
     }
 
     template <Turn turn>
     void scan(int direction) {
-      const int64_t padded = dims_.padded, full = dims_.full, states = dims_.states;
+      const int64_t padded = dims_.padded, states = dims_.states;
       for (int64_t i = 0; i < sums_ * states; ++i) buffers_.state[i] = 0.0f;
       DirectionCursor cursor(direction, map_.height, map_.width);
       Positions tiles[2];
@@ -385,24 +420,17 @@ class ProjectedScan {
       while (here->steps > 0) {
         find(cursor, *next);
         for (int s = 0; s < Count; ++s) project(direction, s, *here);
-        const float* const A = weights_.A + direction * padded * states;
-        for (int s = 0; s < Count; ++s) {
-          take_steps<1>(direction, s, *here);
-          for (int64_t first = 0; first < full; first += Lanes) {
-            advance<turn, Lanes, 1>(direction, s, first, s * full + first, A + first * states, *here, *next);
-          }
-          if constexpr (Count == 1) {
-            const int64_t left = padded - full;
-            if (left > kNarrow) advance<turn, Lanes, 1>(direction, 0, full, full, A + full * states, *here, *next);
-            if (left == kNarrow) advance<turn, kNarrow, 1>(direction, 0, full, full, A + full * states, *here, *next);
-          }
-        }
-        if constexpr (Count == 2) {
-          take_steps<2>(direction, 0, *here);
-          pair_projections(*here);
-          advance<turn, Lanes, 2>(direction, 0, full, 2 * full, weights_.pair_A + direction * states * Lanes, *here,
-                                  *next);
-        }
+        if constexpr (Count == 2) pair_projections(*here);
+        int taken = -1;  // the sequence whose step features stand ready; those of two in turns come last
+        for_each_place([&](auto width, auto sequences, int s, int64_t first, int64_t place) MSMAMBA_INLINE_BODY {
+          constexpr int kSequences = decltype(sequences)::kLanes;
+          const int next_taken = kSequences == 1 ? s : Count;
+          if (taken != next_taken) take_steps<kSequences>(direction, s, *here);
+          taken = next_taken;
+          const float* const A = kSequences == 1 ? weights_.A + (direction * padded + first) * states
+                                                 : weights_.pair_A + direction * states * Lanes;
+          advance<turn, decltype(width)::kLanes, kSequences>(direction, s, first, place, A, *here, *next);
+        });
         Positions* const done = here;
         here = next;
         next = done;
@@ -418,20 +446,23 @@ class ProjectedScan {
 
     MSMAMBA_NOINLINE void find(DirectionCursor& cursor, Positions& tile) const {
       tile.steps = cursor.next_positions(tile.at, kTileSteps);
-      for (int t = 0; t < tile.steps; ++t) tile.sums[t] = buffers_.sum + tile.at[t] * sums_;
+      for (int t = 0; t < tile.steps; ++t) tile.sums[t] = sum_ + tile.at[t] * sums_;
     }
 
-    // Gathers a tile's features, and makes B and C of them.
-    MSMAMBA_NOINLINE void project(int direction, int s, const Positions& tile) const {
+    // A tile's features.
+    MSMAMBA_INLINE void gather(int s, const Positions& tile) const {
       const int64_t inner = dims_.inner;
-      for (int t = 0; t < tile.steps; ++t) {
-        widen_rows<Element>(buffers_.x[s] + t * row_, x_[s] + tile.at[t] * inner, inner, 1);
-      }
+      for (int t = 0; t < tile.steps; ++t) widen<Element>(buffers_.x[s] + t * row_, x_[s] + tile.at[t] * inner, inner);
+    }
+
+    // Gathers them, and makes B and C of them.
+    MSMAMBA_NOINLINE void project(int direction, int s, const Positions& tile) const {
+      gather(s, tile);
       RowsOf<Word> rows;
       if constexpr (Arithmetic::kInteger) {
-        const int64_t words = row_words<Lanes, Arithmetic>(inner);
+        const int64_t words = row_words<Lanes, Arithmetic>(dims_.inner);
         for (int t = 0; t < tile.steps; ++t) {
-          __builtin_memcpy(buffers_.tile_words + t * words, buffers_.words[s] + tile.at[t] * words,
+          __builtin_memcpy(buffers_.tile_words + t * words, words_[s] + tile.at[t] * words,
                            static_cast<size_t>(words) * sizeof(Word));
         }
         rows = {buffers_.tile_words, words};
@@ -445,12 +476,12 @@ class ProjectedScan {
     // A tile's step features, of sequence `s` or of two in turns.
     template <int Sequences>
     MSMAMBA_INLINE void take_steps(int direction, int s, const Positions& tile) const {
-      const int64_t rank = dims_.rank;
+      const int64_t first = rank_ == dims_.rank ? direction * rank_ : 0;
       for (int t = 0; t < tile.steps; ++t) {
-        const int64_t from = (tile.at[t] * kDirections + direction) * rank;
-        for (int64_t r = 0; r < rank; ++r) {
+        const int64_t from = tile.at[t] * sizes_.steps + first;
+        for (int64_t r = 0; r < rank_; ++r) {
           for (int i = 0; i < Sequences; ++i) {
-            buffers_.tile_steps[(t * rank + r) * Sequences + i] = buffers_.steps[s + i][from + r];
+            buffers_.tile_steps[(t * rank_ + r) * Sequences + i] = steps_[s + i][from + r];
           }
         }
       }
@@ -510,7 +541,7 @@ class ProjectedScan {
 
     template <int Width, int Sequences, int Steps>
     MSMAMBA_INLINE void fill_steps(int direction, int s, int64_t first, int t, Float<Width>& largest) const {
-      const int64_t padded = dims_.padded, rank = dims_.rank, at = direction * padded + first;
+      const int64_t padded = dims_.padded, rank = rank_, at = direction * padded + first;
       const float* const expand = weights_.expand + direction * rank * padded + first;
       const float* const features = buffers_.tile_steps + t * rank * Sequences;
       const Float<Width> bias = of_channels<Width, Sequences>(weights_.bias + at);
@@ -578,9 +609,14 @@ class ProjectedScan {
     const int64_t row_;   // floats of a position's features
     const int64_t sums_;  // and of its sums
     const Weights weights_;
+    const int64_t rank_;
     Buffers buffers_;
-    const Element* x_[Count];  // (L, D)
-    Element* y_[Count];        // (L, D)
+    float* sum_ = nullptr;  // (L, sums): of the directions so far, or of one
+    const Element* x_[Count];   // (L, D)
+    Element* y_[Count];         // (L, D)
+    const float* steps_[Count];  // (L, K, R)
+    const Word* words_[Count];   // (L, row's words), of integers
+    float* apart_[kDirections];  // (L, sums): each direction's own
     Operands operands_[Count];
     Operands pairs_;
   };
