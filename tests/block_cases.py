@@ -47,6 +47,7 @@ LARGEST = {
     "features": 2,
     "step_features": 3,
     "gated": 3,
+    "normed": 3,
 }
 """What the rounded values of operators with int8 products are held to."""
 
@@ -177,9 +178,9 @@ class BlockCase:
 
     def map_shape(self, op_type: str) -> tuple[int, int, int]:
         """Images (of a scan groups), height and width of the operator's maps; patches need even sides."""
+        op_type = op_type.removesuffix(INT8)
         side = 2 * self.side if op_type == "PatchMerging" else self.side
-        scans = op_type.removesuffix(INT8) == "ProjectedScan2D"
-        return self.batch * self.groups if scans else self.batch, side, side
+        return self.batch * self.groups if op_type == "ProjectedScan2D" else self.batch, side, side
 
     def maps(self, op_type: str) -> Arrays:
         """Random maps, in the contract's order."""

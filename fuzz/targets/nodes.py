@@ -143,6 +143,7 @@ def _in_int8(op_type: str, scales: dict[str, tuple[str, ...]]) -> None:
 
 _in_int8("LocalBranch", {"project_weight_scale": ("h",), "expanded_kept_scale": (), "projected_scale": ()})
 _in_int8("ScanOutputs", {"project_weight_scale": ("d",), "gated_scale": ()})
+_in_int8("PatchMerging", {"reduction_weight_scale": ("C",), "normed_scale": ()})
 _in_int8("ScanFeatures", {"in_weight_scale": ("E",), "tokens_scale": ()})
 _in_int8(
     "ProjectedScan2D",

@@ -71,13 +71,13 @@ conv_bias, residual_scale, norm_weight, norm_bias) -> scanned``; attributes ``gr
 LayerNorm's epsilon is 1e-5. A channel shuffle in g groups views channels as (g, channels/g), transposes
 and flattens.
 
-``LocalBranchInt8``, ``ScanFeaturesInt8``, ``ProjectedScan2DInt8``, ``ScanOutputsInt8`` and, of earlier
-versions, ``ScanInputsInt8`` are the same over float32 maps with their matrix products in int8. The weights
-that `INT8_WEIGHTS` names are int8, and behind the float operator's inputs stand what one of each of these
-weights' integers is worth, by output channel, and then what one of each value of `INT8_VALUES` is worth,
-scalars. QuantizeLinear with zero point 0 rounds these values before a product reads them, and
-``projected`` behind one; ``tokens`` and ``features`` come out unrounded, and so the scan takes them.
-``features_weight`` (D, K*R + 2*K*N) is step_weight, input_weight and output_weight side by side; it
+``LocalBranchInt8``, ``ScanFeaturesInt8``, ``ProjectedScan2DInt8``, ``ScanOutputsInt8``, ``PatchMergingInt8``
+and, of earlier versions, ``ScanInputsInt8`` are the same over float32 maps with their matrix products in
+int8. The weights that `INT8_WEIGHTS` names are int8, and behind the float operator's inputs stand what one
+of each of these weights' integers is worth, by output channel, and then what one of each value of
+`INT8_VALUES` is worth, scalars. QuantizeLinear with zero point 0 rounds these values before a product reads
+them, and ``projected`` behind one; ``tokens`` and ``features`` come out unrounded, and so the scan takes
+them. ``features_weight`` (D, K*R + 2*K*N) is step_weight, input_weight and output_weight side by side; it
 stands in the place of the first and for the others.
 """
 
@@ -101,6 +101,7 @@ INT8_WEIGHTS = {
     "ScanOutputs": ("project_weight",),
     "ScanFeatures": ("in_weight",),
     "ProjectedScan2D": ("features_weight", "step_expand"),
+    "PatchMerging": ("reduction_weight",),
 }
 INT8_VALUES = {
     "LocalBranch": ("expanded_kept", "projected"),
@@ -108,6 +109,7 @@ INT8_VALUES = {
     "ScanOutputs": ("gated",),
     "ScanFeatures": ("tokens",),
     "ProjectedScan2D": ("features", "step_features"),
+    "PatchMerging": ("normed",),
 }
 INT8_OPERATORS = tuple(name + INT8 for name in INT8_WEIGHTS)
 

@@ -248,6 +248,10 @@ _INT8_LINES = {
         "  any = Constant": f"{_ZERO}  any = Constant",
         **_INT8_PROJECTIONS,
     },
+    "PatchMerging": {
+        "  any = Constant": f"{_ZERO}  any = Constant",
+        "  y = MatMul (normed, reduction_weight)": _product("normed", "reduction_weight", "y"),
+    },
     "ScanOutputs": {
         "  any = Constant": f"{_ZERO}  any = Constant",
         "  product = MatMul (gated, project_weight)": _product("gated", "project_weight", "product"),

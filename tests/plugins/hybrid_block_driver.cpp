@@ -64,6 +64,10 @@ void run_over(msmamba::ElementType element, int64_t half, int64_t groups, int64_
        {D, D, D * d, d, 9 * q, q, 1, h, h},
        {images * h}},
       {BlockOperator::kMIFA, {images * h, images * h}, {9 * h, h, 2 * h}, {images * 2 * h}},
+      {BlockOperator::kPatchMerging,
+       {images * h},
+       {4 * h, 4 * h, 8 * h * h},
+       {map.batch * (map.height / 2) * (map.width / 2) * 2 * h}},
       {BlockOperator::kScanFeatures,
        {images * 2 * h},
        {h, h, d * 2 * D, 9 * D, D},
@@ -84,6 +88,10 @@ void run_over(msmamba::ElementType element, int64_t half, int64_t groups, int64_
        {grouped * D, grouped * D, grouped * d},
        {D, D, D * d, d, 9 * q, q, 1, h, h, d, 1},
        {images * h}},
+      {BlockOperator::kPatchMergingInt8,
+       {images * h},
+       {4 * h, 4 * h, 8 * h * h, 2 * h, 1},
+       {map.batch * (map.height / 2) * (map.width / 2) * 2 * h}},
       {BlockOperator::kScanFeaturesInt8,
        {images * 2 * h},
        {h, h, d * 2 * D, 9 * D, D, 2 * D, 1},
@@ -96,6 +104,8 @@ void run_over(msmamba::ElementType element, int64_t half, int64_t groups, int64_
   for (const auto& c : cases) {
     const bool swaps = c.op == BlockOperator::kScanOutputs || c.op == BlockOperator::kScanOutputsInt8;
     if (swaps && map.height != map.width) continue;
+    const bool merges = c.op == BlockOperator::kPatchMerging || c.op == BlockOperator::kPatchMergingInt8;
+    if (merges && (map.height % 2 != 0 || map.width % 2 != 0)) continue;
     if (static_cast<int>(c.op) >= msmamba::kFloatOperators && element != msmamba::ElementType::kFloat32) continue;
     Pointers<float, const float*> weights(c.weights);
     if (c.op == BlockOperator::kProjectedScan2D || c.op == BlockOperator::kProjectedScan2DInt8) {

@@ -229,6 +229,7 @@ const char* unfit_sizes(BlockOperator op, const BlockSizes& sizes) {
     case BlockOperator::kLocalBranch:
     case BlockOperator::kLocalBranchInt8:
     case BlockOperator::kPatchMerging:
+    case BlockOperator::kPatchMergingInt8:
       return nullptr;
     case BlockOperator::kScanInputs:
     case BlockOperator::kScanInputsInt8:
@@ -263,6 +264,7 @@ const char* unfit_map(BlockOperator op, const MapShape& map) {
     case BlockOperator::kScanOutputsInt8:
       return map.height == map.width ? nullptr : "the map is not square, and its height and width are swapped";
     case BlockOperator::kPatchMerging:
+    case BlockOperator::kPatchMergingInt8:
       return map.height % 2 == 0 && map.width % 2 == 0 ? nullptr : "the map's height or width is odd";
     default:
       return nullptr;

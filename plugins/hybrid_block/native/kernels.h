@@ -10,7 +10,6 @@
 namespace {
 
 using Fusion = MIFA<MSMAMBA_LANES>;
-using Merging = PatchMerging<MSMAMBA_LANES>;
 
 // The operators over maps of one element type.
 template <typename Element>
@@ -21,7 +20,7 @@ constexpr msmamba::ElementKernels kernels_over() {
       scan_inputs<Element, Arithmetic>(),
       scan_outputs<Element, Arithmetic>(),
       kernels_of<Fusion>(by_rows(64, Fusion::fuse<Element>), by_rows(512, Fusion::attend<Element>)),
-      kernels_of<Merging>(by_rows(Merging::kTilePositions, Merging::merge<Element>)),
+      patch_merging<Element, Arithmetic>(),
       scan_features<Element, Arithmetic>(),
       projected_scan<Element, Arithmetic>(),
   }};

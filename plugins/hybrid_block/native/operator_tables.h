@@ -69,10 +69,16 @@ constexpr msmamba::OperatorKernels scan_outputs() {
                              by_rows(64, Outputs::template merge<Element>));
 }
 
+template <typename Element, typename Arithmetic>
+constexpr msmamba::OperatorKernels patch_merging() {
+  using Merging = PatchMerging<MSMAMBA_LANES, Arithmetic>;
+  return kernels_of<Merging>(by_rows(Merging::kTilePositions, Merging::template merge<Element>));
+}
+
 constexpr msmamba::Int8Kernels int8_kernels() {
   using Arithmetic = Integers<MSMAMBA_LANES>;
   return {{local_branch<float, Arithmetic>(), scan_inputs<float, Arithmetic>(), scan_outputs<float, Arithmetic>(),
-           scan_features<float, Arithmetic>(), projected_scan<float, Arithmetic>()}};
+           scan_features<float, Arithmetic>(), projected_scan<float, Arithmetic>(), patch_merging<float, Arithmetic>()}};
 }
 
 }  // namespace

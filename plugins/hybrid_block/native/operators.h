@@ -22,9 +22,10 @@ enum class BlockOperator : int32_t {
   kScanInputsInt8 = 8,
   kScanOutputsInt8 = 9,
   kScanFeaturesInt8 = 10,
-  kProjectedScan2DInt8 = 11
+  kProjectedScan2DInt8 = 11,
+  kPatchMergingInt8 = 12
 };
-constexpr int kBlockOperators = 12;
+constexpr int kBlockOperators = 13;
 constexpr int kFloatOperators = 7;
 constexpr int kInt8Operators = kBlockOperators - kFloatOperators;
 

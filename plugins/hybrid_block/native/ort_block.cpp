@@ -187,6 +187,15 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
       {"features_scale", ""},
       {"step_features_scale", ""}},
      {{"y", "gHWD"}}},
+    {"PatchMergingInt8",
+     {},
+     {{"x", "bHWh"}},
+     {{"norm_weight", "Q"},
+      {"norm_bias", "Q"},
+      {"reduction_weight", "QC", kAsInt8},
+      {"reduction_weight_scale", "C"},
+      {"normed_scale", ""}},
+     {{"y", "bIJC"}}},
 };
 
 template <typename Spec>

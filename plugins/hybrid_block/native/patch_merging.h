@@ -9,7 +9,7 @@
 
 namespace {
 
-template <int Lanes>
+template <int Lanes, typename Arithmetic>
 class PatchMerging {
  public:
   static constexpr int64_t kTilePositions = 256;  // of the map that is merged
@@ -21,13 +21,20 @@ class PatchMerging {
     auto weights = layout_in<Weights>(packed, sizes);
     copy_row<Lanes>(weights.norm_weight, source[0], kNeighbours * channels);
     copy_row<Lanes>(weights.norm_bias, source[1], kNeighbours * channels);
-    weights.reduction.pack([&](int64_t k, int64_t column) { return source[2][k * 2 * channels + column]; });
+    const float *columns = nullptr, *one_of_normed = nullptr;
+    if constexpr (Arithmetic::kInteger) {
+      columns = source[3];
+      one_of_normed = source[4];
+      *weights.normed_scale = *one_of_normed;
+    }
+    pack_matrix(weights.reduction, one_of_normed, columns,
+                [&](int64_t k, int64_t column) { return source[2][k * 2 * channels + column]; });
   }
 
   static size_t shared_bytes(const msmamba::BlockSizes&, const msmamba::MapShape&) { return 0; }
 
   static size_t scratch_bytes(const msmamba::BlockSizes& sizes, const msmamba::MapShape&) {
-    return static_cast<size_t>(kPatches * kNeighbours * sizes.half) * sizeof(float);
+    return layout_bytes<Buffers>(sizes);
   }
 
   template <typename Element>
@@ -37,7 +44,8 @@ class PatchMerging {
     const auto weights = layout_in<Weights>(call.packed, call.sizes);
     const Element* const x = map_in<Element>(call, 0) + tile.image * call.map.positions() * channels;
     Element* const y = map_out<Element>(call, 0) + tile.image * (call.map.positions() / kNeighbours) * 2 * channels;
-    float* const patches = static_cast<float*>(scratch);  // (kPatches, 4C)
+    const auto buffers = layout_in<Buffers>(scratch, call.sizes);
+    float* const patches = buffers.patches;
 
     const int64_t end = (tile.last + 1) / 2 * columns;
     for (int64_t first = (tile.first + 1) / 2 * columns; first < end; first += kPatches) {
@@ -50,7 +58,9 @@ class PatchMerging {
                         [&](int64_t patch, int64_t c, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
                           store<Lanes>(patches + patch * depth + c, value, used);
                         });
-      weights.reduction.multiply({patches, depth}, count, RowsTo{y + first * 2 * channels, 2 * channels});
+      const auto rows =
+          left_side<Lanes, Arithmetic>({patches, depth}, count, depth, weights.normed_scale, buffers.integers);
+      weights.reduction.multiply(rows, count, RowsTo{y + first * 2 * channels, 2 * channels});
     }
   }
 
@@ -73,11 +83,22 @@ class PatchMerging {
     Weights(const msmamba::BlockSizes& sizes, Scratch& scratch)
         : norm_weight(padded_row<Lanes>(scratch, kNeighbours * sizes.half)),
           norm_bias(padded_row<Lanes>(scratch, kNeighbours * sizes.half)),
-          reduction(kNeighbours * sizes.half, 2 * sizes.half, scratch) {}
+          reduction(kNeighbours * sizes.half, 2 * sizes.half, scratch),
+          normed_scale(scratch.floats(1)) {}
 
-    float* norm_weight;                      // (4C)
-    float* norm_bias;                        // (4C)
-    Matrix<Lanes, Floats<Lanes>> reduction;  // (4C, 2C)
+    float* norm_weight;                   // (4C)
+    float* norm_bias;                     // (4C)
+    Matrix<Lanes, Arithmetic> reduction;  // (4C, 2C)
+    float* normed_scale;                  // of integers: what one is worth
+  };
+
+  struct Buffers {
+    Buffers(const msmamba::BlockSizes& sizes, Scratch& scratch)
+        : patches(scratch.floats(kPatches * kNeighbours * sizes.half)),
+          integers(words_of<Lanes, Arithmetic>(scratch, kPatches, kNeighbours * sizes.half)) {}
+
+    float* patches;                       // (kPatches, 4C)
+    typename Arithmetic::Word* integers;  // the same, of integers
   };
 };
 

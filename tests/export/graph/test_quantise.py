@@ -236,7 +236,9 @@ def test_blocks_with_int8_products_say_what_their_flat_form_says(
     blocks = 4
     assert Counter(
         node.op_type for node in in_blocks.graph.node if node.domain == "msmamba"
-    ) == dict.fromkeys({*INT8_OPERATORS, "MIFA"} - {"ScanInputsInt8"}, blocks)
+    ) == dict.fromkeys({*INT8_OPERATORS, "MIFA"} - {"ScanInputsInt8"}, blocks) | {
+        "PatchMergingInt8": blocks - 1
+    }
     proof, expected = int8_proof(in_blocks, flat), int8_proof(for_cpus, flat)
     assert set(proof.products) == set(expected.products) == set(chosen)
     assert proof.share == expected.share
@@ -256,8 +258,8 @@ def test_an_operator_stays_where_there_is_a_form_of_it_for_what_is_quantised_and
         return Counter(node.op_type for node in model.graph.node if node.domain == "msmamba")
 
     in_int8 = ("ScanFeaturesInt8", "ProjectedScan2DInt8", "ScanOutputsInt8")
-    linear = dict.fromkeys(("LocalBranch", *in_int8, "MIFA"), 4)
-    assert operators(LINEAR) == linear  # the merging of patches is written out, which has no form in int8
+    linear = dict.fromkeys(("LocalBranch", *in_int8, "MIFA"), 4) | {"PatchMergingInt8": 3}
+    assert operators(LINEAR) == linear
     assert operators(DEPTHWISE) == {"ProjectedScan2D": 4, "PatchMerging": 3}
 
 
