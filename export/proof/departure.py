@@ -55,14 +55,34 @@ def rounded_to_half(network: Network) -> Network:
     return rounded
 
 
-def run_of(network: Network, half: bool = False) -> Run:
-    """The network as a function of NumPy images; with ``half``, every operator's result in float16."""
+def run_of(network: Network) -> Run:
+    """The network as a function of NumPy images."""
 
     def run(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        batch = torch.from_numpy(images)
-        with torch.no_grad(), _RoundedToHalf() if half else nullcontext():
-            logits: npt.NDArray[np.float32] = network(batch.half().float() if half else batch).numpy()
+        with torch.no_grad():
+            logits: npt.NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
         return logits
+
+    return run
+
+
+def half_errors_of(network: Network) -> Run:
+    """The absolute errors (B, classes) that float16 makes on images: every operator's result rounded to it.
+
+    Each is the larger of two: of the image as it is, and turned by half. One rounding of few images is a
+    matter of luck, and an artefact rounds in other places.
+    """
+    rounded = rounded_to_half(network)
+
+    def run(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        errors = []
+        for batch in (torch.from_numpy(images), torch.from_numpy(images).rot90(2, (2, 3))):
+            with torch.no_grad():
+                plain = network(batch)
+                with _RoundedToHalf():
+                    errors.append((rounded(batch.half().float()) - plain).abs())
+        larger: npt.NDArray[np.float32] = torch.maximum(*errors).numpy()
+        return larger
 
     return run
 

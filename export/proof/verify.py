@@ -8,8 +8,8 @@ An int8 artefact is judged by that alone, because its tensors are off by design.
 
 The bar on tensors is measured, not chosen. Against float64, an artefact may err twice as much as the network
 itself does in the artefact's precision: PyTorch's own error for float32, that of the same network with the
-result of every operator rounded to float16 for float16. What it is compared with is the float32 network,
-so that one's error is added.
+result of every operator rounded to float16 for float16, on every image as it is and turned by half. What it
+is compared with is the float32 network, so that one's error is added.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ...runtime import Manifest, open_session
 from ...runtime.artefact import MANIFEST_NAME, MODEL_NAME, PARITY_NAME, is_checkpoint, open_bundle
 from .compared_images import ComparedImages, images_to_compare, spread
 from .decision_page import write_page
-from .departure import FLOOR_ULPS, OwnError, Run, first_departure, rounded_to_half, run_of, steepest_rise
+from .departure import FLOOR_ULPS, OwnError, Run, first_departure, half_errors_of, run_of, steepest_rise
 from .guarded import compare_guarded
 from .parity import Bar, Parity, compare
 
@@ -166,11 +166,11 @@ def verify(
             report(f"comparing {len(images.sources)} images")
             runs: list[Run] = [opened.run, session.run]
             if network is not None and precision == "fp16":
-                runs.append(run_of(rounded_to_half(network), half=True))
+                runs.append(half_errors_of(network))
             notes = dict.fromkeys((*session.notes, *opened.notes))
             together = min(filter(None, (batch_size, session.max_batch, opened.max_batch)))
             with noting() as tally:
-                expected, found, *rounded = _answers(
+                expected, found, *half_errors = _answers(
                     runs, images.sources, manifest.transform, together, report
                 )
         own = None
@@ -178,8 +178,8 @@ def verify(
             report("measuring the network's own error")
             probed = [images.sources[i] for i in spread(len(images.sources), PROBED_IMAGES)]
             own = OwnError.of(network, _inputs(probed, manifest.transform), precision)
-            if rounded:  # on every image, not only those that float64 was computed for
-                own = own.with_logits(float(np.abs(rounded[0] - expected).max()))
+            if half_errors:  # on every image, not only those that float64 was computed for
+                own = own.with_logits(float(half_errors[0].max()))
         bound, reason = _error_bound(own, max_error, precision)
         undecided = undecided_images(expected, found, bound)
         parity = replace(

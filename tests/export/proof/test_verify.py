@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from msmamba.errors import ArtefactError, BackendError, CheckpointError, InputError
 from msmamba.export.proof import verify as module
-from msmamba.export.proof.departure import OwnError, first_departure
+from msmamba.export.proof.departure import OwnError, first_departure, half_errors_of
 from msmamba.export.proof.parity import Answer, Bar, Departure, Parity, compare
 from msmamba.export.proof.verify import verify
 from msmamba.files import sha256_of, write_atomically
@@ -398,6 +398,20 @@ def test_a_number_of_images_that_is_none_is_refused(
 def test_a_bound_that_is_none_is_refused(bound: float, bundles: dict[str, Path], micrographs: Path) -> None:
     with pytest.raises(InputError, match="expected a finite bound of 0 or more"):
         verify(bundles["fp32"], bundles["fp32"], [micrographs], max_error=bound)
+
+
+def test_float16_s_own_errors_are_those_of_an_image_and_of_the_image_turned_by_half(
+    network: MicroscopicMamba,
+) -> None:
+    images = np.random.default_rng(0).standard_normal((5, 3, 32, 32)).astype(np.float32)
+    turned = np.rot90(images, 2, (2, 3)).copy()
+    errors = half_errors_of(network)(images)
+    assert errors.shape == (5, network.arch.num_classes)
+    assert (errors > 0).all()
+    np.testing.assert_array_equal(errors, half_errors_of(network)(turned))
+    own = OwnError.of(network, images, "fp16")  # as they are, against float64
+    assert errors.max() >= own.logits - own.float32_logits
+    assert errors.max() < 5 * own.logits
 
 
 def test_the_networks_own_error_grows_with_less_precision(network: MicroscopicMamba) -> None:
