@@ -12,15 +12,12 @@ from importlib.util import find_spec
 from onnx import ModelProto, TensorProto
 
 from ...errors import BackendError, ExportError
-from ...plugins.hybrid_block import INT8, PROJECTED_SCAN
+from ...plugins.hybrid_block import STATE_INPUTS
 from ...plugins.selective_scan.gpu_launch import BLOCK_SHAPES, dotted
 from ...plugins.selective_scan.gpu_package import ELEMENT_TYPES, KERNELS_SUFFIX, CompiledKernel, KernelPackage
-from ...plugins.selective_scan.onnx_function import OP_TYPE
 from ...plugins.selective_scan.tensorrt_plugin import Compiler, compile_with_triton
 
 _ELEMENT_TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
-_A_INPUT = {OP_TYPE: 2, PROJECTED_SCAN: 5, PROJECTED_SCAN + INT8: 3}
-"""Which input of a node that scans is A."""
 
 
 def kernel_file(element_type: str) -> str:
@@ -92,9 +89,10 @@ def scan_kinds(model: ModelProto) -> list[tuple[str, int]]:
     states = {tensor.name: tensor.dims[-1] for tensor in model.graph.initializer if tensor.dims}
     found = set()
     for node in model.graph.node:
-        if node.op_type not in _A_INPUT:
+        if node.op_type not in STATE_INPUTS:
             continue
-        element_type, A = _ELEMENT_TYPES.get(types.get(node.input[0], 0)), node.input[_A_INPUT[node.op_type]]
+        element_type = _ELEMENT_TYPES.get(types.get(node.input[0], 0))
+        A = node.input[STATE_INPUTS[node.op_type][0]]
         if element_type is None or A not in states:
             raise ExportError(
                 f"scan '{node.name}' has no type that kernels exist for ({', '.join(ELEMENT_TYPES)}), "

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ...errors import ExportError
 from ...model.networks.family import Network
 from ...model.networks.registry import family_of
-from ...plugins.hybrid_block import INT8, PROJECTED_SCAN
+from ...plugins.hybrid_block import STATE_INPUTS
 from ...plugins.hybrid_block.onnx_functions import block_functions
 from ...plugins.selective_scan.onnx_function import (
     DOMAIN,
@@ -116,8 +116,7 @@ def flat_model(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
 
 def scan_nodes(model: ModelProto) -> list[NodeProto]:
     """The nodes of the selective scan, in order, with or without its projections."""
-    scans = (OP_TYPE, PROJECTED_SCAN, PROJECTED_SCAN + INT8)
-    return [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in scans]
+    return [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in STATE_INPUTS]
 
 
 def _traced(form: nn.Module, image_size: int) -> ModelProto:

@@ -18,7 +18,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, nump
 
 from ...errors import ExportError
 from ...plugins.hybrid_block import OPERATORS as BLOCK_OPERATORS
-from ...plugins.hybrid_block import PROJECTED_SCAN
+from ...plugins.hybrid_block import STATE_INPUTS
 from ...plugins.selective_scan.onnx_function import DOMAIN, OP_TYPE
 from ...runtime.backend import FEATURES
 
@@ -37,8 +37,6 @@ FLOAT32_INSIDE = {
 """Operators with float16 inputs and outputs that compute in float32, and why."""
 
 _NOT_COMPUTING = ("Cast", "Constant", "QuantizeLinear", "DequantizeLinear")
-_FLOAT32_INPUTS = {OP_TYPE: (2, 5, 6), PROJECTED_SCAN: (5, 6, 7)}
-"""Where the scans take A, D and delta_bias."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ class _Converter:
         casts: list[NodeProto] = []
         shown: list[NodeProto] = []
         for position, name in enumerate(node.input):
-            is_state = node.domain == DOMAIN and position in _FLOAT32_INPUTS.get(node.op_type, ())
+            is_state = node.domain == DOMAIN and position in STATE_INPUTS.get(node.op_type, ())
             wanted = FLOAT if is_state else kind
             if name in self.weights:
                 node.input[position] = self._weight(name, wanted)

@@ -112,8 +112,10 @@ INT8_VALUES = {
     "PatchMerging": ("normed",),
 }
 INT8_OPERATORS = tuple(name + INT8 for name in INT8_WEIGHTS)
+STATE_INPUTS = {"SelectiveScan2D": (2, 5, 6), PROJECTED_SCAN: (5, 6, 7), PROJECTED_SCAN + INT8: (3, 4, 5)}
+"""Where each operator that scans takes A, D and delta_bias, which are float32 in any file."""
 
 __all__ = [
     *("DOMAIN", "INT8", "INT8_OPERATORS", "INT8_VALUES", "INT8_WEIGHTS", "LAYER_NORM_EPSILON", "OPERATORS"),
-    *("OF_EARLIER_FILES", "PROJECTED_SCAN"),
+    *("OF_EARLIER_FILES", "PROJECTED_SCAN", "STATE_INPUTS"),
 ]
