@@ -39,7 +39,7 @@ class Matrix {
         offsets_(Arithmetic::kInteger ? reinterpret_cast<int32_t*>(scratch.floats(vectors_ * Lanes)) : nullptr) {}
 
   // `weight(k, column)` for every row k of the matrix and every column; of integers `scale(column)` too, what one of
-  // the product is worth.
+  // the product is worth. Of floats nobody calls it.
   template <typename Weight, typename Scale>
   void pack(Weight weight, Scale scale) {
     pack(weight);
@@ -306,15 +306,5 @@ class Matrix {
   float* scales_;     // (vectors, lanes), of integers
   int32_t* offsets_;  // likewise: what sums begin with
 };
-
-// Of integers, whose left side's are worth `one_of_left`, those of column i are worth `columns[i]`.
-template <int Lanes, typename Arithmetic, typename Weight>
-void pack_matrix(Matrix<Lanes, Arithmetic>& matrix, const float* one_of_left, const float* columns, Weight weight) {
-  if constexpr (Arithmetic::kInteger) {
-    matrix.pack(weight, [=](int64_t column) { return *one_of_left * columns[column]; });
-  } else {
-    matrix.pack(weight);
-  }
-}
 
 }  // namespace

@@ -18,10 +18,6 @@ constexpr msmamba::Phase by_rows(int64_t positions, decltype(msmamba::Phase::run
   return {msmamba::Phase::kRows, positions, run};
 }
 
-constexpr msmamba::Phase by_images(msmamba::Phase::Unit unit, int64_t positions, decltype(msmamba::Phase::run) run) {
-  return {unit, positions, run};
-}
-
 template <typename Operator, typename... Phases>
 constexpr msmamba::OperatorKernels kernels_of(Phases... phases) {
   return {Operator::packed_bytes,  Operator::pack,     Operator::shared_bytes,
@@ -55,9 +51,9 @@ constexpr msmamba::OperatorKernels projected_scan() {
   using msmamba::Phase;
   auto kernels = kernels_of<Scan>(
       by_positions(Scan::kTilePositions, Scan::template make_step_features<Element>),
-      by_images(Phase::kImages, 0, Scan::template scan<Element>),
-      by_images(Phase::kImagesByDirection, 0, Scan::template scan_direction<Element>),
-      by_images(Phase::kPositionsByImages, Scan::kTilePositions, Scan::template add_directions<Element>));
+      Phase{Phase::kImages, 0, Scan::template scan<Element>},
+      Phase{Phase::kImagesByDirection, 0, Scan::template scan_direction<Element>},
+      Phase{Phase::kPositionsByImages, Scan::kTilePositions, Scan::template add_directions<Element>});
   kernels.together = Scan::together;
   return kernels;
 }

@@ -21,14 +21,9 @@ class PatchMerging {
     auto weights = layout_in<Weights>(packed, sizes);
     copy_row<Lanes>(weights.norm_weight, source[0], kNeighbours * channels);
     copy_row<Lanes>(weights.norm_bias, source[1], kNeighbours * channels);
-    const float *columns = nullptr, *one_of_normed = nullptr;
-    if constexpr (Arithmetic::kInteger) {
-      columns = source[3];
-      one_of_normed = source[4];
-      *weights.normed_scale = *one_of_normed;
-    }
-    pack_matrix(weights.reduction, one_of_normed, columns,
-                [&](int64_t k, int64_t column) { return source[2][k * 2 * channels + column]; });
+    weights.reduction.pack([&](int64_t k, int64_t column) { return source[2][k * 2 * channels + column]; },
+                           [&](int64_t column) { return *source[4] * source[3][column]; });
+    if constexpr (Arithmetic::kInteger) *weights.normed_scale = *source[4];
   }
 
   static size_t shared_bytes(const msmamba::BlockSizes&, const msmamba::MapShape&) { return 0; }

@@ -45,24 +45,23 @@ class ProjectedScan {
       from = {source[0], source[1], nullptr, nullptr, source[5], source[6], source[7], source[8]};
     }
     auto weights = layout_in<Weights>(packed, sizes);
-    pack_matrix(weights.steps, from.features, from.feature_columns, Products::steps_of(sizes, from));
-    weights.scales[Products::kFeatures] = from.features == nullptr ? 1.0f : *from.features;
-    weights.scales[Products::kSteps] = from.step_features == nullptr ? 1.0f : *from.step_features;
+    weights.steps.pack(Products::steps_of(sizes, from), Products::worth_from(from, 0));
+    Products::pack_scales(from, weights.scales);
     *weights.rank = directions_are_apart(sizes, from.expand) ? dims.rank : sizes.steps;
     const auto B_of = Products::B_of(sizes, from), C_of = Products::C_of(sizes, from);
+    const auto B_worth = Products::worth_from(from, sizes.steps);
+    const auto C_worth = Products::worth_from(from, sizes.steps + sizes.states);
     for (int64_t c = 0; c < padded; ++c) weights.skip[c] = 0.0f;
     for (int64_t k = 0; k < kDirections; ++k) {
       // Of B and C of all directions those of this one.
-      const auto is_B = [=](int64_t column) { return column < states; };
-      const float* const B_columns = Products::columns_from(from, sizes.steps + k * states);
-      const float* const C_columns = Products::columns_from(from, sizes.steps + sizes.states + k * states);
-      float* const worth = weights.columns;
-      for (int64_t column = 0; Arithmetic::kInteger && column < 2 * states; ++column) {
-        worth[column] = is_B(column) ? B_columns[column] : C_columns[column - states];
-      }
-      pack_matrix(weights.projections[k], from.features, worth, [&](int64_t row, int64_t column) {
-        return is_B(column) ? B_of(row, k * states + column) : C_of(row, k * states + column - states);
-      });
+      const int64_t first = k * states;
+      weights.projections[k].pack(
+          [&](int64_t row, int64_t column) {
+            return column < states ? B_of(row, first + column) : C_of(row, first + column - states);
+          },
+          [&](int64_t column) {
+            return column < states ? B_worth(first + column) : C_worth(first + column - states);
+          });
       for (int64_t c = 0; c < padded; ++c) {
         const bool idle = c >= inner;
         const int64_t first_row = *weights.rank == dims.rank ? k * dims.rank : 0;
@@ -200,7 +199,6 @@ class ProjectedScan {
                       {dims.inner, 2 * dims.states, scratch},
                       {dims.inner, 2 * dims.states, scratch},
                       {dims.inner, 2 * dims.states, scratch}},
-          columns(scratch.floats(2 * dims.states)),
           expand(scratch.floats(kDirections * sizes.steps * dims.padded)),
           delta_worth(scratch.floats(Arithmetic::kInteger ? kDirections * dims.padded : 0)),
           bias(scratch.floats(kDirections * dims.padded)),
@@ -213,7 +211,6 @@ class ProjectedScan {
     float* scales;                    // (Products::kLeftSides), of integers: what one is worth
     int64_t* rank;  // step features that a direction's step sizes are made of: its own R or, of odd weights, all K*R
     Matrix<Lanes, Arithmetic> projections[kDirections];  // (D, 2N): B and C of a direction
-    float* columns;      // (2N), of integers while packing: what one of the matrix' columns is worth
     float* expand;       // (K, rank, P): delta's weights; of integers these
     float* delta_worth;  // (K, P), of integers: what one of delta's sums is worth
     float* bias;         // (K, P)

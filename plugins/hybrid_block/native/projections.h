@@ -53,13 +53,20 @@ class Projections {
 
   void pack(const msmamba::BlockSizes& sizes, const ProjectionWeights& from) {
     const int64_t inner = sizes.inner, width = msmamba::kDirections * inner;
-    pack_matrix(steps, from.features, from.feature_columns, steps_of(sizes, from));
-    pack_matrix(delta, from.step_features, from.delta_columns,
-                [=](int64_t k, int64_t column) { return from.expand[k * width + column]; });
-    pack_matrix(B, from.features, columns_from(from, sizes.steps), B_of(sizes, from));
-    pack_matrix(C, from.features, columns_from(from, sizes.steps + sizes.states), C_of(sizes, from));
-    scales[kFeatures] = from.features == nullptr ? 1.0f : *from.features;
-    scales[kSteps] = from.step_features == nullptr ? 1.0f : *from.step_features;
+    steps.pack(steps_of(sizes, from), worth_from(from, 0));
+    delta.pack([=](int64_t k, int64_t column) { return from.expand[k * width + column]; },
+               [=](int64_t column) { return *from.step_features * from.delta_columns[column]; });
+    B.pack(B_of(sizes, from), worth_from(from, sizes.steps));
+    C.pack(C_of(sizes, from), worth_from(from, sizes.steps + sizes.states));
+    pack_scales(from, scales);
+  }
+
+  // Of integers: what one of the left sides is worth.
+  static void pack_scales(const ProjectionWeights& from, float* scales) {
+    if constexpr (Arithmetic::kInteger) {
+      scales[kFeatures] = *from.features;
+      scales[kSteps] = *from.step_features;
+    }
   }
 
   // The weights of a row of features and a column of step features, B and C.
@@ -73,9 +80,9 @@ class Projections {
   static auto C_of(const msmamba::BlockSizes& sizes, const ProjectionWeights& from) {
     return state_of(sizes, from.outputs, from.steps, sizes.steps + sizes.states);
   }
-  // What one of the columns from `first` on is worth, of integers.
-  static const float* columns_from(const ProjectionWeights& from, int64_t first) {
-    return from.feature_columns == nullptr ? nullptr : from.feature_columns + first;
+  // What one of the products of features and the columns from `first` on is worth, of integers.
+  static auto worth_from(const ProjectionWeights& from, int64_t first) {
+    return [=](int64_t column) { return *from.features * from.feature_columns[first + column]; };
   }
 
   // `count` rows of features (count, D), `stride` apart, as delta, B and C; `streamed` past the caches.

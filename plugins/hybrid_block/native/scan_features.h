@@ -35,14 +35,17 @@ class ScanFeatures {
       const int64_t inner = sizes.inner, wide = sizes.groups * inner, padded = padded_width(sizes);
       copy_row<Lanes>(norm_weight, source[0], sizes.half);
       copy_row<Lanes>(norm_bias, source[1], sizes.half);
-      pack_matrix(flow, one_of_tokens, in_scales, [=](int64_t k, int64_t column) { return in[k * 2 * inner + column]; });
-      pack_matrix(gate, one_of_tokens, in_scales == nullptr ? nullptr : in_scales + inner,
-                  [=](int64_t k, int64_t column) { return in[k * 2 * inner + inner + column]; });
+      const auto pack_half = [=](Matrix<Lanes, Arithmetic>& matrix, int64_t first) {
+        matrix.pack([=](int64_t k, int64_t column) { return in[k * 2 * inner + first + column]; },
+                    [=](int64_t column) { return *one_of_tokens * in_scales[first + column]; });
+      };
+      pack_half(flow, 0);
+      pack_half(gate, inner);
       for (int tap = 0; tap < kTaps; ++tap) {
         fill_row<Lanes>(conv + tap * padded, wide, [&](int64_t c) { return taps[c % inner * kTaps + tap]; });
       }
       fill_row<Lanes>(conv_bias, wide, [&](int64_t c) { return bias[c % inner]; });
-      *tokens_scale = one_of_tokens == nullptr ? 1.0f : *one_of_tokens;
+      if constexpr (Arithmetic::kInteger) *tokens_scale = *one_of_tokens;
     }
 
     float* norm_weight;              // (h)
