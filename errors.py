@@ -32,9 +32,12 @@ def some(names: Sequence[str]) -> str:
     return shown if len(names) <= _NAMES_SHOWN else f"{shown}, … {len(names) - _NAMES_SHOWN} more"
 
 
-def reason_of(error: OSError) -> str:
-    """What the system says of it, without its number and the file: ``no space left on device``."""
-    return (error.strerror or str(error)).lower()
+def reason_of(error: BaseException) -> str:
+    """The first line of an exception; of the system's, its words without the number and the file."""
+    said: str | None = getattr(error, "strerror", None)  # of PyAV's, too, which are not all OSError
+    if said:
+        return said[:1].lower() + said[1:]
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class MsmambaError(Exception):

@@ -42,8 +42,7 @@ from PIL import Image, TiffImagePlugin
 
 from . import resize as reference
 from .decoding import Raster, blocks, check_sides, pixels_of, raster_of_file
-from .decoding.files import reason
-from .errors import ImageError, InputError
+from .errors import ImageError, InputError, reason_of
 from .files import open_file
 from .resize import Box
 from .schema import is_whole, shortened
@@ -459,7 +458,7 @@ def _mapped_stack(path: Path, identity: tuple[int, int]) -> NDArray[np.uint8]:
     except FileNotFoundError as error:
         raise ImageError(f"'{path}' does not exist") from error
     except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
-        raise ImageError(f"'{path}' is no stack of images: {reason(error)}") from error
+        raise ImageError(f"'{path}' is no stack of images: {reason_of(error)}") from error
     if not isinstance(stack, np.ndarray) or stack.dtype != np.uint8 or stack.ndim not in (3, 4):
         raise ImageError(f"'{path}' is no stack of images: expected (N, H, W) or (N, H, W, 3) uint8")
     return stack
@@ -480,7 +479,7 @@ def _from_path(path: Path, max_pixels: int) -> Raster:
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise ImageError(f"{name} cannot be read: {reason(error)}") from error
+        raise ImageError(f"{name} cannot be read: {reason_of(error)}") from error
 
 
 def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Raster:
@@ -496,7 +495,7 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Raster:
         pages = getattr(image, "n_frames", 1)
         orientation = image.getexif().get(0x0112, 1)
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise ImageError(f"{name} cannot be read: {reason(error)}") from error
+        raise ImageError(f"{name} cannot be read: {reason_of(error)}") from error
     if raster is not None:
         return raster
     notes = [f"page {image.tell() + 1} of {pages}"] if pages > 1 else []

@@ -364,7 +364,7 @@ def names(text: str) -> list[str]:
     Raises:
         InputError: the file is missing, cannot be read, or is not text in UTF-8.
     """
-    from ..errors import InputError
+    from ..errors import InputError, reason_of
     from ..files import read_file
 
     if not Path(text).is_file():
@@ -374,7 +374,7 @@ def names(text: str) -> list[str]:
     try:
         lines = read_file(text).decode("utf-8-sig").splitlines()
     except OSError as error:
-        raise InputError(f"{text}: cannot read the labels: {error.strerror}") from error
+        raise InputError(f"{text}: cannot read the labels: {reason_of(error)}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{text}: is not text in UTF-8: expected one label a line") from error
     return [line.strip() for line in lines if line.strip()]

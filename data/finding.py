@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import DataError, some
+from ..errors import DataError, reason_of, some
 from ..files import as_utf8, open_file
 from ..images import SUFFIXES
 
@@ -95,7 +95,7 @@ def files_below(folder: Path, passed: Passed, *, within: Path | None = None) -> 
             status = here.stat()
             found = [(path, path.is_symlink(), path.is_dir(), path.is_file()) for path in _entries(here)]
         except OSError as error:
-            raise DataError(f"the folder '{here}' cannot be read: {error.strerror}") from error
+            raise DataError(f"the folder '{here}' cannot be read: {reason_of(error)}") from error
         if (status.st_dev, status.st_ino) in seen:
             passed.add("links to folders that are read already", _below(folder, here))
             continue
@@ -145,7 +145,7 @@ def class_folders(root: Path, passed: Passed) -> list[Path]:
     try:
         entries = _entries(root)
     except OSError as error:
-        raise DataError(f"the folder '{root}' cannot be read: {error.strerror}") from error
+        raise DataError(f"the folder '{root}' cannot be read: {reason_of(error)}") from error
     for path in entries:
         if path.is_dir():
             if reason := why_no_folder_of_images(path):

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..decoding.files import reason
 from ..errors import DataError, reason_of
 from ..files import lines_of, open_file, open_text, read_file, sha256_of
 from ..images import FULL_WHITE, LEAST_WHITE
@@ -257,7 +256,7 @@ def read_manifest(root: Path) -> DataManifest:
             f"{root} holds no {MANIFEST}: expected a folder that 'mmdeploy data import' wrote"
         ) from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
     return DataManifest.from_json(text, str(path))
 
 
@@ -272,7 +271,7 @@ def read_imported(root: Path) -> Imported:
     try:
         digest = sha256_of(root / index)
     except OSError as error:
-        raise DataError(f"{root / index}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{root / index}: cannot be read: {reason_of(error)}") from error
     if digest != manifest.files.get(index):
         raise DataError(f"{root / index}: is not the one that was written by the import: import it again")
     if manifest.in_files:
@@ -308,7 +307,7 @@ def read_index(root: Path) -> Iterator[IndexRow]:
                     raise ValueError("a size below 0")
                 yield row
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+            raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
         except (csv.Error, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: line {reader.line_num} makes no sense ({error!r}): import it again"
@@ -386,7 +385,7 @@ def _read_stacks(root: Path, manifest: DataManifest) -> dict[str, Samples]:
         with open_file(path) as file:
             index: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, *NO_ARRAY) as error:
-        raise DataError(f"{path}: cannot be read: {reason(error)}: import it again") from error
+        raise DataError(f"{path}: cannot be read: {reason_of(error)}: import it again") from error
     if index.dtype != STACK_ROW or index.ndim != 1:
         raise DataError(f"{path}: holds {index.dtype}, expected {STACK_ROW}: import it again")
     for name in manifest.stacks:

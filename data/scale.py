@@ -12,9 +12,8 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from ..decoding.directory import directories
-from ..decoding.files import reason
 from ..decoding.tiff import largest_picture
-from ..errors import ImageError, InputError
+from ..errors import ImageError, InputError, reason_of
 from ..files import open_file
 
 _LEAST, _MOST = 0.01, 20.0  # µm a pixel; 300 dots an inch, which programs write unasked, are 85
@@ -113,7 +112,7 @@ def scale_of(path: Path) -> Scale:
             with Image.open(file) as image:
                 return Scale.of_dots(image.info.get("dpi"))
     except (OSError, ValueError, SyntaxError, TypeError) as error:
-        raise ImageError(f"'{path}' cannot be read: {reason(error)}") from error
+        raise ImageError(f"'{path}' cannot be read: {reason_of(error)}") from error
 
 
 def _scale_of_tiff(file: BinaryIO, path: Path) -> Scale:

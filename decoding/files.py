@@ -7,7 +7,7 @@ import struct
 import zlib
 from typing import BinaryIO
 
-from ..errors import ImageError
+from ..errors import ImageError, reason_of
 from .bmp import read_bmp
 from .directory import DirectoryError
 from .jpeg import read_jpeg
@@ -63,13 +63,5 @@ def raster_of_file(file: BinaryIO, name: str, max_pixels: int) -> Raster:
             except DirectoryError as error:
                 raise damaged(name, str(error)) from error
             except _DECODER_ERRORS as error:
-                raise damaged(name, reason(error)) from error
+                raise damaged(name, reason_of(error)) from error
     raise ImageError(f"{name} is not a PNG, JPEG, TIFF or BMP image that can be read")
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an exception, without the path that the caller has named already."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror[:1].lower() + error.strerror[1:]
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
+from ..errors import reason_of
 from .directory import DirectoryError, directories, file_size
 from .pillow import from_cmyk
 from .raster import Raster, check_sides, damaged, orientation_of, unsupported
@@ -88,7 +89,7 @@ def _decoded(content: bytes, colours: str, name: str) -> NDArray[np.uint8]:
     try:
         return simplejpeg.decode_jpeg(content, colours, strict=True)
     except ValueError as error:
-        raise damaged(name, str(error).splitlines()[0]) from error
+        raise damaged(name, reason_of(error)) from error
 
 
 def _segments(content: bytes, name: str) -> Iterator[tuple[int, int, int]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
+from ..errors import DataError, reason_of
 from ..files import as_utf8, lines_of, open_text, write_atomically
 from ..text import as_cell, as_row, from_cell
 from .metrics import Metrics, metrics_of
@@ -103,7 +103,7 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
                 groups if any(groups) else None,
             )
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
     except (csv.Error, ValueError) as error:  # of values, UnicodeDecodeError is one
         raise DataError(f"{path}: is not a file of predictions of this version: {error}") from error
     return splits

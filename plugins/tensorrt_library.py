@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, reason_of
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 _LINK, _LIBRARY = "libtensorrt_rtx.so", "libtensorrt_rtx.so.1"
@@ -62,7 +62,7 @@ def link_parser_library() -> Path | None:
         link.symlink_to(_LIBRARY)
     except OSError as error:
         raise BackendError(
-            f"cannot make {link} ({error.strerror}): in a folder of your own make a link of that name to "
+            f"cannot make {link} ({reason_of(error)}): in a folder of your own make a link of that name to "
             f"{link.with_name(_LIBRARY)}, and put the folder on LD_LIBRARY_PATH before starting"
         ) from error
     return link

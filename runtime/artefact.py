@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from .. import files
 from ..data.seen import Seen
-from ..errors import ArtefactError
+from ..errors import ArtefactError, reason_of
 from ..schema import parsed
 from .manifest import Manifest
 from .protobuf import Buffer, Field, fields
@@ -123,7 +123,7 @@ def open_bundle(path: str | Path) -> Bundle:
     try:
         is_bundle = manifest.is_file()
     except OSError as error:  # a folder that may not be looked into
-        raise ArtefactError(f"'{folder}' cannot be read: {error.strerror}") from error
+        raise ArtefactError(f"'{folder}' cannot be read: {reason_of(error)}") from error
     if not is_bundle:
         raise ArtefactError(f"'{folder}' is no bundle: it holds no '{MANIFEST_NAME}'")
     return Bundle(folder, Manifest.from_json(read_file(manifest), f"'{manifest}'"))
@@ -140,7 +140,7 @@ def recognise(path: str | Path) -> Kind:
     try:
         return _kind_of(path)
     except OSError as error:
-        raise ArtefactError(f"'{path}' cannot be read: {error.strerror}") from error
+        raise ArtefactError(f"'{path}' cannot be read: {reason_of(error)}") from error
 
 
 def _kind_of(path: Path) -> Kind:
@@ -180,7 +180,7 @@ def is_checkpoint(path: str | Path) -> bool:
         with files.open_file(path) as file:
             head = file.read(9)
     except OSError as error:
-        raise ArtefactError(f"'{path}' cannot be read: {error.strerror}") from error
+        raise ArtefactError(f"'{path}' cannot be read: {reason_of(error)}") from error
     header_bytes = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and header_bytes <= path.stat().st_size:
         return True
@@ -265,4 +265,4 @@ def read_file(path: str | Path) -> bytes:
     except FileNotFoundError as error:
         raise ArtefactError(f"'{path}' is missing: copy or export it again") from error
     except OSError as error:
-        raise ArtefactError(f"'{path}' cannot be read: {error.strerror}") from error
+        raise ArtefactError(f"'{path}' cannot be read: {reason_of(error)}") from error

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError, TargetError
+from ..errors import InputError, TargetError, reason_of
 from ..files import appended_lines, lines_of, open_file
 from ..measures.metrics import log_softmax
 from ..measures.selective import certainty
@@ -314,7 +314,7 @@ def read_drift(path: str | os.PathLike[str]) -> Logged:
                 sessions.append(known.setdefault(values["session"], len(known)))
                 times = [times[0] if times else values["time"], values["time"]]
     except OSError as error:
-        raise InputError(f"'{path}': cannot read the log: {error.strerror}") from error
+        raise InputError(f"'{path}': cannot read the log: {reason_of(error)}") from error
     table = np.array(rows, np.float64).reshape(-1, len(SCORES))
     return Logged(
         origin,

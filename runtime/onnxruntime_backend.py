@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import machine
-from ..errors import ArtefactError, BackendError
+from ..errors import ArtefactError, BackendError, reason_of
 from ..files import open_file
 from ..images import MAX_SIZE, is_image_size
 from ..plugins.selective_scan import cpu, gpu_operator
@@ -649,4 +649,4 @@ def _interface(session: Any, name: str) -> _Interface:
 
 def _first_line(error: Exception) -> str:
     """ONNX Runtime's message without its prefix, ``[ONNXRuntimeError] : 1 : FAIL : ``."""
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).splitlines()[0])
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason_of(error))

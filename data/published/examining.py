@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import ImageError
+from ...errors import ImageError, reason_of
 from ...files import lines_of, sha256_of
 from ...images import FULL_WHITE, load_image
 
@@ -177,7 +177,7 @@ def _examined(white_level: int, path: Path) -> Examined | ImageError:
     except ImageError as error:
         return error
     except OSError as error:
-        return ImageError(f"'{path}' cannot be read: {error.strerror}")
+        return ImageError(f"'{path}' cannot be read: {reason_of(error)}")
     pixels = image.pixels
     height, width, _ = pixels.shape
     counts = value_counts(pixels)

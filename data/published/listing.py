@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...errors import DataError, some
+from ...errors import DataError, reason_of, some
 from ...files import lines_of, open_text
 from ...images import SUFFIXES
 from ..finding import Passed, files_below
@@ -136,7 +136,7 @@ def rows_of(path: Path, columns: Sequence[str]) -> tuple[list[dict[str, str]], i
                 else:
                     blank += 1
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is no csv file: {error}") from error
     return rows, blank

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import DataError, TargetError, some
+from ...errors import DataError, TargetError, reason_of, some
 from ...files import atomic_file, open_file, sha256_of, write_atomically
 from ...schema import SHA256, Kind, by_name, listed, parsed, record
 from ..imported import NO_ARRAY, STACK_INDEX, STACK_ROW
@@ -177,7 +177,7 @@ def unpack(source: Path, folder: Path, strict: bool, advance: Callable[[int, int
     except OSError as error:
         if error.filename is not None and Path(error.filename) != path:
             raise
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
     return Stacks(folder, shapes, labels, checksums)
 
 
@@ -268,7 +268,7 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> tuple[tuple[int,
         try:
             shape, fortran, dtype = _header_of(file, name)
         except NO_ARRAY as error:
-            raise DataError(f"{path}: {name} is no array: {str(error).splitlines()[0]}") from error
+            raise DataError(f"{path}: {name} is no array: {reason_of(error)}") from error
         size = math.prod(shape) * dtype.itemsize
         if dtype.hasobject or fortran or size + file.tell() != info.file_size:
             raise DataError(

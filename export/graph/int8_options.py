@@ -14,7 +14,7 @@ from ...data.folders import match_labels, read_evaluation_folder
 from ...data.imported import is_imported, read_imported
 from ...data.samples import Sample
 from ...data.splitting import SPLITS
-from ...errors import DataError, InputError
+from ...errors import DataError, InputError, reason_of
 from ...files import read_file
 from ...images import noting
 from .judging import Limits
@@ -159,5 +159,5 @@ def _read_plan(path: str | Path) -> Plan:
     try:
         content = read_file(path)
     except OSError as error:
-        raise DataError(f"'{path}' cannot be read: {error.strerror}") from error
+        raise DataError(f"'{path}' cannot be read: {reason_of(error)}") from error
     return Plan.from_json(content, str(path))

@@ -243,8 +243,7 @@ def _facts(folder: Path) -> dict[str, Any]:
             f"'{folder}' holds no session ('{FACTS_NAME}' is missing): expected a folder of mmdeploy live"
         ) from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"'{path}' cannot be read: {reason}") from error
+        raise InputError(f"'{path}' cannot be read: {reason_of(error)}") from error
     if problems := _FACTS.problems(facts):
         raise InputError(f"'{path}' is not what mmdeploy live writes: {'; '.join(problems)}")
     return dict(facts)

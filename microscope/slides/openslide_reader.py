@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ...data.scale import Scale
-from ...errors import ImageError
+from ...errors import ImageError, reason_of
 from .slide import Bounds, Level
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class OpenSlideReader:
         try:
             handle = OpenSlide(self.path)
         except (OpenSlideError, OSError) as error:
-            raise ImageError(f"'{self.path}' cannot be opened by OpenSlide: {error}") from error
+            raise ImageError(f"'{self.path}' cannot be opened by OpenSlide: {reason_of(error)}") from error
         handle.set_cache(self._cache)
         return handle
 

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from ...decoding.files import reason
-from ...errors import InputError
+from ...errors import InputError, reason_of
 from ...files import as_utf8, atomic_file, lines_of, open_text
 from ...schema import as_json
 from ...text import as_cell, as_row, from_cell
@@ -78,7 +77,7 @@ def read_rows(path: Path) -> Iterator[TileResult]:
                     classes = len(cells) - len(_FIXED) - 1 - guarded * len(_GUARD)
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(
-            f"'{path}' is not what slide has written: row {number}: {reason(error)}: delete it, and run "
+            f"'{path}' is not what slide has written: row {number}: {reason_of(error)}: delete it, and run "
             "slide again"
         ) from error
 

@@ -30,7 +30,6 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from ...data.scale import check_microns
-from ...decoding.files import reason
 from ...errors import ImageError, InputError, Note, TargetError, reason_of, some
 from ...files import (
     LONGEST_LINE,
@@ -541,7 +540,7 @@ def _earlier(folder: Path, identity: dict[str, Any]) -> dict[str, dict[str, Any]
         before = {name: found.get(name) for name in _SHARED}
         before |= {"guard": False, **found["options"]}  # earlier versions had none
     except (ValueError, OSError) as error:
-        raise TargetError(f"'{path}' is damaged ({reason(error)}): choose another folder") from error
+        raise TargetError(f"'{path}' is damaged ({reason_of(error)}): choose another folder") from error
     now = {name: identity[name] for name in _SHARED}
     now.update(identity["options"])
     differing = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.finding import Passed, images_below
-from ...errors import DataError, InputError, SourceError
+from ...errors import DataError, InputError, SourceError, reason_of
 from ...images import FULL_WHITE
 from .demo import Demo, drawn_smear, stage_over
 from .frame import Source
@@ -86,7 +86,7 @@ def open_source(
         is_device = text.isdecimal() or text.startswith("/dev/") or Path(text).is_char_device()
         return camera(text, white_level) if is_device else _files(asked)
     except OSError as error:  # a name that no file can have
-        raise SourceError(f"'{text}' is no source: {error.strerror}: expected {FORMS}") from error
+        raise SourceError(f"'{text}' is no source: {reason_of(error)}: expected {FORMS}") from error
 
 
 def _files(asked: _Asked) -> Source:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...errors import BackendError, ImageError, SourceError
+from ...errors import BackendError, ImageError, SourceError, reason_of
 from .frame import Frame
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _opened() -> Iterator[MSS]:
         screens = MSS()
         yield screens
     except (ScreenShotError, AssertionError, OSError) as error:  # a lost X server fails an assertion of mss
-        reason = str(error).splitlines()[0] if str(error) else "it went away"
+        reason = reason_of(error) if str(error) else "it went away"
         raise SourceError(f"the screen cannot be read: {reason}") from error
     finally:
         if screens is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import BackendError, ImageError, SourceError
+from ...errors import BackendError, ImageError, SourceError, reason_of
 from ...images import load_image
 from .frame import Frame
 
@@ -326,4 +326,4 @@ def _reason(error: Exception, is_camera: bool) -> str:
         return "it is busy: close the program that uses it"
     if isinstance(error, av.error.InvalidDataError):
         return "no video can be read from it"
-    return (getattr(error, "strerror", None) or str(error)).lower()
+    return reason_of(error)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ...decoding.files import reason
-from ...errors import InputError
+from ...errors import InputError, reason_of
 from ...files import lines_of, open_text
 from ..networks.family import Architecture as AnyArchitecture
 from ..networks.microscopic_mamba import SIZES, Architecture
@@ -282,7 +281,7 @@ def read_published(path: str | Path) -> Results:
                 raise InputError(f"{path}: has no column {', '.join(map(repr, missing))}")
             rows = list(enumerate(reader, start=2))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from error
     known = {*PUBLISHED, *(row.key for row in ABLATIONS), *(peer.name for peer in PEERS)}
     results: Results = {}
     for line, row in rows:

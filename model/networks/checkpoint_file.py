@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...errors import CheckpointError, some
+from ...errors import CheckpointError, reason_of, some
 from ...files import open_file
 from .description import read_description
 from .family import Network
@@ -62,7 +62,7 @@ def read_checkpoint_file(path: str | Path, weights_of: str | None = None) -> Che
         with open_file(path) as file:
             head = file.read(9)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot read the checkpoint: {reason_of(error)}") from error
     description: dict[str, Any] = {}
     if head[8:9] == b"{":
         content, description = _read_safetensors(path)
@@ -171,6 +171,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
+        raise CheckpointError(f"{path}: not a whole safetensors file: {reason_of(error)}") from error
     text = metadata.get(METADATA_KEY)
     return state, {} if text is None else read_description(text, path)

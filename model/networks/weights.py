@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from ...errors import CheckpointError, some
+from ...errors import CheckpointError, reason_of, some
 from ...files import open_file
 
 WEIGHTS_OF = ("model", "ema")
@@ -64,7 +64,7 @@ def read_pytorch_file(path: Path) -> Any:
     except CheckpointError:
         raise
     except OSError as error:
-        cause = error.strerror if error.filename else "it is damaged"
+        cause = reason_of(error) if error.filename else "it is damaged"
         raise CheckpointError(f"{path}: cannot read the checkpoint: {cause}") from error
     except Exception as error:  # PyTorch raises whatever a damaged file makes it stumble over
         # PyTorch's own words recommend the unsafe way to load; they stay out of the message.

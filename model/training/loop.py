@@ -35,7 +35,7 @@ from ...data.samples import StackedSamples, sources_of
 from ...data.scale import check_microns
 from ...data.seen import Seen
 from ...data.splitting import DEALING
-from ...errors import BackendError, CheckpointError, ImageError, InputError, TrainingError, some
+from ...errors import BackendError, CheckpointError, ImageError, InputError, TrainingError, reason_of, some
 from ...images import FULL_WHITE, Transform, noting, white_level_of, white_note
 from ...machine import usable_cores
 from ...measures.metrics import metrics_of
@@ -780,8 +780,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         if "deterministic" not in str(error):
             raise
         raise BackendError(
-            f"this training cannot be deterministic: {str(error).splitlines()[0]}: "
-            f"train without --deterministic"
+            f"this training cannot be deterministic: {reason_of(error)}: train without --deterministic"
         ) from error
     finally:
         torch.use_deterministic_algorithms(was)

@@ -29,8 +29,7 @@ from torch import Tensor
 
 from ...data.coverage import COVERAGE
 from ...data.splitting import DEALING
-from ...decoding.files import reason
-from ...errors import CheckpointError, InputError, TargetError, TrainingError
+from ...errors import CheckpointError, InputError, TargetError, TrainingError, reason_of
 from ...files import folder_lock, make_folder, read_file, remove_leftovers, write_atomically
 from ...images import FULL_WHITE, LEAST_WHITE, MAX_SIZE
 from ...measures.confusion import write_confusion_matrix
@@ -281,7 +280,7 @@ class RunFolder:
         try:
             names = [path.name for path in self.path.iterdir()] if self.path.exists() else []
         except OSError as error:
-            raise TargetError(f"the folder '{self.path}' cannot be read: {error.strerror}") from error
+            raise TargetError(f"the folder '{self.path}' cannot be read: {reason_of(error)}") from error
         taken = sorted(name for name in names if not name.startswith("."))
         if taken:
             raise TargetError(f"'{self.path}' holds {taken[0]!r} and is no run: choose a new folder")
@@ -323,7 +322,7 @@ class RunFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise TrainingError(f"{path}: cannot be read: {reason(error)}") from error
+            raise TrainingError(f"{path}: cannot be read: {reason_of(error)}") from error
         if problems := _CONFIG.problems(config):
             raise TrainingError(f"{path}: is not the config of a run of this version: {'; '.join(problems)}")
         return config
@@ -366,7 +365,7 @@ class RunFolder:
                 f"'{self.path}' is not finished: continue it with 'mmdeploy train … --resume'"
             ) from error
         except (OSError, ValueError) as error:
-            raise TrainingError(f"{path}: cannot be read: {reason(error)}: {_MEASURE_AGAIN}") from error
+            raise TrainingError(f"{path}: cannot be read: {reason_of(error)}: {_MEASURE_AGAIN}") from error
         if problems := _METRICS.problems(metrics):
             raise TrainingError(
                 f"{path}: is not of a run of this version: {'; '.join(problems)}: {_MEASURE_AGAIN}"
@@ -393,7 +392,7 @@ class RunFolder:
         except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
             cause = error.__cause__
             if isinstance(cause, OSError) and cause.filename:  # the file system's; PyTorch's own name no file
-                raise TrainingError(f"{path}: cannot be read: {cause.strerror}") from error
+                raise TrainingError(f"{path}: cannot be read: {reason_of(cause)}") from error
             raise TrainingError(
                 f"{path}: is not the state of a run of this version ({type(error).__name__}): "
                 f"begin the run again in a new folder"

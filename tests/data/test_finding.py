@@ -106,7 +106,7 @@ def test_classes_may_be_called_anything_that_is_not_hidden(tmp_path: Path) -> No
 
 
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the folder '.*absent' cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"the folder '.*absent' cannot be read: no such file"):
         list(images_below(tmp_path / "absent", Passed()))
 
 

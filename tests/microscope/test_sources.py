@@ -113,7 +113,7 @@ def test_files_are_frames_in_their_order_and_bad_ones_errors(tmp_path: Path) -> 
         ("watch:", "'watch:' names nothing: expected watch:FOLDER"),
         (".", "holds no image; to wait for some, say watch:"),
         ("", "no source is named: expected a camera's number"),
-        ("x" * 5000, "is no source: File name too long"),
+        ("x" * 5000, "is no source: file name too long"),
     ],
     ids=["nothing there", "no folder", "empty folder", "nothing", "too long"],
 )

@@ -111,7 +111,7 @@ def test_a_folder_that_may_not_be_looked_into_is_one_line(
 
     monkeypatch.setattr(Path, "is_file", refused)
     for read in (open_bundle, recognise):
-        with pytest.raises(ArtefactError, match="cannot be read: Permission denied"):
+        with pytest.raises(ArtefactError, match="cannot be read: permission denied"):
             read(bundle)
 
 

@@ -479,7 +479,7 @@ def test_a_path_must_be_one(path: Any) -> None:
 
 
 def test_a_path_that_no_system_takes_is_refused() -> None:
-    with pytest.raises(ArtefactError, match=r"cannot be read: File name too long$"):
+    with pytest.raises(ArtefactError, match=r"cannot be read: file name too long$"):
         msmamba.open("x" * 300)
 
 

@@ -202,7 +202,7 @@ def test_the_command_says_in_a_line_what_is_wrong(checkpoint: Path, cells: Path,
     missing = command("train", cells, "-o", run, "--weights", tmp_path / "missing.pth")
     assert (missing.exit_code, missing.stderr) == (
         1,
-        f"error: {tmp_path}/missing.pth: cannot read the checkpoint: No such file or directory\n",
+        f"error: {tmp_path}/missing.pth: cannot read the checkpoint: no such file or directory\n",
     )
     unfit = command("train", cells, "-o", run, "--network", "pvt_small", "--weights", checkpoint)
     assert unfit.exit_code == 1

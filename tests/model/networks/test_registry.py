@@ -114,7 +114,7 @@ def test_info_takes_what_is_no_file_for_a_name() -> None:
     assert wrong.exit_code == 1
     assert wrong.stderr.startswith("error: there is no network 'toy_wid': did you mean toy_wide")
     missing = CliRunner().invoke(mmdeploy, ["info", "toy_wid.pth"])
-    assert missing.stderr == "error: toy_wid.pth: cannot read the checkpoint: No such file or directory\n"
+    assert missing.stderr == "error: toy_wid.pth: cannot read the checkpoint: no such file or directory\n"
 
 
 def test_some_of_the_networks_are_listed_alone() -> None:
