@@ -21,6 +21,7 @@ import re
 import shutil
 import stat
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,7 @@ LARGEST_READ = 2**31 - 1
 LONGEST_LINE = 1 << 26
 """Bytes, or characters, of the longest line of a table or log: a hundred times those of ours."""
 _CHUNK = 1 << 20
+_PAUSE = 0.02  # seconds between looks whether a folder is free
 
 # What a device answers to a write; an OSError with another number in a caller's block (a source file it
 # could not open, say) is not about the target and passes through.
@@ -515,6 +517,32 @@ def folder_lock(folder: str | os.PathLike[str], busy: str) -> Iterator[None]:
         lock.close()
 
 
+@contextmanager
+def folder_turn(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Waits for the others that change a folder, or put another in its place, and keeps them waiting.
+
+    Where the file system knows no locks, and where there is no folder, nobody waits.
+
+    Args:
+        folder: is looked up when its turn comes, so that it is not the one that was replaced meanwhile.
+
+    Raises:
+        TargetError: it cannot be opened.
+    """
+    shown, lock = Path(folder), None
+    try:
+        target = shown.resolve()
+        while target.is_dir() and (lock := _lock_beside(target)) is None:
+            time.sleep(_PAUSE)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _target_error(shown, error) from error
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files of processes that were killed while they wrote into a folder."""
     with suppress(OSError):
@@ -564,6 +592,14 @@ def _lock_folder(folder: Path) -> _Lock | None:
     if sys.platform == "win32":  # folders cannot be locked there; the file goes with its descriptor
         return _lock(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_TEMPORARY))
     return _lock_of_what_is_at(folder, os.O_DIRECTORY)
+
+
+def _lock_beside(folder: Path) -> _Lock | None:
+    """`_lock_folder` of a folder that may get another place while it is locked."""
+    if sys.platform == "win32":  # where none can that holds an open file
+        beside = folder.with_name(f".{_shortened(folder.name)}.lock")
+        return _lock(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TEMPORARY))
+    return _lock_folder(folder)
 
 
 def _lock_of_what_is_at(path: Path, flags: int) -> _Lock | None:

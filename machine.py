@@ -5,6 +5,7 @@ Read from the operating system without any dependency; what a system does not te
 
 from __future__ import annotations
 
+import importlib
 import math
 import operator
 import os
@@ -13,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from .errors import InputError
+from .errors import BackendError, InputError
 
 MAX_THREADS = 1024
 """Most threads that may be asked for; far above what a process gains by."""
@@ -25,6 +26,23 @@ _FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 # Instruction sets that matter to inference, as Linux names them.
 _X86_FEATURES = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile")
 _ARM_FEATURES = ("asimd", "asimdhp", "asimddp", "i8mm", "bf16")
+
+
+def check_installed(module: str, need: str, package: str) -> None:
+    """Says what is missing: to be asked before the work that needs it in the end.
+
+    Args:
+        module: what is to be imported.
+        need: what needs it, such as "pictures need Matplotlib".
+        package: what to install.
+
+    Raises:
+        BackendError: it is not installed.
+    """
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise BackendError(f"{need}: pip install {package}") from error
 
 
 def usable_cores() -> int:

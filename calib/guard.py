@@ -13,6 +13,7 @@ import importlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ..data.folders import WHOLE, ImageFolder, match_labels, read_evaluation_fol
 from ..data.samples import Sample, classes_of, sources_of
 from ..data.seen import Overlap, Seen, checksums_of
 from ..errors import ArtefactError, BackendError, DataError, InputError, some
-from ..files import atomic_folder, check_writable, sha256_of
+from ..files import atomic_folder, check_writable, folder_turn, sha256_of
 from ..measures.evaluation import BATCH_SIZE, logits_of
 from ..measures.metrics import log_softmax
 from ..measures.selective import (
@@ -188,9 +189,8 @@ def calibrate(
         raise ArtefactError(f"'{bundle}' is {kind.value}: a guard is put into a bundle, of 'mmdeploy export'")
     if page is not None and Path(page).resolve().is_relative_to(Path(bundle).resolve()):
         raise InputError(f"the page '{page}' would go with the old '{bundle}': name a file outside of it")
-    with atomic_folder(
-        bundle, force=True
-    ) as folder:  # before the work: it says whether there can be a new one
+    # The folder before the work: it says whether there can be a new one. The turn ends when it is in place.
+    with ExitStack() as turn, atomic_folder(bundle, force=True) as folder:
         opened = open_bundle(bundle)
         manifest = opened.manifest
         model = opened.read(MODEL_NAME)
@@ -253,6 +253,7 @@ def calibrate(
             withheld=_counts(verdicts),
             notes=(*of_the_artefact, *notes, *((_NO_FEATURES,) if features is None else ())),
         )
+        turn.enter_context(folder_turn(bundle))  # a proof that is written meanwhile would be lost
         _copy(Path(bundle), folder)
         manifest = _check_copy(folder, manifest, str(bundle))
         answers = answer_scores(logits, guard.temperature)

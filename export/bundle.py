@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from onnx import ModelProto
 
 from ..errors import ArtefactError, ExportError, InputError
-from ..files import as_utf8, atomic_folder
+from ..files import as_utf8, atomic_folder, folder_turn
 from ..model.networks.checkpoint import Checkpoint, load_checkpoint
 from ..model.networks.described import Described, described_by, notes_on
 from ..model.networks.registry import family_of
@@ -133,7 +134,7 @@ def export_bundle(
         if Path(path).resolve().is_relative_to(Path(output).resolve()):
             raise InputError(f"'{path}' would go with the old '{output}': name a bundle beside it")
     notes = [_CALIBRATE_AGAIN] if _has_guard(Path(output)) else []
-    with atomic_folder(output, force) as folder:
+    with ExitStack() as turn, atomic_folder(output, force) as folder:
         report("reading the checkpoint")
         loaded = load_checkpoint(checkpoint, options.weights_of, options.network)
         manifest = _manifest(loaded, options, str(checkpoint))
@@ -179,6 +180,7 @@ def export_bundle(
         if int8 is not None:
             _write_int8(folder, int8)
         manifest = seal(folder, manifest)
+        turn.enter_context(folder_turn(output))
     return Export(
         path=Path(output),
         manifest=manifest,
@@ -207,7 +209,7 @@ def _write_int8(folder: Path, int8: Int8) -> None:
     (folder / PLAN_FILE).write_text(int8.plan.to_json(), encoding="utf-8")
     if int8.sensitivity is not None:
         (folder / SENSITIVITY_FILE).write_text(int8.sensitivity.to_json(int8.plan), encoding="utf-8")
-        (folder / SENSITIVITY_PLOT).write_bytes(int8.sensitivity.plot(int8.plan))
+        (folder / SENSITIVITY_PLOT).write_bytes(int8.sensitivity.plot(int8.plan, SENSITIVITY_PLOT))
 
 
 def _int8_prepared(

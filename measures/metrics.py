@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..machine import check_installed
+
 
 @dataclass(frozen=True)
 class ClassMetrics:
@@ -63,6 +65,15 @@ class Metrics:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+def check_can_measure() -> None:
+    """Says what `metrics_of` lacks: to be asked before the work that is to be measured.
+
+    Raises:
+        BackendError: scikit-learn is not installed.
+    """
+    check_installed("sklearn", "accuracy and AUC need scikit-learn", "scikit-learn")
 
 
 def metrics_of(logits: npt.NDArray[Any], truth: npt.NDArray[Any], labels: Sequence[str]) -> Metrics:

@@ -11,8 +11,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendError, Note
+from ..errors import Note
 from ..files import write_atomically
+from ..machine import check_installed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,10 +31,7 @@ def check_can_draw() -> None:
     Raises:
         BackendError: Matplotlib is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401  # whether it is there
-    except ImportError as error:
-        raise BackendError("pictures need Matplotlib: pip install matplotlib") from error
+    check_installed("matplotlib", "pictures need Matplotlib", "matplotlib")
 
 
 def write_figure(path: Path, figure: Figure) -> None:

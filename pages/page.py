@@ -16,9 +16,21 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from ..images import FULL_WHITE, ImageSource, read_image
+from ..machine import check_installed
+from .figures import check_can_draw
 
 COMPARE = Path(__file__).with_name("compare.js")
 """The script that gives each ``.compare`` of the frame a handle; without it the upper picture shows."""
+
+
+def check_can_write_pages() -> None:
+    """Says what pages lack: to be asked before the work that they are to show.
+
+    Raises:
+        BackendError: Matplotlib or Jinja is not installed.
+    """
+    check_can_draw()
+    check_installed("jinja2", "pages need Jinja", "jinja2")
 
 
 def page_from_template(template: Path, script: Path | None = None, /, **values: Any) -> str:

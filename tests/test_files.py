@@ -30,6 +30,7 @@ from msmamba.files import (
     check_writable,
     check_writable_folder,
     folder_lock,
+    folder_turn,
     make_folder,
     open_file,
     open_to_extend,
@@ -793,3 +794,30 @@ def test_a_folder_is_made_or_taken_as_it_is(tmp_path: Path) -> None:
         make_folder(tmp_path / "a" / "b", parents=True)
     make_folder(tmp_path / "c", new=True)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "c"]
+
+
+@on_posix
+def test_who_waits_for_a_folder_gets_the_one_that_stands_there_then(tmp_path: Path) -> None:
+    folder, new, old = (tmp_path / name for name in ("bundle", "new", "old"))
+    folder.mkdir()
+    new.mkdir()
+
+    def write() -> None:
+        with folder_turn(folder):
+            (folder / "proof").touch()
+
+    second = Thread(target=write)
+    with folder_turn(folder):
+        second.start()
+        second.join(0.1)
+        assert second.is_alive()
+        folder.rename(old)
+        new.rename(folder)
+    second.join()
+    assert (folder / "proof").exists()
+    assert not list(old.iterdir())
+
+
+def test_a_folder_that_is_not_there_keeps_nobody_waiting(tmp_path: Path) -> None:
+    with folder_turn(tmp_path / "new"), folder_turn(tmp_path / "new"):
+        assert not list(tmp_path.iterdir())

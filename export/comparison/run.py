@@ -10,12 +10,13 @@ from typing import Any
 from ...data.splitting import DEALING
 from ...errors import ExportError, ImageError, InputError, MsmambaError
 from ...files import as_utf8
+from ...measures.metrics import check_can_measure
 from ...measures.predictions import Predictions
 from ...measures.uncertainty import RESAMPLES
 from ...model.evaluation.table import printed_row
 from ...model.networks.registry import architecture_named, outline
 from ...model.training.loop import Hardware, data_asked, recipe_asked
-from ...pages.figures import check_can_draw
+from ...pages.page import check_can_write_pages
 from ...runtime.benchmark import BenchmarkOptions
 from ...schema import as_json
 from .folder import MARKDOWN, PAGE, RESULTS, ROWS, ComparisonFolder
@@ -73,7 +74,7 @@ def compare_networks(
     Raises:
         InputError: a network that there is not or that takes no such images, or figures that make no sense;
             nothing is trained then.
-        BackendError: Matplotlib is missing.
+        BackendError: Matplotlib, Jinja or scikit-learn is missing.
         DataError: a folder that cannot be trained on.
         ImageError: an image cannot be read.
         TrainingError: the folder was begun with something else.
@@ -94,7 +95,8 @@ def compare_networks(
         skip_bad = skip_bad or begun.skipped
         white_level = begun.white_level if white_level is None else white_level
         mpp = begun.mpp if mpp is None else mpp
-    check_can_draw()
+    check_can_write_pages()
+    check_can_measure()
     _check_networks(names, recipe.image_size)
     images = data_asked(
         data,

@@ -8,13 +8,13 @@ the whole network meets the limits; nothing is kept where all of it does.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from onnx import ModelProto
 
 from ...errors import ExportError
+from ...pages.figures import DOTS_PER_INCH, INK, check_can_draw, png_of
 from ...schema import as_json
 from .judging import Judge, Judgement, Limits
 from .plan import Plan
@@ -56,11 +56,11 @@ class Sensitivity:
         }
         return as_json(content, indent=2) + "\n"
 
-    def plot(self, plan: Plan) -> bytes:
-        """The harm of each part, as a PNG."""
+    def plot(self, plan: Plan, name: str) -> bytes:
+        """The harm of each part, as a PNG of that name."""
         from matplotlib.figure import Figure
 
-        kept, quantised, ink = "#b2182b", "#2166ac", "#333333"
+        kept, quantised = "#b2182b", "#2166ac"
         parts = [*self.units, *self.kinds]
         figure = Figure(figsize=(9, 1.4 + 0.3 * len(parts)), layout="constrained")
         axes = figure.subplots(
@@ -84,7 +84,7 @@ class Sensitivity:
                 flips = harm.judgement.flips
                 note = f"{flips} flip{'s' if flips != 1 else ''}, {100 * harm.share:.1f} % of the work"
                 area.text(
-                    harm.judgement.logit_error + 0.01 * largest, row, note, va="center", fontsize=8, color=ink
+                    harm.judgement.logit_error + 0.01 * largest, row, note, va="center", fontsize=8, color=INK
                 )
             area.set_yticks(rows, [harm.part for harm in harms], fontsize=9)
             area.invert_yaxis()
@@ -99,9 +99,7 @@ class Sensitivity:
             f"Harm of int8 on {images} images (blue: in int8 in the plan; red: kept in floating point)",
             fontsize=11,
         )
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130)
-        return buffer.getvalue()
+        return png_of(figure, name, dpi=DOTS_PER_INCH)
 
 
 def measure_sensitivity(
@@ -115,7 +113,11 @@ def measure_sensitivity(
         found: all products of the network.
         plan: says which kinds of product a unit's quantisation takes in.
         kinds: those to measure by themselves, where the network has products of them.
+
+    Raises:
+        BackendError: Matplotlib is missing, which draws what is measured.
     """
+    check_can_draw()
     total = sum(product.macs for product in found)
 
     def harm(part: str, chosen: Sequence[Product]) -> Harm:

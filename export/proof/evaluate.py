@@ -27,7 +27,7 @@ from ...files import as_utf8, check_writable_folder, make_folder, write_atomical
 from ...images import Transform, noting
 from ...measures.confusion import write_confusion_matrix
 from ...measures.evaluation import BATCH_SIZE, Predictor, logits_of
-from ...measures.metrics import ClassMetrics, Metrics, metrics_of
+from ...measures.metrics import ClassMetrics, Metrics, check_can_measure, metrics_of
 from ...measures.trust import Trust, trust_of, write_risk_coverage
 from ...model.networks.described import Described, described_by, notes_on, undescribed
 from ...model.training.run import CONFIG
@@ -179,9 +179,10 @@ def evaluate_model(
         ImageError: an image cannot be read; the message names it.
         CheckpointError: the checkpoint cannot be used.
         ArtefactError: the artefact cannot be used, or does not say its labels and preprocessing.
-        BackendError: the device asked for is not there.
+        BackendError: the device asked for is not there, or scikit-learn is missing.
         InputError: options of exported artefacts for a checkpoint.
     """
+    check_can_measure()
     folder = read_evaluation_folder(data, split)
     if skip_bad:
         folder = without(folder, unreadable_images(folder, threads=threads, advance=advance))

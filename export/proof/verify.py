@@ -25,13 +25,14 @@ import numpy.typing as npt
 
 from ...data.samples import Source
 from ...errors import ArtefactError, DataError, ImageError, InputError
-from ...files import as_utf8, check_writable, write_atomically
+from ...files import as_utf8, check_writable, folder_turn, write_atomically
 from ...images import Transform, noting
 from ...measures.decision import INT8_BAR, DecisionBar, ImageLimit, decide
 from ...measures.margins import undecided_images
+from ...measures.metrics import check_can_measure
 from ...model.networks.checkpoint import load_checkpoint
 from ...model.networks.family import Network
-from ...pages.figures import check_can_draw
+from ...pages.page import check_can_write_pages
 from ...runtime import Manifest, open_session
 from ...runtime.artefact import MANIFEST_NAME, MODEL_NAME, PARITY_NAME, is_checkpoint, open_bundle
 from .compared_images import ComparedImages, images_to_compare, spread
@@ -104,7 +105,8 @@ def verify(
     Raises:
         ArtefactError: the artefact or the reference cannot be used, or they do not belong together, or the
             bundle was changed meanwhile.
-        BackendError: the machine cannot run the artefact as asked, or Matplotlib is missing for the page.
+        BackendError: the machine cannot run the artefact as asked, or scikit-learn is missing for labelled
+            images, Matplotlib or Jinja for the page.
         CheckpointError: the checkpoint cannot be used.
         InputError: `max_error` is negative or not finite, or a number of images is below 1.
         DataError: there are no images, classes are unknown to the model, or labels are needed (for a bar on
@@ -119,7 +121,7 @@ def verify(
             raise InputError(f"the {name} is {number}: expected at least 1")
     if page is not None:
         check_writable(page, through_links=True)
-        check_can_draw()
+        check_can_write_pages()
     if Path(artefact).is_dir():
         check_writable(Path(artefact) / PARITY_NAME)
     with open_session(
@@ -147,6 +149,8 @@ def verify(
             limit,
             [name for name, value in needs_labels.items() if value is not None],
         )
+        if images.truth is not None:
+            check_can_measure()
         if max_auc_drop is not None and images.truth is not None and len(set(images.truth.tolist())) == 1:
             raise DataError(
                 f"all images of {data[0]} are of class '{manifest.labels[images.truth[0]]}', so AUC is not "
@@ -421,7 +425,7 @@ def _answers(
 
 
 def _write_into_bundle(bundle: Path, parity: Parity, verified: Manifest) -> None:
-    """Writes the proof into a bundle, beside which others may work.
+    """Writes the proof into a bundle, beside which others may work: those that replace it wait meanwhile.
 
     A kill in between leaves a bundle without a proof, never one whose proof is not the one it lists.
 
@@ -429,22 +433,23 @@ def _write_into_bundle(bundle: Path, parity: Parity, verified: Manifest) -> None
         ArtefactError: it is not the bundle any more whose manifest was ``verified``.
         TargetError: it cannot be written.
     """
-    manifest = open_bundle(bundle).manifest
-    if {**manifest.files, PARITY_NAME: ""} != {**verified.files, PARITY_NAME: ""}:
-        raise ArtefactError(
-            f"'{bundle}' was changed while it was verified, so the proof is not of what it holds now: verify "
-            "it again"
+    with folder_turn(bundle):
+        manifest = open_bundle(bundle).manifest
+        if {**manifest.files, PARITY_NAME: ""} != {**verified.files, PARITY_NAME: ""}:
+            raise ArtefactError(
+                f"'{bundle}' was changed while it was verified, so the proof is not of what it holds now: "
+                "verify it again"
+            )
+        files = {name: checksum for name, checksum in manifest.files.items() if name != PARITY_NAME}
+        types = {name: value for name, value in manifest.precision_proven.items() if name != "parity"}
+        if files != manifest.files:
+            unproven = replace(manifest, files=files, precision_proven=types)
+            write_atomically(bundle / MANIFEST_NAME, unproven.to_json().encode())
+        content = as_utf8(parity.to_json())
+        write_atomically(bundle / PARITY_NAME, content)
+        proven = replace(
+            manifest,
+            files={**files, PARITY_NAME: hashlib.sha256(content).hexdigest()},
+            precision_proven={**types, "parity": parity.summary},
         )
-    files = {name: checksum for name, checksum in manifest.files.items() if name != PARITY_NAME}
-    types = {name: value for name, value in manifest.precision_proven.items() if name != "parity"}
-    if files != manifest.files:
-        unproven = replace(manifest, files=files, precision_proven=types)
-        write_atomically(bundle / MANIFEST_NAME, unproven.to_json().encode())
-    content = as_utf8(parity.to_json())
-    write_atomically(bundle / PARITY_NAME, content)
-    proven = replace(
-        manifest,
-        files={**files, PARITY_NAME: hashlib.sha256(content).hexdigest()},
-        precision_proven={**types, "parity": parity.summary},
-    )
-    write_atomically(bundle / MANIFEST_NAME, proven.to_json().encode())
+        write_atomically(bundle / MANIFEST_NAME, proven.to_json().encode())

@@ -38,7 +38,7 @@ from ...data.splitting import DEALING
 from ...errors import BackendError, CheckpointError, ImageError, InputError, TrainingError, reason_of, some
 from ...images import FULL_WHITE, Transform, noting, white_level_of, white_note
 from ...machine import usable_cores
-from ...measures.metrics import metrics_of
+from ...measures.metrics import check_can_measure, metrics_of
 from ...measures.predictions import Predictions
 from ...pages.figures import check_can_draw
 from ...version import __version__
@@ -292,8 +292,9 @@ def train_folder(
 
 
 def _check_can_train(arch: Architecture, recipe: Recipe) -> None:
-    """Says what a run lacks: Matplotlib, or a network that is built here and takes the recipe's images."""
+    """Says what a run lacks: a library, or a network that is built here and takes the recipe's images."""
     check_can_draw()
+    check_can_measure()
     family = family_of(arch)
     if unavailable := family.unavailable():
         raise BackendError(f"network '{family.name_of(arch)}' cannot be trained here: {unavailable}")

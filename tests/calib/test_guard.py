@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,12 +19,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import msmamba
+from msmamba.calib import guard as module
 from msmamba.calib.guard import calibrate as calibrate_bundle
 from msmamba.calib.guard import fit_guard
 from msmamba.cli import mmdeploy
 from msmamba.data.seen import Seen
 from msmamba.errors import ArtefactError, InputError
-from msmamba.files import sha256_of
+from msmamba.files import folder_turn, sha256_of
 from msmamba.runtime.artefact import open_bundle
 from msmamba.runtime.guard import Guard, network_sha256
 from msmamba.runtime.likeness import METADATA_KEY, Likeness
@@ -246,6 +249,30 @@ def test_a_proof_that_comes_while_a_bundle_is_calibrated_is_kept(pictures: Path,
     assert found.manifest.precision_proven == {"parity": {"passed": True}}
     assert found.manifest.guard
     assert found.read("parity.json") == b"{}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder that is locked keeps its place there")
+def test_who_changes_a_bundle_waits_until_its_guard_is_in_place(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, found, write = write_bundle(tmp_path / "bundle"), [], module._write
+
+    def verify() -> None:
+        with folder_turn(bundle):
+            found.append(open_bundle(bundle).manifest.guard)
+
+    other = Thread(target=verify)
+
+    def written_beside(*arguments: Any) -> None:
+        other.start()
+        other.join(0.1)
+        write(*arguments)
+
+    monkeypatch.setattr(module, "_write", written_beside)
+    calibrate_bundle(bundle, pictures)
+    other.join()
+    assert found == [open_bundle(bundle).manifest.guard]
+    assert found[0]
 
 
 def test_a_model_that_was_replaced_while_it_was_calibrated_gets_no_guard(

@@ -85,6 +85,47 @@ def test_what_pictures_lack_is_said_before_the_work(
     )
 
 
+@pytest.mark.parametrize(
+    ("module", "words", "said"),
+    [
+        (
+            "sklearn",
+            ["train", "DATA", "-o", "RUN"],
+            "accuracy and AUC need scikit-learn: pip install scikit-learn",
+        ),
+        (
+            "sklearn",
+            ["compare", "DATA", "--networks", "t", "-o", "RUN"],
+            "accuracy and AUC need scikit-learn: pip install scikit-learn",
+        ),
+        (
+            "sklearn",
+            ["eval", "MODEL", "DATA"],
+            "accuracy and AUC need scikit-learn: pip install scikit-learn",
+        ),
+        (
+            "jinja2",
+            ["compare", "DATA", "--networks", "t", "-o", "RUN"],
+            "pages need Jinja: pip install jinja2",
+        ),
+        (
+            "jinja2",
+            ["verify", "MODEL", "--against", "OTHER", "--data", "DATA", "--report", "PAGE"],
+            "pages need Jinja: pip install jinja2",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_what_measures_and_pages_lack_is_said_before_the_work(
+    module: str, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    result = CliRunner().invoke(
+        mmdeploy, [str(tmp_path / word) if word.isupper() else word for word in words]
+    )
+    assert (result.exit_code, result.stderr) == (1, f"error: {said}\n")
+
+
 @pytest.mark.usefixtures("failing")
 def test_an_error_is_one_line_on_standard_error() -> None:
     result = CliRunner().invoke(mmdeploy, ["fail", "ours"])

@@ -98,7 +98,7 @@ def test_units_are_ranked_by_the_harm_that_they_do(
     assert len(ranked) == len(set(ranked)) == 8
     assert {harm.part for harm in sensitivity.kinds} == set(KINDS)
     assert sum(harm.share for harm in sensitivity.kinds) == pytest.approx(1)
-    assert sensitivity.plot(Plan(kept=BAD_UNITS)).startswith(b"\x89PNG")
+    assert sensitivity.plot(Plan(kept=BAD_UNITS), "harm.png").startswith(b"\x89PNG")
 
 
 def test_a_kind_that_a_network_lacks_is_not_ranked(
@@ -110,7 +110,7 @@ def test_a_kind_that_a_network_lacks_is_not_ranked(
     sensitivity = measure_sensitivity(judge, quantiser, stem, Plan(), KINDS)
     assert [harm.part for harm in sensitivity.kinds] == [CONVOLUTION]
     assert 0 not in quantiser.asked
-    assert sensitivity.plot(Plan()).startswith(b"\x89PNG")
+    assert sensitivity.plot(Plan(), "harm.png").startswith(b"\x89PNG")
 
 
 def test_nothing_is_kept_or_ranked_where_all_of_it_does(
