@@ -98,6 +98,15 @@ class PatchMerging(nn.Module):
         return merged
 
 
+def merging_results(network: nn.Module) -> list[str]:
+    """The modules whose results exported files show of each patch merging.
+
+    The second of each two is shown in files from before the merging was one operator.
+    """
+    merged = [name for name, module in network.named_modules() if isinstance(module, PatchMerging)]
+    return [result for name in merged for result in (name, f"{name}.reduction")]
+
+
 class MLP(nn.Module):
     """Two linear layers with a GELU between, on the last axis: (…, C) to (…, C)."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .family import Network, View, as_it_is
-from .layers import DropPath, channel_shuffle, channels_first, channels_last
+from .layers import DropPath, channel_shuffle, channels_first, channels_last, merging_results
 from .scan_pyramid import ScanArchitecture, ScanBlock, ScanPyramid, ScanPyramidFamily
 from .ss2d import SS2D
 from .staged import StagedArchitecture
@@ -97,10 +97,8 @@ class MedMambaFamily(ScanPyramidFamily):
         return self.read(state, first=2 * state["layers.0.blocks.0.conv33conv33conv11.1.weight"].shape[0])
 
     def probes(self, network: Network) -> Mapping[str, View]:
-        names = ["patch_embed.norm"]
+        names = ["patch_embed.norm", *merging_results(network)]
         for name, module in network.named_modules():
             if isinstance(module, Block):
                 names += [f"{name}.conv33conv33conv11.8", f"{name}.self_attention.out_proj", name]
-            elif name.endswith(".reduction"):
-                names.append(name)
         return dict.fromkeys(names, as_it_is)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .family import CHANNELS_LAST, Family, Network, ScanWork, View, as_it_is
 from .family import Architecture as AnyArchitecture
-from .layers import PatchMerging, channel_shuffle, channels_last
+from .layers import PatchMerging, channel_shuffle, channels_last, merging_results
 from .microscopic_mamba import (
     ARVSS,
     PEVM,
@@ -78,15 +78,12 @@ class MicroscopicMambaFamily(Family):
         return InferenceForm(cast(MicroscopicMamba, network))
 
     def probes(self, network: Network) -> Mapping[str, View]:
-        views: dict[str, View] = {}
+        views: dict[str, View] = dict.fromkeys(merging_results(network), as_it_is)
         for name, module in network.named_modules():
             if isinstance(module, HybridBlock):
                 views[f"{name}.Conv_branch"] = channels_last
                 views[f"{name}.pvm_layer"] = _shuffled(module.shuffle_groups)
                 views[f"{name}.MIFA"] = as_it_is
-            elif isinstance(module, PatchMerging):
-                views[name] = as_it_is
-                views[f"{name}.reduction"] = as_it_is  # in files from before it was one operator
             elif name in ("patch_embed.0", "patch_embed.2"):
                 views[name] = as_it_is
         return {name: view for name, view in views.items() if _has(network, name)}

@@ -11,50 +11,15 @@ Dims: B batch, H W map, C channels of a stage, h = C/2, d_model, D = 2*d_model, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from ...plugins.hybrid_block import DOMAIN
-from ...plugins.selective_scan import DIRECTIONS
-from .layers import PatchMerging, channel_shuffle, channels_last
+from .layers import channel_shuffle, channels_last
 from .microscopic_mamba import MIFA, PEVM, PSFFN, ConvNorm, HybridBlock, MicroscopicMamba, Stage
-from .ss2d import with_constant_scans
-
-
-def block_operator(
-    op_type: str, inputs: Sequence[Tensor], shapes: Sequence[Sequence[int]], **attributes: int
-) -> tuple[Tensor, ...]:
-    """One node of a hybrid-block operator in the exported graph, with outputs of these shapes."""
-    return tuple(
-        torch.onnx.ops.symbolic_multi_out(
-            f"{DOMAIN}::{op_type}",
-            inputs,
-            dict(attributes),
-            dtypes=[torch.float32] * len(shapes),
-            shapes=shapes,
-            version=1,
-        )
-    )
-
-
-class Weights(nn.Module):
-    """Holds tensors under the names that they get in the file."""
-
-    def __init__(self, **tensors: Tensor | None) -> None:
-        super().__init__()
-        self.names = list(tensors)
-        for name, tensor in tensors.items():
-            if tensor is None:
-                raise ValueError(f"there is no tensor {name}")
-            self.register_buffer(name, tensor.detach().clone().contiguous())
-
-    def all(self) -> list[Tensor]:
-        """The tensors in the order given."""
-        return [getattr(self, name) for name in self.names]
+from .operators import Merging, Weights, block_operator, projected_scan, scan_weights, with_operators
 
 
 class LocalBranch(nn.Module):
@@ -95,8 +60,6 @@ class ScanBranch(nn.Module):
         block, norm = branch.mamba, branch.norm
         if block.PSFFN is None:
             raise ValueError("ScanBranch takes blocks that end in PSFFN")
-        rank, states = block.dt_rank, block.d_state
-        steps, inputs, outputs = block.x_proj_weight.split([rank, states, states], dim=1)
         self.groups = branch.groups
         self.d_model = block.in_proj.in_features
         self.d_inner = block.conv2d.in_channels
@@ -108,15 +71,7 @@ class ScanBranch(nn.Module):
             conv_weight=block.conv2d.weight,
             conv_bias=block.conv2d.bias,
         )
-        self.scan = Weights(
-            step_weight=steps.flatten(0, 1).t(),
-            step_expand=torch.block_diag(*block.dt_projs_weight).t(),
-            input_weight=inputs.flatten(0, 1).t(),
-            output_weight=outputs.flatten(0, 1).t(),
-            A=-torch.exp(block.A_logs).view(DIRECTIONS, self.d_inner, states),
-            D=block.Ds.view(DIRECTIONS, self.d_inner),
-            delta_bias=block.dt_projs_bias,
-        )
+        self.scan = scan_weights(block)
         self.after = Weights(
             out_norm_weight=block.out_norm.weight,
             out_norm_bias=block.out_norm.bias,
@@ -143,7 +98,7 @@ class ScanBranch(nn.Module):
             groups=self.groups,
             channels=self.d_inner,
         )
-        (y,) = block_operator("ProjectedScan2D", [features, *self.scan.all()], [[*map_shape, self.d_inner]])
+        y = projected_scan(features, self.scan)
         (scanned,) = block_operator(
             "ScanOutputs",
             [y, gate, tokens, *self.after.all()],
@@ -174,24 +129,6 @@ class Fusion(nn.Module):
         return fused
 
 
-class Merging(nn.Module):
-    """`PatchMerging` as one operator: (B, H, W, C) to (B, H/2, W/2, 2C)."""
-
-    def __init__(self, merging: PatchMerging) -> None:
-        super().__init__()
-        self.weights = Weights(
-            norm_weight=merging.norm.weight,
-            norm_bias=merging.norm.bias,
-            reduction_weight=merging.reduction.weight.t(),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        shape = [batch, height // 2, width // 2, 2 * channels]
-        (merged,) = block_operator("PatchMerging", [x, *self.weights.all()], [shape])
-        return merged
-
-
 class InferenceBlock(nn.Module):
     """A hybrid block of the exported form: (B, H, W, C) to the same shape."""
 
@@ -217,7 +154,7 @@ class ShuffledBranch(nn.Module):
 
     def __init__(self, block: HybridBlock) -> None:
         super().__init__()
-        self.branch = with_constant_scans(copy.deepcopy(block.pvm_layer))
+        self.branch = with_operators(copy.deepcopy(block.pvm_layer))
         self.shuffle_groups = block.shuffle_groups
 
     def forward(self, x: Tensor) -> Tensor:

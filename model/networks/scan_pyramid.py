@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .family import Network, ScanWork
 from .layers import PatchEmbed, PatchMerging, initialise_transformer
-from .ss2d import SS2D, scan_work, with_constant_scans
+from .operators import with_operators
+from .ss2d import SS2D, scan_work
 from .staged import StagedArchitecture, StagedFamily, StagedNetwork, count, depths_in
 
 
@@ -102,7 +103,7 @@ class ScanPyramidFamily(StagedFamily):
     unit_types = (PatchEmbed, ScanBlock, PatchMerging)
 
     def inference_form(self, network: Network, image_size: int) -> nn.Module:
-        return with_constant_scans(copy.deepcopy(network))
+        return with_operators(copy.deepcopy(network))
 
     def scan_work(self, network: Network, image_size: int) -> ScanWork:
         return scan_work(

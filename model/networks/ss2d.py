@@ -116,18 +116,6 @@ class SS2D(nn.Module):
         return projected
 
 
-def with_constant_scans(network: nn.Module) -> nn.Module:
-    """Computes the scans' weights once, in a network that is about to be traced; the network, changed.
-
-    The exporter folds small tensors only, and engines' kernels need A as a constant.
-    """
-    for module in network.modules():
-        if isinstance(module, SS2D):
-            weights = ScanWeights(*(weight.detach().contiguous() for weight in module.scan_weights()))
-            module.scan_weights = lambda weights=weights: weights  # type: ignore[method-assign,misc]  # of this copy alone
-    return network
-
-
 def scan_work(blocks: Iterable[tuple[SS2D, int]]) -> ScanWork:
     """What blocks do that layer counters do not see.
 

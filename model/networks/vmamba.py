@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from .family import Network, View, as_it_is
-from .layers import DropPath
+from .layers import DropPath, merging_results
 from .scan_pyramid import ScanArchitecture, ScanBlock, ScanPyramid, ScanPyramidFamily
 from .ss2d import SS2D
 from .staged import StagedArchitecture
@@ -95,9 +95,9 @@ class VMambaFamily(ScanPyramidFamily):
         names = [
             name
             for name, module in network.named_modules()
-            if isinstance(module, Block) or name.endswith((".out_proj", ".reduction"))
+            if isinstance(module, Block) or name.endswith(".out_proj")
         ]
-        return dict.fromkeys(["patch_embed.norm", *names, "norm"], as_it_is)
+        return dict.fromkeys(["patch_embed.norm", *names, *merging_results(network), "norm"], as_it_is)
 
 
 def _published_name(name: str) -> str:

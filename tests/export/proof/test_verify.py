@@ -16,6 +16,7 @@ import torch
 from onnx import numpy_helper
 
 from msmamba.errors import ArtefactError, BackendError, CheckpointError, InputError
+from msmamba.export.graph.onnx_model import flat_model
 from msmamba.export.proof import verify as module
 from msmamba.export.proof.departure import OwnError, first_departure, half_errors_of
 from msmamba.export.proof.parity import Answer, Bar, Departure, Parity, compare
@@ -355,6 +356,35 @@ def test_a_module_is_held_against_the_networks_own_error_on_that_very_image(
     model = bundles["fp16"] / "model.onnx"  # errs like float16, so more than float32 did on another image
     assert first_departure(model, network, image, own) is not None
     assert first_departure(model, network, image, own.with_image(OwnError.of(network, image, "fp16"))) is None
+
+
+@pytest.mark.parametrize(
+    ("weight", "module"),
+    [
+        pytest.param(
+            "layers.0.downsample.weights.reduction_weight", "layers.0.downsample.reduction", id="merging"
+        ),
+        pytest.param("head.weight", "head", id="behind-it"),
+    ],
+)
+def test_a_departure_is_found_in_files_from_before_patch_merging_was_one_operator(
+    weight: str, module: str, network: MicroscopicMamba, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    model = flat_model(onnx.load(bundles["fp32"] / "model.onnx"))
+    merging = "layers.0.downsample"
+    earlier = {f"{merging}/PatchMerging/merged": merging, merging: f"{merging}.reduction"}
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [earlier.get(name, name) for name in names]
+    (tensor,) = (each for each in model.graph.initializer if each.name == weight)
+    tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), weight))
+    onnx.save(model, tmp_path / "earlier.onnx")
+    image = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    departure = first_departure(
+        tmp_path / "earlier.onnx", network, image, OwnError.of(network, image, "fp32")
+    )
+    assert departure is not None
+    assert departure.module == module
 
 
 def test_a_network_that_overflows_float16_sets_no_bar_and_so_meets_none(

@@ -1,0 +1,102 @@
+"""msmamba's own operators in the networks that are exported, where they do what a network's modules do.
+
+Each is a node of `plugins.hybrid_block` in the traced graph. PyTorch itself does not compute them: what has
+them is for the ONNX exporter alone.
+
+Dims: B batch, H W map, C channels, D inner channels, N states, R rank, K = 4 directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ...plugins.hybrid_block import DOMAIN
+from .layers import PatchMerging
+from .ss2d import SS2D
+
+
+def block_operator(
+    op_type: str, inputs: Sequence[Tensor], shapes: Sequence[Sequence[int]], **attributes: int
+) -> tuple[Tensor, ...]:
+    """One node of such an operator in the exported graph, with outputs of these shapes."""
+    return tuple(
+        torch.onnx.ops.symbolic_multi_out(
+            f"{DOMAIN}::{op_type}",
+            inputs,
+            dict(attributes),
+            dtypes=[torch.float32] * len(shapes),
+            shapes=shapes,
+            version=1,
+        )
+    )
+
+
+class Weights(nn.Module):
+    """Holds tensors under the names that they get in the file."""
+
+    def __init__(self, **tensors: Tensor | None) -> None:
+        super().__init__()
+        self.names = list(tensors)
+        for name, tensor in tensors.items():
+            if tensor is None:
+                raise ValueError(f"there is no tensor {name}")
+            self.register_buffer(name, tensor.detach().clone().contiguous())
+
+    def all(self) -> list[Tensor]:
+        """The tensors in the order given."""
+        return [getattr(self, name) for name in self.names]
+
+
+def scan_weights(block: SS2D) -> Weights:
+    """What `projected_scan` takes, computed once: the exporter folds small tensors only, and engines' kernels
+    need A as a constant."""
+    weights = block.scan_weights()
+    return Weights(
+        step_weight=weights.steps.t(),
+        step_expand=weights.steps_expanded.t(),
+        input_weight=weights.inputs.t(),
+        output_weight=weights.outputs.t(),
+        A=weights.A,
+        D=weights.D,
+        delta_bias=weights.delta_bias,
+    )
+
+
+def projected_scan(features: Tensor, weights: Weights) -> Tensor:
+    """`SS2D.scan` as one operator: (B, H, W, D) to the same shape."""
+    (y,) = block_operator("ProjectedScan2D", [features, *weights.all()], [features.shape])
+    return y
+
+
+class Merging(nn.Module):
+    """`PatchMerging` as one operator: (B, H, W, C) to (B, H/2, W/2, 2C)."""
+
+    def __init__(self, merging: PatchMerging) -> None:
+        super().__init__()
+        self.weights = Weights(
+            norm_weight=merging.norm.weight,
+            norm_bias=merging.norm.bias,
+            reduction_weight=merging.reduction.weight.t(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        shape = [batch, height // 2, width // 2, 2 * channels]
+        (merged,) = block_operator("PatchMerging", [x, *self.weights.all()], [shape])
+        return merged
+
+
+def with_operators(network: nn.Module) -> nn.Module:
+    """Has operators do each scan with its projections and each merging of patches; the network, changed."""
+    for module in list(network.modules()):
+        if isinstance(module, SS2D):
+            module.operands = scan_weights(module)
+            module.scan = partial(projected_scan, weights=module.operands)  # type: ignore[method-assign]  # of this copy alone
+        for name, child in module.named_children():
+            if isinstance(child, PatchMerging):
+                setattr(module, name, Merging(child))
+    return network
