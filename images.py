@@ -99,6 +99,8 @@ _ARRAY = b"\x93NUMPY"  # how a file of one array begins
 _FEW = 0.02
 """The share of a picture that may be brighter than all else, as scale bars and hot pixels are."""
 
+_TRANSPARENT = "transparent parts shown on white"
+
 
 @dataclass(frozen=True)
 class LoadedImage:
@@ -348,6 +350,33 @@ def load_image(
     return image
 
 
+class PartsSeen:
+    """Reads a picture in parts, and keeps what there is to say of all that was read: for one thread."""
+
+    def __init__(self, white_level: int) -> None:
+        self._white_level = white_level
+        self._largest = 0
+        self._said: dict[str, None] = {}  # in the order in which it was said first
+
+    def read(self, part: NDArray[Any]) -> NDArray[np.uint8]:
+        """What `read_image` gives of a part, of any number of pixels."""
+        image = _shown(_from_array(part, part.size), self._white_level)
+        self._said |= {note: None for note in image.notes if image.largest is None or note == _TRANSPARENT}
+        self._largest = max(self._largest, image.largest or 0)
+        return image.pixels
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One phrase each; a part by itself may be dark."""
+        white = self._white_level
+        if self._largest > white:
+            return (
+                *self._said,
+                f"16 bit, but values, up to {self._largest}, lie above the white level {white}",
+            )
+        return (*self._said, *_dim(self._largest, white))
+
+
 def is_masked(array: object) -> bool:
     """Whether it is a masked array of NumPy's, asked without loading what has them for every other."""
     return (
@@ -568,7 +597,7 @@ def _shown(raster: Raster, white_level: int) -> LoadedImage:
             shown = _on_white(shown, alpha, raster.premultiplied)
         pixels[rows] = shown
     if translucent:
-        notes.append("transparent parts shown on white")
+        notes.append(_TRANSPARENT)
     return LoadedImage(_upright(pixels, raster.orientation), tuple(notes), largest, raster.significant_bits)
 
 
@@ -598,17 +627,14 @@ def _misfits(colours: NDArray[np.uint16], largest: int, white: int, bits: int | 
     notes = []
     if bits is not None and (1 << bits) - 1 != white:
         notes.append(f"16 bit, of which the file says {bits} are used, but the white level is {white}")
-    dim = (white + 1) // 4  # what lies below uses at least two bits less than there are
+    dim = (white + 1) // 4
     rows = list(blocks(*colours.shape[:2]))
     if largest > white:
         above = sum(int(np.count_nonzero(colours[part] > white)) for part in rows)
         notes.append(f"16 bit, but {above} values, up to {largest}, lie above the white level {white}")
+    if dark := _dim(largest, white):
+        return [*notes, *dark]
     advice = f"read as dark, since white is {white}"
-    if 0 < largest < dim:
-        notes.append(
-            f"16 bit, but the largest value is {largest} ({largest.bit_length()} bits used): {advice}"
-        )
-        return notes
     # A scale bar or a hot pixel far above all others must not hide that.
     bright = sum(int(np.count_nonzero(colours[part] >= dim)) for part in rows)
     if not 0 < bright <= _FEW * colours.size:
@@ -620,6 +646,16 @@ def _misfits(colours: NDArray[np.uint16], largest: int, white: int, bits: int | 
             f"16 bit, but all but {bright} values lie at {largest} or below ({used} bits used): {advice}"
         )
     return notes
+
+
+def _dim(largest: int, white: int) -> list[str]:
+    """What is to be said of a largest value that uses at least two bits less than there are."""
+    if not 0 < largest < (white + 1) // 4:
+        return []
+    used = largest.bit_length()
+    return [
+        f"16 bit, but the largest value is {largest} ({used} bits used): read as dark, since white is {white}"
+    ]
 
 
 def _on_white(colours: NDArray[np.uint8], alpha: NDArray[np.uint8], premultiplied: bool) -> NDArray[np.uint8]:

@@ -220,6 +220,7 @@ def _cut_one(
                     mpp=None if microns is None else microns * side / cut.size,
                 )
             )
+        listing.notes += [f"'{path}': {note}" for note in slide.notes]
         if blank:
             listing.notes.append(f"'{path}': {blank} tiles of a single colour are left out")
         if torn:

@@ -14,9 +14,9 @@ import numpy as np
 
 from ...data.scale import Scale
 from ...errors import ImageError
-from ...files import check_is_file, open_file
-from ...images import read_image
-from .slide import Bounds, Level
+from ...files import open_file
+from ...images import PartsSeen
+from .slide import Bounds, Level, check_is_there
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,8 +41,9 @@ class CziReader:
     def __init__(self, path: Path, white_level: int, scales: tuple[int, ...] | None = None) -> None:
         self.path = path
         self._white_level = white_level
+        self._seen = PartsSeen(white_level)
         self._open: Any = None
-        check_is_file(path)
+        check_is_there(path)
         try:
             from pylibCZIrw import czi
         except (ImportError, OSError) as error:
@@ -83,7 +84,12 @@ class CziReader:
         # A third of a side may be rounded down; and no picture is a single pixel wide, but a region may be.
         below, beside = max(0, max(2, height) - pixels.shape[0]), max(0, max(2, width) - pixels.shape[1])
         pixels = np.pad(pixels[..., ::-1], ((0, below), (0, beside), (0, 0)), "edge")  # from BGR
-        return read_image(pixels, pixels.size, self._white_level)[:height, :width]
+        return self._seen.read(pixels)[:height, :width]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Slide.notes`."""
+        return self._seen.notes
 
     def reopened(self) -> CziReader:
         """A handle of its own; see `Slide.reopened`."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...data.scale import Scale, scale_of
-from ...images import read_image
+from ...images import load_image
 from .slide import Bounds, Level
 
 if TYPE_CHECKING:
@@ -19,15 +19,19 @@ class Field:
 
     reader = "field"
 
-    def __init__(self, path: Path, pixels: NDArray[np.uint8], scale: Scale) -> None:
+    def __init__(
+        self, path: Path, pixels: NDArray[np.uint8], scale: Scale, notes: tuple[str, ...] = ()
+    ) -> None:
         """A field.
 
         Args:
             path: what it is called.
             pixels: (H, W, 3) uint8, RGB; not changed.
             scale: its microns a pixel.
+            notes: what reading it had to decide.
         """
         self.path = path
+        self.notes = notes
         self.scale = scale
         self._pixels = pixels
         height, width, _ = pixels.shape
@@ -41,7 +45,8 @@ class Field:
         Raises:
             ImageError: it cannot be read, or has more pixels than `msmamba.images.MAX_PIXELS`.
         """
-        return cls(path, read_image(path, white_level=white_level), scale_of(path))
+        image = load_image(path, white_level=white_level)
+        return cls(path, image.pixels, scale_of(path), image.notes)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A view of the region; see `Slide.read`."""

@@ -23,7 +23,7 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 from ...data.scale import Scale
 from ...errors import ImageError, reason_of
 from ...files import open_file
-from ...images import MAX_PIXELS, read_image
+from ...images import MAX_PIXELS, PartsSeen
 from .slide import Bounds, Level
 
 if TYPE_CHECKING:
@@ -124,12 +124,14 @@ class LargeField:
                 f"{pixels}: while it is read, '{folder}' has to hold {needed / 1e9:.1f} GB, and has room for "
                 f"{max(free, 0) / 1e9:.1f}"
             )
+        seen = PartsSeen(white_level)
         self._position = threading.Lock()
         self._pixels: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # `close` closes it
         try:
-            for rows in _decoded(path, header, white_level):
+            for rows in _decoded(path, header, seen):
                 self._pixels.write(rows.data)
             self._pixels.flush()
+            self.notes = seen.notes
         except OSError as error:
             self.close()
             why = reason_of(error)
@@ -165,7 +167,7 @@ class LargeField:
         self._pixels.close()
 
 
-def _decoded(path: Path, header: Header, white_level: int) -> Any:
+def _decoded(path: Path, header: Header, seen: PartsSeen) -> Any:
     """The picture's rows, some at once: (h, width, 3) uint8 by the rules of `msmamba.images`."""
     try:
         import pyvips
@@ -188,7 +190,7 @@ def _decoded(path: Path, header: Header, white_level: int) -> Any:
             rows = content.reshape(high, image.width, image.bands)
             # No picture is a single pixel high, but what is left of it at the end may be.
             whole = np.concatenate([rows, rows]) if high == 1 else rows
-            yield read_image(whole, whole.size, white_level)[:high]
+            yield seen.read(whole)[:high]
     except (pyvips.Error, KeyError) as error:
         message = " ".join(str(error).split())
         raise ImageError(f"'{path}' cannot be read: {message}") from error

@@ -58,9 +58,9 @@ def open_slide(
     except OSError as error:
         raise ImageError(f"'{path}' cannot be read: {reason_of(error)}") from error
     if vendor is not None and (vendor != _GENERIC or tiff is None or tiff.is_plain):
-        return OpenSlideReader(path)
+        return OpenSlideReader(path, tiff.notes if tiff and vendor == _GENERIC else ())
     if tiff is not None and (tiff.in_levels or tiff.in_parts):
-        return TiffReader(path, white_level)
+        return TiffReader(path, white_level, tiff.notes)
     if header is not None and header.is_large:
         return LargeField(path, header, white_level, scratch)
     return Field.of_file(path, white_level)

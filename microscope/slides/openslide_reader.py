@@ -27,21 +27,21 @@ class OpenSlideReader:
         ImageError: OpenSlide knows the format but cannot open this file.
     """
 
-    def __init__(self, path: Path, cache: Any = None) -> None:
+    def __init__(self, path: Path, notes: tuple[str, ...] = (), cache: Any = None) -> None:
         """Opens it; handles of one slide share a cache of decoded tiles."""
         from openslide import OpenSlideCache
 
         self.path = path
+        self.notes = notes
         self._cache = OpenSlideCache(_KEPT) if cache is None else cache
-        self._handle = self._opened()
-        found = self._handle.properties
+        self._handle: Any = None
+        handle = self._opened()
+        found = handle.properties
         self.reader = f"OpenSlide ({found['openslide.vendor']})"
         self.scale = Scale.of(_number(found.get("openslide.mpp-x")), _number(found.get("openslide.mpp-y")))
         self.levels = tuple(
             Level(width, height, scale)
-            for (width, height), scale in zip(
-                self._handle.level_dimensions, self._handle.level_downsamples, strict=True
-            )
+            for (width, height), scale in zip(handle.level_dimensions, handle.level_downsamples, strict=True)
         )
         self.bounds = _bounds(found, self.levels[0])
 
@@ -50,12 +50,12 @@ class OpenSlideReader:
         from openslide import OpenSlideError
 
         scale = self.levels[level].scale
+        handle = self._opened()
         try:
-            region = self._handle.read_region((round(x * scale), round(y * scale)), level, (width, height))
+            region = handle.read_region((round(x * scale), round(y * scale)), level, (width, height))
         except OpenSlideError as error:
-            # A handle that has met an error answers with it for ever.
+            # A handle that has met an error answers with it for ever; another one may find the file gone.
             self.close()
-            self._handle = self._opened()
             raise ImageError(f"'{self.path}' cannot be read at {x}, {y} of level {level}: {error}") from error
         if region.getchannel("A").getextrema()[0] == 255:
             return np.asarray(region.convert("RGB"))
@@ -64,21 +64,27 @@ class OpenSlideReader:
 
     def reopened(self) -> OpenSlideReader:
         """A handle of its own; see `Slide.reopened`."""
-        return OpenSlideReader(self.path, self._cache)
+        return OpenSlideReader(self.path, self.notes, self._cache)
 
     def close(self) -> None:
         """Frees the file, and with the last handle the cache."""
-        self._handle.close()
+        if self._handle is not None:
+            self._handle.close()
+        self._handle = None
 
     def _opened(self) -> Any:
+        """The handle; a new one where the last has met an error."""
         from openslide import OpenSlide, OpenSlideError
 
-        try:
-            handle = OpenSlide(self.path)
-        except (OpenSlideError, OSError) as error:
-            raise ImageError(f"'{self.path}' cannot be opened by OpenSlide: {reason_of(error)}") from error
-        handle.set_cache(self._cache)
-        return handle
+        if self._handle is None:
+            try:
+                self._handle = OpenSlide(self.path)
+            except (OpenSlideError, OSError) as error:
+                raise ImageError(
+                    f"'{self.path}' cannot be opened by OpenSlide: {reason_of(error)}"
+                ) from error
+            self._handle.set_cache(self._cache)
+        return self._handle
 
 
 def format_of(path: Path) -> str | None:

@@ -85,6 +85,7 @@ def write_report(
                 "name": name,
                 "error": facts.get("error", ""),
                 "shares": [facts["shares"][label] for label in labels] if done else [],
+                "notes": facts.get("notes", []),
                 **{each: facts.get(each) for each in (*_FACTS, "undecided")},
                 **(_shown_pictures(pictures[name]) if done else {}),
                 "certain": tiles,

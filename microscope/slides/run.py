@@ -87,12 +87,14 @@ _KEPT = record(
                     "undecided": whole(),
                     "shares": object_of(number(0, 1)),
                     "seconds": number(0),
+                    "notes": listed(TEXT),
                 },
             )
         ),
     }
 )
 """What ``run.json`` holds of an earlier call, so far as it is read again."""
+_CHANGED = "was changed"
 _NO_NAME = re.compile(r"[^\w.-]+")  # what of a class's name does not go into a file's
 
 
@@ -261,7 +263,7 @@ class _Run:
         if torn:
             raise ImageError(
                 f"tiles of {len(torn)} of {len(named)} slides could not be read ({some(torn)}): "
-                "their rows say why"
+                "their rows say why; to have a slide read again, delete its CSV"
             )
 
     def _done_before(self, named: dict[str, Path]) -> list[str]:
@@ -300,6 +302,8 @@ class _Run:
             notes = scale_notes(slide, self._wanted, options.assume_mpp)
             _tell(notes)
             small = thumbnail(slide, (options.tissue or TissueOptions()).thumbsize)
+            read = [f"'{path}': {note}" for note in slide.notes]  # now that all of it has been seen
+            _tell(read)
             _write_png(self._folder / "thumbnails" / f"{name}.png", picture_of(small))
             mask, regions, bounds = None, None, slide.bounds
             if roi is not None:
@@ -316,7 +320,7 @@ class _Run:
                 "microns_a_pixel": options.assume_mpp or slide.scale.microns,
                 "tile": side,
                 "tissue": None if mask is None else round(mask.share, 6),
-                "notes": [*self._wanted.notes, *notes, *(regions.notes if regions else ())],
+                "notes": [*self._wanted.notes, *notes, *read, *(regions.notes if regions else ())],
             }
             self._slides[name] = facts
             self._save(interrupted=True)
@@ -332,6 +336,15 @@ class _Run:
                 bounds=bounds,
                 compressed=options.gzip,
             )
+            happened = _happened_to(path, roi, content)
+            if happened == _CHANGED or (happened and counts.unreadable):
+                geojson.unlink()
+                if happened == _CHANGED:
+                    partial.unlink()  # its rows may be of the one file or the other
+                what = f"'{path}' or its regions" if roi else f"'{path}'"
+                raise ImageError(
+                    f"{what} {happened} while it was read: run slide again once it is there and whole"
+                )
             if counts.unreadable == counts.tiles:
                 partial.unlink()  # which the next call is to try anew: a disk may be back, or a decoder there
                 geojson.unlink()
@@ -554,13 +567,17 @@ def _earlier(folder: Path, identity: dict[str, Any]) -> dict[str, dict[str, Any]
 
 
 def _kept_rows(partial: Path, first: bytes, tiles: Iterator[Tile], batch: int) -> int:
-    """How many rows of whole batches are there of these tiles; what follows them is cut off."""
+    """How many rows of whole batches are there of these tiles; what follows them is cut off.
+
+    So is what follows a tile that could not be read: the drive may have been away, and be back.
+    """
     kept = kept_bytes = 0
     with open_to_extend(partial) as file:
         if file.read(len(first)) == first:
             size = len(first)
             for count, (found, tile) in enumerate(zip(_whole_rows(file), tiles, strict=False), start=1):
-                if not found.startswith(f"{tile.x},{tile.y},{tile.side},".encode()):
+                place = f"{tile.x},{tile.y},{tile.side},{tile.side},".encode()
+                if not found.startswith(place) or found.startswith(b",", len(place)):
                     break
                 size += len(found)
                 if count % batch == 0:
@@ -593,6 +610,14 @@ def _content_of(path: Path, roi: Path | None) -> list[int | str]:
         name, why = error.filename or path, reason_of(error)
         raise ImageError(f"'{name}' cannot be read: {why}") from error
     return [status.st_size, status.st_mtime_ns, *regions]
+
+
+def _happened_to(path: Path, roi: Path | None, content: list[int | str]) -> str:
+    """What became of a slide since it had this content; empty where it is as it was."""
+    try:
+        return "" if _content_of(path, roi) == content else _CHANGED
+    except ImageError:
+        return "went away"
 
 
 def _roi_of(slide: Path, roi: Path | None) -> Path | None:

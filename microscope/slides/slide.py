@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ...data.scale import Scale
+from ...errors import ImageError, reason_of
+from ...files import check_is_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,6 +61,10 @@ class Slide(Protocol):
     bounds: Bounds
     """What QuPath shows of it; all of level 0 for most."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What reading had to decide of what was read so far, one phrase each; empty for most."""
+
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A region that lies inside a level.
 
@@ -81,3 +87,15 @@ class Slide(Protocol):
 
     def close(self) -> None:
         """Frees the file; may be called more than once."""
+
+
+def check_is_there(path: Path) -> None:
+    """Checks a slide for libraries that open it themselves; it may be gone since it was opened first.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        check_is_file(path)
+    except OSError as error:
+        raise ImageError(f"'{path}' cannot be read: {reason_of(error)}") from error

@@ -15,12 +15,12 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ...data.scale import Scale
-from ...decoding.directory import MOST_DIRECTORIES, DirectoryError, directories
+from ...decoding.directory import MOST_DIRECTORIES, Directory, DirectoryError, directories
 from ...decoding.tiff import largest_picture
 from ...errors import ImageError
-from ...files import check_is_file, open_file
-from ...images import MAX_PIXELS, read_image
-from .slide import Bounds, Level
+from ...files import open_file
+from ...images import MAX_PIXELS, PartsSeen
+from .slide import Bounds, Level, check_is_there
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +33,9 @@ _JPEG = frozenset({6, 7, 33007, 34892})
 _CONVERTED = _JPEG | {33003, 33005, 34712}  # JPEG 2000 too: what comes out of the decoder is RGB
 _BY_OPENSLIDE = frozenset({1, 5, 7, 8, 32773, 32946, 50000})  # of plain TIFF, by its libtiff
 _TILE_SIDES, _DESCRIPTION, _HAMAMATSU = (322, 323), 270, 65420
-_SIDES = (256, 257, 278, *_TILE_SIDES)
+_KIND, _WIDTH, _HEIGHT = 254, 256, 257
+_REDUCED, _MASK = 1, 4
+_SIDES = (_WIDTH, _HEIGHT, 278, *_TILE_SIDES)
 _COUNTS, _PLANES = ("SizeC", "SizeZ", "SizeT"), ("IFD", "PlaneCount")
 
 
@@ -46,17 +48,21 @@ class TiffReader:
 
     reader = "tifffile"
 
-    def __init__(self, path: Path, white_level: int) -> None:
+    def __init__(self, path: Path, white_level: int, notes: tuple[str, ...] = ()) -> None:
         self.path = path
         self._white_level = white_level
-        check_is_file(path)
+        self._notes = notes
+        self._seen = PartsSeen(white_level)
+        check_is_there(path)
         self._tiff = _opened(path)
         try:
             series = max(self._tiff.series, key=lambda each: each.levels[0].pages[0].keyframe.size)
-            if series.axes not in _AXES or len(series.pages) != 1:
+            # Pages of one size that say nothing of each other ("I") are pictures of their own.
+            if series.axes.removeprefix("I") not in _AXES:
                 raise ImageError(
                     f"'{path}' holds a picture with the axes {series.axes} of {series.shape}: expected one "
-                    f"plane, grey or RGB ({', '.join(_AXES)})"
+                    f"plane, grey or RGB ({', '.join(_AXES)}): save the plane that is meant, or all channels "
+                    "as one picture in RGB, as a file of its own"
                 )
             self._pages = [level.pages[0].aspage() for level in series.levels]
             for page in self._pages:
@@ -100,11 +106,16 @@ class TiffReader:
             out = np.iinfo(out.dtype).max - out
         # No picture is a single pixel wide, but what is left of a tile at the border may be.
         whole = np.pad(out, ((0, height == 1), (0, width == 1), (0, 0)), "edge")
-        return read_image(whole, whole.size, self._white_level)[:height, :width]
+        return self._seen.read(whole)[:height, :width]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Slide.notes`."""
+        return (*self._notes, *self._seen.notes)
 
     def reopened(self) -> TiffReader:
         """A handle of its own; see `Slide.reopened`."""
-        return TiffReader(self.path, self._white_level)
+        return TiffReader(self.path, self._white_level, self._notes)
 
     def close(self) -> None:
         """Frees the file and what is kept of it."""
@@ -200,11 +211,13 @@ class Stored:
             own, the largest first: what OpenSlide reads as it is.
         in_levels: it is OME-TIFF or has levels in SubIFDs, of which OpenSlide sees one.
         in_parts: its largest picture is tiled, or has more pixels than are decoded at once.
+        notes: what there is to say of other pictures in it.
     """
 
     is_plain: bool
     in_levels: bool
     in_parts: bool
+    notes: tuple[str, ...] = ()
 
 
 def stored(path: Path) -> Stored | None:
@@ -218,7 +231,7 @@ def stored(path: Path) -> Stored | None:
         if file.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return None
         _refuse_nonsense(file, path)
-        number = _page_of_picture(file, path)
+        number, notes = _page_of_picture(file, path)
     try:
         with _opened(path) as tiff:
             page = tiff.pages[number].aspage()
@@ -227,19 +240,34 @@ def stored(path: Path) -> Stored | None:
             upright = page.tags.valueof("Orientation", 1) == 1
             taken = page.dtype == np.uint8 and upright and page.compression in _BY_OPENSLIDE
             is_plain = number == 0 and taken and not in_levels
-            return Stored(is_plain, in_levels, page.is_tiled or pixels > MAX_PIXELS)
+            return Stored(is_plain, in_levels, page.is_tiled or pixels > MAX_PIXELS, notes)
     except ImageError:
         raise
     except Exception as error:  # tifffile meets damage with whatever it stumbles over
         raise _damaged(path, error) from error
 
 
-def _page_of_picture(file: BinaryIO, path: Path) -> int:
-    """The place of the page with the largest picture: a preview may be before it."""
+def _page_of_picture(file: BinaryIO, path: Path) -> tuple[int, tuple[str, ...]]:
+    """The place of the page with the largest picture, as a preview may be before it, and a note on others."""
     try:
-        return largest_picture(file, f"'{path}'")[0].page
+        picture = largest_picture(file, f"'{path}'")[0]
+        least = _area(picture) / 2  # previews and levels are smaller
+        pages = [each for each in directories(file) if not each.is_sub]
+        others = [each for each in pages if each.page != picture.page and _area(each) >= least]
     except DirectoryError:  # in Hamamatsu's files of over 4 GB, in which it is the first
+        return 0, ()
+    if not others:
+        return picture.page, ()
+    are = "another is" if len(others) == 1 else f"{len(others)} others are"
+    read = f"page {picture.page + 1} of {len(pages)} is read, and {are} at least half as large"
+    return picture.page, (f"{read}: to have another read, save it as a file of its own",)
+
+
+def _area(directory: Directory) -> int:
+    """Pixels of a picture; 0 of a reduced one, and of a mask."""
+    if directory.integer(_KIND, 0) & (_REDUCED | _MASK):
         return 0
+    return directory.integer(_WIDTH, 0) * directory.integer(_HEIGHT, 0)
 
 
 def _refuse_nonsense(file: BinaryIO, path: Path) -> None:

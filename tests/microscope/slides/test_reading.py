@@ -82,6 +82,75 @@ def test_the_slide_is_found_behind_a_preview(preview: str, sub: bool, tmp_path: 
     slide.close()
 
 
+PAGES: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "two-by-openslide": ([{}, {}], "page 1 of 2 is read, and another is at least half as large"),
+    "two-behind-a-preview": ([{"preview": True}, {}, {}], "page 2 of 3 is read, and another is"),
+    "three-behind-a-preview": ([{"preview": True}, {}, {}, {}], "page 2 of 4 is read, and 2 others are"),
+    "two-of-16-bits": ([{"deep": True}, {"deep": True}], "page 1 of 2 is read, and another is"),
+    "two-in-strips": ([{"tile": None}, {"tile": None}], "page 1 of 2"),
+    "levels": ([{}, {"step": 2}, {"step": 4}], ""),
+    "levels-behind-a-preview": ([{"preview": True}, {}, {"step": 2}], ""),
+    "a-reduced-picture-of-its-size": ([{}, {"subfiletype": 1}], ""),
+}
+
+
+@pytest.mark.parametrize("ome", [False, True], ids=["plain", "ome"])
+@pytest.mark.parametrize("kind", PAGES)
+def test_of_several_slides_in_a_file_the_first_is_read_and_others_are_told(
+    kind: str, ome: bool, tmp_path: Path
+) -> None:
+    pages, said = PAGES[kind]
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, ome=ome) as writer:
+        for page in pages:
+            settings: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", **page}
+            preview, deep, step = (settings.pop(name, None) for name in ("preview", "deep", "step"))
+            pixels = SMALL if preview else PIXELS[:: step or 1, :: step or 1]
+            writer.write(
+                pixels.astype(np.uint16) * 257 if deep else pixels, metadata={} if ome else None, **settings
+            )
+    slide = open_slide(path)
+    assert (slide.read(0, 0, 0, 420, 300) == PIXELS).all()
+    assert said in " ".join(slide.notes) if said else slide.notes == ()
+    slide.close()
+
+
+def test_what_is_said_of_a_slides_values_is_of_all_that_was_read(tmp_path: Path) -> None:
+    pixels = np.full((300, 420, 4), (9_000, 9_000, 9_000, 65_535), np.uint16)
+    pixels[200:, 200:, :3] = 60_000
+    pixels[250:, 250:, 3] = 0
+    path = write_tiff(tmp_path / "a.tif", pixels, extrasamples=["unassalpha"], **HALF_A_MICRON)
+    slide = open_slide(path, white_level=40_000)
+    slide.read(0, 0, 0, 100, 100)
+    assert slide.notes == (
+        "16 bit, but the largest value is 9000 (14 bits used): read as dark, since white is 40000",
+    )
+    slide.read(0, 0, 0, 420, 300)
+    assert slide.notes == (
+        "transparent parts shown on white",
+        "16 bit, but values, up to 60000, lie above the white level 40000",
+    )
+    other = slide.reopened()
+    assert other.notes == ()
+    other.close()
+    slide.close()
+
+
+@pytest.mark.parametrize("sub", [False, True], ids=["openslide", "tifffile"])
+def test_a_handle_outlives_its_file(sub: bool, tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", PIXELS, sub=sub, levels=2, compression=None, **HALF_A_MICRON)
+    whole = path.read_bytes()
+    slide = open_slide(path)
+    path.write_bytes(b"")
+    for _ in range(3):
+        with pytest.raises(ImageError, match=r"a\.tif' cannot be"):
+            slide.read(0, 128, 128, 64, 64)
+    path.write_bytes(whole)
+    assert (slide.read(0, 128, 128, 64, 64) == PIXELS[128:192, 128:192]).all()
+    slide.close()
+    slide.close()
+
+
 @pytest.mark.parametrize(
     "compression", ["none", "lzw", "deflate", "packbits", "zstd", "lzma", "jpeg2000", "webp"]
 )

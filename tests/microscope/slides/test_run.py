@@ -27,7 +27,7 @@ from slide_files import HALF_A_MICRON, box, check_geojson, feature, tissue, writ
 
 import msmamba
 from msmamba.cli import mmdeploy
-from msmamba.errors import ImageError, InputError, TargetError
+from msmamba.errors import ImageError, InputError, Note, TargetError
 from msmamba.microscope.slides import classify_slide, open_slide, tiles
 from msmamba.microscope.slides.engine import TileResult
 from msmamba.microscope.slides.report import most_certain
@@ -441,6 +441,68 @@ def test_a_slide_of_which_no_tile_can_be_read_is_not_done(
     path.write_bytes(whole)
     classify_slides(session, bundles["fp32"], [path], out, options)
     assert all(not each.error for each in read_rows(out / "model-outputs-csv" / "a.ome.csv"))
+
+
+@pytest.mark.parametrize("sub", [False, True], ids=["openslide", "tifffile"])
+@pytest.mark.parametrize("goes", [True, False], ids=["goes-away", "is-written-to"])
+def test_a_slide_that_changes_while_it_is_read_is_not_done(
+    goes: bool, sub: bool, session: Session, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    slide = write_tiff(tmp_path / "left.tif", tissue(), levels=2, sub=sub, compression=None, **HALF_A_MICRON)
+    whole, status = slide.read_bytes(), slide.stat()
+
+    def lose(name: str, done: int, tiles: int) -> None:
+        if done == OPTIONS.batch_size:
+            os.truncate(slide, 1000)  # what is open is the same file, as on a drive that answers no more
+            if goes:
+                slide.unlink()
+
+    folder = tmp_path / "out"
+    with pytest.raises(ImageError, match=r"1 of 1 slides could not be classified \(left\): .*left\.tif' "):
+        classify_slides(session, bundles["fp32"], [slide], folder, OPTIONS, lose)
+    assert not outputs(folder).keys() & {f"model-outputs-{kind}/left.{kind}" for kind in ("csv", "geojson")}
+
+    slide.write_bytes(whole)
+    os.utime(slide, ns=(status.st_atime_ns, status.st_mtime_ns))
+    classify_slides(session, bundles["fp32"], [slide], folder, OPTIONS)
+    classify_slides(session, bundles["fp32"], [slide], tmp_path / "fresh", OPTIONS)
+    assert outputs(folder) == outputs(tmp_path / "fresh")
+
+
+def test_tiles_that_could_not_be_read_are_read_again_by_the_next_call(
+    session: Session, bundles: dict[str, Path], slides: list[Path], results: Path, tmp_path: Path
+) -> None:
+    """As after Ctrl-C while a drive was away."""
+    folder = tmp_path / "out"
+    shutil.copytree(results, folder)
+    done, partial = (folder / kind / "left.csv" for kind in ("model-outputs-csv", "partial"))
+    first, *rows = done.read_text().splitlines(keepends=True)
+    at = 2 * OPTIONS.batch_size + 1
+    place = ",".join(rows[at].split(",")[:4])
+    partial.write_text(
+        "".join([first, *rows[:at], f"{place},,,,the drive is away\n", *rows[at + 1 : at + 5]])
+    )
+    done.unlink()
+    begun: list[int] = []
+    classify_slides(
+        session, bundles["fp32"], slides[:1], folder, OPTIONS, lambda name, done, tiles: begun.append(done)
+    )
+    assert begun[0] == 2 * OPTIONS.batch_size
+    assert outputs(folder) == outputs(results)
+
+
+def test_what_reading_a_slide_had_to_decide_is_told_and_kept(
+    session: Session, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    dark = tissue().astype(np.uint16) << 4
+    slide = write_tiff(tmp_path / "dark.ome.tif", dark, ome=True, metadata={"axes": "YXS"})
+    options = replace(OPTIONS, tissue=None, mpp=None, pixel_for_pixel=True)
+    said = "dark.ome.tif': 16 bit, but the largest value is 4080 (12 bits used): read as dark"
+    with pytest.warns(Note, match=re.escape(said)):
+        classify_slides(session, bundles["fp32"], [slide], tmp_path / "out", options)
+    (note,) = json.loads((tmp_path / "out" / "run.json").read_text())["slides"]["dark.ome"]["notes"]
+    assert said in note
+    assert "16 bit, but the largest value is 4080" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("roi", [False, True], ids=["all", "roi"])
