@@ -77,6 +77,17 @@ class Step:
 # What steps share
 
 
+def need(*modules: str) -> None:
+    """Says which modules are missing.
+
+    Raises:
+        Lacks: some are.
+    """
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise Lacks(f"the packages {', '.join(missing)}")
+
+
 def gpu() -> Row:
     """The first GPU as the driver describes it, asked without any package.
 
@@ -203,6 +214,7 @@ def build_step(folder: Path, tell: Tell) -> None:
             raise RuntimeError(obstacle)
         tell(library=cpu.library_path().name, kernels=cpu.kernels(), seconds="built elsewhere")
         return
+    need("setuptools")
     command = [sys.executable, "setup.py", "build_ext", "--inplace", f"--build-temp={folder / 'build'}"]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -229,24 +241,26 @@ def tests_step(folder: Path, tell: Tell) -> None:
     for path in files_with_gpu_tests():
         name = str(path.relative_to(ROOT))
         command = [sys.executable, "-m", "pytest", *options, name]
-        run = subprocess.Popen(
+        with subprocess.Popen(
             command,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-        assert run.stdout is not None
-        last = ""
-        for line in run.stdout:
-            if outcome := re.match(r"(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED)\b(?: (\(.*\)))?", line):
-                tell(outcome=outcome[2].lower(), test=f"{outcome[1]} {outcome[3] or ''}".strip())
-            elif reason := re.match(r"(?:FAILED|ERROR) (.*)", line):
-                tell(outcome="because", test=reason[1].strip())
-            last = line.strip().strip("=").strip() or last
+            # In a line of so many columns pytest says why a test failed; in one of 80, its name alone.
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "400"},
+        ) as run:
+            assert run.stdout is not None
+            last = ""
+            for line in run.stdout:
+                print(line, end="")  # what is kept of a step that fails
+                if outcome := re.match(r"(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED)\b(?: (\(.*\)))?", line):
+                    tell(outcome=outcome[2].lower(), test=f"{outcome[1]} {outcome[3] or ''}".strip())
+                elif reason := re.match(r"(?:FAILED|ERROR) (.*)", line):
+                    tell(outcome="because", test=reason[1].strip())
+                last = line.strip().strip("=").strip() or last
         tell(outcome="all", test=f"{name}: {last}")
-        if run.wait():
+        if run.returncode:
             unwell.append(name)
     if unwell:
         raise RuntimeError(f"tests failed in {', '.join(unwell)}")
@@ -461,9 +475,9 @@ def gradient_differences(ours: dict[str, Any], others: dict[str, Any]) -> tuple[
     """
     apart = {key: float((ours[key] - other).norm()) for key, other in others.items()}
     norms = {key: float(other.norm()) for key, other in others.items()}
-    least = 1e-3 * max(norms.values())
+    least = 1e-3 * max(norms.values()) or 1.0
     worst = max(apart, key=lambda key: apart[key] / max(norms[key], least))
-    total = sum(n**2 for n in apart.values()) ** 0.5 / sum(n**2 for n in norms.values()) ** 0.5
+    total = sum(n**2 for n in apart.values()) ** 0.5 / (sum(n**2 for n in norms.values()) ** 0.5 or 1.0)
     return total, apart[worst] / max(norms[worst], least), worst
 
 
@@ -491,23 +505,26 @@ def _training(batch: int) -> tuple[Any, Callable[[], None]]:
 
 def export_step(folder: Path, tell: Tell) -> None:
     """Bundles of both precisions for later steps: of tiny, and of a trained checkpoint if there is one."""
-    from msmamba.export.bundle import ExportOptions, export_bundle
-    from msmamba.model.networks.checkpoint import save_checkpoint
-
     tiny, trained = folder / "tiny.safetensors", os.environ.get("DEVICE_CHECK_CHECKPOINT")
-    brought = os.environ.get("DEVICE_CHECK_BUNDLES")
-    labels = [f"class {i}" for i in range(CLASSES)]
-    if brought and (Path(brought) / tiny.name).is_file():
-        shutil.copyfile(Path(brought) / tiny.name, tiny)
+    brought = Path(os.environ.get("DEVICE_CHECK_BUNDLES", folder))
+    if (brought / tiny.name).is_file() and brought != folder:
+        shutil.copyfile(brought / tiny.name, tiny)
     else:
+        need(*_EXPORT)
+        from msmamba.model.networks.checkpoint import save_checkpoint
+
+        labels = [f"class {i}" for i in range(CLASSES)]
         save_checkpoint(tiny, network(), labels=labels, image_size=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
     for prefix, checkpoint in {"": tiny, "parity-": trained}.items():
         for precision in ("fp32", "fp16") if checkpoint else ():
             name, start = f"{prefix}{precision}", time.perf_counter()
-            if brought and (Path(brought) / name).is_dir():
-                shutil.copytree(Path(brought) / name, folder / name, dirs_exist_ok=True)
+            if (brought / name).is_dir() and brought != folder:
+                shutil.copytree(brought / name, folder / name, dirs_exist_ok=True)
                 tell(bundle=name, seconds="made elsewhere")
                 continue
+            need(*_EXPORT)
+            from msmamba.export.bundle import ExportOptions, export_bundle
+
             export = export_bundle(checkpoint, folder / name, ExportOptions(precision), force=True)
             tell(
                 bundle=name,
@@ -542,44 +559,61 @@ def onnxruntime_step(folder: Path, tell: Tell) -> None:
     for precision in ("fp32", "fp16"):
         with msmamba.open(bundle_of(folder, precision), device="cpu") as session:
             expected[precision] = np.concatenate([session.run(images[i : i + 1]) for i in range(len(images))])
-    ways = [(precision, "native", graphs) for precision in expected for graphs in (True, False)]
-    for precision, kernels, graphs in (*ways, ("fp32", "functions", False), ("fp16", "functions", False)):
-        onnxruntime_cuda.OPTIONS["enable_cuda_graph"] = str(int(graphs))
-        asked = f"{kernels}{'' if graphs else ', without CUDA graphs'}"
-        try:
-            session = msmamba.open(folder / precision, device="cuda", provider="cuda", kernels=kernels)
-        except MsmambaError as error:
-            tell(bundle=precision, kernels=asked, path=str(error))
-            continue
-        with session:
-            for batch in BATCHES if kernels == "native" else BATCHES[:1]:
-                part = images[:batch]
-                logits = session.run(part)
-                tell(
-                    bundle=precision,
-                    kernels=asked,
-                    path="as above" if kernels == "native" and not graphs else session.path,
-                    batch=batch,
-                    ms=median_ms(partial(session.run, part), 20 if kernels == "native" else 3),
-                    off_the_CPU=float(np.abs(logits - expected[precision][:batch]).max()),
-                    flips=int((logits.argmax(1) != expected[precision][:batch].argmax(1)).sum()),
-                )
-            if graphs and importlib.util.find_spec("cupy") is not None:
-                import cupy
+    kept = dict(onnxruntime_cuda.OPTIONS)
+    ways: dict[str, tuple[str, dict[str, str]]] = {
+        "native": ("native", {}),
+        "native, without CUDA graphs": ("native", {"enable_cuda_graph": "0"}),
+        "native, biases inside convolutions": ("native", {"fuse_conv_bias": "1"}),
+        "functions": ("functions", {}),
+    }
+    for way, (kernels, options) in ways.items():
+        for precision, logits in expected.items():
+            onnxruntime_cuda.OPTIONS.clear()
+            onnxruntime_cuda.OPTIONS.update({**kept, **options})
+            start = time.perf_counter()
+            try:
+                with msmamba.open(
+                    folder / precision, device="cuda", provider="cuda", kernels=kernels
+                ) as session:
+                    opened = round(time.perf_counter() - start, 1)
+                    path = (
+                        "as above" if "enable_cuda_graph" in options else session.path
+                    )  # asked behind its back
+                    tell(bundle=precision, kernels=way, path=path, opened_s=opened)
+                    for batch in BATCHES if kernels == "native" else BATCHES[:1]:
+                        found = session.run(images[:batch])
+                        tell(
+                            bundle=precision,
+                            kernels=way,
+                            batch=batch,
+                            ms=median_ms(
+                                partial(session.run, images[:batch]), 20 if kernels == "native" else 3
+                            ),
+                            off_the_CPU=float(np.abs(found - logits[:batch]).max()),
+                            flips=int((found.argmax(1) != logits[:batch].argmax(1)).sum()),
+                        )
+                    if way == "native" and importlib.util.find_spec("cupy") is not None:
+                        same = _same_from_cupy(session, images[:batch], found)
+                        tell(bundle=precision, kernels=way, batch=batch, from_the_GPUs_memory_the_same=same)
+            except MsmambaError as error:
+                tell(bundle=precision, kernels=way, path=str(error))
 
-                try:
-                    same = np.array_equal(session.run(cupy.asarray(part)), logits)
-                except MsmambaError as error:
-                    same = str(error)
-                tell(bundle=precision, kernels=asked, batch=batch, from_the_GPUs_memory_the_same=same)
+
+def _same_from_cupy(session: Any, images: Any, logits: Any) -> bool | str:
+    """Whether images in CuPy's memory give the same bits, or what went wrong, be it in CuPy."""
+    import numpy as np
+
+    try:
+        import cupy
+
+        return np.array_equal(session.run(cupy.asarray(images)), logits)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def parity_step(folder: Path, tell: Tell) -> None:
     """`mmdeploy verify` of a trained checkpoint's bundles on CUDA, on labelled images."""
-    import numpy as np
-
     from msmamba.errors import MsmambaError
-    from msmamba.export.proof.verify import verify
 
     checkpoint, data = os.environ.get("DEVICE_CHECK_CHECKPOINT"), os.environ.get("DEVICE_CHECK_DATA")
     if not checkpoint or not data:
@@ -587,20 +621,29 @@ def parity_step(folder: Path, tell: Tell) -> None:
     for precision in ("fp32", "fp16"):
         bundle = bundle_of(folder, f"parity-{precision}")
         try:
-            parity = verify(bundle, checkpoint, [data], device="cuda", provider="cuda")
+            tell(bundle=precision, **verified(bundle, checkpoint, data, "cuda"))
         except MsmambaError as error:
             tell(bundle=precision, path=str(error))
-            continue
-        tell(
-            bundle=precision,
-            path=parity.executed_by,
-            images=parity.images,
-            off_the_checkpoint=parity.max_abs_error,
-            bar=np.inf if parity.bar.max_abs_error is None else parity.bar.max_abs_error,
-            flips=parity.flips,
-            undecided=len(parity.undecided),
-            passed=parity.passed,
-        )
+
+
+def verified(bundle: Path, checkpoint: str, data: str, device: str) -> Row:
+    """What `mmdeploy verify` says of a bundle on ONNX Runtime's provider of a device.
+
+    Raises:
+        MsmambaError: it does not run there, or cannot be compared.
+    """
+    from msmamba.export.proof.verify import verify
+
+    parity = verify(bundle, checkpoint, [data], device=device, provider=device)
+    return {
+        "path": parity.executed_by,
+        "images": parity.images,
+        "off_the_checkpoint": parity.max_abs_error,
+        "bar": "none" if parity.bar.max_abs_error is None else parity.bar.max_abs_error,
+        "flips": parity.flips,
+        "undecided": parity.undecided,
+        "passed": parity.passed,
+    }
 
 
 def launch_step(folder: Path, tell: Tell) -> None:
@@ -701,24 +744,24 @@ def sanitizer_step(folder: Path, tell: Tell) -> None:
 
 
 _TESTS = ("pytest", "filelock", "hypothesis", "numpy")
-_EXPORT = ("numpy", "torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
+_EXPORT = ("numpy", "torch", "safetensors", "onnx", "onnxscript", "onnxruntime", "simplejpeg")
 # In the order of what they decide, with what takes long and decides little at the end.
 STEPS: dict[str, Step] = {
     "machine": Step(machine_step, "The machine", 20, on_gpu=False),
-    "build": Step(build_step, "The native library", 120, ("numpy", "setuptools"), on_gpu=False),
+    "build": Step(build_step, "The native library", 120, ("numpy",), on_gpu=False),
     "tests": Step(tests_step, "Tests marked gpu", 120, (*_TESTS, "torch", "triton")),
     "scan": Step(scan_step, "The scan, forward and backward", 90, ("torch", "triton")),
     "launch": Step(launch_step, "Launches through the driver", 40, ("numpy", "triton", "cuda")),
-    "export": Step(export_step, "Bundles", 100, (*_EXPORT, "simplejpeg"), on_gpu=False),
+    "export": Step(export_step, "Bundles", 100, on_gpu=False),
     "onnxruntime": Step(onnxruntime_step, "ONNX Runtime on CUDA", 90, ("numpy", "onnxruntime")),
     "training": Step(training_step, "A training step of tiny", 90, ("torch", "triton", "safetensors")),
     "sanitizer": Step(
-        sanitizer_step, "NVIDIA's checkers", 60, ("pytest", "numpy", "torch", "triton", "cuda")
+        sanitizer_step, "NVIDIA's checkers", 90, ("pytest", "numpy", "torch", "triton", "cuda")
     ),
-    "parity": Step(parity_step, "Parity of a trained checkpoint", 120, (*_EXPORT, "simplejpeg")),
+    "parity": Step(parity_step, "Parity of a trained checkpoint", 120, (*_EXPORT, "sklearn")),
     "network": Step(network_step, "The network in PyTorch", 45, ("torch", "triton", "safetensors")),
     "tensorrt_rtx": Step(tensorrt_rtx_step, "TensorRT-RTX", 60, (*_EXPORT, "tensorrt_rtx", "cuda")),
-    "compile": Step(compile_step, "The network by torch.compile", 90, ("torch", "triton", "safetensors")),
+    "compile": Step(compile_step, "The network by torch.compile", 180, ("torch", "triton", "safetensors")),
 }
 
 
@@ -728,9 +771,7 @@ STEPS: dict[str, Step] = {
 def check(name: str, folder: Path, rows: Path) -> None:
     """One step, in this process: its rows go to a file as they are found."""
     step = STEPS[name]
-    missing = [module for module in step.needs if importlib.util.find_spec(module) is None]
-    if missing:
-        raise Lacks(f"the packages {', '.join(missing)}")
+    need(*step.needs)
     if step.on_gpu:
         gpu()
     with rows.open("a", encoding="utf-8") as file:

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -159,6 +160,48 @@ def test_gradients_that_are_nothing_but_rounding_do_not_count(device_check: Modu
     assert (total, worst, name) == (pytest.approx(1e-6, rel=0.1), pytest.approx(1e-6, rel=0.1), "weight")
     ours["weight"] = ours["weight"] * 2
     assert device_check.gradient_differences(ours, others)[1] == pytest.approx(1, rel=0.01)
+    nothing = {"weight": torch.zeros(100)}
+    assert device_check.gradient_differences(nothing, nothing) == (0, 0, "weight")
+
+
+def test_a_bundles_parity_is_a_row(
+    device_check: ModuleType, bundles: dict[str, Path], checkpoint: Path, micrographs: Path, tmp_path: Path
+) -> None:
+    """On the CPU what the step does on CUDA."""
+    bundle = shutil.copytree(bundles["fp16"], tmp_path / "fp16")
+    row = device_check.verified(bundle, str(checkpoint), str(micrographs), "cpu")
+    assert row["path"].startswith("onnxruntime CPU")
+    assert 0 < row["off_the_checkpoint"] <= row["bar"]
+    assert (row["images"], row["flips"], row["passed"]) == (12, 0, True)
+    assert 0 <= row["undecided"] <= 12
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_why_a_test_failed_is_told_and_its_traceback_kept(
+    tmp_path: Path,
+    device_check: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "test_" + "_".join(["of_a_long_name"] * 6)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_played.py").write_text(
+        "import pytest\n\n"
+        "def scanned():\n    raise RuntimeError('an illegal memory access')\n\n"
+        f"@pytest.mark.gpu\ndef {name}():\n    scanned()\n"
+    )
+    monkeypatch.setattr(device_check, "ROOT", tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    rows: list[dict[str, str]] = []
+    with pytest.raises(RuntimeError, match=r"tests failed in tests/test_played\.py"):
+        device_check.tests_step(tmp_path, lambda **row: rows.append(row))
+    (because,) = (row["test"] for row in rows if row["outcome"] == "because")
+    assert because == f"tests/test_played.py::{name} - RuntimeError: an illegal memory access"
+    assert "test_played.py:4: in scanned" in capsys.readouterr().out
+
+
+def test_what_cupy_cannot_do_costs_its_own_row_alone(device_check: ModuleType) -> None:
+    assert "Error: " in device_check._same_from_cupy(None, None, None)
 
 
 def test_bundles_and_a_library_that_were_made_elsewhere_are_taken(
@@ -178,6 +221,12 @@ def test_bundles_and_a_library_that_were_made_elsewhere_are_taken(
         ("fp16", "made elsewhere"),
     ]
     assert device_check.bundle_of(tmp_path / "out", "fp16").joinpath("model.onnx").is_file()
+    # Nothing of the exporter is asked for by then, but where a bundle is missing.
+    monkeypatch.setattr(device_check, "_EXPORT", ("numpy", "no_such_package"))
+    device_check.export_step(tmp_path / "out", lambda **row: rows.append(row))
+    monkeypatch.setenv("DEVICE_CHECK_CHECKPOINT", str(tmp_path / "trained.safetensors"))
+    with pytest.raises(device_check.Lacks, match="the packages no_such_package"):
+        device_check.export_step(tmp_path / "out", lambda **row: rows.append(row))
 
     built = cpu.library_path()
     assert built is not None

@@ -24,9 +24,18 @@ pytestmark = pytest.mark.gpu
 TIMES_THE_REFERENCE = {"float16": 2, "float32": 3}
 
 
+MOST_DIFFERENT = 4
+"""Maps of a batch that differ; the rest repeat them, since what they should be is computed on a CPU."""
+
+
 @cache
 def _truth(case: ScanCase) -> Truth:
     return truth(case.inputs())
+
+
+def _repeated(arrays: dict[str, NDArray[np.generic]], times: int) -> dict[str, NDArray[np.generic]]:
+    weights = ("A", "D", "delta_bias")
+    return {k: v if k in weights else np.concatenate([v] * times) for k, v in arrays.items()}
 
 
 def _call(result: tuple[Any, ...]) -> Any:
@@ -92,8 +101,8 @@ def device() -> Iterator[Device]:
 def test_the_driver_launch_agrees_with_the_reference(
     device: Device, case: ScanCase, element_type: str, chunks: int | None
 ) -> None:
-    case = replace(case, element_type=element_type)
-    inputs = case.inputs()
+    different = replace(case, element_type=element_type, batch=min(case.batch, MOST_DIFFERENT))
+    inputs = _repeated(different.inputs(), case.batch // different.batch)
     found = current_device()
     compute_capability, multiprocessors = found.compute_capability, found.multiprocessors
     kernels = LoadedKernels.of(compile_package(element_type, STATES, (compute_capability,)))
@@ -109,7 +118,10 @@ def test_the_driver_launch_agrees_with_the_reference(
 
     kernels.launch(plan, tensors, workspace, stream)
     plain = device.get(tensors["y"], poison)
-    _truth(case).check(plain, TIMES_THE_REFERENCE[element_type])
+    first, *others = np.split(plain, case.batch // different.batch)
+    _truth(different).check(first, TIMES_THE_REFERENCE[element_type])
+    for other in others:
+        np.testing.assert_array_equal(other, first)
 
     driver = device.driver
     _call(driver.cuMemcpyHtoD(tensors["y"], poison.ctypes.data, poison.nbytes))
