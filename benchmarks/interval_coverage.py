@@ -1,7 +1,8 @@
 """How often the bootstrap's 95 % intervals hold the truth, where the truth is known.
 
 Scores of two classes are drawn from two normal distributions a given distance apart, so AUC and accuracy are
-known in closed form. The figures stand in docs/verification.md.
+known in closed form. Of the calibration error, logits are drawn from a normal distribution, and whether
+the answer is right by their softmax at another temperature. The figures stand in docs/verification.md.
 
     python benchmarks/interval_coverage.py [--trials 1000] [--resamples 400]
 """
@@ -15,10 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import norm
 
-from msmamba.measures.uncertainty import resample
+from msmamba.measures.metrics import log_softmax
+from msmamba.measures.uncertainty import calibration_error, resample
 
 CASES = ((1, 60), (2, 60), (3, 60), (4, 60), (4, 105), (2, 20))
 """Distance of the distributions in standard deviations, and images of each class."""
+LAWS = ((1, 1.5, 5), (1, 4, 3), (0.7, 1.5, 5), (0.7, 4, 3), (0.4, 3, 8), (1.5, 1, 4))
+"""What the logits are to be multiplied by to be right, their standard deviation, and classes."""
+IMAGES = (20, 60, 320, 1000)
 
 
 def coverage(distance: float, images: int, trials: int, resamples: int) -> dict[str, float]:
@@ -41,6 +46,28 @@ def coverage(distance: float, images: int, trials: int, resamples: int) -> dict[
     return {name: count / trials for name, count in held.items()}
 
 
+def calibration_coverage(law: tuple[float, float, int], images: int, trials: int) -> tuple[float, float]:
+    """The true calibration error, and the share of data sets whose intervals hold it."""
+    factor, deviation, classes = law
+    generator = np.random.default_rng(0)
+
+    def drawn(count: int) -> tuple[np.ndarray, np.ndarray]:
+        """How sure the answers are, and how often each is right."""
+        logits = generator.normal(0, deviation, (count, classes))
+        chances = np.exp(log_softmax(factor * logits))
+        given = logits.argmax(axis=1)
+        return np.exp(log_softmax(logits)).max(axis=1), chances[np.arange(count), given]
+
+    confidence, chance = drawn(1_000_000)
+    true, _ = calibration_error(confidence, chance)
+    held = 0
+    for _ in range(trials):
+        confidence, chance = drawn(images)
+        _, interval = calibration_error(confidence, generator.random(images) < chance)
+        held += interval.low <= true + 1e-9 and true <= interval.high
+    return true, held / trials
+
+
 def main() -> None:
     """Prints one row a case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -58,6 +85,13 @@ def main() -> None:
             f"{norm.cdf(distance / 2):.4f}",
             f"{100 * found['accuracy']:.1f}",
         )
+    Console().print(table)
+    table = Table(
+        "sure by", "spread", "classes", "calibration error, %", *(f"{n} images: held, %" for n in IMAGES)
+    )
+    for law in LAWS:
+        found = [calibration_coverage(law, images, options.trials) for images in IMAGES]
+        table.add_row(*map(str, law), f"{100 * found[0][0]:.2f}", *(f"{100 * held:.1f}" for _, held in found))
     Console().print(table)
 
 

@@ -37,7 +37,7 @@ from ..measures.selective import (
     select,
     temperature,
 )
-from ..measures.uncertainty import Interval, proportion_interval, resample
+from ..measures.uncertainty import Interval, calibration_error, proportion_interval
 from ..runtime import Manifest, open_session
 from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME, SCORES_NAME, Bundle, Kind, open_bundle, recognise
 from ..runtime.drift import CalibratedScores, answer_scores, picture_scores, unlikeness
@@ -308,9 +308,10 @@ def _errors(
 ) -> CalibrationErrors:
     """The calibration errors of the images that are chosen, of (N, C) logits and (N,) true classes."""
     rows = np.asarray(logits[chosen], np.float64)
-    figures = resample([np.exp(log_softmax(rows / scale)) for scale in (1, temperature)], truth[chosen])
-    before, after = (each.calibration_error for each in figures)
-    return CalibrationErrors(len(rows), before.estimate, before.interval(), after.estimate, after.interval())
+    right = rows.argmax(axis=1) == truth[chosen]
+    confidences = (np.exp(log_softmax(rows / scale)).max(axis=1) for scale in (1, temperature))
+    before, after = (calibration_error(each, right) for each in confidences)
+    return CalibrationErrors(len(rows), *before, *after)
 
 
 def _counts(verdicts: Sequence[Verdict]) -> dict[str, int]:

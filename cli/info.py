@@ -10,6 +10,8 @@ from .help import Command, option
 from .options import ablation_options, given, weights_option
 from .output import say
 
+_PAPERS_SIZE = 224
+
 
 @click.command(cls=Command, example="mmdeploy info t --no-parallel")
 @click.argument("model", metavar="CHECKPOINT|NETWORK")
@@ -18,12 +20,12 @@ from .output import say
     group="The network",
     type=click.IntRange(32),
     metavar="PIXELS",
-    default=224,
+    show_default="the checkpoint's, or 224",
     help="Side of the square input to count for.",
 )
 @ablation_options
 @weights_option
-def info(model: str, image_size: int, weights_of: str | None, **switches: bool | None) -> None:
+def info(model: str, image_size: int | None, weights_of: str | None, **switches: bool | None) -> None:
     """Count parameters and multiply-adds, the paper's way and in full.
 
     `mmdeploy networks` lists the networks by name. A checkpoint says itself which ablation it is; the
@@ -43,7 +45,11 @@ def info(model: str, image_size: int, weights_of: str | None, **switches: bool |
             f"{model} is a checkpoint, which says itself what it is: leave the switches out"
         )
     else:
-        arch = load_checkpoint(model, weights_of).network.arch
+        loaded = load_checkpoint(model, weights_of)
+        arch = loaded.network.arch
+        if image_size is None and loaded.preprocessing is not None:
+            image_size = loaded.preprocessing.image_size
+    image_size = image_size or _PAPERS_SIZE
     count = complexity(arch, image_size)
     say(f"{family_of(arch).describe(arch)}, {arch.num_classes} classes, {image_size} pixels")
     say(f"parameters      {count.parameters:>13,}  in a checkpoint (the paper's count)")

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from ..pages.figures import INK, TRAIN_COLOUR, VAL_COLOUR, write_figure
 from .metrics import log_softmax
 from .selective import certainty
-from .uncertainty import BINS, RESAMPLES, SEED, Interval, Resampled, proportion_interval
+from .uncertainty import RESAMPLES, SEED, Interval, Resampled, calibration_error, proportion_interval
 
 CURVE_POINTS = 200
 
@@ -136,10 +136,7 @@ def trust_of(
     rows = np.asarray(logits, np.float64)
     right = rows.argmax(axis=1) == truth
     confidence = np.exp(log_softmax(rows / temperature)).max(axis=1)
-    figures: dict[str, Callable[[Floats], float]] = {
-        "calibration": _calibration_error(confidence, right),
-        "area": _risk_coverage_area(certainty(rows), right),
-    }
+    figures: dict[str, Callable[[Floats], float]] = {"area": _risk_coverage_area(certainty(rows), right)}
     shares: dict[str, tuple[Flags, Flags]] = {}
     if decided is not None and candidates is not None:
         everything = np.ones(images, np.bool_)
@@ -169,7 +166,7 @@ def trust_of(
             return Figure(figures[name](np.ones(images)), Interval(0.0, 1.0))
         drawn = values[name][np.isfinite(values[name])]
         estimate = figures[name](np.ones(images))
-        # No influence: bias-corrected, as resampled calibration errors are too large, and not accelerated.
+        # No influence: bias-corrected, and not accelerated.
         return Figure(estimate, Resampled(estimate, drawn, np.zeros(images)).interval())
 
     answered = None
@@ -185,7 +182,9 @@ def trust_of(
     coverages, risks = risk_coverage(logits, truth)
     places = np.unique(np.linspace(0, len(risks) - 1, CURVE_POINTS).round().astype(int))
     curve = tuple(zip(coverages[places].tolist(), risks[places].tolist(), strict=True))
-    return Trust(images, count, of("calibration"), of("area"), answered, curve)
+    return Trust(
+        images, count, Figure(*calibration_error(confidence, right, members)), of("area"), answered, curve
+    )
 
 
 def write_risk_coverage(path: Path, trust: Trust, title: str, max_error: float | None = None) -> None:
@@ -282,17 +281,6 @@ def _area_of_none_or_all(units: int, *, wrong: bool) -> Figure:
         return Figure(1.0, Interval(least + (1 - least) * math.log1p(-least), 1.0, exact=True))
     most = proportion_interval(0, units).high
     return Figure(0.0, Interval(0.0, most * (1 - math.log(most)), exact=True))
-
-
-def _calibration_error(confidence: Floats, right: Flags) -> Callable[[Floats], float]:
-    places = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # a bin holds its upper edge
-    gaps = right - confidence
-
-    def figure(weights: Floats) -> float:
-        sums = np.bincount(places, weights * gaps, minlength=BINS)
-        return float(np.abs(sums).sum() / weights.sum())
-
-    return figure
 
 
 def _share(flags: Flags, among: Flags) -> Callable[[Floats], float]:

@@ -88,7 +88,7 @@ class Result:
         preprocessing_ms: None for a file that does not say its mean, std and labels.
         postprocessing_ms: None for a file that does not say its labels.
         images_per_second: how many images the network takes a second.
-        ratio: median of its latency over that of the first artefact.
+        ratio: median over the rounds of its latency over that of the first artefact in the same round.
         ratio_of_minima: its least latency over the first artefact's.
         peak_memory_mb: None where the system does not tell, or was not asked.
     """
@@ -160,8 +160,8 @@ class Benchmark:
             best = max(self.results, key=lambda result: result.images_per_second)
             said.append(f"most images a second, {best.images_per_second:.1f}: {best.case}")
         said.append(
-            f"{self.rounds} rounds, milliseconds a batch; ratio of medians and of minima ('least'); "
-            f"noise {self.noise:.1%}"
+            f"{self.rounds} rounds, milliseconds a batch; ratio: median of the rounds' own, "
+            f"least: of minima; noise {self.noise:.1%}"
         )
         return "\n".join([*lines, *(wrapped(line, width) for line in said)]) + "\n"
 

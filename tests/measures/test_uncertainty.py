@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
@@ -13,6 +14,7 @@ from msmamba.measures.uncertainty import (
     Interval,
     Resampled,
     bootstrap_interval,
+    calibration_error,
     mcnemar_p,
     metric_intervals,
     proportion_interval,
@@ -322,3 +324,38 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         bootstrap_interval(np.mean, np.zeros(3), groups=np.zeros(2))
     with pytest.raises(ValueError, match="cannot take 10 resamples to a level of 95"):
         bootstrap_interval(np.mean, np.zeros(3), resamples=10, level=95)
+
+
+@pytest.mark.parametrize("sureness", [1.0, 1.4, 0.6], ids=["calibrated", "too-sure", "not-sure-enough"])
+@pytest.mark.parametrize("images", [30, 300])
+def test_the_interval_of_a_calibration_error_holds_the_true_one(sureness: float, images: int) -> None:
+    generator = np.random.default_rng(0)
+
+    def drawn(count: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """How sure the answers are, and how often each is right."""
+        odds = np.abs(generator.normal(0, 2, count))
+        return 1 / (1 + np.exp(-sureness * odds)), 1 / (1 + np.exp(-odds))
+
+    confidence, chance = drawn(200_000)
+    bins = np.ceil(confidence * uncertainty.BINS).astype(int)
+    true = np.abs(np.bincount(bins, chance - confidence)).sum() / len(bins)
+    assert (true == pytest.approx(0, abs=1e-9)) == (sureness == 1)
+    held = 0
+    for _ in range(200):
+        confidence, chance = drawn(images)
+        error, interval = calibration_error(confidence, generator.random(images) < chance)
+        assert interval.low <= error <= interval.high
+        held += interval.low <= true + 1e-9 and true <= interval.high
+    assert held >= 190
+
+
+def test_the_chance_of_a_calibration_error_is_that_of_patients_where_they_are_known() -> None:
+    generator = np.random.default_rng(0)
+    patients = np.repeat(np.arange(30), 20)
+    confidence = np.full(600, 0.75)
+    right = (generator.random(30) < 0.75)[patients]  # all of a patient's images alike
+    (error, of_images), (same, of_patients) = (
+        calibration_error(confidence, right, groups) for groups in (None, patients)
+    )
+    assert error == same
+    assert of_patients.width > 3 * of_images.width

@@ -109,6 +109,14 @@ def test_info_knows_it_by_name() -> None:
     assert shown.stdout.startswith("toy_wide, 1000 classes, 224 pixels\n")
 
 
+def test_info_counts_at_the_size_of_the_checkpoints_images(checkpoint: Path) -> None:
+    preprocessing = load_checkpoint(checkpoint).preprocessing
+    assert preprocessing is not None
+    for words, size in (([], preprocessing.image_size), (["--image-size", "96"], 96)):
+        shown = CliRunner().invoke(mmdeploy, ["info", str(checkpoint), *words])
+        assert f" classes, {size} pixels\n" in shown.stdout
+
+
 def test_info_takes_what_is_no_file_for_a_name() -> None:
     wrong = CliRunner().invoke(mmdeploy, ["info", "toy_wid"])
     assert wrong.exit_code == 1
