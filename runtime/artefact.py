@@ -34,6 +34,8 @@ SEEN_NAME = "seen.json"
 SCORES_NAME = "scores.json"
 """Scores of the images that the bundle was calibrated on (`runtime.drift`)."""
 
+_TRAINED = "best.safetensors"  # the weights in the folder of a run
+
 Made = TypeVar("Made")
 
 ENGINE_MAGICS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
@@ -147,6 +149,11 @@ def _kind_of(path: Path) -> Kind:
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
             return Kind.BUNDLE
+        if (path / _TRAINED).is_file():
+            raise ArtefactError(
+                f"'{path}' is the folder of a run, not a bundle: its network is '{path / _TRAINED}', which "
+                "'mmdeploy export' makes a bundle of"
+            )
         raise ArtefactError(
             f"'{path}' is a folder without '{MANIFEST_NAME}': expected a bundle of 'mmdeploy export'"
         )

@@ -18,6 +18,7 @@ import io
 import json
 import lzma
 import math
+import re
 import shutil
 import struct
 import zipfile
@@ -62,6 +63,8 @@ _DAMAGE = (
     *(NotImplementedError, RuntimeError),  # a compression that Python has not; an encrypted member
 )
 _DONE = record({"source": listed(Kind("anything", lambda value: True)), "done": by_name(SHA256)})
+_ANOTHER = re.compile(r"(?!tissue)[a-z]+mnist", re.IGNORECASE)
+"""How the files of MedMNIST's other data sets are called."""
 _CHUNK = 1 << 20
 _BLOCK = 1 << 24
 """Bytes of pixels that are looked at together."""
@@ -159,6 +162,11 @@ def unpack(source: Path, folder: Path, strict: bool, advance: Callable[[int, int
         TargetError: there is not enough room.
     """
     path = _find(source)
+    if _ANOTHER.match(path.name):
+        raise DataError(
+            f"{path}: is another of MedMNIST's data sets by its name, whose numbers stand for other classes "
+            "than TissueMNIST's: save its images into a folder for each class, and import these as a 'folder'"
+        )
     try:
         with open_file(path) as file, zipfile.ZipFile(file) as archive:
             shapes = {split: _check_images(path, archive, f"{split}_images.npy") for split in SPLITS}

@@ -78,6 +78,12 @@ def test_nothing_and_emptiness_are_told_apart(tmp_path: Path) -> None:
         recognise(tmp_path)
 
 
+def test_the_folder_of_a_run_is_told_from_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").touch()
+    with pytest.raises(ArtefactError, match=r"folder of a run, not a bundle: .*best\.safetensors', which"):
+        recognise(tmp_path)
+
+
 @pytest.mark.parametrize("missing", [1, 7, 100])
 def test_a_truncated_onnx_file_is_called_that(onnx_file: Path, missing: int) -> None:
     onnx_file.write_bytes(onnx_file.read_bytes()[:-missing])

@@ -154,6 +154,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda folder: write(folder, SMALL, "other.npz").parent,
         "holds none; expected tissuemnist.npz",
     ),
+    "other-classes": (
+        lambda folder: write(folder, SMALL, "bloodmnist_64.npz"),
+        "another of MedMNIST's data sets by its name, whose numbers stand for other classes",
+    ),
     "two-files": (two_files, r"holds tissuemnist\.npz, tissuemnist_64\.npz: give the one to use"),
     "no-archive": (no_archive, "cannot be unpacked: File is not a zip file: download it again"),
     "cut-short": (cut_short, "cannot be unpacked"),
