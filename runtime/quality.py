@@ -8,7 +8,8 @@ network answers on all of them. Each measure here is a number in [0, 1] that dep
 - **Focus** is the part of the differences between neighbouring pixels that a blur would take away (F. Crété
   et al., The blur effect, SPIE 6492, 2007; one minus their measure): a sharp picture loses much by a blur, a
   blurred one little. A ratio of differences, it does not change with contrast or brightness, so neither stain
-  nor lamp moves it. Noise counts as detail: a dark, noisy picture looks sharper than it is.
+  nor lamp moves it. Noise counts as detail, and a camera's is enough to hide any blur: so there is a **coarse
+  focus** beside it, the same of the means of squares of four pixels, in which noise is a quarter.
 - **Exposure** is the brightest hundredth's brightness, the mean, and the parts that are black and white.
 - **Emptiness** is the part of the picture in which nothing is to be seen: squares of 16 pixels whose
   brightness hardly varies; uneven lighting varies little within so few pixels.
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 OUT_OF_FOCUS = 0.42
 """Focus below which a picture counts as out of focus."""
 
+COARSELY_OUT_OF_FOCUS = 0.32
+"""Coarse focus below which a picture counts as out of focus, whatever its focus is."""
+
 TOO_DARK = 0.25
 """Brightness of the brightest hundredth below which a picture counts as too dark."""
 
@@ -46,6 +50,8 @@ _FLAT = 3.0  # of 255: the deviation of brightness in a square below which nothi
 _BLOCK = 16  # pixels
 _BLOCKS = 12  # squares to a row, and rows of them, that are looked at at least
 _BLUR = 11  # pixels of the box that blurs, as in the source
+_SQUARE, _COARSE_BLUR = 4, 5  # pixels of the squares whose means are coarse, and squares of their box
+_COARSE = 60  # squares along both sides that a picture has at least to be judged by them
 _LINES = 128  # rows, and columns, that are looked at at least: more tell no more, and take longer
 
 
@@ -55,6 +61,7 @@ class Quality:
 
     Attributes:
         focus: 0 (blurred) to 1 (sharp); None where a picture has no detail by which to tell.
+        coarse_focus: the same at a quarter of the size, which noise hides less; None of small pictures, too.
         brightest: the brightness, 0 to 1, that a hundredth of the picture exceeds.
         brightness: the mean brightness, 0 to 1.
         black: the part of pixels, 0 to 1, that are black.
@@ -70,6 +77,7 @@ class Quality:
     white: float
     emptiness: float
     background: tuple[float, float, float]
+    coarse_focus: float | None = None
 
     @property
     def measures(self) -> dict[str, float | None]:
@@ -97,7 +105,13 @@ class Quality:
             found.append("too bright")
         if self.emptiness > EMPTY:
             found.append("empty")
-        elif self.focus is not None and self.focus < OUT_OF_FOCUS:
+        elif any(
+            value is not None and value < least
+            for value, least in (
+                (self.focus, OUT_OF_FOCUS),
+                (self.coarse_focus, COARSELY_OUT_OF_FOCUS),
+            )
+        ):
             found.append("out of focus")
         return tuple(found)
 
@@ -131,6 +145,7 @@ def quality_of(pixels: NDArray[np.uint8]) -> Quality:
         white=float((smallest >= _WHITE).mean()),
         emptiness=emptiness,
         background=(float(red), float(green), float(blue)),
+        coarse_focus=_coarse_focus(pixels) if emptiness < 1 else None,
     )
 
 
@@ -154,20 +169,38 @@ def _emptiness(pixels: NDArray[np.uint8]) -> float:
 
 def _focus(pixels: NDArray[np.uint8], rows: int, columns: int) -> float | None:
     """Focus along the worse of the two directions, so that a stage in motion is seen too."""
-    along = _kept_by_no_blur(_brightness(pixels[::rows]))
-    down = _kept_by_no_blur(_brightness(pixels[:, ::columns]).T)
+    along = _kept_by_no_blur(_brightness(pixels[::rows]), _BLUR)
+    down = _kept_by_no_blur(_brightness(pixels[:, ::columns]).T, _BLUR)
     return None if along is None or down is None else min(along, down)
 
 
-def _kept_by_no_blur(lines: NDArray[np.int16]) -> float | None:
-    """The part of the differences along (h, w) lines that a box of `_BLUR` pixels takes away."""
+def _coarse_focus(pixels: NDArray[np.uint8]) -> float | None:
+    """`_focus` of the means of squares, of rows of squares that lie apart."""
+    height, width, _ = pixels.shape
+    if min(height, width) < _COARSE * _SQUARE:
+        return None
+    along = _kept_by_no_blur(_squares(pixels), _COARSE_BLUR)
+    down = _kept_by_no_blur(_squares(pixels.transpose(1, 0, 2)), _COARSE_BLUR)
+    return None if along is None or down is None else min(along, down)
+
+
+def _squares(pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
+    """(H, W, 3) to (h, w): the sums of squares' brightness, at most 4080, of some rows of them."""
+    height, width = pixels.shape[0] // _SQUARE, pixels.shape[1] // _SQUARE
+    rows = pixels[: height * _SQUARE, : width * _SQUARE].reshape(height, _SQUARE, width * _SQUARE, 3)
+    bright = _brightness(rows[:: max(height // _COARSE, 1)]).sum(axis=1, dtype=np.int16)
+    return bright.reshape(len(bright), width, _SQUARE).sum(axis=2, dtype=np.int16)
+
+
+def _kept_by_no_blur(lines: NDArray[np.int16], box: int) -> float | None:
+    """The part of the differences along (h, w) lines that a box of so many pixels takes away."""
     sums = np.cumsum(lines, axis=1, dtype=np.int32)
-    # _BLUR times the blurred lines, where the box lies within them; beside them what they were.
-    blurred = sums[:, _BLUR:] - sums[:, :-_BLUR]
+    # `box` times the blurred lines, where it lies within them; beside them what they were.
+    blurred = sums[:, box:] - sums[:, :-box]
     if blurred.shape[1] < 2:
         return None
-    inner = lines[:, _BLUR // 2 + 1 :][:, : blurred.shape[1]]
-    before = _BLUR * np.abs(np.diff(inner, axis=1))  # at most 2805
+    inner = lines[:, box // 2 + 1 :][:, : blurred.shape[1]]
+    before = box * np.abs(np.diff(inner, axis=1))  # at most 2805, of squares 20400
     after = np.abs(np.diff(blurred, axis=1))
     total = before.sum(dtype=np.int64)
     return float(np.maximum(before - after, 0).sum(dtype=np.int64) / total) if total else None

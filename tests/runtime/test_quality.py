@@ -44,6 +44,32 @@ def test_focus_falls_with_every_blur(shape: tuple[int, int]) -> None:
     assert quality_of(field(*shape, blur=4)).faults == ("out of focus",)
 
 
+@pytest.mark.parametrize("noise", [1, 2, 4])
+def test_a_cameras_noise_hides_no_blur(noise: float) -> None:
+    """By the differences of single pixels alone such pictures are as sharp as can be."""
+    generator = np.random.default_rng(1)
+    for blur, faults in ((0.7, ()), (6, ("out of focus",))):
+        pixels = field(600, 800, blur=blur)
+        noisy = np.clip(pixels + generator.normal(0, noise, pixels.shape), 0, 255).astype(np.uint8)
+        quality = quality_of(noisy)
+        assert quality.faults == faults
+        assert quality.focus is not None
+        assert quality.focus > 0.42
+
+
+def test_rounding_hides_no_blur() -> None:
+    """A large picture far out of focus: its neighbouring pixels differ by less than a level."""
+    small = Image.fromarray(field(blur=0.7)).resize((1600, 1200), Image.Resampling.BICUBIC)
+    assert quality_of(np.asarray(small.filter(ImageFilter.GaussianBlur(16)))).faults == ("out of focus",)
+
+
+@pytest.mark.parametrize(("shape", "known"), [((239, 400), False), ((240, 240), True), ((1201, 1601), True)])
+def test_small_pictures_have_no_coarse_focus(shape: tuple[int, int], known: bool) -> None:
+    quality = quality_of(field(*shape))
+    assert (quality.coarse_focus is not None) == known
+    assert quality.faults == ()
+
+
 def test_a_stage_in_motion_is_out_of_focus_along_it() -> None:
     pixels = field().astype(np.float64)
     smeared = np.mean([np.roll(pixels, step, axis=1) for step in range(16)], axis=0).astype(np.uint8)
