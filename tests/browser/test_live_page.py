@@ -375,8 +375,10 @@ def test_it_fits_and_can_be_read_on_every_screen_in_both_themes(browser: WebDriv
         "return Math.min(...[...document.querySelectorAll('.tools button')].map((each) => each.offsetHeight))"
     )
     label = "return parseFloat(getComputedStyle(document.getElementById('label')).fontSize)"
+    below = "return document.getElementById('lamp').getBoundingClientRect().bottom - innerHeight"
+    screens = (1440, 900), (820, 1180), (360, 740), (844, 390), (640, 360)
     try:
-        for theme, (width, height) in product(("dark", "light"), ((1440, 900), (820, 1180), (360, 740))):
+        for theme, (width, height) in product(("dark", "light"), screens):
             scheme = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
             browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
             metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 1000}
@@ -387,6 +389,7 @@ def test_it_fits_and_can_be_read_on_every_screen_in_both_themes(browser: WebDriv
             assert contrast >= 4.5, f"{case}: {where}"
             assert browser.execute_script(low) >= 44, case
             assert browser.execute_script(label) >= 32, case
+            assert browser.execute_script(below) <= 0, case
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
