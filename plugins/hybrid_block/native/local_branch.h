@@ -41,17 +41,15 @@ class LocalBranch {
       fill_row<Lanes>(weights.expand_bias + filter * padded, half,
                       [&](int64_t c) { return expand_bias[2 * c + filter]; });
     }
-    const auto project_weight = [&](int64_t k, int64_t column) {
-      const int64_t filter = k / padded, c = k % padded;
-      return c < half ? project[column * 2 * half + 2 * c + filter] : 0.0f;
-    };
+    weights.project.pack(
+        [&](int64_t k, int64_t column) {
+          const int64_t filter = k / padded, c = k % padded;
+          return c < half ? project[column * 2 * half + 2 * c + filter] : 0.0f;
+        },
+        [&](int64_t column) { return *source[9] * source[8][column]; });
     if constexpr (Arithmetic::kInteger) {
-      const float *project_scale = source[8], *expanded_scale = source[9], *projected_scale = source[10];
-      weights.project.pack(project_weight, [&](int64_t column) { return *expanded_scale * project_scale[column]; });
-      weights.scales[0] = *expanded_scale;
-      weights.scales[1] = *projected_scale;
-    } else {
-      weights.project.pack(project_weight);
+      weights.scales[0] = *source[9];
+      weights.scales[1] = *source[10];
     }
     copy_row<Lanes>(weights.project_bias, project_bias, half);
   }

@@ -42,19 +42,6 @@ class Matrix {
   // the product is worth. Of floats nobody calls it.
   template <typename Weight, typename Scale>
   void pack(Weight weight, Scale scale) {
-    pack(weight);
-    if constexpr (Arithmetic::kInteger) {
-      for (int64_t column = 0; column < vectors_ * Lanes; ++column) {
-        int32_t sum = 0;
-        for (int64_t k = 0; column < columns_ && k < depth_; ++k) sum += static_cast<int32_t>(weight(k, column));
-        offsets_[column] = Arithmetic::kOffset * sum;
-        scales_[column] = column < columns_ ? scale(column) : 0.0f;
-      }
-    }
-  }
-
-  template <typename Weight>
-  void pack(Weight weight) {
     const Shares panels(vectors_, panels_);
     for (int64_t panel = 0; panel < panels_; ++panel) {
       const int64_t first = panels.first(panel) * Lanes, width = panels.size(panel) * Lanes;
@@ -75,6 +62,14 @@ class Matrix {
       }
       spans_[2 * panel] = begin;
       spans_[2 * panel + 1] = end;
+    }
+    if constexpr (Arithmetic::kInteger) {
+      for (int64_t column = 0; column < vectors_ * Lanes; ++column) {
+        int32_t sum = 0;
+        for (int64_t k = 0; column < columns_ && k < depth_; ++k) sum += static_cast<int32_t>(weight(k, column));
+        offsets_[column] = Arithmetic::kOffset * sum;
+        scales_[column] = column < columns_ ? scale(column) : 0.0f;
+      }
     }
   }
 

@@ -31,14 +31,9 @@ class ScanOutputs {
     auto weights = layout_in<Weights>(packed, sizes);
     copy_row<Lanes>(weights.out_norm_weight, source[0], sizes.inner);
     copy_row<Lanes>(weights.out_norm_bias, source[1], sizes.inner);
-    const auto project_weight = [&](int64_t k, int64_t c) { return project[k * model + from(c)]; };
-    if constexpr (Arithmetic::kInteger) {
-      const float *project_scale = source[9], *gated_scale = source[10];
-      weights.project.pack(project_weight, [&](int64_t c) { return *gated_scale * project_scale[from(c)]; });
-      *weights.gated_scale = *gated_scale;
-    } else {
-      weights.project.pack(project_weight);
-    }
+    weights.project.pack([&](int64_t k, int64_t c) { return project[k * model + from(c)]; },
+                         [&](int64_t c) { return *source[10] * source[9][from(c)]; });
+    if constexpr (Arithmetic::kInteger) *weights.gated_scale = *source[10];
     fill_row<Lanes>(weights.project_bias, model, [&](int64_t c) { return project_bias[from(c)]; });
     const auto fill = [&](float* row, auto value) {
       fill_row<Lanes>(row, half, [&](int64_t c) {
