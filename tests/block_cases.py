@@ -86,6 +86,8 @@ class BlockCase:
     states: int = 16
     float16: bool = False
     """Maps and weights are numbers that float16 holds."""
+    passed: int | None = None
+    """Channels of the map of ScanFeatures that stand before those it takes; half where None."""
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.side}x{self.side}x{self.half}-{self.groups}-groups-{self.states}-states"
@@ -197,7 +199,7 @@ class BlockCase:
             },
             "MIFA": {"local": (*image, self.half), "scanned": (*image, self.half)},
             "PatchMerging": {"x": (*self.map_shape("PatchMerging"), self.half)},
-            "ScanFeatures": {"x": (*image, 2 * self.half)},
+            "ScanFeatures": {"x": (*image, self.half + (self.half if self.passed is None else self.passed))},
             "ProjectedScan2D": {"features": (*grouped, 2 * self.model)},
         }
         rng = np.random.default_rng(self.side)

@@ -19,7 +19,16 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from .layers import channel_shuffle, channels_last
 from .microscopic_mamba import MIFA, PEVM, PSFFN, ConvNorm, HybridBlock, MicroscopicMamba, Stage
-from .operators import Merging, Weights, block_operator, projected_scan, scan_weights, with_operators
+from .operators import (
+    Merging,
+    Weights,
+    block_operator,
+    feature_weights,
+    projected_scan,
+    scan_features,
+    scan_weights,
+    with_operators,
+)
 
 
 class LocalBranch(nn.Module):
@@ -61,16 +70,8 @@ class ScanBranch(nn.Module):
         if block.PSFFN is None:
             raise ValueError("ScanBranch takes blocks that end in PSFFN")
         self.groups = branch.groups
-        self.d_model = block.in_proj.in_features
-        self.d_inner = block.conv2d.in_channels
         self.convolved = block.PSFFN.convolved
-        self.before = Weights(
-            norm_weight=norm.weight,
-            norm_bias=norm.bias,
-            in_weight=block.in_proj.weight.t(),
-            conv_weight=block.conv2d.weight,
-            conv_bias=block.conv2d.bias,
-        )
+        self.before = feature_weights(norm, block)
         self.scan = scan_weights(block)
         self.after = Weights(
             out_norm_weight=block.out_norm.weight,
@@ -86,18 +87,7 @@ class ScanBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, channels = x.shape
-        map_shape = [batch * self.groups, height, width]
-        tokens, gate, features = block_operator(
-            "ScanFeatures",
-            [x, *self.before.all()],
-            [
-                [*map_shape, self.d_model],
-                [*map_shape, self.d_inner],
-                [*map_shape, self.d_inner],
-            ],
-            groups=self.groups,
-            channels=self.d_inner,
-        )
+        tokens, gate, features = scan_features(x, self.before, self.groups)
         y = projected_scan(features, self.scan)
         (scanned,) = block_operator(
             "ScanOutputs",

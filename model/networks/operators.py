@@ -51,6 +51,30 @@ class Weights(nn.Module):
         return [getattr(self, name) for name in self.names]
 
 
+def feature_weights(norm: nn.LayerNorm, block: SS2D) -> Weights:
+    """What `scan_features` takes."""
+    return Weights(
+        norm_weight=norm.weight,
+        norm_bias=norm.bias,
+        in_weight=block.in_proj.weight.t(),
+        conv_weight=block.conv2d.weight,
+        conv_bias=block.conv2d.bias,
+    )
+
+
+def scan_features(x: Tensor, weights: Weights, groups: int = 1) -> tuple[Tensor, ...]:
+    """A norm of the last channels and, of each group of them, `SS2D.features` as one operator.
+
+    Returns:
+        The tokens (B*groups, H, W, d_model), the gate and the features (B*groups, H, W, D).
+    """
+    _, _, in_weight, _, conv_bias = tensors = weights.all()
+    model, inner = in_weight.shape[0], conv_bias.shape[0]
+    grouped = [x.shape[0] * groups, *x.shape[1:3]]
+    shapes = [[*grouped, model], [*grouped, inner], [*grouped, inner]]
+    return block_operator("ScanFeatures", [x, *tensors], shapes, groups=groups, channels=inner)
+
+
 def scan_weights(block: SS2D) -> Weights:
     """What `projected_scan` takes, computed once: the exporter folds small tensors only, and engines' kernels
     need A as a constant."""
@@ -88,6 +112,17 @@ class Merging(nn.Module):
         shape = [batch, height // 2, width // 2, 2 * channels]
         (merged,) = block_operator("PatchMerging", [x, *self.weights.all()], [shape])
         return merged
+
+
+def with_norm(block: SS2D, norm: nn.LayerNorm) -> None:
+    """Has one operator do what stands before the scan, and the norm before the block with it."""
+    block.before = feature_weights(norm, block)
+    block.features = partial(_features, weights=block.before)  # type: ignore[method-assign]  # of this copy alone
+
+
+def _features(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+    _, gate, features = scan_features(x, weights)
+    return features, gate
 
 
 def with_operators(network: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .family import Network, ScanWork
 from .layers import PatchEmbed, PatchMerging, initialise_transformer
-from .operators import with_operators
+from .operators import with_norm, with_operators
 from .ss2d import SS2D, scan_work
 from .staged import StagedArchitecture, StagedFamily, StagedNetwork, count, depths_in
 
@@ -37,7 +37,11 @@ class ScanArchitecture(StagedArchitecture):
 
 
 class ScanBlock(nn.Module):
-    """What a stage is made of: (B, H, W, C) to the same shape, with one SS2D in it."""
+    """What a stage is made of: (B, H, W, C) to the same shape, with one norm and one SS2D in it."""
+
+    ln_1: nn.Module
+    """The norm before SS2D."""
+    self_attention: SS2D
 
     def __init__(self, channels: int, d_state: int, drop_path: float) -> None:
         super().__init__()
@@ -103,7 +107,12 @@ class ScanPyramidFamily(StagedFamily):
     unit_types = (PatchEmbed, ScanBlock, PatchMerging)
 
     def inference_form(self, network: Network, image_size: int) -> nn.Module:
-        return with_operators(copy.deepcopy(network))
+        form = with_operators(copy.deepcopy(network))
+        for block in form.modules():
+            if isinstance(block, ScanBlock):
+                with_norm(block.self_attention, cast(nn.LayerNorm, block.ln_1))
+                block.ln_1 = nn.Identity()
+        return form
 
     def scan_work(self, network: Network, image_size: int) -> ScanWork:
         return scan_work(

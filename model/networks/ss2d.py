@@ -104,10 +104,14 @@ class SS2D(nn.Module):
             weights.delta_bias,
         )
 
+    def features(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What is scanned, and the gate: (B, H, W, d_model) to (B, H, W, D) each."""
+        x, z = self.in_proj(tokens).chunk(2, dim=-1)
+        return functional.silu(channels_last(self.conv2d(channels_first(x)))).contiguous(), z
+
     def gated(self, tokens: Tensor) -> Tensor:
         """All but the last projection: (B, H, W, d_model) to (B, H, W, D)."""
-        x, z = self.in_proj(tokens).chunk(2, dim=-1)  # (B, H, W, D) each
-        x = functional.silu(channels_last(self.conv2d(channels_first(x)))).contiguous()
+        x, z = self.features(tokens)
         gated: Tensor = self.out_norm(self.scan(x)) * functional.silu(z)
         return gated
 

@@ -26,7 +26,7 @@ project_weight, project_bias) -> local``; attribute ``channels`` = h
 ``ScanFeatures(x, norm_weight, norm_bias, in_weight, conv_weight, conv_bias) -> tokens, gate, features``;
 attributes ``groups`` = G and ``channels`` = D
 
-    x (batch, H, W, C), of which the second half is used; norm (h) twice; in_weight (d, 2D); conv
+    x (batch, H, W, any), of which the last h channels are used; norm (h) twice; in_weight (d, 2D); conv
     (D, 1, 3, 3) and (D). LayerNorm; the groups become the batch; tokens (batch*G, H, W, d); the first
     half of tokens @ in_weight goes through the convolution and SiLU to features (batch*G, H, W, D), the
     second half is gate, same shape.

@@ -202,8 +202,8 @@ class BlockOperator:
         """
         if self._handle is None:
             raise ValueError(f"this {self.op_type} is closed")
-        _, height, width, _ = maps[0].shape
-        expected = self._map_shapes(batch, height, width), self.output_shapes(batch, height, width)
+        _, height, width, channels = maps[0].shape
+        expected = self._map_shapes(batch, *maps[0].shape[1:]), self.output_shapes(batch, height, width)
         wrong = []
         for arrays, shapes in zip((maps, outputs), expected, strict=True):
             for array, shape in zip(arrays, shapes, strict=True):
@@ -214,7 +214,7 @@ class BlockOperator:
         if wrong:
             raise ValueError(f"{self.op_type}: {'; '.join(wrong)}")
         failure: bytes | None = _library().msmamba_block_run(
-            self._handle, batch, height, width, _addresses(maps), _addresses(outputs)
+            self._handle, batch, height, width, channels, _addresses(maps), _addresses(outputs)
         )
         if failure is not None:
             raise BackendError(f"the native {self.op_type} failed: {failure.decode()}")
@@ -226,7 +226,7 @@ class BlockOperator:
         self.run(batch, [np.ascontiguousarray(array, self.dtype) for array in maps], outputs)
         return outputs
 
-    def _map_shapes(self, batch: int, height: int, width: int) -> list[tuple[int, ...]]:
+    def _map_shapes(self, batch: int, height: int, width: int, channels: int) -> list[tuple[int, ...]]:
         sizes = self.sizes
         image, grouped = (batch, height, width), (batch * sizes.groups, height, width)
         shapes: dict[str, list[tuple[int, ...]]] = {
@@ -235,7 +235,7 @@ class BlockOperator:
             "ScanOutputs": [(*grouped, sizes.inner), (*grouped, sizes.inner), (*grouped, sizes.model)],
             "MIFA": [(*image, sizes.half), (*image, sizes.half)],
             "PatchMerging": [(*image, sizes.half)],
-            "ScanFeatures": [(*image, 2 * sizes.half)],
+            "ScanFeatures": [(*image, max(channels, sizes.half))],
             "ProjectedScan2D": [(*grouped, sizes.inner)],
         }
         return shapes[self.op_type.removesuffix(INT8)]
@@ -265,7 +265,7 @@ def _library() -> ctypes.CDLL:
         pointers,
     ]
     library.msmamba_block_create.restype = ctypes.c_void_p
-    library.msmamba_block_run.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, pointers, pointers]
+    library.msmamba_block_run.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 4, pointers, pointers]
     library.msmamba_block_run.restype = ctypes.c_char_p
     library.msmamba_block_destroy.argtypes = [ctypes.c_void_p]
     library.msmamba_block_destroy.restype = None

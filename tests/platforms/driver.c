@@ -115,11 +115,12 @@ static const char* run_backward(void* library, const Call* call) {
                   out[2], out[3], out[4], out[5], out[6]);
 }
 
-// Numbers: the operator, its maps' element type, its seven sizes, batch, height, width, and how many of the inputs are weights.
+// Numbers: the operator, its maps' element type, its seven sizes, batch, height, width and channels of its first map, and how
+// many of the inputs are weights.
 static const char* run_block(void* library, const Call* call) {
   const char* (*unfit)(int32_t, const int64_t*);
   void* (*create)(int32_t, int32_t, const int64_t*, void* const*);
-  const char* (*run)(const void*, int64_t, int64_t, int64_t, void* const*, void* const*);
+  const char* (*run)(const void*, int64_t, int64_t, int64_t, int64_t, void* const*, void* const*);
   void (*destroy)(void*);
   find(library, "msmamba_block_unfit", &unfit);
   find(library, "msmamba_block_create", &create);
@@ -130,7 +131,7 @@ static const char* run_block(void* library, const Call* call) {
   if (failure != NULL) return failure;
   void* const packed = create((int32_t)n[0], (int32_t)n[1], n + 2, call->inputs);
   if (packed == NULL) return "out of memory";
-  failure = run(packed, n[9], n[10], n[11], call->inputs + n[12], call->outputs);
+  failure = run(packed, n[9], n[10], n[11], n[12], call->inputs + n[13], call->outputs);
   destroy(packed);
   return failure;
 }

@@ -33,12 +33,12 @@ pytestmark = pytest.mark.skipif(
 
 CASES = [
     BlockCase(16, side=1),
-    BlockCase(16, side=2, groups=1, states=3),
+    BlockCase(16, side=2, groups=1, states=3, passed=0),
     BlockCase(24, batch=3, side=2),
     BlockCase(40, side=5),
     BlockCase(48, batch=2, side=9),
     BlockCase(8, batch=3, side=12, groups=2, states=1),
-    BlockCase(96, side=7, groups=2),
+    BlockCase(96, side=7, groups=2, passed=5),
     BlockCase(272, side=3),
 ]
 
@@ -102,7 +102,19 @@ def select_kernels(name: str) -> None:
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_agrees_with_the_definition(op_type: str, case: BlockCase, float16: bool, kernels: str) -> None:
     select_kernels(kernels)
-    case = replace(case, float16=float16)
+    assert_agrees(op_type, replace(case, float16=float16))
+
+
+@each_type
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("op_type", ["ScanFeatures", "ProjectedScan2D"])
+def test_all_of_many_channels_agree_with_the_definition(op_type: str, float16: bool, kernels: str) -> None:
+    """As in networks that scan without groups: MedMamba, VMamba."""
+    select_kernels(kernels)
+    assert_agrees(op_type, BlockCase(388, side=5, groups=1, passed=0, float16=float16))
+
+
+def assert_agrees(op_type: str, case: BlockCase) -> None:
     references = zip(exact(op_type, case), by_function(op_type, case), strict=True)
     for found, (expected, reference) in zip(run(op_type, case), references, strict=True):
         assert found.shape == expected.shape

@@ -122,8 +122,9 @@ def test_one_session_serves_several_threads_at_once(op_type: str) -> None:
             assert_same(outputs, expected)
 
 
-@each_operator
+@pytest.mark.parametrize("op_type", [each for each in OPERATORS if each != "ScanFeatures"])
 def test_a_map_of_another_width_is_refused(op_type: str) -> None:
+    """ScanFeatures takes the last channels of however many."""
     maps = CASE.maps(op_type)
     name, array = next(iter(maps.items()))
     width = array.shape[-1]
@@ -166,6 +167,18 @@ def test_a_map_with_an_odd_side_is_not_merged(odd: Any) -> None:
         pytest.raises(BackendError, match="PatchMerging failed: the map's height or width is odd"),
     ):
         operator(CASE.batch, *maps.values())
+
+
+def test_a_map_of_fewer_channels_than_its_norm_is_refused() -> None:
+    (x,) = CASE.maps("ScanFeatures").values()
+    session = native_session(block_model("ScanFeatures", CASE, function=False))
+    with pytest.raises(Exception, match="ScanFeatures: the map has fewer channels than the norm"):
+        session.run(None, {"x": x[..., : CASE.half - 1]})
+    with (
+        block.BlockOperator("ScanFeatures", CASE.weights("ScanFeatures")) as operator,
+        pytest.raises(ValueError, match=r"found float32 \(3, 6, 6, 23\), expected .*\(3, 6, 6, 24\)"),
+    ):
+        operator(CASE.batch, x[..., : CASE.half - 1])
 
 
 def test_groups_that_do_not_fill_an_image_are_refused() -> None:

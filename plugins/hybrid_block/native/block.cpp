@@ -255,11 +255,14 @@ const char* unfit_sizes(BlockOperator op, const BlockSizes& sizes) {
   return "no such operator";
 }
 
-const char* unfit_map(BlockOperator op, const MapShape& map) {
+const char* unfit_map(BlockOperator op, const BlockSizes& sizes, const MapShape& map) {
   if (map.height < 1 || map.width < 1) return "the map is empty";
   const bool many = map.height > kMostPositions / map.width || map.batch > kMostPositions / map.positions();
   if (many) return "the maps have more than 268,435,456 positions";
   switch (op) {
+    case BlockOperator::kScanFeatures:
+    case BlockOperator::kScanFeaturesInt8:
+      return map.channels >= sizes.half ? nullptr : "the map has fewer channels than the norm";
     case BlockOperator::kScanOutputs:
     case BlockOperator::kScanOutputsInt8:
       return map.height == map.width ? nullptr : "the map is not square, and its height and width are swapped";
@@ -289,7 +292,7 @@ std::unique_ptr<PackedOperator> PackedOperator::create(BlockOperator op, Element
 
 const char* PackedOperator::run(const MapShape& map, const void* const* inputs, void* const* outputs,
                                 const Parallel& parallel) const {
-  if (const char* reason = unfit_map(op_, map)) return reason;
+  if (const char* reason = unfit_map(op_, sizes_, map)) return reason;
   if (map.batch < 1) return nullptr;
   static const bool own_adders = has_own_adders();
   const size_t shared_bytes = kernels_.shared_bytes(sizes_, map);

@@ -21,8 +21,8 @@ bool too_wide(const BlockSizes& sizes);
 // Why weights of these sizes make no operator of the block, or null.
 const char* unfit_sizes(BlockOperator op, const BlockSizes& sizes);
 
-// Why the operator does not run on maps of this shape, or null.
-const char* unfit_map(BlockOperator op, const MapShape& map);
+// Why the operator of these sizes does not run on maps of this shape, or null.
+const char* unfit_map(BlockOperator op, const BlockSizes& sizes, const MapShape& map);
 
 class PackedOperator {
  public:

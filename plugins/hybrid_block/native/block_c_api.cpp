@@ -27,15 +27,16 @@ MSMAMBA_EXPORT void* msmamba_block_create(int32_t op, int32_t element, const int
       .release();
 }
 
-// Maps in and out in the contract's order, contiguous. Returns null when done, otherwise what went wrong (a static
-// string).
+// Maps in and out in the contract's order, contiguous, the first of so many channels. Returns null when done, otherwise
+// what went wrong (a static string).
 MSMAMBA_EXPORT const char* msmamba_block_run(const void* packed, int64_t batch, int64_t height, int64_t width,
-                                             const void* const* inputs, void* const* outputs) {
+                                             int64_t channels, const void* const* inputs, void* const* outputs) {
   const auto run = [](void*, int threads, void (*body)(void*), void* data) {
     msmamba::run_in_pool(threads, body, data);
   };
   const msmamba::Parallel pool = {nullptr, msmamba::pool_width(), run};
-  return static_cast<const msmamba::PackedOperator*>(packed)->run({batch, height, width}, inputs, outputs, pool);
+  return static_cast<const msmamba::PackedOperator*>(packed)->run({batch, height, width, channels}, inputs, outputs,
+                                                                    pool);
 }
 
 MSMAMBA_EXPORT void msmamba_block_destroy(void* packed) { delete static_cast<msmamba::PackedOperator*>(packed); }

@@ -44,6 +44,7 @@ struct MapShape {
   int64_t batch;
   int64_t height;
   int64_t width;
+  int64_t channels;  // of an operator's first map
 
   int64_t positions() const { return height * width; }
 };

@@ -17,6 +17,7 @@ namespace {
 
 // A tensor and its dimensions, one letter each: `b` batch, `g` batch * G, `H` and `W`, `K` = 4 directions and
 //   h  channels of a branch, a `C` of two branches     d  channels of a group
+//   c  channels of the first map, whatever they are
 //   D  inner channels, `E` twice, `X` four times them  S  step features of all directions
 //   N  states of all directions, `n` of one            q  convolved channels
 //   M  step features and twice the states
@@ -102,7 +103,7 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
      {{"y", "bIJC"}}},
     {"ScanFeatures",
      {{"groups", 'G'}, {"channels", 'D'}},
-     {{"x", "bHWC"}},
+     {{"x", "bHWc"}},
      {{"norm_weight", "h"}, {"norm_bias", "h"}, {"in_weight", "dE"}, {"conv_weight", "D133"}, {"conv_bias", "D"}},
      {{"tokens", "gHWd"}, {"gate", "gHWD"}, {"features", "gHWD"}}},
     {"ProjectedScan2D",
@@ -165,7 +166,7 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
      {{"scanned", "bHWh"}}},
     {"ScanFeaturesInt8",
      {{"groups", 'G'}, {"channels", 'D'}},
-     {{"x", "bHWC"}},
+     {{"x", "bHWc"}},
      {{"norm_weight", "h"},
       {"norm_bias", "h"},
       {"in_weight", "dE", kAsInt8},
@@ -218,6 +219,7 @@ struct Sizes {
       case 'G': return block.groups;
       case 'H': return map.height;
       case 'W': return map.width;
+      case 'c': return map.channels;
       case 'K': return kDirections;
       case 'h': return block.half;
       case 'C': return 2 * block.half;
@@ -260,7 +262,7 @@ struct Sizes {
   void learn_map(const TensorSpec& spec, const Input& first) {
     const int64_t images = first.dimensions[0];
     map = {spec.letters[0] == 'g' && block.groups > 0 ? images / block.groups : images, first.dimensions[1],
-           first.dimensions[2]};
+           first.dimensions[2], first.dimensions[3]};
   }
 };
 
@@ -432,7 +434,7 @@ Status* compute(void* kernel_, KernelContext* context) {
   sizes.block = packed.sizes();
   sizes.learn_map(spec.maps[0], maps[0]);
   // Before sizes are computed from it; a map of another rank is named below.
-  const char* unfit = maps[0].rank == 4 ? unfit_map(kernel.op.op, sizes.map) : nullptr;
+  const char* unfit = maps[0].rank == 4 ? unfit_map(kernel.op.op, sizes.block, sizes.map) : nullptr;
   if (unfit != nullptr) return refusal(api, kInvalidArgument, spec.op_type, unfit);
   const void* inputs[kMostMaps];
   for (size_t i = 0; i < map_count; ++i) {

@@ -1,4 +1,4 @@
-// ScanFeatures: LayerNorm, groups, input projection, depthwise 3x3 with SiLU.
+// ScanFeatures: of a map's last channels LayerNorm, groups, input projection, depthwise 3x3 with SiLU.
 //
 // h channels in G groups of d; D inner channels; P = G * D with padding; L = H * W. Within the kernel the groups of
 // a position stay side by side, so that few channels a group still fill vectors; each is written to the map
@@ -93,13 +93,13 @@ class ScanFeatures {
   static void project(const msmamba::BlockCall& call, const msmamba::Tile& tile, void* memory) {
     const msmamba::BlockSizes& sizes = call.sizes;
     const int64_t half = sizes.half, model = sizes.model, inner = sizes.inner, padded = padded_width(sizes);
-    const int64_t length = call.map.positions(), count = tile.last - tile.first;
+    const int64_t length = call.map.positions(), count = tile.last - tile.first, channels = call.map.channels;
     const auto weights = layout_in<Weights>(call.packed, sizes);
     const auto buffers = layout_in<Buffers>(memory, sizes);
-    const Element* const x = map_in<Element>(call, 0) + (tile.image * length + tile.first) * 2 * half + half;
+    const Element* const x = map_in<Element>(call, 0) + (tile.image * length + tile.first + 1) * channels - half;
     float* const flow = static_cast<float*>(call.shared) + (tile.image * length + tile.first) * padded;
 
-    layer_norm<Lanes>(x, 2 * half, count, half, weights.norm_weight, weights.norm_bias,
+    layer_norm<Lanes>(x, channels, count, half, weights.norm_weight, weights.norm_bias,
                       [&](int64_t row, int64_t first, Float<Lanes> value, auto used) MSMAMBA_INLINE_BODY {
                         store<Lanes>(buffers.normed + row * half + first, value, used);
                       });

@@ -201,7 +201,8 @@ def test_each_goes_the_whole_way(name: str, precision: str, micrographs: Path, t
     assert probes <= shown  # the others are in files of earlier versions
     assert len(scan_nodes(model)) == export.scans == (4 if "mamba" in name else 0)
     operators = Counter(node.op_type for node in model.graph.node if node.domain == "msmamba")
-    assert operators == ({"ProjectedScan2D": 4, "PatchMerging": 3} if "mamba" in name else {})
+    own = {"ScanFeatures": 4, "ProjectedScan2D": 4, "PatchMerging": 3}
+    assert operators == (own if "mamba" in name else {})
     assert "Resize" not in {
         node.op_type for node in model.graph.node
     }  # of position embeddings, for every image
