@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import BackendError, InputError, reason_of
 from ..plugins import cuda_driver
 from .device_arrays import DeviceArray
 
@@ -76,14 +76,18 @@ class BoundRuns:
 
         Raises:
             InputError: the images lie on another GPU.
-            BackendError: they are in the GPU's memory, and cuda-bindings is missing or fails.
+            BackendError: ONNX Runtime fails; or they are in the GPU's memory, and cuda-bindings does or is
+                missing.
         """
-        with self._lock:
-            bound = self._bound.get(images.shape) or self._bind(images.shape)
-            self._put(bound, images)
-            self._session.run_with_iobinding(bound.binding, bound.options)
-            # Copies: on the CPU, where tests run it, `numpy` gives the memory itself.
-            return [np.array(value.numpy()) for value in bound.outputs.values()]
+        try:
+            with self._lock:
+                bound = self._bound.get(images.shape) or self._bind(images.shape)
+                self._put(bound, images)
+                self._session.run_with_iobinding(bound.binding, bound.options)
+                # Copies: on the CPU, where tests run it, `numpy` gives the memory itself.
+                return [np.array(value.numpy()) for value in bound.outputs.values()]
+        except RuntimeError as error:  # what ONNX Runtime raises here, and none of its own exceptions
+            raise BackendError(f"ONNX Runtime failed: {reason_of(error)}") from error
 
     def _bind(self, shape: tuple[int, ...]) -> _Bound:
         """Takes memory for a shape; it is kept for the first few, which are captured."""

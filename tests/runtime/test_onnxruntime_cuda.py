@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from recording_gpu import LEGACY, Array, RecordingDriver
 
-from msmamba.errors import InputError
+from msmamba.errors import BackendError, InputError
 from msmamba.plugins import cuda_driver
 from msmamba.runtime.device_arrays import DeviceArray
 from msmamba.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -107,3 +107,9 @@ def test_answers_are_the_callers_own(runs: BoundRuns) -> None:
     kept = first.copy()
     runs.run(-pictures(1))
     np.testing.assert_array_equal(first, kept)
+
+
+def test_a_run_that_fails_is_one_of_our_errors(runs: BoundRuns) -> None:
+    """ONNX Runtime raises a plain RuntimeError there, by which a graph that fails would have ended `open`."""
+    with pytest.raises(BackendError, match=r"ONNX Runtime failed: .*nvalid dimensions"):
+        runs.run(np.zeros((1, 3, SIDE + 1, SIDE + 1), np.float32))
