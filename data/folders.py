@@ -101,12 +101,14 @@ class ImageFolder:
             DataError: there is no such split, or it is empty.
         """
         samples = self.splits.get(name)
-        if not samples and name == WHOLE:
+        if not samples and name == WHOLE in self.splits:
             counted = f"files ending in {', '.join(sorted(SUFFIXES))} count"
             raise DataError(f"{self.root}: has no images in its class folders ({counted})")
         if not samples:
             present = ", ".join(key for key, value in self.splits.items() if value) or "none"
-            raise DataError(f"{self.root}: has no images in a {name!r} split (splits with images: {present})")
+            raise DataError(
+                f"{self.root}: has no images in a {name!r} split (splits with images: {present})"
+            )
         return samples
 
     def names(self, name: str) -> tuple[str, ...]:
@@ -443,7 +445,7 @@ def _groups(
     unmatched = [name for name, group in zip(names, groups, strict=True) if not group]
     if unmatched:
         raise DataError(
-            f"{root}: {len(unmatched)} file names do not match the group pattern {group_by.pattern!r}: "
+            f"{root}: {len(unmatched)} file names do not match the group pattern '{group_by.pattern}': "
             f"{some(unmatched)}"
         )
     return groups

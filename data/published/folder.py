@@ -55,11 +55,11 @@ def list_folder(source: Path, group_by: re.Pattern[str] | None = None) -> Listin
     check_labels(source, labels)
     if not has_splits:
         check_no_splits(source, labels)
-    ungrouped = [image.origin for image in images if group_by is not None and not image.group]
-    if ungrouped:
+    ungrouped = [image.origin for image in images if not image.group]
+    if group_by is not None and ungrouped:
         raise DataError(
-            f"{source}: {len(ungrouped)} paths do not match the group pattern "
-            f"{group_by.pattern if group_by else ''!r}: {some(ungrouped)}"
+            f"{source}: {len(ungrouped)} paths do not match the group pattern '{group_by.pattern}': "
+            f"{some(ungrouped)}"
         )
     grouped_by = f"pattern {group_by.pattern}" if group_by else ""
     if group_by is None and (groups := folder_groups([image.label for image in images], inner)) is not None:

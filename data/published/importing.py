@@ -172,7 +172,7 @@ def _list(kind: str, source: Path, options: ImportOptions) -> Listing:
             pattern = re.compile(options.group_by) if options.group_by is not None else None
         except re.error as error:
             raise InputError(
-                f"the group pattern {options.group_by!r} is no regular expression: {error}"
+                f"the group pattern '{options.group_by}' is no regular expression: {error}"
             ) from error
         return list_folder(source, pattern)
     if kind not in _LISTERS:

@@ -350,7 +350,7 @@ def data_asked(
     try:
         groups = re.compile(group_by) if group_by is not None else None
     except re.error as error:
-        raise InputError(f"the group pattern {group_by!r} is no regular expression: {error}") from error
+        raise InputError(f"the group pattern '{group_by}' is no regular expression: {error}") from error
     data = read_training_folder(folder, seed=seed, group_by=groups, dealing=dealing)
     if skip_bad:
         data = without(data, processes.from_first(lambda: unreadable_images(data, threads=threads)))

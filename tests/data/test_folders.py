@@ -280,10 +280,20 @@ def test_folders_inside_of_a_class_are_its_groups(tmp_path: Path) -> None:
     assert "patient 0" in set.union(*groups.values())
     assert any("are taken for groups" in note for note in data.notes)
     by_patient = re.compile(r"/patient (\d)|(?:/\d{3})")
-    with pytest.raises(DataError, match="6 file names do not match the group pattern"):
+    with pytest.raises(
+        DataError, match=r"6 file names do not match the group pattern '/patient \(\\d\)\|\(\?:/\\d\{3\}\)':"
+    ):
         read_training_folder(tmp_path, group_by=by_patient)
     alone = read_training_folder(tmp_path, group_by=re.compile(".+/.+"))
     assert not any("are taken for groups" in note for note in alone.notes)
+
+
+def test_all_is_no_split_of_a_folder_that_comes_with_splits(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{split}/{label}/{n}.png" for split in SPLITS for label in "ab" for n in range(2)))
+    with pytest.raises(
+        DataError, match=r"no images in a 'all' split \(splits with images: train, val, test\)"
+    ):
+        read_evaluation_folder(tmp_path, "all")
 
 
 def test_few_folders_inside_of_classes_are_refused_with_the_way_out(tmp_path: Path) -> None:
