@@ -3,7 +3,8 @@
 Folders below a folder are read, and so are folders that a link leads to, each once, under its own name where
 it has one in there. Passed over, counted and told are: hidden files and folders, folders that programs leave
 (`LEFT_BY_PROGRAMS`), folders that our own commands wrote, whose pictures are of what was classified before,
-files of other kinds, links that lead nowhere, and what is no file.
+pictures that our commands drew among the images, files of other kinds, links that lead nowhere, and what is
+no file.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ _FIRST = {
 _GLIMPSE = 4096
 _OF_TRAINING = (("config.json", "history.jsonl"), ("comparison.json", "results.json"))
 """What `train` and `compare` leave beside their pictures; those of earlier versions, too."""
+
+HEAT_MAPS = (".gradcam.png", ".occlusion.png")
+"""How the names of `explain`'s pictures end."""
+_DRAWN_BESIDE = {
+    **dict.fromkeys(("confusion.png", "risk.png", "curve.png"), "metrics.json"),
+    "sensitivity.png": "sensitivity.json",
+}
+"""The pictures of `eval`, `train` and `export`, and what lies beside each."""
 
 _EXAMPLES = 5
 
@@ -130,7 +139,10 @@ def images_below(folder: Path, passed: Passed, *, within: Path | None = None) ->
     """
     for path in files_below(folder, passed, within=within):
         if path.suffix.lower() in passed.read:
-            yield path
+            if _is_drawn_by_us(path):
+                passed.add("pictures that mmdeploy has drawn", _below(folder, path))
+            else:
+                yield path
         else:
             passed.add_other(path)
 
@@ -175,8 +187,27 @@ def _is_written_by_us(folder: Path) -> bool:
             if mark in file.read(_GLIMPSE):
                 return True
     with suppress(OSError):  # of a folder that cannot be read, which whoever reads it says
-        return any(all((folder / name).is_file() for name in names) for names in _OF_TRAINING)
+        return any(
+            all((folder / name).is_file() for name in names) for names in _OF_TRAINING
+        ) or _holds_drawings_alone(folder)
     return False
+
+
+def _holds_drawings_alone(folder: Path) -> bool:
+    """Whether there are images below a folder, and all of them are pictures that our commands drew."""
+    found = False
+    for path in folder.rglob("*"):  # ends at the first that is none
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            if not _is_drawn_by_us(path):
+                return False
+            found = True
+    return found
+
+
+def _is_drawn_by_us(path: Path) -> bool:
+    """Whether one of our commands drew a picture."""
+    beside = _DRAWN_BESIDE.get(path.name)
+    return path.name.endswith(HEAT_MAPS) or (beside is not None and (path.parent / beside).is_file())
 
 
 def _entries(folder: Path) -> list[Path]:

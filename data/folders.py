@@ -106,9 +106,7 @@ class ImageFolder:
             raise DataError(f"{self.root}: has no images in its class folders ({counted})")
         if not samples:
             present = ", ".join(key for key, value in self.splits.items() if value) or "none"
-            raise DataError(
-                f"{self.root}: has no images in a {name!r} split (splits with images: {present})"
-            )
+            raise DataError(f"{self.root}: has no images in a {name!r} split (splits with images: {present})")
         return samples
 
     def names(self, name: str) -> tuple[str, ...]:

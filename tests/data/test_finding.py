@@ -13,8 +13,9 @@ from PIL import Image
 
 from msmamba.cli import mmdeploy
 from msmamba.data.copies import contents_of
-from msmamba.data.finding import Passed, class_folders, images_below
+from msmamba.data.finding import HEAT_MAPS, Passed, class_folders, images_below
 from msmamba.errors import DataError
+from msmamba.model.evaluation.explanation import METHODS
 
 
 def make(root: Path, *names: str) -> Path:
@@ -153,3 +154,28 @@ def test_what_was_written_of_images_is_not_taken_for_images(bundles: dict[str, P
     assert CliRunner().invoke(mmdeploy, command).exit_code == 0
     (tmp_path / "cells" / "red").mkdir()
     assert [path.name for path in class_folders(tmp_path / "cells", passed)] == ["red"]
+
+
+def test_pictures_that_commands_drew_among_images_are_passed_over(tmp_path: Path) -> None:
+    make(
+        tmp_path / "cells",
+        "red/a.png",
+        "red/a.gradcam.png",
+        "red/A.occlusion.png",
+        "red/risk.png",
+        "white/b.png",
+    )
+    make(tmp_path / "cells", "maps/red/a.gradcam.png", "maps/white/b.png.gradcam.png")
+    make(tmp_path / "cells", "measured/metrics.json", "measured/confusion.png", "measured/risk.png")
+    make(tmp_path / "cells", "bundle/manifest.json", "bundle/sensitivity.json", "bundle/sensitivity.png")
+    images, notes = found(tmp_path / "cells")
+    assert images == ["red/a.png", "red/risk.png", "white/b.png"]
+    assert notes == (
+        "passed over: folders that mmdeploy has written, 3 (bundle, maps, measured)",
+        "passed over: pictures that mmdeploy has drawn, 2 (red/A.occlusion.png, red/a.gradcam.png)",
+    )
+    assert [folder.name for folder in class_folders(tmp_path / "cells", Passed())] == ["red", "white"]
+
+
+def test_heat_maps_are_known_by_what_explain_calls_them() -> None:
+    assert tuple(f".{method}.png" for method in METHODS) == HEAT_MAPS
