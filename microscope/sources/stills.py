@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from ...errors import DataError, ImageError, SourceError
 from ...images import MAX_PIXELS, load_image
 from .frame import Frame
 
+_RESTLESS = 10  # times the rest that a file may change without one before it is told of
 _POLL = 0.1  # seconds between two looks at a folder; polling works on network drives, too
 
 
@@ -73,6 +75,7 @@ class Watched:
         if self._taken is None:
             self._taken = self._look()
         resting: dict[Path, tuple[_Stamp, float]] = {}
+        restless: dict[Path, float] = {}  # since when it changes
         number = 0
         while True:
             there, now = self._look(), time.monotonic()
@@ -82,12 +85,20 @@ class Watched:
                 if self._taken.get(path) != stamp:
                     known, since = before.get(path, (None, now))
                     resting[path] = (stamp, since if known == stamp else now)
+            restless = {path: restless.get(path, now) for path in resting}
             ready = [path for path, (_, since) in resting.items() if now - since >= self._rest]
             for path in sorted(ready, key=lambda path: (there[path].changed, path)):
                 self._taken[path] = there[path]
                 item = _frame_of(path, number, self._white_level)
                 number += isinstance(item, Frame)
                 yield item
+            for path in restless.keys() - {*ready}:
+                if now - restless[path] >= _RESTLESS * self._rest:
+                    restless[path] = math.inf  # told once
+                    yield ImageError(
+                        f"'{path}' is written to all the time: it is taken once it rests for "
+                        f"{self._rest:g} s, so have it written less often, or each picture under its own name"
+                    )
             if not ready:
                 yield None
                 time.sleep(_POLL)

@@ -21,6 +21,7 @@ from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.keys import Keys
 
 from msmamba.microscope.live.page.access import Address
+from msmamba.microscope.live.report import write_session_report
 
 from .conftest import Live, until
 
@@ -393,3 +394,19 @@ def test_it_fits_and_can_be_read_on_every_screen_in_both_themes(browser: WebDriv
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_a_sessions_report_fits_a_phone(browser: WebDriver, page: Live, tmp_path: Path) -> None:
+    page.stop()
+    session = tmp_path / "session"
+    event = {"at": "2026-11-28T12:00:00+00:00", "text": "'http://" + "microscope." * 40 + "' went away"}
+    (session / "events.jsonl").write_text(json.dumps(event) + "\n")
+    metrics = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+    try:
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.get(write_session_report(session).as_uri())
+        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert browser.execute_script(wide) == 0
+        assert "microscope.microscope" in browser.page_source
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

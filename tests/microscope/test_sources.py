@@ -20,8 +20,8 @@ from msmamba.microscope.sources.demo import Demo
 from msmamba.microscope.sources.stills import Watched
 
 
-def save(path: Path, value: int) -> Path:
-    Image.fromarray(np.full((20, 30, 3), value, np.uint8)).save(path)
+def save(path: Path, value: int, width: int = 30) -> Path:
+    Image.fromarray(np.full((20, width, 3), value, np.uint8)).save(path)
     return path
 
 
@@ -149,6 +149,19 @@ def test_a_file_is_taken_once_its_size_rests(tmp_path: Path) -> None:
     assert isinstance(frame, Frame)
     assert (frame.name, frame.number, int(frame.pixels[0, 0, 0])) == (str(folder / "new.png"), 0, 9)
     assert next(items) is None  # and once only
+
+
+def test_a_file_that_never_rests_is_told_of_once(tmp_path: Path) -> None:
+    items = Watched(tmp_path, 65535, rest=0.1).frames()
+    assert next(items) is None
+    found = []
+    for size in range(8, 48):  # another picture at each look, as of a program with a picture of the moment
+        save(tmp_path / "latest.png", 9, size)
+        found.append(next(items))
+    (told,) = [item for item in found if item is not None]
+    assert isinstance(told, ImageError)
+    assert "latest.png' is written to all the time: it is taken once it rests for 0.1 s" in str(told)
+    assert isinstance(awaited(items), Frame)
 
 
 def test_a_file_that_is_written_again_is_taken_again(tmp_path: Path) -> None:
