@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import machine
-from ..errors import ArtefactError, BackendError, reason_of
+from ..errors import ArtefactError, BackendError
 from ..files import open_file
 from ..images import MAX_SIZE, is_image_size
 from ..plugins.selective_scan import cpu, gpu_operator
@@ -34,7 +34,7 @@ from .backend import FEATURES
 from .device_arrays import DeviceArray
 from .onnx_answer import Answer, Told, told_by
 from .onnxruntime_cuda import BoundRuns
-from .onnxruntime_library import import_onnxruntime
+from .onnxruntime_library import failure_of, import_onnxruntime
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -207,7 +207,7 @@ class OnnxRuntimeBackend:
             else:
                 answers = session.run(list(outputs), {self._input: images})
         except _errors() as error:
-            raise BackendError(f"ONNX Runtime failed: {_first_line(error)}") from error
+            raise BackendError(f"ONNX Runtime failed: {failure_of(error)}") from error
         found = [np.asarray(answer, np.float32) for answer in answers]
         for rows, (name, values) in zip(found, outputs.items(), strict=True):
             if rows.shape != (batch, values):
@@ -301,7 +301,7 @@ def _add_nv_plugin(runtime: Any, options: Any) -> bool:
         runtime.register_execution_provider_library(name, plugin.get_library_path())
     except _errors() as error:
         if "already" not in str(error):  # an earlier session of this process did it
-            raise BackendError(f"{NV_PLUGIN} does not load: {_first_line(error)}") from error
+            raise BackendError(f"{NV_PLUGIN} does not load: {failure_of(error)}") from error
     devices = [device for device in runtime.get_ep_devices() if device.ep_name == name]
     if not devices:
         raise BackendError("provider 'nv-tensorrt-rtx' finds no RTX GPU: 'mmdeploy doctor' shows the driver")
@@ -380,7 +380,7 @@ def _load(wanted: _Wanted, graphs: bool = False) -> _Loaded:
     except _errors() as error:
         if providers[0] == _CUDA and _fell_back(error):
             raise BackendError(does_not_start) from error
-        raise ArtefactError(f"ONNX Runtime cannot load '{name}': {_first_line(error)}") from error
+        raise ArtefactError(f"ONNX Runtime cannot load '{name}': {failure_of(error)}") from error
     found: str = session.get_providers()[0]
     if found != providers[0]:
         raise BackendError(does_not_start)
@@ -430,7 +430,7 @@ def _bound_runs(wanted: _Wanted, plain: _Loaded) -> tuple[_Loaded, BoundRuns, st
             runs = bound(loaded, graphs=True)
             runs.run(np.zeros((1, 3, size, size), np.float32))
         except _errors() as error:
-            obstacle = _first_line(error)
+            obstacle = failure_of(error)
         except (ArtefactError, BackendError) as error:
             obstacle = str(error)
         else:
@@ -493,7 +493,7 @@ def register_native_kernels(options: onnxruntime.SessionOptions) -> str | None:
     try:
         options.register_custom_ops_library(str(cpu.library_path()))
     except _errors() as error:
-        return f"the native library does not register with this ONNX Runtime: {_first_line(error)}"
+        return f"the native library does not register with this ONNX Runtime: {failure_of(error)}"
     return None
 
 
@@ -645,8 +645,3 @@ def _interface(session: Any, name: str) -> _Interface:
         classes=logits.shape[1],
         features=features[0].shape[1] if features else None,
     )
-
-
-def _first_line(error: Exception) -> str:
-    """ONNX Runtime's message without its prefix, ``[ONNXRuntimeError] : 1 : FAIL : ``."""
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason_of(error))

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BackendError, InputError, reason_of
+from ..errors import BackendError, InputError
 from ..plugins import cuda_driver
 from .device_arrays import DeviceArray
+from .onnxruntime_library import failure_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,7 +88,7 @@ class BoundRuns:
                 # Copies: on the CPU, where tests run it, `numpy` gives the memory itself.
                 return [np.array(value.numpy()) for value in bound.outputs.values()]
         except RuntimeError as error:  # what ONNX Runtime raises here, and none of its own exceptions
-            raise BackendError(f"ONNX Runtime failed: {reason_of(error)}") from error
+            raise BackendError(f"ONNX Runtime failed: {failure_of(error)}") from error
 
     def _bind(self, shape: tuple[int, ...]) -> _Bound:
         """Takes memory for a shape; it is kept for the first few, which are captured."""

@@ -9,10 +9,11 @@ has imported it before, or set the variable, that stands.
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, reason_of
 
 TELEMETRY_SWITCH = "ORT_DISABLE_TELEMETRY"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
@@ -36,6 +37,21 @@ def import_onnxruntime() -> Any:
     except ImportError as error:
         raise BackendError(f"ONNX Runtime cannot be loaded ({error}): {how_to_install()}") from error
     return onnxruntime
+
+
+def failure_of(error: Exception) -> str:
+    """What ONNX Runtime says of a failure, without its own prefixes.
+
+    Of CUDA's failures it names the C++ function, the line and the machine's host name, which is nobody's
+    business where a bundle's proof says what ran it: here, what failed, in which call and at which node.
+    """
+    said = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason_of(error))
+    failure = re.search(r"(\w+ failure \d+: .*?) ; GPU=.*?(?: ; expr=(\w+).*)?$", said)
+    if failure is None:
+        return said.removeprefix("Error in execution: ")
+    node = re.search(r"while running (\w+) node\. Name:'([^']*)'", said)
+    call = f" in {failure[2]}" if failure[2] else ""
+    return failure[1] + call + (f", {node[1]} node '{node[2]}'" if node else "")
 
 
 def versions() -> dict[str, str]:

@@ -21,6 +21,7 @@ from msmamba.plugins import cuda_driver
 from msmamba.runtime.device_arrays import DeviceArray
 from msmamba.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from msmamba.runtime.onnxruntime_cuda import BoundRuns
+from msmamba.runtime.onnxruntime_library import failure_of
 
 from .conftest import classifier
 
@@ -113,3 +114,40 @@ def test_a_run_that_fails_is_one_of_our_errors(runs: BoundRuns) -> None:
     """ONNX Runtime raises a plain RuntimeError there, by which a graph that fails would have ended `open`."""
     with pytest.raises(BackendError, match=r"ONNX Runtime failed: .*nvalid dimensions"):
         runs.run(np.zeros((1, 3, SIDE + 1, SIDE + 1), np.float32))
+
+
+SOURCES = "/onnxruntime_src/onnxruntime/core/providers/cuda"
+CALLED = (
+    f"{SOURCES}/cuda_call.cc:146 std::conditional_t<…> onnxruntime::CudaCall(…) [with ERRTYPE = cudaError] "
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            f"Error in execution: {CALLED}{CALLED}CUDA failure 900: operation not permitted when stream is "
+            f"capturing ; GPU=0 ; hostname=scope ; file={SOURCES}/cuda_graph.cc ; line=56 ; "
+            "expr=cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal); ",
+            "CUDA failure 900: operation not permitted when stream is capturing in cudaStreamBeginCapture",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while "
+            "running MatMul node. Name:'head/MatMul' Status Message: CUBLAS failure 13: the program failed "
+            f"; GPU=0 ; hostname=scope ; file={SOURCES}/math/matmul.cc ; line=427 ; "
+            "expr=cublasGemmHelper( GetCublasHandle(ctx), transB, static_cast<int>(helper.N())); ",
+            "CUBLAS failure 13: the program failed in cublasGemmHelper, MatMul node 'head/MatMul'",
+        ),
+        (
+            "Error in execution: Non-zero status code returned while running Conv node. Name:'a/Conv' Status "
+            "Message: CUDA error cudaErrorLaunchFailure:unspecified launch failure",
+            "Non-zero status code returned while running Conv node. Name:'a/Conv' Status "
+            "Message: CUDA error cudaErrorLaunchFailure:unspecified launch failure",
+        ),
+        ("[ONNXRuntimeError] : 10 : INVALID_GRAPH : no such operator", "no such operator"),
+    ],
+    ids=["capture", "node", "kernel", "file"],
+)
+def test_a_failure_of_cuda_is_told_without_the_machine(said: str, told: str) -> None:
+    """Texts of `onnxruntime-gpu` 1.31.1 on a played CUDA, with CUDA's own words for the errors."""
+    assert failure_of(RuntimeError(said)) == told
