@@ -90,7 +90,7 @@ _OPERATORS: dict[str, tuple[dict[str, tuple[str, ...]], int, tuple[str, ...]]] =
     ),
     "ScanFeatures": (
         {
-            "x": ("b", "H", "W", "C"),
+            "x": ("b", "H", "W", "c"),
             "norm_weight": ("h",),
             "norm_bias": ("h",),
             "in_weight": ("d", "E"),
@@ -268,6 +268,7 @@ def _sizes(generator: random.Random) -> dict[str, int]:
         "g": batch * groups,
         "H": height,
         "W": width,
+        "c": generator.choice((h, 2 * h, 2 * h + 1, h - 1)),
         "h": h,
         "C": 2 * h,
         "Q": 4 * h,
