@@ -251,9 +251,10 @@ def _page_of_picture(file: BinaryIO, path: Path) -> tuple[int, tuple[str, ...]]:
     """The place of the page with the largest picture, as a preview may be before it, and a note on others."""
     try:
         picture = largest_picture(file, f"'{path}'")[0]
-        least = _area(picture) / 2  # previews and levels are smaller
+        least = _pixels(picture) / 2  # previews and levels are smaller
         pages = [each for each in directories(file) if not each.is_sub]
-        others = [each for each in pages if each.page != picture.page and _area(each) >= least]
+        whole = [each for each in pages if not each.integer(_KIND, 0) & (_REDUCED | _MASK)]
+        others = [each for each in whole if each.page != picture.page and _pixels(each) >= least]
     except DirectoryError:  # in Hamamatsu's files of over 4 GB, in which it is the first
         return 0, ()
     if not others:
@@ -263,10 +264,7 @@ def _page_of_picture(file: BinaryIO, path: Path) -> tuple[int, tuple[str, ...]]:
     return picture.page, (f"{read}: to have another read, save it as a file of its own",)
 
 
-def _area(directory: Directory) -> int:
-    """Pixels of a picture; 0 of a reduced one, and of a mask."""
-    if directory.integer(_KIND, 0) & (_REDUCED | _MASK):
-        return 0
+def _pixels(directory: Directory) -> int:
     return directory.integer(_WIDTH, 0) * directory.integer(_HEIGHT, 0)
 
 

@@ -91,6 +91,7 @@ PAGES: dict[str, tuple[list[dict[str, Any]], str]] = {
     "levels": ([{}, {"step": 2}, {"step": 4}], ""),
     "levels-behind-a-preview": ([{"preview": True}, {}, {"step": 2}], ""),
     "a-reduced-picture-of-its-size": ([{}, {"subfiletype": 1}], ""),
+    "reduced-pictures-alone": ([{"subfiletype": 1}, {"subfiletype": 1, "step": 2}], ""),
 }
 
 
