@@ -297,6 +297,9 @@ def _frame(picture: VideoFrame, name: str, number: int, taken: float, white_leve
             pixels, notes = image.pixels, image.notes
         else:
             pixels = np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
+        # As phones film upright; players turn it, and so does EXIF's orientation a photograph.
+        if turns := round(picture.rotation / 90) % 4:
+            pixels = np.ascontiguousarray(np.rot90(pixels, turns))
     except (av.FFmpegError, ValueError) as error:
         return ImageError(f"{name} cannot be made RGB from {picture.format.name}: {_reason(error, False)}")
     return Frame(pixels, number, taken, (time.monotonic() - began) * 1e3, name, notes=notes)

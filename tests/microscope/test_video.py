@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 import threading
 import time
@@ -83,6 +84,27 @@ def test_grey_of_16_bits_is_read_by_the_white_level(tmp_path: Path) -> None:
     (frame,) = open_source(path, white_level=4095).frames()
     assert isinstance(frame, Frame)
     assert np.array_equal(frame.pixels[..., 0], (ramp.astype(np.uint32) * 256 // 4096).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("across", "down", "turns"),
+    [((0, 1), (-1, 0), 3), ((-1, 0), (0, -1), 2), ((0, -1), (1, 0), 1)],
+    ids=["right", "upside-down", "left"],
+)
+def test_a_video_is_turned_as_its_file_says(
+    across: tuple[int, int], down: tuple[int, int], turns: int, tmp_path: Path
+) -> None:
+    """By the matrix of its track (ISO 14496-12, 8.3.2), as phones write it that are held upright."""
+    pixels = flat(20)
+    pixels[:24, :32] = 220
+    path = write_video(tmp_path / "a.mp4", "mpeg4", "yuv420p", [pixels] * 2)
+    content, one = path.read_bytes(), 1 << 16
+    upright = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", *(one * each for each in (*across, 0, *down, 0)), 0, 0, 1 << 30)
+    at = content.index(upright, content.index(b"tkhd"))
+    path.write_bytes(content[:at] + turned + content[at + len(turned) :])
+    (first, *_) = (item for item in open_source(path, keep_all=True).frames() if isinstance(item, Frame))
+    assert np.allclose(first.pixels, np.rot90(pixels, turns), atol=30)
 
 
 def test_damaged_pictures_of_a_video_are_left_out(tmp_path: Path) -> None:
