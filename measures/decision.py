@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,11 @@ from .uncertainty import (
     LEVEL,
     RESAMPLES,
     SEED,
+    Figures,
     Interval,
     Reliability,
     Resampled,
+    calibration_error,
     mcnemar_p,
     proportion_interval,
     reliability,
@@ -310,7 +312,7 @@ def decide(
         images=len(truth),
         accuracy=accuracy,
         auc=auc,
-        calibration_error=_change(figures[0].calibration_error, figures[1].calibration_error),
+        calibration_error=_calibration_change(figures, probabilities, truth),
         flips=flips,
         flip_share=flip_share,
         undecided=len(truth) - judged,
@@ -353,6 +355,19 @@ def _accuracy_change(reference: Resampled, artefact: Resampled, differing: int) 
         most = proportion_interval(0, images).high
         difference = Interval(-most, most, exact=True)
     return Change(change.reference, change.artefact, intervals[0], intervals[1], difference)
+
+
+def _calibration_change(
+    figures: Sequence[Figures],
+    probabilities: Sequence[npt.NDArray[np.float64]],
+    truth: npt.NDArray[np.integer[Any]],
+) -> Change:
+    """`_change` with each model's own interval, from which chance is taken off."""
+    change = _change(figures[0].calibration_error, figures[1].calibration_error)
+    (_, reference), (_, artefact) = (
+        calibration_error(rows.max(axis=1), rows.argmax(axis=1) == truth) for rows in probabilities
+    )
+    return replace(change, reference_interval=reference, artefact_interval=artefact)
 
 
 def _flips(

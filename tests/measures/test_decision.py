@@ -25,6 +25,7 @@ from msmamba.files import sha256_of
 from msmamba.images import StackedImage
 from msmamba.measures.decision import INT8_BAR, Decision, DecisionBar, ImageLimit, decide
 from msmamba.measures.decision_text import decision_text
+from msmamba.measures.metrics import log_softmax
 from msmamba.runtime import open_session
 
 LABELS = ("cyst", "node", "scar")
@@ -116,6 +117,16 @@ def test_the_bar_is_met_up_to_its_edge(lost: int, bar: DecisionBar, missed: list
     after = [1 - label if number < lost else label for number, label in enumerate(truth)]
     found = decided(logits_of(*truth), logits_of(*after), truth, bar=bar)
     assert [criterion.name for criterion in found.criteria if not criterion.met] == missed
+
+
+def test_a_calibration_error_that_may_be_chance_has_an_interval_from_0() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2, (60, 3))
+    truth = (np.exp(log_softmax(logits)).cumsum(axis=1) > generator.random((60, 1))).argmax(axis=1)
+    error = decided(logits, logits, truth.tolist()).calibration_error
+    assert error.reference_interval == error.artefact_interval
+    assert error.reference_interval.low == 0 < error.reference < error.reference_interval.high
+    assert (error.change_interval.low, error.change_interval.high) == (0, 0)
 
 
 def test_one_class_alone_says_that_auc_is_not_defined() -> None:
