@@ -111,12 +111,14 @@ class LoadedImage:
         notes: what reading had to decide, one phrase each ("page 1 of 5"); empty for most images.
         largest: the largest value of a 16-bit image's colours; None of others.
         significant_bits: how many of the 16 bits are used, where the file says so.
+        turned: whether it is stored otherwise than upright, and was turned as its orientation says.
     """
 
     pixels: NDArray[np.uint8]
     notes: tuple[str, ...] = ()
     largest: int | None = None
     significant_bits: int | None = None
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -598,7 +600,8 @@ def _shown(raster: Raster, white_level: int) -> LoadedImage:
         pixels[rows] = shown
     if translucent:
         notes.append(_TRANSPARENT)
-    return LoadedImage(_upright(pixels, raster.orientation), tuple(notes), largest, raster.significant_bits)
+    upright = _upright(pixels, raster.orientation)
+    return LoadedImage(upright, tuple(notes), largest, raster.significant_bits, raster.orientation != 1)
 
 
 def _eight_bits(

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_TURNED = "turned upright, as the file says: positions are of it upright, and programs may show it as stored"
+
+
 class Field:
     """A slide of one level whose pixels are in memory, shared by all its handles."""
 
@@ -46,7 +49,8 @@ class Field:
             ImageError: it cannot be read, or has more pixels than `msmamba.images.MAX_PIXELS`.
         """
         image = load_image(path, white_level=white_level)
-        return cls(path, image.pixels, scale_of(path), image.notes)
+        notes = [_TURNED] if image.turned else []
+        return cls(path, image.pixels, scale_of(path), (*image.notes, *notes))
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A view of the region; see `Slide.read`."""

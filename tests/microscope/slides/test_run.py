@@ -534,6 +534,17 @@ def test_options_that_do_not_go_together_are_wrong_usage(arguments: list[str], s
     assert said in " ".join(done.stderr.split())
 
 
+def test_a_field_that_is_stored_turned_is_told(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(tissue()).save(tmp_path / "phone.png", exif=exif)
+    slide = open_slide(tmp_path / "phone.png")
+    assert (slide.levels[0].width, slide.levels[0].height) == (300, 420)
+    (note,) = slide.notes
+    assert "positions are of it upright" in note
+    slide.close()
+
+
 def test_a_field_goes_pixel_for_pixel(bundles: dict[str, Path], tmp_path: Path) -> None:
     Image.fromarray(tissue(70, 100)).save(tmp_path / "field.png")
     arguments = ["slide", str(bundles["fp32"]), str(tmp_path / "field.png"), "-o", str(tmp_path / "out")]
