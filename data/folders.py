@@ -467,6 +467,7 @@ def check_trainable(data: ImageFolder) -> None:
     if len(data.labels) < 2:
         raise DataError(f"{data.root}: has one class, {data.labels[0]!r}; training needs at least two")
     check_labels(data.root, data.labels)
-    check_class_sizes(data.root, data.labels, _tally(data.split("train"), data.labels), 2, "training images")
+    counts = _tally(data.split("train"), data.labels)
+    check_class_sizes(data.root, data.labels, counts, 2, "training images", grouped=bool(data.groups))
     for name in data.splits:
         data.split(name)

@@ -229,7 +229,12 @@ def notes_on_absent(names: Names, classes: npt.NDArray[np.integer], labels: Sequ
 
 
 def check_class_sizes(
-    root: Path, labels: Sequence[str], counts: Sequence[int], at_least: int, what: str = "images"
+    root: Path,
+    labels: Sequence[str],
+    counts: Sequence[int],
+    at_least: int,
+    what: str = "images",
+    grouped: bool = False,
 ) -> None:
     """Refuses classes that are too small to be split or trained on.
 
@@ -239,6 +244,7 @@ def check_class_sizes(
         counts: images of each class.
         at_least: images that each class needs.
         what: the images that are counted.
+        grouped: whether whole groups were dealt, which may leave a class none of them.
 
     Raises:
         DataError: classes have fewer; all of them are named.
@@ -247,10 +253,10 @@ def check_class_sizes(
         f"{label!r} has {count}" for label, count in zip(labels, counts, strict=True) if count < at_least
     ]
     if small:
-        raise DataError(
-            f"{root}: every class needs at least {at_least} {what}, but {some(small)} "
-            f"(files ending in {', '.join(sorted(SUFFIXES))} count)"
-        )
+        why = f"files ending in {', '.join(sorted(SUFFIXES))} count"
+        if grouped:
+            why = "whole groups share a split: --group-by says what a group is, and each class needs several"
+        raise DataError(f"{root}: every class needs at least {at_least} {what}, but {some(small)} ({why})")
 
 
 def _numbered(values: Sequence[Hashable]) -> npt.NDArray[np.int64]:

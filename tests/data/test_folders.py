@@ -288,6 +288,15 @@ def test_folders_inside_of_a_class_are_its_groups(tmp_path: Path) -> None:
     assert not any("are taken for groups" in note for note in alone.notes)
 
 
+def test_a_class_of_one_group_that_is_dealt_elsewhere_is_told(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{label}/{label}{n % 2}_{n}.png" for label in "abcde" for n in range(8)))
+    message = (
+        r"at least 2 training images, but .* \(whole groups share a split: --group-by says what a group is"
+    )
+    with pytest.raises(DataError, match=message):
+        read_training_folder(tmp_path, group_by=re.compile("^[a-e]"))
+
+
 def test_all_is_no_split_of_a_folder_that_comes_with_splits(tmp_path: Path) -> None:
     make(tmp_path, *(f"{split}/{label}/{n}.png" for split in SPLITS for label in "ab" for n in range(2)))
     with pytest.raises(
