@@ -236,7 +236,8 @@ def files_with_gpu_tests() -> list[Path]:
 
 def tests_step(folder: Path, tell: Tell) -> None:
     """File by file, since an illegal access would fail all that follow in its process."""
-    options = ["-m", "gpu", "-v", "-rfE", "--tb=short", "-W", "default", "-p", "no:cacheprovider"]
+    # Told by -v alone, why a test failed is cut off where a line of 80 columns ends.
+    options = ["-m", "gpu", "-vv", "-rfE", "--tb=short", "-W", "default", "-p", "no:cacheprovider"]
     unwell = []
     for path in files_with_gpu_tests():
         name = str(path.relative_to(ROOT))
@@ -247,8 +248,7 @@ def tests_step(folder: Path, tell: Tell) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # In a line of so many columns pytest says why a test failed; in one of 80, its name alone.
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "400"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
         ) as run:
             assert run.stdout is not None
             last = ""

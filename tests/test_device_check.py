@@ -146,6 +146,7 @@ def test_gpu_tests_need_no_more_than_a_bare_machine_has(device_check: ModuleType
     """One test file that does not import, marked or not, would keep pytest from running any."""
     files = device_check.files_with_gpu_tests()
     assert [path.name for path in files[:2]] == ["test_gpu_device.py", "test_operator.py"]
+    assert Path(__file__) not in files
     tests = SCRIPT.parents[1] / "tests"
     shared = [conftest for path in files for conftest in path.parent.glob("conftest.py")]
     needed = {name for path in (*files, *shared, tests / "conftest.py") for name in _imported(path)}
@@ -188,10 +189,12 @@ def test_why_a_test_failed_is_told_and_its_traceback_kept(
     (tmp_path / "tests" / "test_played.py").write_text(
         "import pytest\n\n"
         "def scanned():\n    raise RuntimeError('an illegal memory access')\n\n"
-        f"@pytest.mark.gpu\ndef {name}():\n    scanned()\n"
+        # In two parts, or this file would be one of those that hold such tests.
+        f"@pytest.mark.{'gpu'}\ndef {name}():\n    scanned()\n"
     )
+    own = "import os\nos.environ['COLUMNS'] = '80'\n"  # our own tests keep to it wherever they run
+    (tmp_path / "tests" / "conftest.py").write_text(own)
     monkeypatch.setattr(device_check, "ROOT", tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
     rows: list[dict[str, str]] = []
     with pytest.raises(RuntimeError, match=r"tests failed in tests/test_played\.py"):
         device_check.tests_step(tmp_path, lambda **row: rows.append(row))
