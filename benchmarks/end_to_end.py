@@ -32,11 +32,13 @@ import msmamba
 from msmamba import machine
 from msmamba.export.bundle import ExportOptions, export_bundle
 from msmamba.model import MicroscopicMamba
-from msmamba.model.networks import microscopic_mamba as network
+from msmamba.model.networks import ss2d
 from msmamba.model.networks.checkpoint import save_checkpoint
 from msmamba.plugins.selective_scan import reference
 
 THREADS = 2
+PAUSE_S = 0.05
+"""Between calls: PyTorch's idle threads spin for a while, and would keep a core from the next."""
 RARE = 10
 """Of so many rounds one runs what takes seconds."""
 
@@ -96,13 +98,13 @@ def one_by_one(
 
 def with_scan(scan: Callable[..., Tensor], net: MicroscopicMamba, batch: Tensor) -> None:
     """The network in PyTorch with another implementation of its scan."""
-    compiled = network.selective_scan_2d
-    network.selective_scan_2d = scan
+    compiled = ss2d.selective_scan_2d
+    ss2d.selective_scan_2d = scan
     try:
         with torch.no_grad():
             net(batch)
     finally:
-        network.selective_scan_2d = compiled
+        ss2d.selective_scan_2d = compiled
 
 
 def compiled_pytorch(net: MicroscopicMamba, batch: Tensor) -> None:
@@ -120,6 +122,7 @@ def measure(
     taken: dict[str, list[float]] = {name: [] for name in (*cases, *rare)}
     for number in range(rounds):
         for name, call in {**cases, **(rare if number % RARE == 0 else {})}.items():
+            time.sleep(PAUSE_S)
             start = time.perf_counter()
             call()
             taken[name].append(1e3 * (time.perf_counter() - start))

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from msmamba.model import MicroscopicMamba
-from msmamba.model.networks import microscopic_mamba as network
+from msmamba.model.networks import ss2d
 from msmamba.plugins.selective_scan import operator, reference
 
 THREADS = 2
@@ -56,7 +56,7 @@ def main() -> None:
     taken: dict[str, list[float]] = {name: [] for name in (*scans, *adams)}
     for number in range(arguments.rounds + 1):  # the first round warms up
         for name, scan in scans.items():
-            network.selective_scan_2d = scan
+            ss2d.selective_scan_2d = scan
             seconds = step(net, images, labels)
             if number:
                 taken[name].append(seconds)
