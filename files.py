@@ -521,7 +521,8 @@ def folder_lock(folder: str | os.PathLike[str], busy: str) -> Iterator[None]:
 def folder_turn(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Waits for the others that change a folder, or put another in its place, and keeps them waiting.
 
-    Where the file system knows no locks, and where there is no folder, nobody waits.
+    Where the file system knows no locks, or on Windows takes no file beside the folder, and where there is no
+    folder, nobody waits.
 
     Args:
         folder: is looked up when its turn comes, so that it is not the one that was replaced meanwhile.
@@ -598,7 +599,10 @@ def _lock_beside(folder: Path) -> _Lock | None:
     """`_lock_folder` of a folder that may get another place while it is locked."""
     if sys.platform == "win32":  # where none can that holds an open file
         beside = folder.with_name(f".{_shortened(folder.name)}.lock")
-        return _lock(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TEMPORARY))
+        try:
+            return _lock(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TEMPORARY))
+        except OSError:  # nothing may be made beside it, or the last one is just giving it back
+            return _Lock(None)
     return _lock_folder(folder)
 
 
