@@ -637,7 +637,6 @@ def _misfits(colours: NDArray[np.uint16], largest: int, white: int, bits: int | 
         notes.append(f"16 bit, but {above} values, up to {largest}, lie above the white level {white}")
     if dark := _dim(largest, white):
         return [*notes, *dark]
-    advice = f"read as dark, since white is {white}"
     # A scale bar or a hot pixel far above all others must not hide that.
     bright = sum(int(np.count_nonzero(colours[part] >= dim)) for part in rows)
     if not 0 < bright <= _FEW * colours.size:
@@ -646,7 +645,8 @@ def _misfits(colours: NDArray[np.uint16], largest: int, white: int, bits: int | 
     used = largest.bit_length()
     if largest and not any(np.any((colours[part] >= dim) & (colours[part] < 2 << used)) for part in rows):
         notes.append(
-            f"16 bit, but all but {bright} values lie at {largest} or below ({used} bits used): {advice}"
+            f"16 bit, but all but {bright} values lie at {largest} or below ({used} bits used): "
+            f"{_dark(white)}"
         )
     return notes
 
@@ -656,9 +656,11 @@ def _dim(largest: int, white: int) -> list[str]:
     if not 0 < largest < (white + 1) // 4:
         return []
     used = largest.bit_length()
-    return [
-        f"16 bit, but the largest value is {largest} ({used} bits used): read as dark, since white is {white}"
-    ]
+    return [f"16 bit, but the largest value is {largest} ({used} bits used): {_dark(white)}"]
+
+
+def _dark(white: int) -> str:
+    return f"read as dark, since white is {white}"
 
 
 def _on_white(colours: NDArray[np.uint8], alpha: NDArray[np.uint8], premultiplied: bool) -> NDArray[np.uint8]:

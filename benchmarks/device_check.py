@@ -577,9 +577,8 @@ def onnxruntime_step(folder: Path, tell: Tell) -> None:
                     folder / precision, device="cuda", provider="cuda", kernels=kernels
                 ) as session:
                     opened = round(time.perf_counter() - start, 1)
-                    path = (
-                        "as above" if "enable_cuda_graph" in options else session.path
-                    )  # asked behind its back
+                    # The session does not know that its graphs were taken from it.
+                    path = "as above" if "enable_cuda_graph" in options else session.path
                     tell(bundle=precision, kernels=way, path=path, opened_s=opened)
                     for batch in BATCHES if kernels == "native" else BATCHES[:1]:
                         found = session.run(images[:batch])

@@ -46,10 +46,14 @@ class LocalBranch {
           const int64_t filter = k / padded, c = k % padded;
           return c < half ? project[column * 2 * half + 2 * c + filter] : 0.0f;
         },
-        [&](int64_t column) { return *source[9] * source[8][column]; });
+        [&](int64_t column) {
+          const float *project_scale = source[8], *expanded_scale = source[9];
+          return *expanded_scale * project_scale[column];
+        });
     if constexpr (Arithmetic::kInteger) {
-      weights.scales[0] = *source[9];
-      weights.scales[1] = *source[10];
+      const float *expanded_scale = source[9], *projected_scale = source[10];
+      weights.scales[0] = *expanded_scale;
+      weights.scales[1] = *projected_scale;
     }
     copy_row<Lanes>(weights.project_bias, project_bias, half);
   }

@@ -96,7 +96,8 @@ class ScanFeatures {
     const int64_t length = call.map.positions(), count = tile.last - tile.first, channels = call.map.channels;
     const auto weights = layout_in<Weights>(call.packed, sizes);
     const auto buffers = layout_in<Buffers>(memory, sizes);
-    const Element* const x = map_in<Element>(call, 0) + (tile.image * length + tile.first + 1) * channels - half;
+    const Element* const map = map_in<Element>(call, 0) + (tile.image * length + tile.first) * channels;
+    const Element* const x = map + channels - half;
     float* const flow = static_cast<float*>(call.shared) + (tile.image * length + tile.first) * padded;
 
     layer_norm<Lanes>(x, channels, count, half, weights.norm_weight, weights.norm_bias,

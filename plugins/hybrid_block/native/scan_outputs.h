@@ -32,7 +32,10 @@ class ScanOutputs {
     copy_row<Lanes>(weights.out_norm_weight, source[0], sizes.inner);
     copy_row<Lanes>(weights.out_norm_bias, source[1], sizes.inner);
     weights.project.pack([&](int64_t k, int64_t c) { return project[k * model + from(c)]; },
-                         [&](int64_t c) { return *source[10] * source[9][from(c)]; });
+                         [&](int64_t c) {
+                           const float *project_scale = source[9], *gated_scale = source[10];
+                           return *gated_scale * project_scale[from(c)];
+                         });
     if constexpr (Arithmetic::kInteger) *weights.gated_scale = *source[10];
     fill_row<Lanes>(weights.project_bias, model, [&](int64_t c) { return project_bias[from(c)]; });
     const auto fill = [&](float* row, auto value) {
