@@ -28,6 +28,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
+from threading import local
 from typing import IO, AnyStr, BinaryIO, TextIO, TypeVar
 
 from .errors import InputError, TargetError, reason_of
@@ -415,7 +416,8 @@ def atomic_folder(
     before the new one has its name is mended by the next call. So that a mistyped target costs nobody a
     folder of something else, only an empty folder or one that holds a file named ``marker`` is ever replaced;
     this is looked at before the block and again when the name is taken, and what else appeared there
-    meanwhile is left alone.
+    meanwhile is left alone. The name is taken in a `folder_turn`. Who carries something over from the old
+    folder begins one before that, which ends after.
 
     Args:
         path: the target folder; its parent must exist.
@@ -443,7 +445,8 @@ def atomic_folder(
                 if item.is_file():
                     _flush_file(item)
             _flush_folder(content)
-            _take_place(shown, content, target, force, marker)
+            with folder_turn(target):
+                _take_place(shown, content, target, force, marker)
     finally:
         _remove_place(place)
         lock.close()
@@ -483,7 +486,8 @@ def resumable_folder(
             content = place / _CONTENT
             yield content
             _flush_folder(content)
-            _take_place(shown, content, target, force, marker)
+            with folder_turn(target):
+                _take_place(shown, content, target, force, marker)
             _remove_place(place)
     finally:
         with suppress(OSError):
@@ -521,8 +525,9 @@ def folder_lock(folder: str | os.PathLike[str], busy: str) -> Iterator[None]:
 def folder_turn(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Waits for the others that change a folder, or put another in its place, and keeps them waiting.
 
-    Where the file system knows no locks, or on Windows takes no file beside the folder, and where there is no
-    folder, nobody waits.
+    The others are processes and threads: a thread that has a turn may begin another within it. Where the file
+    system knows no locks, or on Windows takes no file beside the folder, and where there is no folder, nobody
+    waits.
 
     Args:
         folder: is looked up when its turn comes, so that it is not the one that was replaced meanwhile.
@@ -533,15 +538,19 @@ def folder_turn(folder: str | os.PathLike[str]) -> Iterator[None]:
     shown, lock = Path(folder), None
     try:
         target = shown.resolve()
-        while target.is_dir() and (lock := _lock_beside(target)) is None:
+        while target.is_dir() and not _has_turn(target) and (lock := _lock_beside(target)) is None:
             time.sleep(_PAUSE)
     except (OSError, ValueError, RuntimeError) as error:
         raise _target_error(shown, error) from error
+    if lock is None:
+        yield
+        return
+    _turns.held.append((target, lock))
     try:
         yield
     finally:
-        if lock is not None:
-            lock.close()
+        _turns.held.remove((target, lock))
+        lock.close()
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -587,11 +596,32 @@ class _Lock:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def is_on(self, path: Path) -> bool:
+        """Whether it is what stands at a path that is locked."""
+        return self._descriptor is not None and os.path.samestat(os.fstat(self._descriptor), path.stat())
+
+
+class _Turns(local):
+    """The turns that a thread has: each folder, and the lock on it or beside it."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[Path, _Lock]] = []
+
+
+_turns = _Turns()
+
+
+def _has_turn(folder: Path) -> bool:
+    """Whether this thread has it: on Windows by its name, as its lock; elsewhere by what stands there."""
+    return any(
+        taken == folder if sys.platform == "win32" else lock.is_on(folder) for taken, lock in _turns.held
+    )
+
 
 def _lock_folder(folder: Path) -> _Lock | None:
     """The lock on a folder; None where another process has it."""
-    if sys.platform == "win32":  # folders cannot be locked there; the file goes with its descriptor
-        return _lock(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_TEMPORARY))
+    if sys.platform == "win32":  # where folders cannot be locked
+        return _lock_by_file(folder / ".lock")
     return _lock_of_what_is_at(folder, os.O_DIRECTORY)
 
 
@@ -600,7 +630,7 @@ def _lock_beside(folder: Path) -> _Lock | None:
     if sys.platform == "win32":  # where none can that holds an open file
         beside = folder.with_name(f".{_shortened(folder.name)}.lock")
         try:
-            return _lock(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TEMPORARY))
+            return _lock_by_file(beside)
         except OSError:  # nothing may be made beside it, or the last one is just giving it back
             return _Lock(None)
     return _lock_folder(folder)
@@ -621,20 +651,41 @@ def _lock_of_what_is_at(path: Path, flags: int) -> _Lock | None:
     return lock
 
 
+if sys.platform == "win32":
+    import _winapi
+    import msvcrt
+
+    def _lock_by_file(path: Path) -> _Lock | None:
+        """A file that only its holder can open, and that goes when it is closed; None where another has it.
+
+        Locked bytes of a file that all may open would do for the first look alone: that file goes when any
+        of its handles is closed, and who looks again is told that it may not, not that it is locked.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        share_delete, open_always, delete, delete_on_close, sharing_violation = 4, 4, 0x10000, 0x4000000, 32
+        try:
+            handle = _winapi.CreateFile(
+                str(path), _winapi.GENERIC_WRITE | delete, share_delete, 0, open_always, delete_on_close, 0
+            )
+        except OSError as error:
+            if error.winerror == sharing_violation:
+                return None
+            raise
+        return _Lock(msvcrt.open_osfhandle(handle, 0))
+
+
 def _lock(descriptor: int) -> _Lock | None:
     """The lock on an open file, which it closes; None where another process has it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
+    if sys.platform != "win32":  # where a file is the lock
+        import fcntl
 
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        return None if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK) else _Lock(None)
+        except OSError as error:
+            os.close(descriptor)
+            return None if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK) else _Lock(None)
     return _Lock(descriptor)
 
 

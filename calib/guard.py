@@ -189,7 +189,7 @@ def calibrate(
         raise ArtefactError(f"'{bundle}' is {kind.value}: a guard is put into a bundle, of 'mmdeploy export'")
     if page is not None and Path(page).resolve().is_relative_to(Path(bundle).resolve()):
         raise InputError(f"the page '{page}' would go with the old '{bundle}': name a file outside of it")
-    # The folder before the work: it says whether there can be a new one. The turn ends when it is in place.
+    # The folder before the work: it says whether there can be a new one. The turn lasts until it is in place.
     with ExitStack() as turn, atomic_folder(bundle, force=True) as folder:
         opened = open_bundle(bundle)
         manifest = opened.manifest

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from onnx import ModelProto
 
 from ..errors import ArtefactError, ExportError, InputError
-from ..files import as_utf8, atomic_folder, folder_turn
+from ..files import as_utf8, atomic_folder
 from ..model.networks.checkpoint import Checkpoint, load_checkpoint
 from ..model.networks.described import Described, described_by, notes_on
 from ..model.networks.registry import family_of
@@ -134,7 +133,7 @@ def export_bundle(
         if Path(path).resolve().is_relative_to(Path(output).resolve()):
             raise InputError(f"'{path}' would go with the old '{output}': name a bundle beside it")
     notes = [_CALIBRATE_AGAIN] if _has_guard(Path(output)) else []
-    with ExitStack() as turn, atomic_folder(output, force) as folder:
+    with atomic_folder(output, force) as folder:
         report("reading the checkpoint")
         loaded = load_checkpoint(checkpoint, options.weights_of, options.network)
         manifest = _manifest(loaded, options, str(checkpoint))
@@ -180,14 +179,14 @@ def export_bundle(
         if int8 is not None:
             _write_int8(folder, int8)
         manifest = seal(folder, manifest)
-        turn.enter_context(folder_turn(output))
+        size = (folder / MODEL_NAME).stat().st_size
     return Export(
         path=Path(output),
         manifest=manifest,
         proof=proof,
         nodes=len(model.graph.node),
         scans=len(scan_nodes(model)),
-        bytes=(Path(output) / MODEL_NAME).stat().st_size,
+        bytes=size,
         kernels_bytes=sum(map(len, kernels.values())),
         engine=engine,
         int8=int8,

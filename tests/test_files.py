@@ -818,6 +818,68 @@ def test_who_waits_for_a_folder_gets_the_one_that_stands_there_then(tmp_path: Pa
     assert not list(old.iterdir())
 
 
+@on_posix
+@pytest.mark.parametrize("who", ["a thread", "a process"])
+def test_a_folder_is_replaced_only_when_those_who_change_it_are_done(
+    who: str, renaming: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    fill(folder, b"old")
+    writer = Thread(target=fill, args=(folder, b"new"), kwargs={"force": True})
+    if who == "a thread":
+        with folder_turn(folder):
+            writer.start()
+            writer.join(0.1)
+            seen = (folder / "manifest.json").read_bytes()
+    else:
+        code = """
+            import sys; from pathlib import Path; from msmamba.files import folder_turn
+            with folder_turn(sys.argv[1]):
+                print("in", flush=True)
+                input()
+                print(Path(sys.argv[1], "manifest.json").read_text())
+        """
+        command = [sys.executable, "-c", textwrap.dedent(code), str(folder)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"in\n"
+            writer.start()
+            writer.join(0.1)
+            seen = other.communicate(b"\n")[0].strip()
+    writer.join()
+    assert seen == b"old"
+    assert (folder / "manifest.json").read_bytes() == b"new"
+    assert names(tmp_path) == ["bundle"]
+
+
+@on_posix
+def test_who_has_a_turn_may_begin_another_and_replaces_the_folder_within_it(
+    renaming: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    fill(folder, b"old")
+    seen = []
+
+    def see() -> None:
+        with folder_turn(folder):
+            seen.append((folder / "manifest.json").read_bytes())
+
+    def replace() -> None:
+        with folder_turn(folder):
+            with folder_turn(tmp_path / "." / "bundle"):
+                other.start()
+            other.join(0.1)  # the turn within is over, and its own is not
+            seen.append(b"nothing" if not seen else b"something")
+            fill(folder, b"new", force=True)
+
+    other, thread = Thread(target=see, daemon=True), Thread(target=replace, daemon=True)
+    thread.start()
+    for each in (thread, other):  # one that waits for itself would do so for ever
+        each.join(60)
+    assert seen == [b"nothing", b"new"]
+    assert names(tmp_path) == ["bundle"]
+
+
 def test_a_folder_that_is_not_there_keeps_nobody_waiting(tmp_path: Path) -> None:
     with folder_turn(tmp_path / "new"), folder_turn(tmp_path / "new"):
         assert not list(tmp_path.iterdir())

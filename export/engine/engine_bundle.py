@@ -7,7 +7,6 @@ decided when they were exported.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import ModelProto
 
 from ...errors import ArtefactError
-from ...files import atomic_folder, folder_turn, sha256_of
+from ...files import atomic_folder, sha256_of
 from ...plugins.selective_scan.gpu_package import KERNELS_SUFFIX
 from ...plugins.selective_scan.tensorrt_plugin import PLUGIN_VERSION
 from ...runtime.artefact import (
@@ -73,7 +72,7 @@ def engine_bundle(
         BackendError: a library or a GPU that it needs is missing, or the kernels are.
         TargetError: the bundle exists already, or cannot be written.
     """
-    with ExitStack() as turn, atomic_folder(output, force) as folder:
+    with atomic_folder(output, force) as folder:
         report("reading the bundle")
         manifest, files = _read(Path(source))
         model = _parsed(files[MODEL_NAME], Path(source))
@@ -89,7 +88,6 @@ def engine_bundle(
             (folder / name).write_bytes(content)
         manifest = write_engine(folder, engine, manifest)
         manifest = seal(folder, manifest)
-        turn.enter_context(folder_turn(output))
     return EngineExport(Path(output), manifest, engine)
 
 
