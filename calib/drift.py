@@ -45,7 +45,8 @@ Floats = npt.NDArray[np.float64]
 LEAST_D = 0.15
 """The least D that counts: what a shift of a normal score by 0.38 of its standard deviations makes."""
 LEAST_SHIFT = {
-    **dict.fromkeys(("focus", "brightest", "brightness", "black", "white", "emptiness", "probability"), 0.01),
+    **dict.fromkeys(("focus", "coarse_focus", "brightest", "brightness", "black", "white"), 0.01),
+    **dict.fromkeys(("emptiness", "probability"), 0.01),
     **dict.fromkeys(("background_red", "background_blue", "stain_red", "stain_blue"), 0.005),
     **dict.fromkeys(("certainty", "energy", UNLIKENESS), 0.05),
 }
@@ -57,7 +58,8 @@ DETECTED_D = 0.35
 
 # How a score's median moved, in words: down, up.
 _WORDS = {
-    "focus": ("less sharp", "sharper"),
+    "focus": ("less sharp", "sharper, or with more noise"),  # which counts as detail
+    "coarse_focus": ("less sharp", "sharper"),
     "brightest": ("a darker background", "a brighter background"),
     "brightness": ("darker", "brighter"),
     "black": ("less black", "more black"),

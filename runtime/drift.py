@@ -44,10 +44,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ANSWER_SCORES = ("probability", "certainty", "energy")
-PICTURE_SCORES = (
-    *("focus", "brightest", "brightness", "black", "white", "emptiness"),
-    *("background_red", "background_blue", "stain_red", "stain_blue"),
-)
+_OF_QUALITY = ("focus", "coarse_focus", "brightest", "brightness", "black", "white", "emptiness")
+PICTURE_SCORES = (*_OF_QUALITY, "background_red", "background_blue", "stain_red", "stain_blue")
 UNLIKENESS = "unlikeness"
 """The natural logarithm of `Prediction.distance`, so that a difference is a share of it."""
 SCORES = (*PICTURE_SCORES, *ANSWER_SCORES, UNLIKENESS)
@@ -352,7 +350,7 @@ def picture_scores(pixels: NDArray[np.uint8], quality: Quality | None = None) ->
         total = red + green + blue
         shares[f"{part}_red"] = red / total if total else None
         shares[f"{part}_blue"] = blue / total if total else None
-    return {**{name: getattr(quality, name) for name in PICTURE_SCORES[:6]}, **shares}
+    return {**{name: getattr(quality, name) for name in _OF_QUALITY}, **shares}
 
 
 def _absorbed(pixels: NDArray[np.uint8], background: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -34,7 +34,11 @@ UNLIKE = "unlike the training images"
 REASONS = (UNCERTAIN, OUT_OF_FOCUS, EMPTY, TOO_DARK, TOO_BRIGHT, UNLIKE)
 """All reasons, in the order in which they are told."""
 
-_BELOW = {"focus": OUT_OF_FOCUS, "brightest": TOO_DARK, "red": UNLIKE, "blue": UNLIKE}
+_BELOW = {
+    **dict.fromkeys(("focus", "coarse_focus"), OUT_OF_FOCUS),
+    "brightest": TOO_DARK,
+    **dict.fromkeys(("red", "blue"), UNLIKE),
+}
 _ABOVE = {"emptiness": EMPTY, "brightest": TOO_BRIGHT, "white": TOO_BRIGHT, "red": UNLIKE, "blue": UNLIKE}
 LIMITED = {name: (name in _BELOW, name in _ABOVE) for name in {**_BELOW, **_ABOVE}}
 """The measures of a picture (`Quality.measures`), and whether each has a least and a largest value."""

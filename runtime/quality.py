@@ -36,6 +36,9 @@ OUT_OF_FOCUS = 0.42
 COARSELY_OUT_OF_FOCUS = 0.32
 """Coarse focus below which a picture counts as out of focus, whatever its focus is."""
 
+COARSELY_JUDGED = 240
+"""Pixels a side from which it does: sharp pictures that are smaller may fall below, with little in them."""
+
 TOO_DARK = 0.25
 """Brightness of the brightest hundredth below which a picture counts as too dark."""
 
@@ -51,7 +54,8 @@ _BLOCK = 16  # pixels
 _BLOCKS = 12  # squares to a row, and rows of them, that are looked at at least
 _BLUR = 11  # pixels of the box that blurs, as in the source
 _SQUARE, _COARSE_BLUR = 4, 5  # pixels of the squares whose means are coarse, and squares of their box
-_COARSE = 60  # squares along both sides that a picture has at least to be judged by them
+_LEAST_COARSE = 24  # squares along both sides that a picture has at least to have a coarse focus
+_COARSE_LINES = 60  # rows, and columns, of squares that are looked at at least, where there are so many
 _LINES = 128  # rows, and columns, that are looked at at least: more tell no more, and take longer
 
 
@@ -62,6 +66,7 @@ class Quality:
     Attributes:
         focus: 0 (blurred) to 1 (sharp); None where a picture has no detail by which to tell.
         coarse_focus: the same at a quarter of the size, which noise hides less; None of small pictures, too.
+        side: pixels of the picture's shorter side; 0 where nobody says.
         brightest: the brightness, 0 to 1, that a hundredth of the picture exceeds.
         brightness: the mean brightness, 0 to 1.
         black: the part of pixels, 0 to 1, that are black.
@@ -78,6 +83,7 @@ class Quality:
     emptiness: float
     background: tuple[float, float, float]
     coarse_focus: float | None = None
+    side: int = 0
 
     @property
     def measures(self) -> dict[str, float | None]:
@@ -88,6 +94,7 @@ class Quality:
         red, green, blue = (max(value, 1 / 255) for value in self.background)
         return {
             "focus": self.focus,
+            "coarse_focus": self.coarse_focus,
             "emptiness": self.emptiness,
             "brightest": self.brightest,
             "white": self.white,
@@ -105,15 +112,17 @@ class Quality:
             found.append("too bright")
         if self.emptiness > EMPTY:
             found.append("empty")
-        elif any(
-            value is not None and value < least
-            for value, least in (
-                (self.focus, OUT_OF_FOCUS),
-                (self.coarse_focus, COARSELY_OUT_OF_FOCUS),
-            )
-        ):
+        elif self._out_of_focus:
             found.append("out of focus")
         return tuple(found)
+
+    @property
+    def _out_of_focus(self) -> bool:
+        if self.focus is not None and self.focus < OUT_OF_FOCUS:
+            return True
+        if self.coarse_focus is None or self.side < COARSELY_JUDGED:
+            return False
+        return self.coarse_focus < COARSELY_OUT_OF_FOCUS
 
     def as_json(self) -> dict[str, Any]:
         """The figures, to four digits, and the faults."""
@@ -146,6 +155,7 @@ def quality_of(pixels: NDArray[np.uint8]) -> Quality:
         emptiness=emptiness,
         background=(float(red), float(green), float(blue)),
         coarse_focus=_coarse_focus(pixels) if emptiness < 1 else None,
+        side=min(height, width),
     )
 
 
@@ -177,7 +187,7 @@ def _focus(pixels: NDArray[np.uint8], rows: int, columns: int) -> float | None:
 def _coarse_focus(pixels: NDArray[np.uint8]) -> float | None:
     """`_focus` of the means of squares, of rows of squares that lie apart."""
     height, width, _ = pixels.shape
-    if min(height, width) < _COARSE * _SQUARE:
+    if min(height, width) < _LEAST_COARSE * _SQUARE:
         return None
     along = _kept_by_no_blur(_squares(pixels), _COARSE_BLUR)
     down = _kept_by_no_blur(_squares(pixels.transpose(1, 0, 2)), _COARSE_BLUR)
@@ -188,7 +198,7 @@ def _squares(pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
     """(H, W, 3) to (h, w): the sums of squares' brightness, at most 4080, of some rows of them."""
     height, width = pixels.shape[0] // _SQUARE, pixels.shape[1] // _SQUARE
     rows = pixels[: height * _SQUARE, : width * _SQUARE].reshape(height, _SQUARE, width * _SQUARE, 3)
-    bright = _brightness(rows[:: max(height // _COARSE, 1)]).sum(axis=1, dtype=np.int16)
+    bright = _brightness(rows[:: max(height // _COARSE_LINES, 1)]).sum(axis=1, dtype=np.int16)
     return bright.reshape(len(bright), width, _SQUARE).sum(axis=2, dtype=np.int16)
 
 

@@ -24,10 +24,18 @@ from msmamba.calib.drift import (
 )
 from msmamba.cli import mmdeploy
 from msmamba.errors import InputError
-from msmamba.runtime.drift import SCORES, UNLIKENESS, CalibratedScores, drift_log, read_drift
+from msmamba.runtime.drift import (
+    SCORES,
+    UNLIKENESS,
+    CalibratedScores,
+    drift_log,
+    picture_scores,
+    read_drift,
+)
 from tests.calib.test_guard import write_bundle
 from tests.runtime.conftest import LABELS, SIZE, classifier, manifest
 from tests.runtime.test_drift import add_scores
+from tests.runtime.test_quality import field
 
 
 def command(*arguments: object) -> Result:
@@ -37,13 +45,13 @@ def command(*arguments: object) -> Result:
 def write_pictures(root: Path, seed: int, images: int = 40) -> Path:
     """Spots in the colour of their class on a bright background, sharp, by an even lamp."""
     generator = np.random.default_rng(seed)
-    side = 6 * SIZE
+    side = 12 * SIZE
     rows, columns = np.mgrid[:side, :side]
     for index, label in enumerate(LABELS):
         (root / label).mkdir(parents=True)
         for number in range(images):
             pixels = np.full((side, side, 3), 225.0) * generator.normal(1, 0.01)
-            for _ in range(6):
+            for _ in range(24):
                 y, x = generator.integers(6, side - 6, 2)
                 spot = (rows - y) ** 2 + (columns - x) ** 2 < generator.integers(12, 40)
                 stain = generator.uniform(0.3, 0.6, 3)
@@ -272,6 +280,24 @@ def test_what_is_hardly_more_than_noise_is_no_change(tmp_path: Path) -> None:
         assert found.verdict == verdict
         assert found.scores[0].distance == 1
         assert found.scores[0].shift == pytest.approx(shift, rel=0.02)
+
+
+def test_a_blur_is_a_change_whatever_a_cameras_noise(tmp_path: Path) -> None:
+    """By the differences of single pixels, noise makes blurred pictures as sharp as any."""
+    generator = np.random.default_rng(8)
+
+    def scores(blur: float, seed: int) -> dict[str, float | None]:
+        pixels = field(120, 120, 0.4, blur, seed) + generator.normal(0, 2, (120, 120, 3))
+        return picture_scores(pixels.clip(0, 255).astype(np.uint8))
+
+    bundle = write_bundle(tmp_path / "noisy")
+    add_scores(bundle, CalibratedScores.of([scores(0.7, seed) for seed in range(60)]))
+    with drift_log(tmp_path / "log.jsonl", bundle, None, "infer") as lines:
+        for seed in range(60, 120):
+            lines.add(scores(6, seed), np.array([1.0, 0.0, 0.0]))
+    found = drift_of(tmp_path / "log.jsonl")
+    assert "less sharp" in found.sentence
+    assert "coarse_focus" in {score.name for score in found.scores if score.changed}
 
 
 def test_a_covered_lens_is_a_change(normal: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from msmamba.runtime.likeness import METADATA_KEY, Likeness
 from msmamba.runtime.manifest import Manifest
 from msmamba.runtime.quality import Quality, quality_of
 from tests.runtime.conftest import LABELS, SIZE, classifier, manifest
+from tests.runtime.test_quality import field
 
 IMAGES = 60
 
@@ -217,6 +218,31 @@ def test_the_promise_is_of_the_images_that_no_other_gate_withholds() -> None:
     assert verdicts[0].reasons == ("too dark",)
     assert (guard.images, guard.answered) == (1000, decided.sum())
     assert guard.errors == (logits.argmax(axis=1) != truth)[decided].sum() > 0
+
+
+@pytest.mark.parametrize("side", [120, 360])
+def test_a_blur_is_withheld_whatever_a_cameras_noise(side: int) -> None:
+    """Noise is detail to `focus`, so that a blurred picture is as sharp as the calibration's."""
+    generator = np.random.default_rng(0)
+
+    def pictures(blur: float, seeds: range) -> list[Quality]:
+        fields = (field(side, side, 0.4, blur, seed).astype(float) for seed in seeds)
+        noise = (each + generator.normal(0, 2, each.shape) for each in fields)
+        return [quality_of(each.clip(0, 255).astype(np.uint8)) for each in noise]
+
+    truth = np.arange(120) % 3
+    logits = 9 * np.eye(3)[truth] + generator.normal(size=(120, 3))
+    guard, verdicts, _ = fit_guard(
+        logits, None, pictures(0.7, range(120)), truth, 0.05, 0.95, "ab" * 32, "these"
+    )
+    assert sum("out of focus" in each.reasons for each in verdicts) <= 2
+    others = [guard.faults(each) for each in pictures(0.7, range(120, 140))]
+    assert sum("out of focus" in each for each in others) <= 1
+    blurred = pictures(6, range(120, 140))
+    assert all("out of focus" in guard.faults(each) for each in blurred)
+    # A guard from before the coarse focus means what it meant.
+    before = {name: limits for name, limits in guard.quality.items() if name != "coarse_focus"}
+    assert not any("out of focus" in replace(guard, quality=before).faults(each) for each in blurred)
 
 
 def test_fitting_again_gives_the_same_bundle(guarded: Path, pictures: Path, tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from PIL import Image, ImageDraw, ImageFilter
 from msmamba.runtime.quality import quality_of
 
 
-def field(height: int = 300, width: int = 400, contrast: float = 1.0, blur: float = 0.7) -> NDArray[np.uint8]:
+def field(
+    height: int = 300, width: int = 400, contrast: float = 1.0, blur: float = 0.7, seed: int = 0
+) -> NDArray[np.uint8]:
     """A smear as a microscope shows it: pale ground, pink cells with a dark nucleus, a little noise."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     image = Image.new("RGB", (width, height), (225, 222, 228))
     draw = ImageDraw.Draw(image)
     for _ in range(height * width // 2500):
@@ -63,11 +65,21 @@ def test_rounding_hides_no_blur() -> None:
     assert quality_of(np.asarray(small.filter(ImageFilter.GaussianBlur(16)))).faults == ("out of focus",)
 
 
-@pytest.mark.parametrize(("shape", "known"), [((239, 400), False), ((240, 240), True), ((1201, 1601), True)])
+@pytest.mark.parametrize(("shape", "known"), [((95, 400), False), ((96, 96), True), ((1201, 1601), True)])
 def test_small_pictures_have_no_coarse_focus(shape: tuple[int, int], known: bool) -> None:
     quality = quality_of(field(*shape))
     assert (quality.coarse_focus is not None) == known
     assert quality.faults == ()
+
+
+@pytest.mark.parametrize(("side", "faults"), [(239, ()), (240, ("out of focus",))])
+def test_a_coarse_focus_alone_is_a_fault_of_larger_pictures_only(side: int, faults: tuple[str]) -> None:
+    """One cell's soft edge in a crop has as little as a field out of focus: its guard's range tells."""
+    noise = np.random.default_rng(1).normal(0, 2, (side, side, 3))
+    quality = quality_of(np.clip(field(side, side, blur=8) + noise, 0, 255).astype(np.uint8))
+    assert quality.coarse_focus is not None
+    assert quality.coarse_focus < 0.32
+    assert quality.faults == faults
 
 
 def test_a_stage_in_motion_is_out_of_focus_along_it() -> None:
