@@ -53,8 +53,17 @@ LEAST_SHIFT = {
 """The least mean difference of two distributions' quantiles that counts, in the score's unit."""
 LEVEL = 0.01
 """How often all scores together are called changed where nothing has."""
+REST = 1 / 6
+"""A slide or session whose values deviate by less than this share of the calibration's shows one field alone.
+Camera noise of two levels over one field of blood makes at most a tenth of what fields differ by."""
 DETECTED_D = 0.35
 """Where the pictures are too few to show a change as large as this, it is not said that there is none."""
+
+_FOUND = (1, 7, 9, 11, 15, 20, 30, 50, 60)
+_WORTH = (1, 1, 3, 5, 8, 12, 22, 45, 60)
+"""Independent values that `independent` finds in short series, and what such were worth of which all is
+known: autoregressive ones, and fields that are looked at for a while each. A series that is no longer than
+what is slow in it has its own mean, and seems to wander about that."""
 
 # How a score's median moved, in words: down, up.
 _WORDS = {
@@ -253,7 +262,7 @@ def _compared(logged: Logged, calibrated: CalibratedScores) -> tuple[ScoreDrift,
         values = logged.scores[name][has]
         if not known or not len(values):
             continue
-        worth = _worth(values, logged.by[has], logged.session[has])
+        worth = _worth(values, logged.by[has], logged.session[has], np.array(known))
         distance = ks_distance(values, np.array(known))
         found.append(
             ScoreDrift(
@@ -310,7 +319,7 @@ def independent(values: Floats) -> float:
 
     The time is one plus twice the sum of the autocorrelations of the ranks up to that lag at which it is
     largest. That is cautious, and has to be: in a short session slow changes hardly show, and a window such
-    as Sokal's finds twice as many independent values as there are.
+    as Sokal's finds twice as many independent values as there are. Where few are found they are fewer still.
     """
     count = len(values)
     if (values == values[0]).all():
@@ -322,22 +331,34 @@ def independent(values: Floats) -> float:
     correlations = np.fft.irfft(spectrum, size)[:count]
     times = 2 * np.cumsum(correlations / correlations[0]) - 1
     time = float(times.max())
-    return float(np.clip(count / max(time, 1.0), 1, count))
+    if time <= 1:
+        return float(count)
+    found = max(count / time, 1.0)
+    return float(np.interp(found, _FOUND, _WORTH)) if found < _FOUND[-1] else found
 
 
-def _worth(values: Floats, by: npt.NDArray[np.int64], sessions: npt.NDArray[np.int64]) -> float:
+def _worth(
+    values: Floats, by: npt.NDArray[np.int64], sessions: npt.NDArray[np.int64], known: Floats
+) -> float:
     """How many independent pictures these are worth: of `infer` one each, else by slide or session.
 
+    A session at one field is worth one: the noise of its pictures is independent, but not what they show;
+    unless no picture of the calibration was like that, as before a covered lens.
     Where there are several slides or sessions it is no more than N over the design effect of drawing them
     whole, 1 + (n - 1) r of n pictures in each with a correlation r of the ranks within (Kish, 1965).
     """
     single = by == COMMANDS.index("infer")
     values, sessions = values[~single], sessions[~single]
     parts = [values[sessions == session] for session in np.unique(sessions)]
-    worth = sum(map(independent, parts))
+    worth = sum(1.0 if _at_rest(part, known) else independent(part) for part in parts)
     if len(parts) > 1:
         worth = min(worth, len(values) / design_effect(_ranks(values), sessions))
     return float(single.sum()) + worth
+
+
+def _at_rest(values: Floats, known: Floats) -> bool:
+    inside = bool(values.max() >= known.min() and values.min() <= known.max())
+    return inside and bool(values.std() < REST * known.std())
 
 
 def design_effect(ranks: Floats, groups: npt.NDArray[np.int64]) -> float:

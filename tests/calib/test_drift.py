@@ -234,6 +234,23 @@ def test_frames_that_resemble_each_other_raise_no_alarm() -> None:
     assert alarms <= 1
 
 
+def test_ten_minutes_at_few_fields_raise_no_alarm() -> None:
+    """Ten fields, a minute each: by all fifteen scores together, as they are judged."""
+    generator = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(100):
+        chances, large = {}, set()
+        for name in map(str, range(15)):
+            lasts = 1 + generator.exponential(60, 100).astype(int)
+            values = np.repeat(generator.normal(0, 1, 100), lasts)[:600]
+            known = generator.normal(0, 1, 400)
+            distance = ks_distance(values, known)
+            chances[name] = chance(distance, independent(values), 400)
+            large |= {name} if distance >= LEAST_D else set()
+        alarms += bool(holm(chances, LEVEL) & large)
+    assert alarms <= 3  # 1 is expected, and 13 were without what is known of short series
+
+
 def test_a_live_session_that_wanders_is_too_little_to_tell(normal: Path, tmp_path: Path) -> None:
     values = wandering(np.random.default_rng(3), 600)
     write_session(tmp_path / "log.jsonl", normal, [values])
@@ -245,6 +262,18 @@ def test_a_live_session_that_wanders_is_too_little_to_tell(normal: Path, tmp_pat
     assert drift_of(tmp_path / "infer.jsonl").scores[0].worth == 600
     write_session(tmp_path / "shifted.jsonl", normal, [values + 4])
     assert drift_of(tmp_path / "shifted.jsonl").verdict == "changed"
+
+
+def test_a_stage_at_rest_is_one_picture_however_many_frames(normal: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(9)
+    at_rest = 0.8 + generator.normal(0, 0.02, 600)  # by the camera's noise alone
+    write_session(tmp_path / "log.jsonl", normal, [at_rest])
+    found = drift_of(tmp_path / "log.jsonl")
+    assert found.scores[0].worth == 1
+    assert found.verdict == "too few"
+    fields = generator.normal(0, 1, 600)  # a session at many fields beside it counts as before
+    write_session(tmp_path / "both.jsonl", normal, [at_rest, fields[:300], fields[300:]])
+    assert drift_of(tmp_path / "both.jsonl").scores[0].worth > 1
 
 
 def test_slides_that_differ_count_by_the_slide(normal: Path, tmp_path: Path) -> None:
