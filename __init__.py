@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from .runtime.session import Session
 
@@ -14,8 +15,21 @@ from .version import __version__
 __all__ = ["__version__", "open"]
 
 
-def open(path: str | os.PathLike[str], **options: Any) -> Session:
-    """Opens a bundle, an ONNX file or an engine; see `msmamba.runtime.open_session` for the options.
+def open(
+    path: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    kernels: str = "auto",
+    provider: str = "auto",
+    trust_engine_code: bool = False,
+    labels: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    white_level: int | None = None,
+    guard: bool = True,
+) -> Session:
+    """Opens a bundle, an ONNX file or an engine; `msmamba.runtime.open_session` tells what the options are.
 
     Example:
         ```python
@@ -26,4 +40,16 @@ def open(path: str | os.PathLike[str], **options: Any) -> Session:
     """
     from .runtime.session import open_session  # not at the top: importing msmamba must stay light
 
-    return open_session(path, **options)
+    return open_session(
+        path,
+        device=device,
+        threads=threads,
+        kernels=kernels,
+        provider=provider,
+        trust_engine_code=trust_engine_code,
+        labels=labels,
+        mean=mean,
+        std=std,
+        white_level=white_level,
+        guard=guard,
+    )

@@ -25,7 +25,9 @@ def _share(context: click.Context, parameter: click.Parameter, text: str) -> flo
     return share
 
 
-@click.command(cls=Command, example="mmdeploy calibrate cells.fp16 cells --max-error 5% --report guard.html")
+@click.command(
+    cls=Command, example="mmdeploy calibrate cells.fp16 held_out --max-error 5% --report guard.html"
+)
 @click.argument("bundle")
 @click.argument("data")
 @option(

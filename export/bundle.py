@@ -123,6 +123,8 @@ def export_bundle(
         CheckpointError: the checkpoint cannot be used.
         ArtefactError: labels or channel statistics are missing, or the labels are not as many as the classes.
         ExportError: the model cannot be exported as asked.
+        DataError: the images for int8 do not do: none, of unknown classes, or of one colour.
+        ImageError: one of them cannot be read.
         InputError: the white level or the statistics are none, the network takes no images of that size, or
             what is read lies in the bundle that is to be replaced.
         BackendError: an engine is asked for, and TensorRT is missing or would abort the process.

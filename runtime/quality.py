@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import InputError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -137,7 +139,14 @@ def quality_of(pixels: NDArray[np.uint8]) -> Quality:
 
     Args:
         pixels: (H, W, 3) uint8, RGB; not changed.
+
+    Raises:
+        InputError: they are something else.
     """
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size or pixels.dtype != np.uint8:
+        raise InputError(
+            f"the picture is {pixels.dtype} of shape {pixels.shape}: expected uint8 of shape (H, W, 3), RGB"
+        )
     height, width, _ = pixels.shape
     rows, columns = max(height // _LINES, 1), max(width // _LINES, 1)  # every how many of them is looked at
     sample = pixels[::rows, ::columns]

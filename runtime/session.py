@@ -134,8 +134,8 @@ class Session:
         """Why answers on image files may not be quite those that were proven, one line each; mostly empty.
 
         An artefact may be from before the resize was msmamba's own, this machine may decode or transform
-        pictures otherwise than the one that exported it (`msmamba.runtime.probe`), and white may have been
-        given in place of the artefact's own.
+        pictures otherwise than the one that exported it (`msmamba.runtime.probe`), and a white level, means
+        or deviations may have been given in place of the artefact's own.
         """
         return self._notes
 

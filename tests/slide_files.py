@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tifffile
+
+from msmamba.errors import InputError
+from msmamba.microscope.slides import Slide
 
 HALF_A_MICRON = {"resolution": (20_000.0, 20_000.0), "resolutionunit": "CENTIMETER", "metadata": None}
 """Options of `write_tiff` for 0.5 µm a pixel, as plain TIFF says it."""
@@ -116,3 +120,12 @@ def check_geojson(text: str, width: int, height: int) -> list[dict[str, Any]]:
         assert all(type(value) is float for value in properties["measurements"].values())
     assert len({feature["id"] for feature in collection["features"]}) == len(collection["features"])
     return list(collection["features"])
+
+
+def check_that_regions_outside_are_refused(slide: Slide) -> None:
+    """Of a slide of 420 x 300 pixels: what does not lie in a level is an error, not other pixels."""
+    levels = len(slide.levels)
+    outside = [(0, -1, 0, 5, 5), (0, 0, -1, 5, 5), (0, 416, 0, 5, 5), (0, 0, 296, 5, 5), (0, 0, 0, 0, 5)]
+    for region in [*outside, (0, 0, 0, 5, 0), (levels, 0, 0, 5, 5), (-1, 0, 0, 5, 5)]:
+        with pytest.raises(InputError, match=r"do not lie in level 0, which has 420 x 300|has no level"):
+            slide.read(*region)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import inspect
+import pkgutil
 import re
 import shlex
 import sys
@@ -90,6 +92,30 @@ def test_what_is_not_there_is_found() -> None:
     assert lost(page) == [
         *("tests/test_lost.py", "benchmarks/prepare.py --lost", "make lost", "make lost", "[lost]"),
     ]
+
+
+def public_names() -> list[str]:
+    """What the pages of the Python interface are of."""
+    pages = sorted((ROOT / "docs" / "api").glob("*.md"))
+    return [
+        name
+        for page in pages
+        for name in re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_what_the_pages_of_the_interface_name_can_be_imported(name: str) -> None:
+    assert pkgutil.resolve_name(name) is not None
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_no_public_name_is_a_module_s_too(name: str) -> None:
+    """The site would show the module, and not what Python has under that name."""
+    package = pkgutil.resolve_name(name)
+    modules = {each.name for each in pkgutil.iter_modules(getattr(package, "__path__", []))}
+    public = set(getattr(package, "__all__", ()))
+    assert {each for each in public & modules if not inspect.ismodule(getattr(package, each))} == set()
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -50,6 +50,8 @@ def images_to_compare(
         DataError: no images, classes that the model does not know, or no labels although they are needed.
         InputError: a folder without images, or a pattern that matches nothing.
     """
+    if not data:
+        raise DataError("there are no images to compare: expected files or folders of them")
     images = _labelled(data, labels, split, required=bool(asked))
     if images.truth is None:
         if asked:

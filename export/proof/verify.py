@@ -50,7 +50,7 @@ PROBED_IMAGES = 6
 def verify(
     artefact: str | Path,
     reference: str | Path,
-    data: Sequence[str | Path],
+    data: str | Path | Sequence[str | Path],
     *,
     max_error: float | None = None,
     max_flips: ImageLimit | None = None,
@@ -75,7 +75,7 @@ def verify(
     Args:
         artefact: a bundle or an ONNX file.
         reference: the checkpoint it was made from, or another artefact of that checkpoint.
-        data: image files, and folders that are searched for them. One folder of the layout
+        data: an image file or a folder, or several; folders are searched for images. One folder of the layout
             ``{train,val,test}/<class>/*`` or ``<class>/*`` is labelled data: what becomes of the decisions is
             measured too, on the test split or all of a flat folder.
         max_error: bound on the error of any logit; None: measured for float32 and float16 against a
@@ -124,6 +124,7 @@ def verify(
         check_can_write_pages()
     if Path(artefact).is_dir():
         check_writable(Path(artefact) / PARITY_NAME)
+    paths = [data] if isinstance(data, str | Path) else [*data]
     with open_session(
         artefact,
         guard=guard,
@@ -143,7 +144,7 @@ def verify(
             "--report": page,
         }
         images = images_to_compare(
-            data,
+            paths,
             manifest.labels,
             split,
             limit,
@@ -153,7 +154,7 @@ def verify(
             check_can_measure()
         if max_auc_drop is not None and images.truth is not None and len(set(images.truth.tolist())) == 1:
             raise DataError(
-                f"all images of {data[0]} are of class '{manifest.labels[images.truth[0]]}', so AUC is not "
+                f"all images of {paths[0]} are of class '{manifest.labels[images.truth[0]]}', so AUC is not "
                 "defined: leave --max-auc-drop out, or add images of another class"
             )
         precision = manifest.precision_asked

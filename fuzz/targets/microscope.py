@@ -72,7 +72,7 @@ class DrawnRegions:
 
     def open(self, path: Path) -> object:
         from msmamba.microscope.slides.regions import Within, labels_of, read_regions
-        from msmamba.microscope.slides.tiles import Tile
+        from msmamba.microscope.slides.tiling import Tile
 
         regions = read_regions(path, _SIDE, _SIDE)
         tiles = (Tile(x, y, 20) for y in range(0, _SIDE, 20) for x in range(0, _SIDE, 20))

@@ -24,9 +24,10 @@ from ...errors import ImageError, InputError
 from ...runtime.drift import DriftLog
 from ...runtime.guard import REASONS
 from ...runtime.session import BATCH_SIZE, Session
+from ...schema import is_whole
 from ..slides.engine import classify_tiles, trained_on, transform_of
 from ..slides.field import Field
-from ..slides.tiles import Tile, grid, side_of
+from ..slides.tiling import Tile, grid, side_of
 from ..sources import Frame
 
 if TYPE_CHECKING:
@@ -66,8 +67,12 @@ class Grid:
             raise InputError(
                 "a grid takes either a number of tiles or the microns a pixel of the network's input"
             )
-        if self.tiles is not None and not 1 <= self.tiles <= MOST_TILES:
-            raise InputError(f"{self.tiles!r} tiles along a frame: expected 1 to {MOST_TILES}")
+        if self.tiles is not None and not is_whole(self.tiles, 1, MOST_TILES):
+            raise InputError(
+                f"{self.tiles!r} tiles along a frame: expected 1 to {MOST_TILES}, a whole number"
+            )
+        if not is_whole(self.batch_size, 1):
+            raise InputError(f"the batch size is {self.batch_size!r}: expected a whole number of at least 1")
         check_microns(self.mpp)
         rate = self.frames_a_second
         if rate is not None and not 0 < rate <= 1000:

@@ -4,7 +4,7 @@ from .engine import TileResult, classify_slide
 from .opening import open_slide
 from .regions import Region, Regions, Within, read_regions
 from .slide import Bounds, Level, Slide
-from .tiles import Tile, tiles
+from .tiling import Tile, tiles
 from .tissue import Mask, TissueOptions, tissue_mask
 
 __all__ = [

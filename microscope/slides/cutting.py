@@ -23,7 +23,7 @@ from ...files import alike, sha256_of, write_atomically
 from ...images import FULL_WHITE, is_image_size, resized
 from .opening import by_name, open_slide, require_libraries
 from .regions import check_annotations, file_of, labels_of, read_regions
-from .tiles import grid, read_tile, side_of, stride_of
+from .tiling import grid, read_tile, side_of, stride_of
 
 KIND = "slides"
 _TILES, _CUT = "cut", "cut.json"

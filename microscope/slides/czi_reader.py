@@ -16,7 +16,7 @@ from ...data.scale import Scale
 from ...errors import ImageError
 from ...files import open_file
 from ...images import PartsSeen
-from .slide import Bounds, Level, check_is_there
+from .slide import Bounds, Level, check_is_there, check_region
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,6 +70,7 @@ class CziReader:
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A region on white; see `Slide.read`."""
+        check_region(self, level, x, y, width, height)
         scale = self._scales[level]
         place = (self._left + x * scale, self._top + y * scale, width * scale, height * scale)
         try:

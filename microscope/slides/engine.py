@@ -26,7 +26,7 @@ from ...runtime.drift import DriftLog, picture_scores
 from ...runtime.quality import Quality, quality_of
 from ...runtime.session import BATCH_SIZE, Prediction, Session
 from .slide import Slide
-from .tiles import Keeps, Tile, read_tile, tiles
+from .tiling import Keeps, Tile, read_tile, tiles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...data.scale import Scale, scale_of
 from ...images import load_image
-from .slide import Bounds, Level
+from .slide import Bounds, Level, check_region
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +54,7 @@ class Field:
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A view of the region; see `Slide.read`."""
+        check_region(self, level, x, y, width, height)
         return self._pixels[y : y + height, x : x + width]
 
     def reopened(self) -> Field:

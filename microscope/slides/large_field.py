@@ -24,7 +24,7 @@ from ...data.scale import Scale
 from ...errors import ImageError, reason_of
 from ...files import open_file
 from ...images import MAX_PIXELS, PartsSeen
-from .slide import Bounds, Level
+from .slide import Bounds, Level, check_region
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -142,6 +142,7 @@ class LargeField:
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A region out of the file; see `Slide.read`."""
+        check_region(self, level, x, y, width, height)
         stride = self.levels[level].width * 3
         out = np.empty((height, width, 3), np.uint8)
         for row, pixels in enumerate(out, start=y):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ...data.scale import Scale
 from ...errors import ImageError, reason_of
-from .slide import Bounds, Level
+from .slide import Bounds, Level, check_region
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,6 +49,7 @@ class OpenSlideReader:
         """A region on white; see `Slide.read`."""
         from openslide import OpenSlideError
 
+        check_region(self, level, x, y, width, height)
         scale = self.levels[level].scale
         handle = self._opened()
         try:

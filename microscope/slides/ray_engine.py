@@ -25,7 +25,7 @@ from ...version import __version__
 from .engine import Answer, TileResult, answers_on, transform_of
 from .opening import open_slide
 from .slide import Slide
-from .tiles import Tile
+from .tiling import Tile
 
 TILES_A_TASK = 64
 _AHEAD = 2  # tasks for each worker, at work or waiting for it

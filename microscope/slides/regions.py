@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import InputError, reason_of, some
-from ...files import read_file
-from .tiles import Tile
+from ...files import as_path, read_file
+from .tiling import Tile
 from .tissue import Mask
 
 if TYPE_CHECKING:
@@ -102,7 +102,12 @@ class Regions:
 
 @dataclass(frozen=True)
 class Within:
-    """The parts of a slide whose middle lies in its regions, and that have tissue where that is asked for."""
+    """The parts of a slide whose middle lies in its regions, and that have tissue where that is asked for.
+
+    Attributes:
+        regions: the slide's.
+        mask: where its tissue is; None asks for none.
+    """
 
     regions: Regions
     mask: Mask | None = None
@@ -158,7 +163,9 @@ def check_annotations(annotations: Path, slides: Sequence[Path]) -> None:
         )
 
 
-def read_regions(path: Path, width: int, height: int, left: int = 0, top: int = 0) -> Regions:
+def read_regions(
+    path: str | os.PathLike[str], width: int, height: int, left: int = 0, top: int = 0
+) -> Regions:
     """The regions in a GeoJSON file of QuPath's, cut off at the border of what QuPath shows.
 
     Args:
@@ -169,10 +176,11 @@ def read_regions(path: Path, width: int, height: int, left: int = 0, top: int = 
         top: where they begin.
 
     Raises:
-        InputError: it cannot be read, is no GeoJSON, or no region of it can be used.
+        InputError: it is no path, cannot be read, is no GeoJSON, or no region of it can be used.
     """
     import shapely
 
+    path = as_path(path)
     shown = shapely.box(0, 0, width, height)
     faults: dict[str, list[str]] = {}
     regions = []

@@ -19,7 +19,7 @@ from .engine import TileResult
 from .opening import open_slide
 from .results import colour_of, read_rows
 from .slide import Slide
-from .tiles import read_tile
+from .tiling import read_tile
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _FACTS = ("tiles", "unreadable", "tissue", "size", "microns_a_pixel", "tile", "reader")

@@ -18,7 +18,7 @@ from ...schema import as_json
 from ...text import as_cell, as_row, from_cell
 from .engine import TileResult
 from .slide import Bounds
-from .tiles import Tile
+from .tiling import Tile
 
 COLOURS = (
     *((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167)),

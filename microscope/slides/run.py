@@ -59,7 +59,7 @@ from .regions import Within, check_annotations, file_of, read_regions
 from .report import Pictures, certain_tiles, is_done, write_report
 from .results import header, read_rows, row, write_geojson
 from .slide import Slide
-from .tiles import Keeps, Tile, grid, side_of, stride_of
+from .tiling import Keeps, Tile, grid, side_of, stride_of
 from .tissue import Thumbnail, TissueOptions, mask_of, thumbnail
 
 _RUN, PAGE = "run.json", "report.html"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ...data.scale import Scale
-from ...errors import ImageError, reason_of
+from ...errors import ImageError, InputError, reason_of
 from ...files import check_is_file
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ class Bounds:
 
     Scanners that leave out what they see nothing in (MRXS, SCN, BIF) give a canvas with empty margins, which
     QuPath cuts off.
+
+    Attributes:
+        left: the left edge.
+        top: the upper edge.
+        width: the width.
+        height: the height.
     """
 
     left: int
@@ -52,6 +58,7 @@ class Slide(Protocol):
     """A slide that is open; a reader of a format gives one. A handle is for one thread: see `reopened`."""
 
     path: Path
+    """The file."""
     reader: str
     """What reads it: ``OpenSlide (aperio)``, ``tifffile``, ``field``."""
     levels: tuple[Level, ...]
@@ -80,6 +87,7 @@ class Slide(Protocol):
 
         Raises:
             ImageError: this part of the file is damaged; other parts can still be read.
+            InputError: the region does not lie inside a level.
         """
 
     def reopened(self) -> Slide:
@@ -87,6 +95,22 @@ class Slide(Protocol):
 
     def close(self) -> None:
         """Frees the file; may be called more than once."""
+
+
+def check_region(slide: Slide, level: int, x: int, y: int, width: int, height: int) -> None:
+    """Checks that a region lies inside a level: beyond it each library would give something else, or nothing.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not 0 <= level < len(slide.levels):
+        raise InputError(f"'{slide.path}' has no level {level}: expected 0 to {len(slide.levels) - 1}")
+    within = slide.levels[level]
+    if not (0 <= x < x + width <= within.width and 0 <= y < y + height <= within.height):
+        raise InputError(
+            f"'{slide.path}': {width} x {height} pixels at {x}, {y} do not lie in level {level}, which has "
+            f"{within.width} x {within.height}"
+        )
 
 
 def check_is_there(path: Path) -> None:

@@ -20,7 +20,7 @@ from ...decoding.tiff import largest_picture
 from ...errors import ImageError
 from ...files import open_file
 from ...images import MAX_PIXELS, PartsSeen
-from .slide import Bounds, Level, check_is_there
+from .slide import Bounds, Level, check_is_there, check_region
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,6 +86,7 @@ class TiffReader:
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A region out of the tiles or strips below it; see `Slide.read`."""
+        check_region(self, level, x, y, width, height)
         page = self._pages[level]
         samples, planes = page.samplesperpixel, page.samplesperpixel if page.planarconfig == 2 else 1
         out = np.empty((height, width, samples), page.dtype)

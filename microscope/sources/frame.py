@@ -46,10 +46,18 @@ class Source(Protocol):
         stalls_after: seconds without a frame that are a fault; None where it may be silent.
     """
 
-    name: str
-    endless: bool
-    keeps: bool
-    stalls_after: float | None
+    # Properties, so that a constant of a class will do: whoever reads a source changes none of them.
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def endless(self) -> bool: ...
+
+    @property
+    def keeps(self) -> bool: ...
+
+    @property
+    def stalls_after(self) -> float | None: ...
 
     def frames(self) -> Iterator[Frame | ImageError | None]:
         """The frames as they come; an error for one that cannot be used, None where there is none yet.

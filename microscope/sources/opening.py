@@ -23,6 +23,8 @@ FORMS = (
 )
 """What a user may type."""
 
+_OF_A_SOURCE = ("name", "endless", "keeps", "stalls_after", "frames")
+
 
 @dataclass(frozen=True)
 class _Asked:
@@ -68,8 +70,10 @@ def open_source(
         BackendError: the extra that this kind of source needs is not installed.
     """
     if not isinstance(what, str | os.PathLike):
-        if not hasattr(what, "frames"):
-            raise InputError(f"expected a source or its name, found {type(what).__name__}")
+        if missing := [each for each in _OF_A_SOURCE if not hasattr(what, each)]:
+            raise InputError(
+                f"expected a source or its name, found {type(what).__name__}: it has no {', '.join(missing)}"
+            )
         return what
     text = os.fsdecode(what)
     if not text:

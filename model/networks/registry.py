@@ -126,6 +126,7 @@ def build_network(name: str, *, num_classes: int, **changes: Any) -> Network:
 
     Raises:
         InputError: there is no such network, it has no such field, or the fields do not fit together.
+        BackendError: it is timm's, which is not installed.
     """
     arch = architecture_named(name, num_classes=num_classes, **changes)
     return family_of(arch).build(arch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from msmamba.cli import mmdeploy
 from msmamba.cli.options import check_replaces_none
 from msmamba.cli.stopping import Terminated
 from msmamba.errors import InputError, MsmambaError
+from msmamba.runtime import open_session
 
 
 def _while_waiting(stop: KeyboardInterrupt) -> RuntimeError:
@@ -313,7 +315,9 @@ def test_the_module_is_the_command() -> None:
 
 def test_the_public_surface_is_this() -> None:
     assert set(msmamba.__all__) == {"__version__", "open"}
-    assert callable(msmamba.open)
+    # Written out, so that an editor shows the options and a type checker knows them.
+    asked, given = inspect.signature(msmamba.open), inspect.signature(open_session)
+    assert asked.parameters == given.parameters
 
 
 def test_the_providers_on_the_command_line_are_those_of_the_runtime() -> None:

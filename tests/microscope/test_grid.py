@@ -213,10 +213,12 @@ def test_another_scale_than_in_training_is_noted_once(
     [
         ({"tiles": 2, "mpp": 1.0}, "either a number of tiles or"),
         ({"tiles": 0}, "0 tiles along a frame: expected 1 to 64"),
+        ({"tiles": 2.5}, "2.5 tiles along a frame: expected 1 to 64"),
+        ({"tiles": 2, "batch_size": 0}, "the batch size is 0: expected a whole number"),
         ({"mpp": 0.0}, "0.0 microns a pixel cannot be"),
         ({"tiles": 2, "frames_a_second": 0.0}, "0.0 frames a second: expected more than 0"),
     ],
-    ids=["both", "no tile", "no size", "no time"],
+    ids=["both", "no tile", "half a tile", "no batch", "no size", "no time"],
 )
 def test_what_is_no_grid_is_named(arguments: dict[str, float], said: str) -> None:
     with pytest.raises(InputError) as raised:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import tifffile
 from PIL import Image
 
 from msmamba.errors import ImageError, InputError, SourceError
-from msmamba.microscope.sources import Frame, demo, open_source
+from msmamba.microscope.sources import Frame, Source, demo, open_source
 from msmamba.microscope.sources.demo import Demo
 from msmamba.microscope.sources.stills import Watched
 
@@ -194,6 +195,25 @@ def test_a_folder_that_vanished_and_came_back_is_read_on(tmp_path: Path) -> None
     folder.mkdir()
     save(folder / "new.png", 5)  # before it is opened again, and still news
     assert isinstance(awaited(watched.frames()), Frame)
+
+
+def test_a_source_may_be_any_object_that_has_what_it_takes() -> None:
+    class Constant:
+        name = "constant"
+        endless = False
+        keeps = False
+        stalls_after = None
+
+        def frames(self) -> Iterator[Frame | ImageError | None]:
+            yield None
+
+    source: Source = Constant()  # for the types, too
+    assert open_source(source) is source
+
+
+def test_what_a_source_lacks_is_named() -> None:
+    with pytest.raises(InputError, match=r"found SimpleNamespace: it has no endless, stalls_after$"):
+        open_source(SimpleNamespace(name="a", keeps=True, frames=lambda: iter(())))
 
 
 @pytest.mark.parametrize("source", [None, 5, bytearray(b"a"), ["a"]])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from msmamba.errors import InputError
 from msmamba.runtime.quality import quality_of
 
 
@@ -122,6 +124,16 @@ def test_the_colour_of_the_lamp_is_seen() -> None:
 def test_pictures_of_any_size_have_a_quality(shape: tuple[int, int]) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     assert json.loads(json.dumps(quality_of(pixels).as_json()))["faults"] is not None
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [field() / np.float32(255), field()[..., 0], np.dstack([field(), field()[..., 0]]), field()[:0]],
+    ids=["float32", "grey", "transparent", "empty"],
+)
+def test_what_is_no_picture_is_refused(pixels: NDArray[Any]) -> None:
+    with pytest.raises(InputError, match=r"expected uint8 of shape \(H, W, 3\), RGB"):
+        quality_of(pixels)
 
 
 def test_a_picture_of_one_value_has_no_focus() -> None:

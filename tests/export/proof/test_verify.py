@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from msmamba.errors import ArtefactError, BackendError, CheckpointError, InputError
+from msmamba.errors import ArtefactError, BackendError, CheckpointError, DataError, InputError
 from msmamba.export.graph.onnx_model import flat_model
 from msmamba.export.proof import verify as module
 from msmamba.export.proof.departure import OwnError, first_departure, half_errors_of
@@ -96,6 +96,16 @@ def test_what_takes_single_images_is_verified_one_by_one(
     single = of_single_images(copied["fp32"])
     assert verify(single, checkpoint, [micrographs]).passed
     assert verify(copied["fp32"], single, [micrographs]).flips == 0
+
+
+def test_one_folder_need_not_stand_in_a_list_and_none_is_named(
+    copied: dict[str, Path], checkpoint: Path, micrographs: Path
+) -> None:
+    several = verify(copied["fp32"], checkpoint, [micrographs], limit=2)
+    for one in (micrographs, str(micrographs)):
+        assert verify(copied["fp32"], checkpoint, one, limit=2).images == several.images
+    with pytest.raises(DataError, match="no images to compare: expected files or folders"):
+        verify(copied["fp32"], checkpoint, [])
 
 
 def test_no_proof_is_put_into_what_replaced_the_bundle_meanwhile(

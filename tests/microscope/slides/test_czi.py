@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slide_files import tissue
+from slide_files import check_that_regions_outside_are_refused, tissue
 
 from msmamba.errors import ImageError
 from msmamba.images import read_image
@@ -46,6 +46,7 @@ def test_every_region_is_exact_and_the_scale_is_known(tmp_path: Path) -> None:
     assert (slide.read(0, 0, 0, 420, 300) == PIXELS).all()
     assert (slide.read(0, 133, 95, 20, 10) == PIXELS[95:105, 133:153]).all()
     assert (slide.read(0, 419, 299, 1, 1) == PIXELS[299:, 419:]).all()
+    check_that_regions_outside_are_refused(slide)
     other = slide.reopened()
     slide.close()
     slide.close()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from full_disk import no_file_larger_than
 from PIL import Image
-from slide_files import tissue
+from slide_files import check_that_regions_outside_are_refused, tissue
 
 import msmamba
 from msmamba.errors import ImageError
@@ -62,6 +62,7 @@ def test_the_pixels_are_those_that_a_small_one_would_have(kind: str, tmp_path: P
     assert slide.scale.microns == (pytest.approx(0.5, rel=1e-3) if "dpi" in options else None)
     assert (slide.read(0, 0, 0, 420, 300) == expected).all()
     assert (slide.read(0, 419, 255, 1, 45) == expected[255:, 419:]).all()
+    check_that_regions_outside_are_refused(slide)
     assert slide.reopened() is slide
     slide.close()
 

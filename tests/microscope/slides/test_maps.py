@@ -14,7 +14,7 @@ import tifffile
 from msmamba.microscope.slides.engine import TileResult
 from msmamba.microscope.slides.maps import MapGrid, class_map, overlay, write_map
 from msmamba.microscope.slides.results import colour_of
-from msmamba.microscope.slides.tiles import Tile
+from msmamba.microscope.slides.tiling import Tile
 from msmamba.microscope.slides.tissue import Thumbnail
 
 HALF = MapGrid(width=1000, height=700, side=64, stride=32)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from slide_files import HALF_A_MICRON, tissue, with_tag, write_tiff
+from slide_files import HALF_A_MICRON, check_that_regions_outside_are_refused, tissue, with_tag, write_tiff
 
 from msmamba.data.scale import scale_of
 from msmamba.errors import BackendError, ImageError, InputError
@@ -53,6 +53,7 @@ def test_every_region_of_every_level_is_exact(kind: str, tmp_path: Path) -> None
         width, height = level.width - x, level.height // 2 + 1
         assert (slide.read(place, x, y, width, height) == expected[y : y + height, x:]).all()
     assert (slide.read(0, 419, 0, 1, 300) == PIXELS[:, 419:]).all()  # what a border may leave
+    check_that_regions_outside_are_refused(slide)
     slide.close()
 
 

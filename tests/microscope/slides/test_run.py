@@ -33,7 +33,7 @@ from msmamba.microscope.slides.engine import TileResult
 from msmamba.microscope.slides.report import most_certain
 from msmamba.microscope.slides.results import colour_of, header, read_rows, row
 from msmamba.microscope.slides.run import SlideOptions, classify_slides
-from msmamba.microscope.slides.tiles import Tile
+from msmamba.microscope.slides.tiling import Tile
 from msmamba.microscope.slides.tissue import TissueOptions
 from msmamba.runtime.session import Session
 

@@ -28,7 +28,7 @@ from msmamba.microscope.slides.maps import MapGrid, overlay, undecided_map
 from msmamba.microscope.slides.ray_engine import RayEngine, _open, _session
 from msmamba.microscope.slides.results import UNDECIDED, header, read_rows, row
 from msmamba.microscope.slides.run import SlideOptions, classify_slides
-from msmamba.microscope.slides.tiles import Tile, read_tile
+from msmamba.microscope.slides.tiling import Tile, read_tile
 from msmamba.microscope.slides.tissue import Thumbnail
 from msmamba.runtime.drift import drift_log, read_drift
 from tests.export.proof.test_guarded import with_guard

@@ -12,7 +12,7 @@ from slide_files import HALF_A_MICRON, tissue, write_tiff
 
 from msmamba.errors import InputError
 from msmamba.microscope.slides import Tile, open_slide, tiles
-from msmamba.microscope.slides.tiles import best_level, read_tile
+from msmamba.microscope.slides.tiling import best_level, read_tile
 from msmamba.microscope.slides.tissue import TissueOptions, thumbnail, tissue_mask
 
 PIXELS = tissue()
