@@ -131,8 +131,16 @@ def files_below(folder: Path, passed: Passed, *, within: Path | None = None) -> 
         waiting.extend(reversed(inner))
 
 
-def images_below(folder: Path, passed: Passed, *, within: Path | None = None) -> Iterator[Path]:
+def images_below(
+    folder: Path, passed: Passed, *, within: Path | None = None, tables: Collection[Path] = ()
+) -> Iterator[Path]:
     """The files below a folder that have one of the suffixes in `Passed.read`, in the order of `files_below`.
+
+    Args:
+        folder: where to look.
+        passed: is told what is passed over.
+        within: as for `files_below`.
+        tables: files that are read as something else, and so not passed over.
 
     Raises:
         DataError: as `files_below`.
@@ -143,7 +151,7 @@ def images_below(folder: Path, passed: Passed, *, within: Path | None = None) ->
                 passed.add("pictures that mmdeploy has drawn", _below(folder, path))
             else:
                 yield path
-        else:
+        elif path not in tables:
             passed.add_other(path)
 
 

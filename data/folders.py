@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ..errors import DataError, some
 from ..files import as_utf8
-from ..images import SUFFIXES, StackedImage
+from ..images import StackedImage
 from .copies import contents_of, note_on_leaks, notes_on_copies
 from .coverage import Coverage
 from .finding import Passed, class_folders, images_below
@@ -31,6 +31,7 @@ from .labels import check_labels
 from .samples import Sample, Samples, Source, classes_of, sources_of
 from .seen import checksums_of
 from .splitting import (
+    COUNTED,
     DEALING,
     EACH_FOR_ITSELF,
     FOLDERS_ARE_GROUPS,
@@ -52,6 +53,11 @@ T = TypeVar("T")
 _FOLDERS_TAKEN = "the folders inside of the classes' folders are taken for groups (patients, say)"
 _FOLDERS_KEPT = f"{_FOLDERS_TAKEN}, which stay in one split: {EACH_FOR_ITSELF}"
 _FOLDERS_DRAWN = f"{_FOLDERS_TAKEN}, by which intervals are drawn: {EACH_FOR_ITSELF}"
+
+_WHOLE_GROUPS = "whole groups share a split: --group-by says what a group is, and each class needs several"
+
+LEAST_TRAINED, TRAINED = 2, "training images"
+"""What each class needs to be trained on."""
 
 WHOLE = "all"
 """What the one split of a flat folder is called."""
@@ -102,8 +108,7 @@ class ImageFolder:
         """
         samples = self.splits.get(name)
         if not samples and name == WHOLE in self.splits:
-            counted = f"files ending in {', '.join(sorted(SUFFIXES))} count"
-            raise DataError(f"{self.root}: has no images in its class folders ({counted})")
+            raise DataError(f"{self.root}: has no images in its class folders ({COUNTED})")
         if not samples:
             present = ", ".join(key for key, value in self.splits.items() if value) or "none"
             raise DataError(f"{self.root}: has no images in a {name!r} split (splits with images: {present})")
@@ -373,6 +378,9 @@ def _split_flat(root: Path, seed: int, group_by: re.Pattern[str] | None, dealing
     except DataError as error:
         hint = f"; {FOLDERS_ARE_GROUPS}" if groups is not None and group_by is None else ""
         raise DataError(f"{root}: {error}{hint}") from error
+    trained = _tally([sample for sample, name in zip(samples, names, strict=True) if name == "train"], labels)
+    why = _WHOLE_GROUPS if groups is not None else "copies of an image share a split, so they count as one"
+    check_class_sizes(root, labels, trained, LEAST_TRAINED, TRAINED, why)
 
     def dealt(values: Sequence[T], split: str) -> tuple[T, ...]:
         return tuple(value for value, name in zip(values, names, strict=True) if name == split)
@@ -468,6 +476,9 @@ def check_trainable(data: ImageFolder) -> None:
         raise DataError(f"{data.root}: has one class, {data.labels[0]!r}; training needs at least two")
     check_labels(data.root, data.labels)
     counts = _tally(data.split("train"), data.labels)
-    check_class_sizes(data.root, data.labels, counts, 2, "training images", grouped=bool(data.groups))
+    why = COUNTED if data.kind is None else "as the import has dealt them"
+    if data.skipped:
+        why = f"{len(data.skipped)} images are left out that cannot be read"
+    check_class_sizes(data.root, data.labels, counts, LEAST_TRAINED, TRAINED, why)
     for name in data.splits:
         data.split(name)

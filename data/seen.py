@@ -89,6 +89,13 @@ class Overlap:
         examples = some([names[place] for place in self.trained_on])
         return f"training saw {len(self.trained_on)} of these {len(names)} images ({examples})"
 
+    def chosen_by_note(self, names: Sequence[str]) -> str:
+        """How many others of the named images chose the epoch, with examples; empty where none did."""
+        if not self.chose_the_epoch:
+            return ""
+        examples = some([names[place] for place in self.chose_the_epoch])
+        return f"{len(self.chose_the_epoch)} of these {len(names)} images chose the epoch ({examples})"
+
 
 def checksums_of(sources: Iterable[Source]) -> list[int | None]:
     """(N,): the checksum of each image; None where it cannot be read."""

@@ -30,6 +30,9 @@ large; 1: copies share a split; 2: those folds are held out that come nearest to
 LARGEST_SEED = 2**32 - 1
 """What the generators of all libraries take."""
 
+COUNTED = f"files ending in {', '.join(sorted(SUFFIXES))} count"
+"""Why a folder has fewer images than somebody sees there."""
+
 _LIKE_SPLITS = frozenset(
     {"train", "training", "val", "valid", "validate", "validation", "dev", "test", "testing"}
 )
@@ -234,7 +237,7 @@ def check_class_sizes(
     counts: Sequence[int],
     at_least: int,
     what: str = "images",
-    grouped: bool = False,
+    why: str = COUNTED,
 ) -> None:
     """Refuses classes that are too small to be split or trained on.
 
@@ -244,7 +247,7 @@ def check_class_sizes(
         counts: images of each class.
         at_least: images that each class needs.
         what: the images that are counted.
-        grouped: whether whole groups were dealt, which may leave a class none of them.
+        why: what may have left a class so few.
 
     Raises:
         DataError: classes have fewer; all of them are named.
@@ -253,9 +256,6 @@ def check_class_sizes(
         f"{label!r} has {count}" for label, count in zip(labels, counts, strict=True) if count < at_least
     ]
     if small:
-        why = f"files ending in {', '.join(sorted(SUFFIXES))} count"
-        if grouped:
-            why = "whole groups share a split: --group-by says what a group is, and each class needs several"
         raise DataError(f"{root}: every class needs at least {at_least} {what}, but {some(small)} ({why})")
 
 

@@ -30,6 +30,7 @@ from ..coverage import Coverage
 from ..imported import INDEX, MANIFEST, STACK_INDEX, Channels, DataManifest, IndexRow, index_of
 from ..scale import check_microns, scale_of
 from ..splitting import (
+    COUNTED,
     FOLDERS_ARE_GROUPS,
     FOLDS,
     SMALLEST_CLASS,
@@ -393,7 +394,9 @@ def deal_images(
     def dealt(chosen: npt.NDArray[np.bool_], folds: dict[str, int]) -> Names:
         counts = np.bincount(classes[chosen], minlength=len(listing.labels)).tolist()
         least = sum(folds.values()) if listing.grouped_by else min(SMALLEST_CLASS, sum(folds.values()))
-        check_class_sizes(source, listing.labels, counts, least)
+        left_out = len(listing.images) - len(images)
+        why = f"{left_out} images are left out that cannot be read" if left_out else COUNTED
+        check_class_sizes(source, listing.labels, counts, least, why=why)
         places = np.flatnonzero(chosen).tolist()
         own = [contents[place] for place in places]
         their = [groups[place] for place in places] if listing.grouped_by else None

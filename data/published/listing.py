@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ...errors import DataError, reason_of, some
 from ...files import lines_of, open_text
-from ...images import SUFFIXES
-from ..finding import Passed, files_below
+from .. import finding
+from ..finding import Passed
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
@@ -101,12 +101,9 @@ def images_below(source: Path, tables: Collection[Path] = ()) -> tuple[list[str]
     Raises:
         DataError: a link leads out of the folder.
     """
-    passed, images = Passed(), []
-    for path in files_below(source, passed, within=source):
-        if path.suffix.lower() in SUFFIXES:
-            images.append(path.relative_to(source).as_posix())
-        elif path not in tables:
-            passed.add_other(path)
+    passed = Passed()
+    found = finding.images_below(source, passed, within=source, tables=tables)
+    images = [path.relative_to(source).as_posix() for path in found]
     return images, [*passed.notes()]
 
 

@@ -248,8 +248,9 @@ def _on_what_training_saw(seen: Seen | None, data: ImageFolder, split: str) -> l
     if seen is None:
         return []
     overlap = Overlap.of(sources_of(data.split(split)), seen)
-    note = overlap.trained_on_note(data.names(split))
-    return [f"{note}: the figures are better than they are on others"] if note else []
+    names = data.names(split)
+    notes = {overlap.trained_on_note(names): "better", overlap.chosen_by_note(names): "a little better"}
+    return [f"{note}: the figures are {how} than they are on others" for note, how in notes.items() if note]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Dims: B batch, H W an image's own size, S side of the square network input.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ...data.imported import Channels
 from ...data.samples import Sample
-from ...errors import ImageError
+from ...errors import ImageError, TrainingError, reason_of
 from ...images import FULL_WHITE, StackedImage, Transform, load_image
 from .augmentation import Augmentation, Pixels
 
@@ -180,6 +181,8 @@ class Batches:
 
     Drawing them leaves PyTorch's global random state alone. Workers hand over 8-bit pixels, which are
     normalised in this process: a fourth of the bytes to move, and moving them is most of what workers cost.
+    They come through a pipe, as arrays: tensors would need shared memory, of which a container has 64 MB, and
+    where it is full PyTorch waits for ever.
 
     Args:
         dataset: one of those above.
@@ -218,9 +221,28 @@ class Batches:
             pixels, labels = batch
             shape = (len(pixels), 3, *pixels.shape[1:3])
             images = torch.empty(shape, dtype=torch.float32, pin_memory=self._pinned)
-            for image, own in zip(images.numpy(), pixels.numpy(), strict=True):
+            for image, own in zip(images.numpy(), pixels, strict=True):
                 self._transform.normalise(own, out=image)
-            yield images, labels
+            yield images, torch.from_numpy(labels)
+
+
+@contextmanager
+def telling_of_workers() -> Iterator[None]:
+    """Says what became of worker processes; PyTorch's own words for it come from wherever this process is.
+
+    Raises:
+        TrainingError: one was ended from outside.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Where this process was interrupted, so were they, and that is told elsewhere.
+        if "DataLoader worker" not in str(error) or isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise TrainingError(
+            f"a process that reads images is gone ({reason_of(error).rstrip('. ')}): where memory is short "
+            "the system ends one: continue the run with --resume and fewer --workers"
+        ) from error
 
 
 def _begin_worker(number: int) -> None:
@@ -246,14 +268,16 @@ class _CarryingErrors(Dataset[Any]):
             return error
 
 
-def _collate(items: list[tuple[Pixels, int] | ImageError]) -> tuple[Tensor, Tensor] | ImageError:
+def _collate(
+    items: list[tuple[Pixels, int] | ImageError],
+) -> tuple[Pixels, npt.NDArray[np.int64]] | ImageError:
     images, labels = [], []
     for item in items:
         if isinstance(item, ImageError):
             return item
         images.append(item[0])
         labels.append(item[1])
-    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+    return np.stack(images), np.array(labels, np.int64)
 
 
 def channel_statistics(images: Images, size: int) -> tuple[Channels, Channels]:

@@ -58,6 +58,7 @@ from .loading import (
     channel_statistics,
     images_of,
     in_batches,
+    telling_of_workers,
 )
 from .parallel import ALONE, Part, Processes, Shards, averaging_gradients, collected, dealt, take
 from .recipe import Recipe
@@ -198,6 +199,8 @@ def train(
     arch, recipe = replace(arch, num_classes=len(data.labels)), recipe or Recipe()
     _check_can_train(arch, recipe)
     folder = RunFolder(run)
+    if resume:
+        data = _without_what_was_left_out(data, folder)
     with deterministic_algorithms(hardware.deterministic), ExitStack() as held:
         processes.from_first(lambda: held.enter_context(folder.locked()))
         trainer = _Trainer(
@@ -433,6 +436,10 @@ class _Trainer:
 
     def run_to_the_end(self) -> Result:
         """All epochs that are left, then the results."""
+        with telling_of_workers():
+            return self._run_to_the_end()
+
+    def _run_to_the_end(self) -> Result:
         for listener in self.listeners:
             listener.on_start(self.plan)
         try:
@@ -823,6 +830,30 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 def _held_out(data: ImageFolder) -> ImageFolder:
     """The splits that are not trained on."""
     return replace(data, splits={name: each for name, each in data.splits.items() if name != "train"})
+
+
+def _without_what_was_left_out(data: ImageFolder, folder: RunFolder) -> ImageFolder:
+    """The data without the images to train and validate with that a run in the folder was begun without.
+
+    One that was mended since would make another run of it. What is tested on has no say in the weights.
+
+    Raises:
+        DataError: too little is left.
+    """
+    skipped = (folder.read_config() or {}).get("skipped")
+    if not skipped:
+        return data
+    left_out = {
+        name: {place: skipped[image] for place, image in enumerate(data.names(name)) if image in skipped}
+        for name in ("train", "val")
+    }
+    names = [data.names(name)[place] for name, found in left_out.items() for place in found]
+    if not names:
+        return data
+    note = f"{len(names)} images stay left out, as the run was begun without them: {some(names)}"
+    data = without(data, {name: found for name, found in left_out.items() if found})
+    check_trainable(data)
+    return replace(data, notes=(*data.notes, note))
 
 
 def _measured(

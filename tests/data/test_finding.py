@@ -14,6 +14,7 @@ from PIL import Image
 from msmamba.cli import mmdeploy
 from msmamba.data.copies import contents_of
 from msmamba.data.finding import HEAT_MAPS, Passed, class_folders, images_below
+from msmamba.data.published.folder import list_folder
 from msmamba.errors import DataError
 from msmamba.model.evaluation.explanation import METHODS
 
@@ -175,6 +176,9 @@ def test_pictures_that_commands_drew_among_images_are_passed_over(tmp_path: Path
         "passed over: pictures that mmdeploy has drawn, 2 (red/A.occlusion.png, red/a.gradcam.png)",
     )
     assert [folder.name for folder in class_folders(tmp_path / "cells", Passed())] == ["red", "white"]
+    listing = list_folder(tmp_path / "cells")
+    assert [image.origin for image in listing.images] == images
+    assert listing.notes == [*notes]
 
 
 def test_heat_maps_are_known_by_what_explain_calls_them() -> None:

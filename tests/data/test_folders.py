@@ -413,6 +413,22 @@ def test_copies_share_a_split_of_a_flat_folder(tmp_path: Path) -> None:
     assert any("in more than one split" in note for note in apart.notes)
 
 
+def test_what_left_a_class_so_few_images_is_told(tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    make(flat, *numbered("a", 9), *numbered("b", 9))
+    for number in range(9):
+        (flat / "a" / f"{number:03}.png").write_bytes(b"%d" % (number % 2))
+    with pytest.raises(DataError, match=r"'a' has 0 \(copies of an image share a split"):
+        read_training_folder(flat)
+
+    # With splits nothing is dealt, whatever folders there are.
+    layout = tmp_path / "layout"
+    make(layout, *(f"{split}/a/{n}/x.png" for split in ("train", "val") for n in range(3)))
+    make(layout, "train/b/0/x.png", "val/b/0/x.png")
+    with pytest.raises(DataError, match=r"'b' has 1 \(files ending in"):
+        read_training_folder(layout)
+
+
 def test_evaluation_asks_no_other_split_for_its_classes(tmp_path: Path) -> None:
     make(tmp_path, "val/a/0.png", "test/a/0.png", "test/b/0.png", "notes/b/0.png")
     data = read_evaluation_folder(tmp_path)

@@ -78,5 +78,7 @@ def test_what_is_something_else_is_seen(values: object) -> None:
 def test_it_is_told_how_many_and_which() -> None:
     names = [f"{number}.png" for number in range(9)]
     assert Overlap((), (1,)).trained_on_note(names) == ""
+    assert Overlap((2,), (1,)).chosen_by_note(names) == "1 of these 9 images chose the epoch (1.png)"
+    assert Overlap((2,), ()).chosen_by_note(names) == ""
     told = Overlap(tuple(range(7)), ()).trained_on_note(names)
     assert told == "training saw 7 of these 9 images (0.png, 1.png, 2.png, 3.png, 4.png, … 2 more)"

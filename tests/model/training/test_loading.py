@@ -86,6 +86,8 @@ def test_batches_do_not_depend_on_the_workers_nor_touch_the_random_state(samples
         for (images, labels), (other_images, other_labels) in zip(here, there, strict=True):
             assert torch.equal(images, other_images)
             assert torch.equal(labels, other_labels)
+    # Through a pipe: shared memory that is full would have PyTorch wait for ever.
+    assert not any(labels.is_shared() for part in results for _, labels in part)
     images, labels = results[0][0]
     assert images.shape == (3, 3, 32, 32)
     assert images.dtype == torch.float32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -371,6 +372,26 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(
     assert min(started[1:]) == finished_epochs + 1
     assert_same_run(run, finished)
     assert not list(run.glob(".*.tmp"))
+
+
+def test_a_worker_that_the_system_ends_is_told_in_one_line(
+    data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    class Ending:
+        def on_start(self, plan: training.Plan) -> None:
+            """Nothing to see."""
+
+        def on_step(self, epoch: int, step: int, loss: float) -> None:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+                worker.join()
+
+        def on_epoch(self, epoch: Epoch, is_best: bool) -> None:
+            """Nothing to see."""
+
+    hardware = training.Hardware(threads=1, workers=1)
+    with pytest.raises(TrainingError, match=r"reads images is gone \(DataLoader worker .*--resume and fewer"):
+        train(data, tmp_path / "run", small, QUICK, hardware=hardware, listeners=[Ending()])
 
 
 def test_a_finished_run_resumes_to_the_same_results(

@@ -150,6 +150,30 @@ def test_a_run_that_stumbled_is_finished_with_skip_bad(layout: Path, tmp_path: P
     assert list(json.loads((run / "metrics.json").read_text())["skipped"]) == ["val/round/0.png", BROKEN]
 
 
+def test_an_image_that_is_mended_meanwhile_changes_no_run(layout: Path, tmp_path: Path) -> None:
+    broken = {path: path.read_bytes() for path in (layout / "train/round/1.png", layout / "val/round/0.png")}
+    for path in broken:
+        path.write_bytes(b"broken")
+    arguments = ["train", str(layout), "--threads", "1", "--image-size", "32", "--batch-size", "4"]
+    arguments += ["--epochs", "2", "--warm-up", "0"]
+    for run in ("whole", "stopped"):
+        done = CliRunner().invoke(mmdeploy, [*arguments, "-o", str(tmp_path / run), "--skip-bad"])
+        assert done.exit_code == 0, done.stderr
+    stopped = RunFolder(tmp_path / "stopped")
+    # As after a kill in the first epoch.
+    for path in stopped.path.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    for path, content in broken.items():
+        path.write_bytes(content)
+    done = CliRunner().invoke(mmdeploy, [*arguments, "-o", str(stopped.path), "--resume"])
+    assert done.exit_code == 0, done.stderr
+    assert "note: 2 images stay left out, as the run was begun without them: train/round/1.png" in done.stderr
+    once, again = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("whole", "stopped"))
+    assert {**again, "seconds": 0} == {**once, "seconds": 0}
+    assert len(again["skipped"]) == 2
+
+
 def test_the_command_says_so_in_the_end(
     layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
