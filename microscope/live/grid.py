@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 MOST_TILES = 64
 """Tiles along the shorter side of a frame."""
 
-_GIST = 8  # a tile's picture is compared by the means of so many squares a side
+_GIST = 8  # a tile's picture is compared by the means of so many squares a side at most
+_LEAST_SQUARE = 8  # pixels a side of such a square at least: a mean over fewer moves with the noise
 _HALF = 0.5
 _CHANGED = 3  # of 255: noise of deviation 5 moves a mean by 2 at most, the stage by a fortieth of a tile by 5
 
@@ -185,7 +186,7 @@ class Mapper:
         self._shape: tuple[int, ...] = ()  # of the frame, and the side of its tiles: what memory is of
         self._probabilities = np.empty((0, 0, session.classes), np.float32)
         self._reasons = np.empty((0, 0, len(REASONS)), np.bool_)  # why each tile is withheld
-        self._gists = np.empty((0, 0, _GIST, _GIST), np.int16)  # of the pictures that were classified
+        self._gists = np.empty((0, 0, *_shape_of_gist(0)), np.int16)  # of the pictures that were classified
         self._turns = np.empty((0, 0), np.int64)  # the frame in which a tile was classified last
         self._frames = 0
 
@@ -251,13 +252,13 @@ class Mapper:
             self._shape = height, width, side
             self._probabilities = np.full((*shape, self._session.classes), np.nan, np.float32)
             self._reasons = np.zeros((*shape, len(REASONS)), np.bool_)
-            self._gists = np.zeros((*shape, _GIST, _GIST), np.int16)
+            self._gists = np.zeros((*shape, *_shape_of_gist(side)), np.int16)
             self._turns = np.full(shape, -1, np.int64)
 
     def _forget_what_changed(self, gists: NDArray[np.int16]) -> NDArray[np.bool_]:
         """(tiles,): which tiles have nothing now, because their picture is another, or never had."""
         flat = self._probabilities.reshape(len(gists), -1)
-        difference = np.abs(gists - self._gists.reshape(gists.shape)).max(axis=(1, 2))
+        difference = np.abs(gists - self._gists.reshape(gists.shape)).max(axis=(1, 2, 3))
         flat[difference > _CHANGED] = np.nan
         return np.isnan(flat[:, 0])
 
@@ -286,7 +287,14 @@ class Mapper:
         return len(order)
 
 
+def _shape_of_gist(side: int) -> tuple[int, int, int]:
+    """The squares along both sides of a tile of so many pixels, and the channels."""
+    squares = min(max(side // _LEAST_SQUARE, 1), _GIST)
+    return squares, squares, 3
+
+
 def _gist(pixels: NDArray[np.uint8], tile: Tile) -> NDArray[np.int16]:
-    """(_GIST, _GIST): the means of a tile's squares, in green, where stains and cells differ most."""
-    part = np.ascontiguousarray(pixels[tile.y : tile.y + tile.side, tile.x : tile.x + tile.side, 1])
-    return np.asarray(Image.fromarray(part).resize((_GIST, _GIST), Image.Resampling.BOX), np.int16)
+    """The means of a tile's squares, in each channel: what fluoresces may be in one alone."""
+    size = _shape_of_gist(tile.side)[:2]
+    part = np.ascontiguousarray(pixels[tile.y : tile.y + tile.side, tile.x : tile.x + tile.side])
+    return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BOX), np.int16)

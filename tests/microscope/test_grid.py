@@ -109,6 +109,18 @@ def test_noise_keeps_a_tile_and_another_picture_does_not(session: Session) -> No
     assert int(known(moved).sum()) == moved.classified
 
 
+@pytest.mark.parametrize("channel", [0, 1, 2], ids=["red", "green", "blue"])
+def test_what_changes_in_one_colour_alone_is_another_picture(channel: int, session: Session) -> None:
+    """As fluorescence does, whose other channels stay black."""
+    mapper = Mapper(session, Grid(tiles=3, frames_a_second=1000))
+    before, after = (np.zeros_like(field()) for _ in range(2))
+    before[..., channel], after[..., channel] = field(0)[..., 0], field(1)[..., 0]
+    while not known(mapper.map(frame(before))).all():
+        pass
+    found = mapper.map(frame(after))
+    assert int(known(found).sum()) == found.classified
+
+
 def test_another_resolution_or_objective_forgets_everything(session: Session) -> None:
     mapper = Mapper(session, Grid(mpp=0.5, frames_a_second=1000))
     while not known(mapper.map(frame(field(), 0.5))).all():
