@@ -25,7 +25,7 @@ from ...runtime.drift import DriftLog
 from ...runtime.guard import REASONS
 from ...runtime.session import BATCH_SIZE, Session
 from ...schema import is_whole
-from ..slides.engine import classify_tiles, trained_on, transform_of
+from ..slides.engine import answers_on, trained_on, transform_of
 from ..slides.field import Field
 from ..slides.tiling import Tile, grid, side_of
 from ..sources import Frame
@@ -165,7 +165,7 @@ class Mapper:
         Args:
             session: an opened artefact that knows its labels, mean and std.
             grid: how frames are cut.
-            log: gets scores of the tiles that it wants.
+            log: gets scores of a tile of those frames that it wants.
 
         Raises:
             InputError: the grid is to be of the model's scale, which the artefact does not say.
@@ -189,6 +189,7 @@ class Mapper:
         self._gists = np.empty((0, 0, *_shape_of_gist(0)), np.int16)  # of the pictures that were classified
         self._turns = np.empty((0, 0), np.int64)  # the frame in which a tile was classified last
         self._frames = 0
+        self._generator = np.random.default_rng()
 
     def map(self, frame: Frame, other: float = 0.0) -> TileMap:
         """The map of a frame.
@@ -270,11 +271,15 @@ class Mapper:
         # Where time may end it, a batch by itself: what is begun ahead would be waited for and thrown away.
         size = len(order) if ends == math.inf else batch
         last = time.monotonic()
+        logged = int(self._generator.integers(len(order)))
         for start in range(0, len(order), size):
             part = order[start : start + size]
-            results = classify_tiles(self._session, field, (tile for _, tile in part), batch, self._log)
-            with closing(results):
-                for (place, _), result in zip(part, results, strict=True):
+            asked = ((tile, self._wants(place == logged)) for place, tile in part)
+            answers = answers_on(self._session, field, asked, batch)
+            with closing(answers):
+                for (place, _), answer in zip(part, answers, strict=True):
+                    result = answer.result
+                    answer.add_to(self._log)
                     at = divmod(place, columns)
                     self._probabilities[at] = result.probabilities
                     self._reasons[at] = [reason in result.reasons for reason in REASONS]
@@ -285,6 +290,10 @@ class Mapper:
                 return start + len(part)
             last = now
         return len(order)
+
+    def _wants(self, is_chosen: bool) -> bool:
+        """Whether the log gets a tile: of a frame one at random, as the corners of a field are darker."""
+        return is_chosen and self._log is not None and self._log.wants()
 
 
 def _shape_of_gist(side: int) -> tuple[int, int, int]:

@@ -22,6 +22,7 @@ from msmamba.microscope import Grid, stream
 from msmamba.microscope.live.grid import Mapper, TileMap
 from msmamba.microscope.sources import Frame
 from msmamba.runtime import Session
+from msmamba.runtime.drift import drift_log, read_drift
 from tests.export.proof.test_guarded import with_guard
 
 
@@ -119,6 +120,21 @@ def test_what_changes_in_one_colour_alone_is_another_picture(channel: int, sessi
         pass
     found = mapper.map(frame(after))
     assert int(known(found).sum()) == found.classified
+
+
+def test_a_log_gets_a_tile_of_a_frame_wherever_it_lies(
+    session: Session, bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A field is darker at its corners; the first tile of every frame would be one of them."""
+    monkeypatch.setattr("msmamba.runtime.drift.LIVE_INTERVAL", 0.0)
+    pixels = np.repeat(np.repeat(np.array([[60, 110], [160, 210]], np.uint8), 32, axis=0), 32, axis=1)
+    with drift_log(tmp_path / "log.jsonl", bundles["fp32"], None, "live") as log:
+        mapper = Mapper(session, Grid(tiles=2), log)
+        for _ in range(40):
+            mapper.map(frame(np.repeat(pixels[..., None], 3, axis=2)))
+    found = read_drift(tmp_path / "log.jsonl").scores["brightness"]
+    assert len(found) == 40
+    assert len(np.unique(found.round(2))) == 4  # but for chance: 1 in 25,000
 
 
 def test_another_resolution_or_objective_forgets_everything(session: Session) -> None:
