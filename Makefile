@@ -35,10 +35,11 @@ types: $(VENV)/test.stamp .mypy_cache/msmamba
 	mkdir -p $(@D)
 	ln -s .. $@
 
-# The types as on Windows and macOS, with a cache each: what only other systems reach is no fault there.
+# The package's types as on Windows and macOS, with a cache each: what only other systems reach is no fault there.
 types-elsewhere: $(VENV)/test.stamp .mypy_cache/msmamba
 	for platform in win32 darwin; do \
-		$(BIN)/mypy --platform $$platform --cache-dir .mypy_cache/$$platform --no-warn-unreachable $(TREE) || exit 1; done
+		$(BIN)/mypy --platform $$platform --cache-dir .mypy_cache/$$platform --no-warn-unreachable \
+			--exclude '(^|/)(benchmarks|demo|fuzz)/' $(TREE) || exit 1; done
 
 # Idle OpenMP threads would spin, and take a core from the other worker. A file's tests share what they make, so
 # they stay in one process; files are taken in the order of tests/conftest.py, the dearest first.
@@ -68,7 +69,7 @@ test-ray: .venv-ray/test.stamp
 
 # Damaged and hostile input, kills and a soak: about ten minutes; more with FUZZ_SCALE=10, other input with FUZZ_SEED=1.
 fuzz: $(VENV)/test.stamp
-	$(BIN)/python fuzz/run.py $(TARGETS)
+	$(BIN)/python fuzz/fuzz.py $(TARGETS)
 
 # The documentation as a site, site/index.html: links checked, nothing in it loaded from elsewhere; half a minute.
 docs: .venv-docs/docs.stamp

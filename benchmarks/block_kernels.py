@@ -144,7 +144,8 @@ def native_call(op_type: str, weights: Arrays, maps: Arrays, batch: int) -> Call
 def scan_call(features: Arrays, weights: Arrays) -> Callable[[], object]:
     """The scan behind ScanInputs."""
     y = np.zeros_like(features["x"])
-    shape = scan.ScanShape(*features["x"].shape, states=weights["A"].shape[-1])
+    batch, height, width, channels = features["x"].shape
+    shape = scan.ScanShape(batch, height, width, channels, states=weights["A"].shape[-1])
     addresses = {name: array.ctypes.data for name, array in (features | weights).items()}
     held = [features, weights]  # as long as their addresses
     return lambda: scan.forward_pointers(shape, "float32", **addresses, y=y.ctypes.data) if held else None
@@ -274,6 +275,8 @@ def main() -> None:
     parser.add_argument("--native-only", action="store_true", help="leave the functions out")
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
+    if options.side % 8:
+        parser.error(f"the side is {options.side}: expected a multiple of 8, which three mergings halve")
     scan.set_threads(options.threads)
     if options.kernels is not None:
         scan.select_kernels(options.kernels)
@@ -289,8 +292,9 @@ def main() -> None:
         "onnxruntime": onnxruntime.__version__,
     }
     form = InferenceForm(MicroscopicMamba.of_size("t", num_classes=4).eval())
+    stages: Any = form.layers
     results = []
-    for index, stage in enumerate(form.layers, start=1):
+    for index, stage in enumerate(stages, start=1):
         side = options.side >> (index - 1)
         half = stage.blocks[0].Conv_branch.channels
         peak = measured_peak(options.threads, clock)

@@ -35,7 +35,7 @@ def probe(request: Path, count: int) -> None:
     chosen = choose(asked["data"], samples, asked["labels"], count=count)
     started = time.perf_counter()
     cache = request.with_name(f"{count}.calib")
-    transform = Transform(asked["size"], tuple(asked["mean"]), tuple(asked["std"]))
+    transform = Transform(asked["size"], tuple(asked["mean"]), tuple(asked["std"]), asked["white_level"])
     measure(request.with_name("flat.onnx").read_bytes(), asked["values"], chosen, transform, cache)
     print(
         f"{len(chosen.images)} images, {len(asked['values'])} activations: "
@@ -62,6 +62,8 @@ def main() -> None:
 
     loaded = load_checkpoint(arguments.checkpoint)
     said, labels = loaded.preprocessing, loaded.labels
+    if said is None or labels is None:
+        parser.error(f"'{arguments.checkpoint}' does not say its labels and how images are prepared")
     flat = merged(flat_model(onnx_from_network(loaded.network, said.image_size)))
     values = measured_values(products(flat))
     samples, _ = calibration_samples(arguments.data, labels)
@@ -77,6 +79,7 @@ def main() -> None:
                     "size": said.image_size,
                     "mean": said.mean,
                     "std": said.std,
+                    "white_level": said.white_level,
                     "values": sorted(values),
                 }
             )

@@ -84,6 +84,9 @@ def main() -> None:
     for name, found in scores.items():
         shares, by = [], dict.fromkeys(PICTURE_SCORES, 0)
         for size in SIZES:
+            if size > len(pictures) // 2:  # the half that is compared has not so many
+                shares.append(np.nan)
+                continue
             generator, noticed = np.random.default_rng(0), 0
             for _ in range(options.draws):
                 order = generator.permutation(len(pictures))
@@ -96,7 +99,11 @@ def main() -> None:
                     by[hit] += 1
             shares.append(100 * noticed / options.draws)
         most = sorted((key for key in by if by[key]), key=lambda key: -by[key])[:2]
-        print(f"{name:20}" + "".join(f"{share:8.1f}" for share in shares) + f"   {', '.join(most)}")
+        print(
+            f"{name:20}"
+            + "".join(f"{'–':>8}" if np.isnan(share) else f"{share:8.1f}" for share in shares)
+            + f"   {', '.join(most)}"
+        )
 
 
 if __name__ == "__main__":

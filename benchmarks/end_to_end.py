@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnxruntime
@@ -34,6 +35,7 @@ from msmamba.export.bundle import ExportOptions, export_bundle
 from msmamba.model import MicroscopicMamba
 from msmamba.model.networks import ss2d
 from msmamba.model.networks.checkpoint import save_checkpoint
+from msmamba.model.training.threads import set_threads
 from msmamba.plugins.selective_scan import reference
 
 THREADS = 2
@@ -98,13 +100,8 @@ def one_by_one(
 
 def with_scan(scan: Callable[..., Tensor], net: MicroscopicMamba, batch: Tensor) -> None:
     """The network in PyTorch with another implementation of its scan."""
-    compiled = ss2d.selective_scan_2d
-    ss2d.selective_scan_2d = scan
-    try:
-        with torch.no_grad():
-            net(batch)
-    finally:
-        ss2d.selective_scan_2d = compiled
+    with patch.object(ss2d, "selective_scan_2d", scan), torch.no_grad():
+        net(batch)
 
 
 def compiled_pytorch(net: MicroscopicMamba, batch: Tensor) -> None:
@@ -142,7 +139,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("-o", "--output", type=Path, help="write all samples there as JSON")
     arguments = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    set_threads(THREADS)  # PyTorch's, and those of the compiled scan in it
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small, large = export_tiny(folder, 224), export_tiny(folder, 448)

@@ -22,13 +22,12 @@ from pathlib import Path
 
 import triton
 
-from msmamba.plugins.selective_scan import DIRECTIONS
+from msmamba.plugins.selective_scan import DIRECTIONS, ScanShape
 from msmamba.plugins.selective_scan.gpu_launch import (
     BACKWARD_BLOCK,
     BLOCK_SHAPES,
     FLOAT32_BYTES,
     WARP,
-    ScanShape,
     block_shape,
     chosen_chunks,
     launch_plan,
@@ -106,7 +105,7 @@ def _output(tool: str, cubin: bytes, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [TOOLS / tool, option, file.name]
+        command = [str(TOOLS / tool), option, file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -117,8 +116,8 @@ def _longest_loop(assembly: str) -> Counter[str]:
     for line in assembly.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
             labels[label[1]] = len(instructions)
-        if instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]*);", line):
-            instructions.append(instruction[1])
+        if found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]*);", line):
+            instructions.append(found[1])
     longest = range(0)
     for position, instruction in enumerate(instructions):
         branch = re.match(r"BRA\b.*`\((\.L_\w+)\)", instruction)

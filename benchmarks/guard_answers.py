@@ -1,11 +1,13 @@
 """What a bundle says of images for the benchmarks of the guard: logits, features and the pictures' measures.
 
 Of the `val` and `test` images of a labelled folder, of folders of images unlike them, and of the `test`
-images after a blur or a turn of the hue. The network takes all the time, so answers are kept in a file.
+images after a blur or a turn of the hue. The network takes all the time, so answers are kept in a file, which
+says of what they are.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from PIL import Image, ImageFilter
 
 from msmamba.data.folders import read_evaluation_folder
 from msmamba.data.samples import classes_of
+from msmamba.files import sha256_of
 from msmamba.images import read_image
 from msmamba.runtime import Session, open_session
 from msmamba.runtime.infer import find_images
@@ -28,6 +31,8 @@ Change = Callable[[Pixels], Pixels]
 BLURS, TURNS = (1, 2, 4, 8), (10, 30, 90)
 """Standard deviations, in pixels of a picture that is 360 pixels wide; degrees of the colour circle."""
 
+_OF = "of"  # the entry of a file that says what its answers are of
+
 
 class Answers(NamedTuple):
     """Of N images."""
@@ -36,21 +41,33 @@ class Answers(NamedTuple):
     features: Floats
     """(N, features)."""
     measures: Floats
-    """(N, 10): a `Quality` in its own order, NaN where a picture has no focus."""
+    """(N, 10): focus and coarse focus, NaN where a picture has none, then brightest, brightness, black,
+    white, emptiness, and the background's red, green and blue."""
     truth: npt.NDArray[np.int64]
     """-1 where no class of the network is true."""
     names: npt.NDArray[np.str_]
 
     def of(self, chosen: npt.NDArray[Any]) -> Answers:
         """Some of the images."""
-        return Answers(*(part[chosen] for part in self))
+        return Answers._make(part[chosen] for part in self)
 
     @property
     def qualities(self) -> list[Quality]:
         """The measures as the guard takes them."""
         return [
-            Quality(None if np.isnan(focus) else float(focus), *map(float, row), (red, green, blue))
-            for focus, *row, red, green, blue in self.measures
+            Quality(
+                focus=None if np.isnan(focus) else focus,
+                brightest=brightest,
+                brightness=brightness,
+                black=black,
+                white=white,
+                emptiness=emptiness,
+                background=(red, green, blue),
+                coarse_focus=None if np.isnan(coarse) else coarse,
+            )
+            for focus, coarse, brightest, brightness, black, white, emptiness, red, green, blue in (
+                self.measures.tolist()
+            )
         ]
 
 
@@ -83,12 +100,23 @@ def answers(session: Session, images: list[Path], truth: npt.NDArray[Any], chang
         pixels = change(read_image(path, white_level=session.transform.white_level))
         found, taken = session.run_with_features(session.transform(pixels)[None])
         quality = quality_of(pixels)
-        focus, *others, background = vars(quality).values()
         logits.append(found[0])
         features.append(found[0] if taken is None else taken[0])
-        measures.append([np.nan if focus is None else focus, *others, *background])
-    rows = (np.array(each, np.float64) for each in (logits, features, measures))
-    return Answers(*rows, truth, np.array([path.name for path in images]))
+        focuses = (quality.focus, quality.coarse_focus)
+        shades = (quality.brightest, quality.brightness, quality.black, quality.white)
+        measures.append([*focuses, *shades, quality.emptiness, *quality.background])
+    return Answers(
+        np.array(logits, np.float64),
+        np.array(features, np.float64),
+        np.array(measures, np.float64),  # of None it makes NaN
+        truth,
+        np.array([path.name for path in images]),
+    )
+
+
+def _changes() -> dict[str, Change]:
+    blurs = {f"blur {radius}": blurred(radius) for radius in BLURS}
+    return blurs | {f"hue {degrees}°": turned(degrees) for degrees in TURNS}
 
 
 def _all(bundle: str, data: str, unlike: Mapping[str, str], changed: bool) -> Iterator[tuple[str, Answers]]:
@@ -100,9 +128,7 @@ def _all(bundle: str, data: str, unlike: Mapping[str, str], changed: bool) -> It
         for name, folder in unlike.items():
             found = find_images([folder]).images
             yield name, answers(session, found, np.full(len(found), -1), lambda pixels: pixels)
-        changes = {f"blur {radius}": blurred(radius) for radius in BLURS}
-        changes |= {f"hue {degrees}°": turned(degrees) for degrees in TURNS}
-        for name, change in changes.items() if changed else ():
+        for name, change in _changes().items() if changed else ():
             yield name, answers(session, paths, truth, change)
 
 
@@ -111,6 +137,8 @@ def all_answers(
 ) -> dict[str, Answers]:
     """`val`, `test` and what is unlike, by name, from the file where there is one.
 
+    The file may have more than is asked for; one of another network or other images is refused.
+
     Args:
         cache: a ``.npz`` file, written where it does not exist; None for none.
         bundle: the network.
@@ -118,14 +146,23 @@ def all_answers(
         unlike: folders of other images, by name.
         changed: whether the changed `test` images are wanted, too.
     """
+    of = {"network": sha256_of(Path(bundle) / "model.onnx"), "data": str(Path(data).resolve())}
+    of |= {f"unlike {name}": str(Path(folder).resolve()) for name, folder in unlike.items()}
+    if changed:
+        of |= {"changes": json.dumps([BLURS, TURNS])}
     if cache is not None and cache.exists():
         with np.load(cache) as content:
-            names = dict.fromkeys(key.rsplit("/", 1)[0] for key in content)
-            return {name: Answers(*(content[f"{name}/{part}"] for part in Answers._fields)) for name in names}
+            said = json.loads(str(content[_OF])) if _OF in content else {}
+            if other := [name for name, value in of.items() if said.get(name) != value]:
+                raise SystemExit(f"{cache} was made of another {', '.join(other)}: name another file")
+            names = ("val", "test", *unlike, *(_changes() if changed else ()))
+            return {
+                name: Answers._make(content[f"{name}/{part}"] for part in Answers._fields) for name in names
+            }
     found = dict(_all(bundle, data, unlike, changed))
     if cache is not None:
         parts = {
             f"{name}/{part}": getattr(each, part) for name, each in found.items() for part in each._fields
         }
-        np.savez(cache, **parts)
+        np.savez(cache, allow_pickle=False, **{**parts, _OF: np.array(json.dumps(of))})
     return found

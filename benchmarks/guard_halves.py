@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--no-features", action="store_true", help="as of an older bundle; much faster")
     options = parser.parse_args()
     found = all_answers(options.cache, options.bundle, options.data, {})
-    everything = Answers(*map(np.concatenate, zip(found["val"], found["test"], strict=True)))
+    everything = Answers._make(map(np.concatenate, zip(found["val"], found["test"], strict=True)))
     groups = np.arange(len(everything.truth))
     if options.group_by:
         matches = [re.search(options.group_by, name) for name in everything.names]

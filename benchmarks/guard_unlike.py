@@ -68,7 +68,7 @@ def fitted(reference: Answers) -> dict[str, Callable[[Answers], Floats]]:
 
 def shrunk_inverse(deviations: Floats) -> Floats:
     """The inverse of their covariance after Ledoit and Wolf (2004), which more features than images need."""
-    from sklearn.covariance import ledoit_wolf
+    from sklearn.covariance import ledoit_wolf  # type: ignore[import-untyped]  # ships no types
 
     return np.linalg.inv(ledoit_wolf(deviations, assume_centered=True)[0])
 

@@ -27,10 +27,15 @@ from msmamba.export.graph.plan import QUANTISED_KINDS
 from msmamba.export.graph.precision import fp16_from_fp32
 from msmamba.export.graph.products import KINDS, measured_values, merged, products
 from msmamba.export.graph.quantise import int8_from_fp32, int8_proof
-from msmamba.images import Transform
+from msmamba.images import Transform, as_channels
 from msmamba.measures.metrics import metrics_of
 from msmamba.model.networks.checkpoint import load_checkpoint
 from msmamba.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+
+def change(auc: float | None, reference: float | None) -> float | None:
+    """None where the images are all of one class."""
+    return None if auc is None or reference is None else auc - reference
 
 
 def main() -> None:
@@ -44,7 +49,10 @@ def main() -> None:
 
     loaded = load_checkpoint(arguments.checkpoint)
     said, labels = loaded.preprocessing, loaded.labels
-    transform = Transform(said.image_size, said.mean, said.std, said.white_level)
+    if said is None or labels is None:
+        parser.error(f"'{arguments.checkpoint}' does not say its labels and how images are prepared")
+    mean, std = as_channels("mean", said.mean), as_channels("std", said.std)
+    transform = Transform(said.image_size, mean, std, said.white_level)
     original = onnx_from_network(loaded.network, said.image_size)
     flat = merged(flat_model(original))
     found = products(flat)
@@ -80,7 +88,7 @@ def main() -> None:
                 "case": case,
                 "flips": int((answers.argmax(1) != expected.argmax(1)).sum()),
                 "accuracy_change": 100 * (metrics.accuracy - reference.accuracy),
-                "auc_change": metrics.auc - reference.auc,
+                "auc_change": change(metrics.auc, reference.auc),
                 "logit_rms_error": float(np.sqrt((errors**2).mean())),
                 "largest_logit_error": float(np.abs(errors).max()),
                 "share_of_multiply_adds": int8_proof(model, flat).share,
@@ -106,9 +114,8 @@ def main() -> None:
         judge(f"{last}, {kind} products only", histograms, DEFAULT_METHOD, (kind,))
     judge(f"{last}, all products", histograms, DEFAULT_METHOD, KINDS)
 
-    table = Table(
-        title=f"{len(tests)} images; float32: accuracy {reference.accuracy:.4f}, AUC {reference.auc:.5f}"
-    )
+    area = "–" if reference.auc is None else f"{reference.auc:.5f}"
+    table = Table(title=f"{len(tests)} images; float32: accuracy {reference.accuracy:.4f}, AUC {area}")
     for column in ("case", "flips", "accuracy, points", "AUC", "logits, rms", "largest", "int8", "size"):
         table.add_column(column, justify="left" if column == "case" else "right")
     for row in rows:
@@ -116,7 +123,7 @@ def main() -> None:
             row["case"],
             str(row["flips"]),
             f"{row['accuracy_change']:+.2f}",
-            f"{row['auc_change']:+.5f}",
+            "–" if row["auc_change"] is None else f"{row['auc_change']:+.5f}",
             f"{row['logit_rms_error']:.4f}",
             f"{row['largest_logit_error']:.3f}",
             f"{100 * row['share_of_multiply_adds']:.1f} %",

@@ -14,7 +14,7 @@ import argparse
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import norm
+from scipy.stats import norm  # type: ignore[import-untyped]  # ships no types
 
 from msmamba.measures.metrics import log_softmax
 from msmamba.measures.uncertainty import calibration_error, resample
@@ -90,8 +90,8 @@ def main() -> None:
         "sure by", "spread", "classes", "calibration error, %", *(f"{n} images: held, %" for n in IMAGES)
     )
     for law in LAWS:
-        found = [calibration_coverage(law, images, options.trials) for images in IMAGES]
-        table.add_row(*map(str, law), f"{100 * found[0][0]:.2f}", *(f"{100 * held:.1f}" for _, held in found))
+        true = [calibration_coverage(law, images, options.trials) for images in IMAGES]
+        table.add_row(*map(str, law), f"{100 * true[0][0]:.2f}", *(f"{100 * held:.1f}" for _, held in true))
     Console().print(table)
 
 

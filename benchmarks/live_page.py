@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from selenium import webdriver
@@ -61,7 +62,7 @@ def browser(width: int, height: int) -> webdriver.Chrome:
     return webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
 
 
-def looked_at(artefact: str, options: argparse.Namespace, folder: Path) -> list[dict]:
+def looked_at(artefact: str, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """The lines of a session that a browser looked at all the time, without the first seconds."""
     command = [sys.executable, "-m", "msmamba", "live", artefact, "demo", "--port", "0", "-o", str(folder)]
     command += ["--seconds", str(options.seconds + 2 * WARM_UP)]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from msmamba.data.published.tissuemnist import PUBLISHED
+from msmamba.machine import peak_memory_bytes
 
 BATCH_SIZE = 16
 
@@ -41,7 +41,7 @@ def make(path: Path, images: int, size: int) -> None:
         number = round(images * count / sum(PUBLISHED.values()))
         arrays[f"{split}_images"] = generator.integers(0, 256, (number, size, size), dtype=np.uint8)
         arrays[f"{split}_labels"] = generator.integers(0, 8, (number, 1), dtype=np.uint8)
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 def memory() -> tuple[int, int]:
@@ -132,12 +132,11 @@ def bring_in(source: str, output: str) -> dict[str, Any]:
     """Imports the file and gives the time and the memory."""
     from msmamba.data.published import import_data_set
 
-    before = memory()[0]
+    before = peak_memory_bytes()
     started = time.perf_counter()
     import_data_set("tissuemnist", source, output)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "before": before, "peak": peak}
+    return {"seconds": seconds, "before": before, "peak": peak_memory_bytes()}
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ import numpy as np
 NOISY = 0.10
 """How far a median may lie above its minimum before the row is marked."""
 PEER_SIDE = 224
-"""Side of the images of a peer that leaves it open, pixels."""
+"""Side of the images of a file that leaves it open, pixels."""
 WARM_UP = 3
 
 
@@ -72,7 +72,7 @@ def opened(case: Case) -> Callable[[], object]:
     import msmamba
 
     session = msmamba.open(case.path, device="cpu", threads=case.threads)
-    side = session.image_size
+    side = session.image_size or PEER_SIDE
     images = rng.standard_normal((case.batch, 3, side, side), np.float32)
     return lambda: session.run(images)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from int8_latency import session, times_by_operator
+from onnxruntime import InferenceSession
 from rich.console import Console
 from rich.table import Table
 
@@ -36,10 +37,12 @@ def export(checkpoint: str, data: str | None, size: int | None, folder: Path) ->
     """The bundles' files by precision, made where they are not there yet."""
     paths = {}
     for precision in PRECISIONS:
-        if precision == "int8" and data is None:
-            continue
+        int8 = None
+        if precision == "int8":
+            if data is None:
+                continue
+            int8 = Int8Options(data, cache=folder / "int8.calib")
         if not (folder / precision).exists():
-            int8 = Int8Options(data, cache=folder / "int8.calib") if precision == "int8" else None
             chosen = ExportOptions(precision=precision, int8=int8, image_size=size)
             export_bundle(checkpoint, folder / precision, chosen)
         paths[precision] = folder / precision / "model.onnx"
@@ -61,6 +64,8 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="bundles of another version")
     parser.add_argument("-o", "--output", type=Path, help="write all samples there as JSON")
     options = parser.parse_args()
+    if options.answers and options.data is None:
+        parser.error("--answers takes the images of DATA's test split: name it")
     cpu.select_kernels(options.kernels)
     with tempfile.TemporaryDirectory() as name:
         folder = options.bundles or Path(name)
@@ -109,8 +114,10 @@ def compare_answers(folder: Path, data: str) -> list[str]:
     for precision in PRECISIONS:
         for kernels in ("native", "functions"):
             with msmamba.open(folder / precision, kernels=kernels, guard=False) as session:
-                labels, transform = session.manifest.labels, session.manifest.transform
-                (tests,) = match_labels(read_evaluation_folder(data), labels).splits.values()
+                assert session.labels is not None
+                assert session.transform is not None
+                transform = session.transform
+                (tests,) = match_labels(read_evaluation_folder(data), session.labels).splits.values()
                 rows = [session.run(transform.of(sample.source)[None]) for sample in tests]
             logits[precision, kernels] = np.concatenate(rows)
     reference = logits["fp32", "native"]
@@ -125,7 +132,9 @@ def compare_answers(folder: Path, data: str) -> list[str]:
     return lines
 
 
-def interleaved(sessions: dict[str, object], images: np.ndarray, rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    sessions: dict[str, InferenceSession], images: np.ndarray, rounds: int
+) -> dict[str, list[float]]:
     """Milliseconds of each call, by case."""
     for each in (*sessions.values(), *sessions.values()):
         each.run(None, {"image": images})

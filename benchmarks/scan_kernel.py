@@ -64,7 +64,8 @@ def arguments(batch: int, height: int, width: int, channels: int, states: int) -
 def library_call(inputs: Arrays) -> Callable[[], object]:
     """The ctypes door, into memory that is there already."""
     y = np.empty_like(inputs["x"])
-    shape = cpu.ScanShape(*inputs["x"].shape, states=inputs["A"].shape[-1])
+    batch, height, width, channels = inputs["x"].shape
+    shape = cpu.ScanShape(batch, height, width, channels, states=inputs["A"].shape[-1])
     addresses = {name: array.ctypes.data for name, array in inputs.items()}
     return lambda: cpu.forward_pointers(shape, "float32", **addresses, y=y.ctypes.data)
 
@@ -141,12 +142,13 @@ def measure(sizes: tuple[int, int, int, int, int], rounds: int, threads: int) ->
     function = session_call(inputs, threads, native=False)
     taken: dict[str, list[float]] = {name: [] for name in (*with_threads, "onnxruntime Scan")}
     ratios = []
+    function()
     for number in range(-3, rounds):  # the first rounds warm up
         milliseconds = {}
         for name, (call, count) in with_threads.items():
             cpu.set_threads(count)
             milliseconds[name] = _milliseconds(call)
-        if number % ROUNDS_PER_FUNCTION_CALL == 0:
+        if number >= 0 and number % ROUNDS_PER_FUNCTION_CALL == 0:
             milliseconds["onnxruntime Scan"] = _milliseconds(function)
             ratios.append(milliseconds["onnxruntime Scan"] / milliseconds["library"])
         if number >= 0:
@@ -209,7 +211,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    console = Console()
+    console = Console(width=150)
     context = {
         "processor": machine.processor(),
         "kernels": cpu.kernels(),

@@ -16,7 +16,7 @@ a process of its own that is stopped after so many seconds:
 - where an interpreter is given that has it, WSInfer and TIAToolbox themselves (slide_peers.py).
 
 Tiles are counted from the first rows on. Memory is the high-water mark of the resident set, for the
-DataLoader the sum over its processes of what each does not share (PSS).
+DataLoader the sum over its processes, what they share counted once (PSS).
 """
 
 from __future__ import annotations

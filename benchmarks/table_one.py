@@ -220,7 +220,10 @@ def answers(file: Path, images: Floats) -> Floats:
 def reference_error(name: str) -> float | None:
     """The largest error of the logits to the authors' or timm's, over the largest; None without such."""
     sys.path.insert(0, str(REFERENCE.parent))
-    from reference.weights import reference_image, reference_state
+    from reference.weights import (  # type: ignore[import-not-found]  # below tests, which mypy does not read
+        reference_image,
+        reference_state,
+    )
 
     network = build_network(name, num_classes=4).eval()
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
@@ -293,7 +296,7 @@ def to_markdown(rows: list[Row], latencies: dict[str, Any]) -> str:
     ]
     for row in rows:
         median, least = latencies["ms"].get(row.name, (None, None))
-        figures = (
+        of_files = (
             f"{row.nodes}",
             f"{row.fp32_mb:.1f}",
             f"{row.fp32_error:.0e}",
@@ -304,7 +307,7 @@ def to_markdown(rows: list[Row], latencies: dict[str, Any]) -> str:
             shown(median, ".1f"),
             shown(least, ".1f"),
         )
-        lines.append(f"| `{row.name}` | {' | '.join(figures)} |")
+        lines.append(f"| `{row.name}` | {' | '.join(of_files)} |")
     return "\n".join(lines) + "\n"
 
 

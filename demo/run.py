@@ -58,8 +58,8 @@ def write_mosaic(data: Path, path: Path) -> None:
     """All images side by side, squares as the network sees them: what a stage can wander over."""
     images = []
     for source in sorted(data.rglob("*.jpg")):
-        with Image.open(source) as image:
-            images.append(image.convert("RGB").resize((CELL, CELL), Image.Resampling.BICUBIC))
+        with Image.open(source) as file:
+            images.append(file.convert("RGB").resize((CELL, CELL), Image.Resampling.BICUBIC))
     columns = math.isqrt(len(images) - 1) + 1
     mosaic = Image.new("RGB", (columns * CELL, -(-len(images) // columns) * CELL), BACKGROUND)
     for number, image in enumerate(images):
@@ -99,8 +99,8 @@ def main(out: Path) -> None:
     for precision, bundle in bundles.items():
         wanted = ["--fp16"] if precision == "fp16" else []
         mmdeploy("export", best, *wanted, "-o", bundle, "--force")
-        decisions = ["--report", out / f"decisions-{precision}.html"]
-        mmdeploy("verify", bundle, "--against", best, "--data", data, *decisions)
+        report = out / f"decisions-{precision}.html"
+        mmdeploy("verify", bundle, "--against", best, "--data", data, "--report", report)
     mmdeploy(
         "infer", bundles["fp32"], data, "--format", "json", "--top", "3", "-o", out / "predictions.jsonl"
     )

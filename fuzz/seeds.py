@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -108,7 +109,7 @@ def pictures() -> dict[str, bytes]:
     generator = np.random.default_rng(1)
     colour = generator.integers(0, 256, (13, 17, 3), np.uint8)
     sixteen = generator.integers(0, 65536, (13, 17), np.uint16)
-    images = {
+    images: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
         "colour.png": (Image.fromarray(colour), "PNG", {}),
         "grey.png": (Image.fromarray(colour[..., 0]), "PNG", {}),
         "grey16.png": (Image.fromarray(sixteen), "PNG", {}),

@@ -72,8 +72,15 @@ def _slide(path: Path, number: int) -> Path:
     pixels = np.full((1400, 2000, 3), 243, np.uint8)
     spot = pixels[200:1200, 300:1700]
     spot[:] = np.clip(generator.normal((205, 110, 175), 18, spot.shape), 0, 255)
-    resolution = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", compression="deflate", **resolution)
+    tifffile.imwrite(
+        path,
+        pixels,
+        tile=(256, 256),
+        photometric="rgb",
+        compression="deflate",
+        resolution=(20_000, 20_000),
+        resolutionunit="CENTIMETER",
+    )
     return path
 
 

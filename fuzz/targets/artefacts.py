@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mutation import VALUES, mutated, mutated_json
@@ -165,7 +166,9 @@ def _kernel_package() -> bytes:
 
     from msmamba.plugins.selective_scan.gpu_package import CompiledKernel, KernelPackage
 
-    values = {field.name: 1 if field.type == "int" else "scan" for field in fields(CompiledKernel)}
+    values: dict[str, Any] = {
+        field.name: 1 if field.type == "int" else "scan" for field in fields(CompiledKernel)
+    }
     kernel = CompiledKernel(**{**values, "cubin": b"\x7fELF" * 20})
     _KERNELS["kernels"] = {"86": {"scan": {**values, "cubin": "f0VMRg=="}}}
     return KernelPackage("float16", 16, {86: {"scan": kernel}, 89: {"scan": kernel}}).to_bytes()

@@ -7,6 +7,7 @@ import json
 import random
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from mutation import mutated, mutated_json
 from seeds import Seeds
@@ -78,7 +79,7 @@ class PickledCheckpoints:
         return load_checkpoint(path)
 
 
-_ODD = [
+_ODD: list[Any] = [
     *({}, [], None, 1, "x", {"model": None}, {"state_dict": {}}, {"model": {"a": 1}}, {1: 2}),
     *({"state_dict": {"head.weight": [1.0]}}, {"model": {"model": {"model": {}}}}),
 ]

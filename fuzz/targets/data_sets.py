@@ -29,7 +29,7 @@ class Npz:
             arrays[f"{split}_images"] = generator.integers(0, 256, (count, 8, 8), np.uint8)
             arrays[f"{split}_labels"] = (np.arange(count) % 8).astype(np.uint8)[:, None]
         file = io.BytesIO()
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
         self._good = file.getvalue()
 
     def make(self, generator: random.Random, folder: Path) -> Path:

@@ -7,6 +7,7 @@ import random
 import shutil
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from mutation import mutated, mutated_json
@@ -25,7 +26,7 @@ class LargeFields:
     def __init__(self, seeds: Seeds) -> None:
         from msmamba.microscope.slides import large_field
 
-        large_field.MAX_PIXELS = 100  # every picture is larger, and so takes this way
+        patch.object(large_field, "MAX_PIXELS", 100).start()  # every picture is larger, and so takes this way
         self._good = [path for path in seeds.pictures if path.suffix in (".png", ".jpg")]
 
     def make(self, generator: random.Random, folder: Path) -> Path:

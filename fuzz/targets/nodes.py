@@ -223,7 +223,7 @@ def _model(generator: random.Random) -> bytes:
         else:
             initializers.append(numpy_helper.from_array(np.zeros([0], dtype), name))
     made = [f"out{number}" for number in range(max(1, outputs + generator.choice((0, 0, 0, 0, 0, 0, -1, 1))))]
-    said = {
+    said: dict[str, Any] = {
         name: generator.choice((1, 2, 4, sizes["h"], 0, -1, 2**40))
         for name in attributes
         if generator.random() < 0.9

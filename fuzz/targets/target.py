@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from seeds import Seeds
 
@@ -12,7 +12,7 @@ from seeds import Seeds
 class Target(Protocol):
     """One kind of input and the door that it comes through."""
 
-    inputs: ClassVar[int]
+    inputs: int
     """How many are tried at a scale of 1."""
 
     def __init__(self, seeds: Seeds) -> None:

@@ -1,6 +1,6 @@
 """The campaign: mutated input of every kind through the library's doors, kills at random moments, and a soak.
 
-    python fuzz/run.py [TARGET…]        make fuzz
+    python fuzz/fuzz.py [TARGET…]        make fuzz
 
 Whatever a door answers to bad input but an `MsmambaError` is a finding: another exception, a dead process,
 one that takes too long or too much memory. Findings are kept in ``fuzz-out/findings``, each with the input
