@@ -8,6 +8,7 @@ Dims: B batch, H W an image's own size, S side of the square network input.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,9 @@ Key = tuple[int, int]
 
 CACHE_BYTES = 1 << 30
 """Decoded images kept in memory, at most."""
+
+START = "fork" if sys.platform == "linux" else "spawn"
+"""How workers begin. Forked, which from Python 3.14 on is no default any more, they share what was kept."""
 
 
 class Images:
@@ -76,8 +80,13 @@ class Images:
     def take_white(self, level: int) -> None:
         """Reads 16-bit images by another white level from now on."""
         if level != self.white_level:
-            self.white_level, self._room = level, self._all_room
-            self._cache.clear()
+            self.white_level = level
+            self.forget()
+
+    def forget(self) -> None:
+        """Keeps none of the images that were read so far."""
+        self._room = self._all_room
+        self._cache.clear()
 
     def share_room(self, workers: int) -> None:
         """Leaves a worker process its part of the room, so that all of them together keep to the bound.
@@ -200,9 +209,12 @@ class Batches:
         **batching: Any,
     ) -> None:
         self._transform, self._pinned = dataset.transform, pinned
+        if workers and START != "fork":
+            dataset.images.forget()  # each worker would get a copy of all that is kept, through a pipe
         self._loader = DataLoader(
             _CarryingErrors(dataset),
             num_workers=workers,
+            multiprocessing_context=START if workers else None,
             persistent_workers=workers > 0,
             generator=torch.Generator(),
             collate_fn=_collate,

@@ -268,8 +268,8 @@ def train_folder(
     recipe = recipe_asked(preset, figures, begun.recipe if begun else None)
     # Before images are looked at, which may take long.
     _check_can_train(arch, recipe)
-    if begun is None:
-        processes.from_first(RunFolder(run).check_new)
+    folder_of_run = RunFolder(run)
+    processes.from_first(folder_of_run.check_new if begun is None else folder_of_run.check_writable)
     data = data_asked(
         folder,
         recipe.seed,

@@ -30,7 +30,14 @@ from torch import Tensor
 from ...data.coverage import COVERAGE
 from ...data.splitting import DEALING
 from ...errors import CheckpointError, InputError, TargetError, TrainingError, reason_of
-from ...files import folder_lock, make_folder, read_file, remove_leftovers, write_atomically
+from ...files import (
+    check_writable_folder,
+    folder_lock,
+    make_folder,
+    read_file,
+    remove_leftovers,
+    write_atomically,
+)
 from ...images import FULL_WHITE, LEAST_WHITE, MAX_SIZE
 from ...measures.confusion import write_confusion_matrix
 from ...measures.predictions import PREDICTIONS, Predictions, write_predictions
@@ -268,10 +275,10 @@ class RunFolder:
         self._make()
 
     def check_new(self) -> None:
-        """Refuses a folder that holds something.
+        """Refuses a folder that holds something, or cannot be written.
 
         Raises:
-            TargetError: it does, or cannot be read.
+            TargetError: it does, or cannot be read or written.
         """
         if (self.path / CONFIG).exists():
             raise TargetError(
@@ -284,6 +291,15 @@ class RunFolder:
         taken = sorted(name for name in names if not name.startswith("."))
         if taken:
             raise TargetError(f"'{self.path}' holds {taken[0]!r} and is no run: choose a new folder")
+        self.check_writable()
+
+    def check_writable(self) -> None:
+        """Refuses a folder that cannot be made, or written into.
+
+        Raises:
+            TargetError: it cannot.
+        """
+        check_writable_folder(self.path)
 
     def _make(self) -> None:
         make_folder(self.path, parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 from msmamba.data.samples import Sample, StackedSamples
 from msmamba.errors import ImageError
 from msmamba.images import Transform
+from msmamba.model.training import loading
 from msmamba.model.training.augmentation import Augmentation
 from msmamba.model.training.loading import (
     Batches,
@@ -190,6 +192,29 @@ def test_workers_together_keep_to_the_bound(samples: list[Sample]) -> None:
     assert len(told) == 2
     assert all(0 < kept <= 10_000 for kept in told.values())
     assert images._cache == {}
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_take_no_copies_of_what_was_kept(
+    samples: list[Sample], start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share it where they are forked, and else keep their own: whatever Python's default is."""
+    monkeypatch.setattr(loading, "START", start)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        images = Images(samples)
+        for index in range(len(images)):
+            images.read(index)
+        loader = Batches(EvaluationImages(images, PLAIN), 1, batch_size=3)
+        assert len(images._cache) == (len(samples) if start == "fork" else 0)
+        read = torch.cat([batch for batch, _ in loader])
+        kinds = {type(worker).__name__ for worker in multiprocessing.active_children()}
+        assert f"{start.capitalize()}Process" in kinds
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    alone = Batches(EvaluationImages(Images(samples), PLAIN), batch_size=3)
+    assert torch.equal(read, torch.cat([batch for batch, _ in alone]))
 
 
 def test_images_of_a_stack_are_read_in_place_and_not_kept(tmp_path: Path) -> None:

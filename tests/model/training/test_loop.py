@@ -584,6 +584,12 @@ def test_a_folder_that_is_taken_is_refused(
         train(data, tmp_path / "thesis.txt" / "run", small, QUICK)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_images(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TargetError, match="what should be its folder is a file"):
+        train_folder(tmp_path / "nowhere", tmp_path / "file" / "run")
+
+
 def test_the_network_says_which_images_it_takes(
     data: ImageFolder, small: Architecture, tmp_path: Path
 ) -> None:
