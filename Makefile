@@ -39,7 +39,7 @@ types: $(VENV)/test.stamp .mypy_cache/msmamba
 types-elsewhere: $(VENV)/test.stamp .mypy_cache/msmamba
 	for platform in win32 darwin; do \
 		$(BIN)/mypy --platform $$platform --cache-dir .mypy_cache/$$platform --no-warn-unreachable \
-			--exclude '(^|/)(benchmarks|demo|fuzz)/' $(TREE) || exit 1; done
+			--exclude '(^|/)(benchmarks|demo|docs|fuzz)/' $(TREE) || exit 1; done
 
 # Idle OpenMP threads would spin, and take a core from the other worker. A file's tests share what they make, so
 # they stay in one process; files are taken in the order of tests/conftest.py, the dearest first.

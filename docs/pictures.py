@@ -108,7 +108,7 @@ def take_report(browser: webdriver.Chrome, page: Path, name: str, script: str) -
 def take_live(browser: webdriver.Chrome, artefact: Path, name: str) -> None:
     """The page of `mmdeploy live` over the demo's own images."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "msmamba", "live", artefact, "demo", "-o", Path(folder) / "session"]
+        command = [sys.executable, "-m", "msmamba", "live", str(artefact), "demo", "-o", f"{folder}/session"]
         live = subprocess.Popen([*command, "--port", "0", "--tiles", "4"], stdout=subprocess.PIPE, text=True)
         assert live.stdout is not None
         try:
