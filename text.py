@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+import shlex
+import subprocess
+import sys
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -40,6 +44,12 @@ def as_cell(text: str) -> str:
     What looks as if it had such an apostrophe gets another, so that `from_cell` gives the text back.
     """
     return f"'{text}" if text[:1] in _FORMULA or _is_quoted(text) else text
+
+
+def as_word(text: str | os.PathLike[str]) -> str:
+    """A name as one word of a command that a message tells to type: in the system's quotes where need be."""
+    name = os.fspath(text)
+    return subprocess.list2cmdline([name]) if sys.platform == "win32" else shlex.quote(name)
 
 
 def as_row(cells: Iterable[object]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import shutil
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def main(out: Path) -> None:
     write_report(out, run, bundles, tissue, seconds=time.perf_counter() - began)
     print(f"\nthe report: {out / 'report.html'}; the slide's own: {tissue / 'report.html'};")
     print(f"what verify says of float16's decisions: {out / 'decisions-fp16.html'}")
-    print(f"live, without a microscope: mmdeploy live {bundles['fp32']} demo")
+    print(f"live, without a microscope: mmdeploy live {shlex.quote(str(bundles['fp32']))} demo")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import BackendError, reason_of
+from ..text import as_word
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 _LINK, _LIBRARY = "libtensorrt_rtx.so", "libtensorrt_rtx.so.1"
@@ -38,10 +39,10 @@ def missing_parser_link() -> Path | None:
 def link_command(link: Path) -> str:
     """The shell command that makes the parser's link; in another folder where the wheel's is read-only."""
     if os.access(link.parent, os.W_OK):
-        return f"ln -s {_LIBRARY} {link}"
+        return f"ln -s {_LIBRARY} {as_word(link)}"
     own = "~/.local/lib/tensorrt_rtx"
     return (
-        f"mkdir -p {own} && ln -s {link.with_name(_LIBRARY)} {own}/{_LINK}, then start with "
+        f"mkdir -p {own} && ln -s {as_word(link.with_name(_LIBRARY))} {own}/{_LINK}, then start with "
         f"LD_LIBRARY_PATH={own}:$LD_LIBRARY_PATH"
     )
 

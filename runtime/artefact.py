@@ -22,6 +22,7 @@ from .. import files
 from ..data.seen import Seen
 from ..errors import ArtefactError, reason_of
 from ..schema import parsed
+from ..text import as_word
 from .manifest import Manifest
 from .protobuf import Buffer, Field, fields
 
@@ -168,7 +169,7 @@ def _kind_of(path: Path) -> Kind:
         if is_checkpoint(path):
             raise ArtefactError(
                 f"'{path}' is a checkpoint, and the runtime needs an exported artefact: "
-                f"export it with 'mmdeploy export {path} -o BUNDLE'"
+                f"export it: mmdeploy export {as_word(path)} -o BUNDLE"
             )
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if is_onnx(content, str(path)):

@@ -21,6 +21,7 @@ from ..plugins.selective_scan.gpu_launch import dotted
 from ..plugins.selective_scan.gpu_package import MAGIC as KERNELS_MAGIC
 from ..plugins.selective_scan.gpu_package import KernelPackage
 from ..plugins.selective_scan.tensorrt_plugin import PLUGIN_VERSION
+from ..text import as_word
 from .artefact import ENGINE_MAGICS
 from .manifest import EngineFacts, Manifest
 
@@ -123,14 +124,12 @@ def check_fit(
         )
     if problems:
         command = rebuild_command(plan, name if manifest else "BUNDLE", device)
-        raise BackendError(
-            f"'{name}' does not run here: {'; '.join(problems)}: build it again with '{command}'"
-        )
+        raise BackendError(f"'{name}' does not run here: {'; '.join(problems)}: build it again: {command}")
 
 
 def rebuild_command(plan: Plan, bundle: str, device: Device) -> str:
     """The command that builds an engine for a device from a bundle."""
-    command = f"mmdeploy export {bundle} --target {plan.library.replace('_', '-')}"
+    command = f"mmdeploy export {as_word(bundle)} --target {plan.library.replace('_', '-')}"
     if plan.library == "tensorrt_rtx":
         command += f" --sm {device.compute_capability / 10:.1f}"
     if not plan.has_plugin:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from msmamba.text import as_cell, as_row, from_cell, shown, table_lines, wrapped
+from msmamba.errors import ArtefactError, SourceError
+from msmamba.microscope.sources import open_source
+from msmamba.runtime.artefact import recognise
+from msmamba.text import as_cell, as_row, as_word, from_cell, shown, table_lines, wrapped
 
 
 @pytest.mark.parametrize(
@@ -103,3 +109,20 @@ def test_notes_are_wrapped_and_names_in_them_stay_whole() -> None:
     assert wrapped("one two-three four", 9) == "one\ntwo-three\nfour"
     assert wrapped("one two-three four") == "one two-three four"
     assert wrapped("a   one two three", 10, 4) == "a   one\n    two\n    three"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its command line has other quotes")
+@pytest.mark.parametrize("name", ["cells", "my cells", "it's", "a;b", "$HOME", "größe"])
+def test_commands_in_messages_may_be_typed_whatever_files_are_called(name: str, tmp_path: Path) -> None:
+    assert shlex.split(f"mmdeploy info {as_word(name)}") == ["mmdeploy", "info", name]
+    folder = tmp_path / name
+    folder.mkdir()
+    with pytest.raises(SourceError) as empty:
+        open_source(str(folder))
+    assert shlex.split(str(empty.value).rpartition(", say ")[2]) == [f"watch:{folder}"]
+    checkpoint = folder / "best.pt"
+    checkpoint.write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(ArtefactError) as found:
+        recognise(checkpoint)
+    command = str(found.value).rpartition("export it: ")[2]
+    assert shlex.split(command) == ["mmdeploy", "export", str(checkpoint), "-o", "BUNDLE"]

@@ -35,6 +35,7 @@ from ...model.networks.family import Network
 from ...pages.page import check_can_write_pages
 from ...runtime import Manifest, open_session
 from ...runtime.artefact import MANIFEST_NAME, MODEL_NAME, PARITY_NAME, is_checkpoint, open_bundle
+from ...text import as_word
 from .compared_images import ComparedImages, images_to_compare, spread
 from .decision_page import write_page
 from .departure import FLOOR_ULPS, OwnError, Run, first_departure, half_errors_of, run_of, steepest_rise
@@ -308,7 +309,7 @@ def _opened_reference(
             notes = (
                 *notes,
                 f"{reference} has a guard and {artefact} none: a guard is of one precision, so "
-                f"calibrate again: 'mmdeploy calibrate {artefact} DATA'",
+                f"calibrate again: mmdeploy calibrate {as_word(artefact)} DATA",
             )
         yield _Reference(session.run, said.checkpoint_sha256, max_batch=session.max_batch, notes=notes)
 

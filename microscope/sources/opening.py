@@ -10,6 +10,7 @@ from pathlib import Path
 from ...data.finding import Passed, images_below
 from ...errors import DataError, InputError, SourceError, reason_of
 from ...images import FULL_WHITE
+from ...text import as_word
 from .demo import Demo, drawn_smear, stage_over
 from .frame import Source
 from .micro_manager import MicroManager
@@ -102,9 +103,8 @@ def _files(asked: _Asked) -> Source:
     except DataError as error:
         raise SourceError(str(error)) from error
     if not paths:
-        raise SourceError(
-            f"the folder '{asked.text}' holds no image; to wait for some, say watch:{asked.text}"
-        )
+        watched = as_word(f"watch:{asked.text}")
+        raise SourceError(f"the folder '{asked.text}' holds no image; to wait for some, say {watched}")
     if not os.path.lexists(path):
         raise SourceError(f"'{asked.text}' is no source: expected {FORMS}")
     return Stills(asked.text, paths, asked.white_level)

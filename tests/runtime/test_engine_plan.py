@@ -138,13 +138,13 @@ def test_every_mismatch_and_the_exact_command_are_named(plan: bytes, built: Path
         check(plan, ADA, "1.8.0.5", said, str(built))
     assert str(caught.value) == (
         f"'{built}' does not run here: it was built by TensorRT-RTX 1.7.1.116 and this machine has 1.8.0.5; "
-        "it is for compute capability 8.6, 12.0 and this GPU, Ada, has 8.9: build it again with "
-        f"'mmdeploy export {built} --target tensorrt-rtx --sm 8.9 -o NEW'"
+        "it is for compute capability 8.6, 12.0 and this GPU, Ada, has 8.9: build it again: "
+        f"mmdeploy export {built} --target tensorrt-rtx --sm 8.9 -o NEW"
     )
 
 
 def test_a_bare_engine_leaves_the_bundle_to_the_reader(plan: bytes, rtx: Any) -> None:
-    with pytest.raises(BackendError, match=r"mmdeploy export BUNDLE --target tensorrt-rtx --sm 8\.9 -o NEW'"):
+    with pytest.raises(BackendError, match=r"mmdeploy export BUNDLE --target tensorrt-rtx --sm 8\.9 -o NEW"):
         check(plan, ADA, rtx.__version__)
 
 

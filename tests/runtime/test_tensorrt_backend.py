@@ -695,7 +695,7 @@ def test_where_the_engine_does_not_fit_the_file_runs_and_says_why(
     driver.capability = 86
     with open_session(bundle) as session:
         assert session.provider == "CPUExecutionProvider"
-        assert f"this GPU, Recording, has 8.6: build it again with 'mmdeploy export {bundle}" in session.path
+        assert f"this GPU, Recording, has 8.6: build it again: mmdeploy export {bundle}" in session.path
     with pytest.raises(BackendError, match=r"for compute capability 8\.9 and this GPU, Recording, has 8\.6"):
         open_session(bundle, provider="engine")
     with pytest.raises(BackendError, match=r"needs ONNX Runtime with CUDA.*; and not the engine: .*has 8\.6"):
