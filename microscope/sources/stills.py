@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from ...data.finding import Passed, images_below
+from ...data.scale import scale_of
 from ...errors import DataError, ImageError, SourceError
 from ...images import MAX_PIXELS, load_image
 from .frame import Frame
@@ -90,6 +92,8 @@ class Watched:
             for path in sorted(ready, key=lambda path: (there[path].changed, path)):
                 self._taken[path] = there[path]
                 item = _frame_of(path, number, self._white_level)
+                if _stamp_of(path) not in (there[path], None):  # half of one picture and half of the next
+                    continue  # it is taken when it rests again
                 number += isinstance(item, Frame)
                 yield item
             for path in restless.keys() - {*ready}:
@@ -115,15 +119,20 @@ class Watched:
         found = {}
         try:
             for path in images_below(self._folder, Passed()):
-                try:
-                    status = path.stat()
-                except OSError:  # gone since, as temporary files go
-                    continue
-                if status.st_size:
-                    found[path] = _Stamp(status.st_mtime_ns, status.st_size)
+                if (stamp := _stamp_of(path)) and stamp.size:
+                    found[path] = stamp
         except DataError as error:
             raise SourceError(str(error)) from error
         return found
+
+
+def _stamp_of(path: Path) -> _Stamp | None:
+    """None of a file that is gone, as temporary files go."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _Stamp(status.st_mtime_ns, status.st_size)
 
 
 def _frame_of(path: Path, number: int, white_level: int) -> Frame | ImageError:
@@ -132,5 +141,8 @@ def _frame_of(path: Path, number: int, white_level: int) -> Frame | ImageError:
         image = load_image(path, MAX_PIXELS, white_level)
     except ImageError as error:
         return error
+    mpp = None
+    with suppress(ImageError):  # somebody took it away, now that it is written
+        mpp = scale_of(path).microns
     grab_ms = (time.monotonic() - taken) * 1e3
-    return Frame(image.pixels, number, taken, grab_ms, str(path), notes=image.notes)
+    return Frame(image.pixels, number, taken, grab_ms, str(path), mpp, image.notes)

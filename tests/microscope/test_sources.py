@@ -16,6 +16,7 @@ import tifffile
 from PIL import Image
 
 from msmamba.errors import ImageError, InputError, SourceError
+from msmamba.images import load_image
 from msmamba.microscope.sources import Frame, Source, demo, open_source
 from msmamba.microscope.sources.demo import Demo
 from msmamba.microscope.sources.stills import Watched
@@ -173,6 +174,39 @@ def test_a_file_that_is_written_again_is_taken_again(tmp_path: Path) -> None:
         frame = awaited(items)
         assert isinstance(frame, Frame)
         assert (frame.number, int(frame.pixels[0, 0, 0])) == (number, value)
+
+
+def test_a_file_that_is_written_while_it_is_read_is_taken_when_it_rests_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(*arguments: Any) -> Any:
+        found = load_image(*arguments)
+        monkeypatch.undo()
+        save(tmp_path / "latest.tif", 200, width=40)  # by the microscope's program, meanwhile
+        return found
+
+    monkeypatch.setattr("msmamba.microscope.sources.stills.load_image", overtaken)
+    items = Watched(tmp_path, 65535, rest=0.1).frames()
+    next(items)
+    save(tmp_path / "latest.tif", 3)
+    frame = awaited(items)
+    assert isinstance(frame, Frame)
+    assert (frame.number, int(frame.pixels[0, 0, 0])) == (0, 200)
+
+
+@pytest.mark.parametrize("what", ["{}", "watch:{}"])
+def test_files_say_their_microns_a_pixel(what: str, tmp_path: Path) -> None:
+    items = open_source(what.format(tmp_path)).frames() if "watch" in what else iter(())
+    next(items, None)
+    tifffile.imwrite(
+        tmp_path / "field.ome.tif",
+        np.zeros((20, 30, 3), np.uint8),
+        photometric="rgb",
+        metadata={"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25},
+    )
+    frame = awaited(items if "watch" in what else open_source(tmp_path).frames())
+    assert isinstance(frame, Frame)
+    assert frame.mpp == 0.25
 
 
 def test_a_damaged_file_is_named_and_stops_nothing(tmp_path: Path) -> None:
