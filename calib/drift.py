@@ -54,8 +54,8 @@ LEAST_SHIFT = {
 LEVEL = 0.01
 """How often all scores together are called changed where nothing has."""
 REST = 1 / 6
-"""A slide or session whose values deviate by less than this share of the calibration's shows one field alone.
-Camera noise of two levels over one field of blood makes at most a tenth of what fields differ by."""
+"""A slide or session whose scores, in their median, deviate by less than this share of the calibration's
+shows one field alone: camera noise of two levels over a field of blood makes a tenth of what fields do."""
 DETECTED_D = 0.35
 """Where the pictures are too few to show a change as large as this, it is not said that there is none."""
 
@@ -256,13 +256,15 @@ def _listed(scores: Sequence[ScoreDrift]) -> str:
 def _compared(logged: Logged, calibrated: CalibratedScores) -> tuple[ScoreDrift, ...]:
     """Each score that both have, those that changed marked."""
     found: list[ScoreDrift] = []
+    resting = _resting(logged, calibrated)
     for name in SCORES:
         known = calibrated.scores.get(name, ())
         has = np.isfinite(logged.scores[name])
         values = logged.scores[name][has]
         if not known or not len(values):
             continue
-        worth = _worth(values, logged.by[has], logged.session[has], np.array(known))
+        inside = values.max() >= min(known) and values.min() <= max(known)
+        worth = _worth(values, logged.by[has], logged.session[has], resting if inside else frozenset())
         distance = ks_distance(values, np.array(known))
         found.append(
             ScoreDrift(
@@ -337,28 +339,41 @@ def independent(values: Floats) -> float:
     return float(np.interp(found, _FOUND, _WORTH)) if found < _FOUND[-1] else found
 
 
+def _resting(logged: Logged, calibrated: CalibratedScores) -> frozenset[int]:
+    """The slides or sessions that show one field alone: the noise of their pictures is all that differs."""
+    deviations = {name: float(np.std(known)) for name, known in calibrated.scores.items()}
+    found = set()
+    for session in np.unique(logged.session[logged.by != COMMANDS.index("infer")]).tolist():
+        of_it = logged.session == session
+        shares = [
+            float(np.nanstd(logged.scores[name][of_it])) / deviation
+            for name, deviation in deviations.items()
+            if deviation > 0 and name in logged.scores and np.isfinite(logged.scores[name][of_it]).any()
+        ]
+        if shares and float(np.median(shares)) < REST:
+            found.add(session)
+    return frozenset(found)
+
+
 def _worth(
-    values: Floats, by: npt.NDArray[np.int64], sessions: npt.NDArray[np.int64], known: Floats
+    values: Floats,
+    by: npt.NDArray[np.int64],
+    sessions: npt.NDArray[np.int64],
+    resting: frozenset[int] = frozenset(),
 ) -> float:
     """How many independent pictures these are worth: of `infer` one each, else by slide or session.
 
-    A session at one field is worth one: the noise of its pictures is independent, but not what they show;
-    unless no picture of the calibration was like that, as before a covered lens.
+    One that rests at a field is worth one: the noise of its pictures is independent, but not what they show.
     Where there are several slides or sessions it is no more than N over the design effect of drawing them
     whole, 1 + (n - 1) r of n pictures in each with a correlation r of the ranks within (Kish, 1965).
     """
     single = by == COMMANDS.index("infer")
     values, sessions = values[~single], sessions[~single]
-    parts = [values[sessions == session] for session in np.unique(sessions)]
-    worth = sum(1.0 if _at_rest(part, known) else independent(part) for part in parts)
+    parts = {session: values[sessions == session] for session in np.unique(sessions).tolist()}
+    worth = sum(1.0 if session in resting else independent(part) for session, part in parts.items())
     if len(parts) > 1:
         worth = min(worth, len(values) / design_effect(_ranks(values), sessions))
     return float(single.sum()) + worth
-
-
-def _at_rest(values: Floats, known: Floats) -> bool:
-    inside = bool(values.max() >= known.min() and values.min() <= known.max())
-    return inside and bool(values.std() < REST * known.std())
 
 
 def design_effect(ranks: Floats, groups: npt.NDArray[np.int64]) -> float:

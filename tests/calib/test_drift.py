@@ -276,6 +276,23 @@ def test_a_stage_at_rest_is_one_picture_however_many_frames(normal: Path, tmp_pa
     assert drift_of(tmp_path / "both.jsonl").scores[0].worth > 1
 
 
+def test_a_score_that_does_not_vary_makes_no_stage_rest(tmp_path: Path) -> None:
+    """No picture of the day is overexposed, and few of the calibration were; all else is as it was."""
+    generator = np.random.default_rng(10)
+    names = ("brightness", "focus", "white")
+    bundle = write_bundle(tmp_path / "bundle")
+    rows = [dict(zip(names, generator.normal(0, 1, 3).tolist(), strict=True)) for _ in range(300)]
+    rows = [{**row, "white": float(number < 3)} for number, row in enumerate(rows)]
+    add_scores(bundle, CalibratedScores.of(rows))
+    with drift_log(tmp_path / "log.jsonl", bundle, None, "live") as lines:
+        for brightness, focus in generator.normal(0, 1, (300, 2)).tolist():
+            scores = {"brightness": brightness, "focus": focus, "white": 0.0}
+            lines.add(scores, np.array([1.0, 0.0, 0.0]))
+    found = drift_of(tmp_path / "log.jsonl")
+    assert min(score.worth for score in found.scores) > 100
+    assert found.verdict == "unchanged"
+
+
 def test_slides_that_differ_count_by_the_slide(normal: Path, tmp_path: Path) -> None:
     generator = np.random.default_rng(4)
     slides = [generator.normal(centre, 0.1, 200) for centre in generator.normal(0, 1, 8)]
