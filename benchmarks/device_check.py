@@ -35,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ PACKAGES = (
 )
 BATCHES = (1, 8, 64)
 SIDE, CLASSES = 224, 4
+SCAN_ALONE = "native, the scan alone"
 # CUdevice_attribute, cuda.h
 _CLOCK_KHZ, _MEMORY_CLOCK_KHZ, _BUS_BITS, _MULTIPROCESSORS, _MAJOR, _MINOR = 13, 36, 37, 16, 75, 76
 
@@ -553,6 +554,8 @@ def onnxruntime_step(folder: Path, tell: Tell) -> None:
 
     import msmamba
     from msmamba.errors import MsmambaError
+    from msmamba.plugins.selective_scan import gpu_operator
+    from msmamba.plugins.selective_scan.gpu_package import BLOCK_STATES, KernelPackage
     from msmamba.runtime import onnxruntime_cuda
 
     images = pictures(BATCHES[-1], os.environ.get("DEVICE_CHECK_IMAGES"))
@@ -560,9 +563,14 @@ def onnxruntime_step(folder: Path, tell: Tell) -> None:
     for precision in ("fp32", "fp16"):
         with msmamba.open(bundle_of(folder, precision), device="cpu") as session:
             expected[precision] = np.concatenate([session.run(images[i : i + 1]) for i in range(len(images))])
-    kept = dict(onnxruntime_cuda.OPTIONS)
+    kept, packages_of = dict(onnxruntime_cuda.OPTIONS), gpu_operator.packages_of
+
+    def scan_alone(files: Mapping[str, bytes], compute_capability: int) -> tuple[KernelPackage, ...]:
+        return tuple(each for each in packages_of(files, compute_capability) if each.states != BLOCK_STATES)
+
     ways: dict[str, tuple[str, dict[str, str]]] = {
         "native": ("native", {}),
+        SCAN_ALONE: ("native", {}),
         "native, without CUDA graphs": ("native", {"enable_cuda_graph": "0"}),
         "native, biases inside convolutions": ("native", {"fuse_conv_bias": "1"}),
         "functions": ("functions", {}),
@@ -571,6 +579,7 @@ def onnxruntime_step(folder: Path, tell: Tell) -> None:
         for precision, logits in expected.items():
             onnxruntime_cuda.OPTIONS.clear()
             onnxruntime_cuda.OPTIONS.update({**kept, **options})
+            gpu_operator.packages_of = scan_alone if way == SCAN_ALONE else packages_of
             start = time.perf_counter()
             try:
                 with msmamba.open(

@@ -1,12 +1,12 @@
-"""What the scan's GPU kernels cost: the cost model, and what the compiled code says about it. Needs no GPU.
+"""What the GPU kernels cost: the scan's cost model, and what the compiled code says. Needs no GPU.
 
     python benchmarks/gpu_kernel_table.py [--sm 87,89] [--size t] [--batch 1]
 
-Prints Markdown tables: the machine code of the scan and of its gradients (registers, shared memory, spills,
-instructions in the inner loop), the work of each stage with its floor on two GPUs, and the compiled
-instructions against that floor. Nothing here was timed on a device: floors are arithmetic on data-sheet
-figures. Dims: G images that the network's four channel groups make of one, L positions, D channels, N = 16
-states, K = 4 directions.
+Prints Markdown tables: the machine code of the scan, of its gradients and of the hybrid block's steps
+(registers, shared memory, spills, instructions in the inner loop), the work of each stage with its floor on
+two GPUs, and the compiled instructions against that floor. Nothing here was timed on a device: floors are
+arithmetic on data-sheet figures. Dims: G images that the network's four channel groups make of one, L
+positions, D channels, N = 16 states, K = 4 directions.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import triton
 
+from msmamba.plugins.hybrid_block import triton_block
 from msmamba.plugins.selective_scan import DIRECTIONS, ScanShape
 from msmamba.plugins.selective_scan.gpu_launch import (
     BACKWARD_BLOCK,
@@ -89,8 +90,11 @@ class MachineCode:
 
 
 def machine_code(kernel: str, element_type: str, compute_capability: int) -> MachineCode:
-    """Compiles a kernel and reads what its machine code uses."""
-    compiled = compile_kernel(kernel, element_type, STATES, compute_capability)
+    """Compiles a kernel, of the scan or of the block, and reads what its machine code uses."""
+    if kernel in triton_block.KERNELS:
+        compiled = triton_block.compile_kernel(kernel, element_type, compute_capability)
+    else:
+        compiled = compile_kernel(kernel, element_type, STATES, compute_capability)
     usage = _output("cuobjdump", compiled.asm["cubin"], "-res-usage")
     used = {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     return MachineCode(
@@ -247,6 +251,22 @@ def print_machine_code(compute_capabilities: list[int]) -> None:
                 print("|", " | ".join(str(cell) for cell in (*row, code.size_bytes, *looped)), "|")
 
 
+def print_block_code(compute_capabilities: list[int]) -> None:
+    print("| SM | kernel | registers, float16, float32 | shared, B | spills, B | cubins, B |")
+    print("|---" * 6 + "|")
+    for sm in compute_capabilities:
+        for kernel in triton_block.KERNELS:
+            codes = [machine_code(kernel, element_type, sm) for element_type in ("float16", "float32")]
+            figures = [
+                [code.registers for code in codes],
+                [max(code.shared_bytes for code in codes)],
+                [max(code.spill_bytes for code in codes)],
+                [code.size_bytes for code in codes],
+            ]
+            cells = (", ".join(map(str, values)) for values in figures)
+            print("|", " | ".join([str(sm / 10), kernel, *cells]), "|")
+
+
 def print_cost_model(size: str, batch: int, element_type: str) -> None:
     bytes_each = 2 if element_type == "float16" else 4
     print("| stage | G x L x D | MB moved | SFU, M | FP32, M | GPU | memory | SFU | FP32 | chunks | issue |")
@@ -273,7 +293,10 @@ def main() -> None:
     parser.add_argument("--size", default="t", choices=SIZES)
     parser.add_argument("--batch", default=1, type=int)
     arguments = parser.parse_args()
-    print_machine_code([int(sm) for sm in arguments.sm.split(",")])
+    asked = [int(sm) for sm in arguments.sm.split(",")]
+    print_machine_code(asked)
+    print("\nThe hybrid block's steps:\n")
+    print_block_code(asked)
     for element_type in ("float16", "float32"):
         print(f"\n{arguments.size}, batch {arguments.batch}, {element_type}; times in microseconds:\n")
         print_cost_model(arguments.size, arguments.batch, element_type)

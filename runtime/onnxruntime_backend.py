@@ -27,7 +27,9 @@ from .. import machine
 from ..errors import ArtefactError, BackendError
 from ..files import open_file
 from ..images import MAX_SIZE, is_image_size
+from ..plugins.hybrid_block.gpu_kernels import STEP_KERNELS
 from ..plugins.selective_scan import cpu, gpu_operator
+from ..plugins.selective_scan.gpu_package import BLOCK_STATES
 from ..plugins.selective_scan.onnx_function import DOMAIN, OP_TYPE
 from . import onnxruntime_cuda
 from .backend import FEATURES
@@ -162,7 +164,7 @@ class OnnxRuntimeBackend:
         self.provider = loaded.provider
         self.metadata: Mapping[str, str] = loaded.metadata
         self._answer = told.answer
-        operators = _operators(self.provider, loaded.no_native_kernels) if is_ours else "standard operators"
+        operators = _operators(loaded) if is_ours else "standard operators"
         self.path = _path(self.provider, operators, self._answer) + graphs + not_cuda
         self._name = name
         self._session: onnxruntime.InferenceSession | None = loaded.session
@@ -342,6 +344,8 @@ class _Loaded(NamedTuple):
     interface: _Interface
     no_native_kernels: str | None
     """Why the native kernels do not run."""
+    native_kernels: str
+    """The native kernels that run, where some do."""
 
 
 def _load(wanted: _Wanted, graphs: bool = False) -> _Loaded:
@@ -365,7 +369,7 @@ def _load(wanted: _Wanted, graphs: bool = False) -> _Loaded:
     options.log_severity_level = _LOG_NOTHING_BUT_FATAL
     for entry, value in _idle_threads(runtime.__version__, wanted.threads).items():
         options.add_session_config_entry(entry, value)
-    no_native_kernels = _why_not_native(options, wanted, providers[0])
+    no_native_kernels, native_kernels = _register_native(options, wanted, providers[0])
     own_options = {**_OPTIONS, _CUDA: {**_OPTIONS[_CUDA], **onnxruntime_cuda.OPTIONS}} if graphs else _OPTIONS
     try:
         # No fallback: ONNX Runtime would print a banner and try the same again.
@@ -384,7 +388,7 @@ def _load(wanted: _Wanted, graphs: bool = False) -> _Loaded:
     found: str = session.get_providers()[0]
     if found != providers[0]:
         raise BackendError(does_not_start)
-    return _Loaded(session, found, metadata, interface, no_native_kernels)
+    return _Loaded(session, found, metadata, interface, no_native_kernels, native_kernels)
 
 
 def _idle_threads(version: str, threads: int) -> dict[str, str]:
@@ -401,8 +405,9 @@ def _idle_threads(version: str, threads: int) -> dict[str, str]:
 
 
 def _fell_back(error: Exception) -> bool:
-    """Whether a session on CUDA fell back to the CPU, for which CUDA's operator of the scan is none."""
-    return f"Could not find an implementation for {OP_TYPE}" in str(error)
+    """Whether a session on CUDA fell back to the CPU, for which CUDA's operators of ours are none."""
+    without = (f"Could not find an implementation for {name}(" for name in (OP_TYPE, *STEP_KERNELS))
+    return any(told in str(error) for told in without)
 
 
 def _bound_runs(wanted: _Wanted, plain: _Loaded) -> tuple[_Loaded, BoundRuns, str]:
@@ -497,38 +502,45 @@ def register_native_kernels(options: onnxruntime.SessionOptions) -> str | None:
     return None
 
 
-def _why_not_native(options: Any, wanted: _Wanted, provider: str) -> str | None:
-    """Registers the native kernels where they are wanted; None when that worked, else why not.
+def _register_native(options: Any, wanted: _Wanted, provider: str) -> tuple[str | None, str]:
+    """Registers the native kernels where they are wanted.
+
+    Returns:
+        None when that worked, else why not; and whose the kernels are.
 
     Raises:
         BackendError: ``kernels`` insists on them.
     """
     if wanted.kernels == "functions":
-        return "asked for"
+        return "asked for", ""
     obstacle: str | None
+    whose = f"({cpu.kernels()})" if cpu.why_unavailable() is None else ""
     if not wanted.is_ours:
         obstacle = f"'{wanted.name}' has no operator that they run: leave --kernels out (kernels='auto')"
     elif provider == _CPU:
         obstacle = register_native_kernels(options)
     elif provider == _CUDA:
-        obstacle = _register_gpu_scan(options, wanted)
+        obstacle, whose = _register_gpu_kernels(options, wanted)
     else:
         obstacle = "the native kernels are for the CPU and CUDA"
     if obstacle is not None and wanted.kernels == "native":
         raise BackendError(f"native kernels were asked for, but {obstacle}")
-    return obstacle
+    return obstacle, whose
 
 
-def _register_gpu_scan(options: Any, wanted: _Wanted) -> str | None:
-    """Registers the scan's compiled kernels with options of a session on CUDA; None, or why it could not."""
+def _register_gpu_kernels(options: Any, wanted: _Wanted) -> tuple[str | None, str]:
+    """Registers a bundle's compiled kernels with options of a session on CUDA, as `_register_native` does."""
     if not _scans(wanted.model):
-        return "it has no scan"
+        return "it has no scan", ""
     try:
         packages = gpu_operator.packages_of(wanted.gpu_kernels(), compute_capability())
         with gpu_operator.offered(packages):
-            return register_native_kernels(options)
+            obstacle = register_native_kernels(options)
     except BackendError as error:
-        return str(error)
+        return str(error), ""
+    has_block = any(package.states == BLOCK_STATES for package in packages)
+    whose = "the scan's and the block's" if has_block else "the scan's"
+    return obstacle, f"{whose}, by the CUDA driver"
 
 
 def compute_capability() -> int:
@@ -546,12 +558,11 @@ def _path(provider: str, operators: str, answer: Answer) -> str:
     return f"onnxruntime {provider.removesuffix('ExecutionProvider')}, {operators}{softmax}"
 
 
-def _operators(provider: str, obstacle: str | None) -> str:
+def _operators(loaded: _Loaded) -> str:
     """What runs msmamba's operators, and why not the native kernels."""
-    if obstacle is not None:
-        return f"ONNX functions ({obstacle})"
-    whose = "the scan's, by the CUDA driver" if provider == _CUDA else f"({cpu.kernels()})"
-    return f"native kernels {whose}"
+    if loaded.no_native_kernels is not None:
+        return f"ONNX functions ({loaded.no_native_kernels})"
+    return f"native kernels {loaded.native_kernels}"
 
 
 @contextmanager

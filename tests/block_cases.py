@@ -256,17 +256,20 @@ def block_model(
 
 
 def _functions(op_type: str, dtype: Any) -> list[onnx.FunctionProto]:
-    """The operator's function, first, and the scan's where it calls that."""
-    functions = (*block_functions(OPSET), *int8_block_functions(OPSET))
-    (function,) = (entry for entry in functions if entry.name == op_type)
-    called = [scan_function(OPSET)] if "A" in function.input else []
-    return [float16_function(function) if dtype == np.float16 else function, *called]
+    """The operator's function behind those that it calls."""
+    every = (scan_function(OPSET), *block_functions(OPSET), *int8_block_functions(OPSET))
+    functions = {function.name: function for function in every}
+    called = [functions[node.op_type] for node in functions[op_type].node if node.domain == DOMAIN]
+    used = [*called, functions[op_type]]
+    return [float16_function(function) for function in used] if dtype == np.float16 else used
 
 
 def exact_outputs(op_type: str, case: BlockCase) -> list[NDArray[np.float64]]:
     """The function of standard operators, evaluated in float64 by onnx's reference."""
     model = block_model(op_type, case, dtype=np.float64)
-    del model.functions[1:]
+    kept = [function for function in model.functions if function.name != "SelectiveScan2D"]
+    del model.functions[:]
+    model.functions.extend(kept)
     model = onnx.inliner.inline_local_functions(model)
     evaluator = ReferenceEvaluator(model, new_ops=[Gelu, SelectiveScan2D])
     maps = {name: array.astype(np.float64) for name, array in case.maps(op_type).items()}

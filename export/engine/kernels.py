@@ -1,21 +1,32 @@
-"""The scan's compiled kernels beside an ONNX file, so that a device builds its engine without Triton.
+"""Compiled GPU kernels beside an ONNX file: the scan's, and what its functions do between their products.
 
-One file for each type that the model's scans have, named after it, with the kernels for every compute
-capability that there are kernels for and that the installed Triton knows: about 150 kB.
+With the first a device builds its engine without Triton, and ONNX Runtime's CUDA runs the scan; the second is
+for ONNX Runtime's CUDA alone. One file of either for each type that the model's maps have, named after it,
+with the kernels for every compute capability that there are kernels for and that the installed Triton knows:
+about 150 kB and 420 kB.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 
 from onnx import ModelProto, TensorProto
 
 from ...errors import BackendError, ExportError
 from ...plugins.hybrid_block import STATE_INPUTS
+from ...plugins.hybrid_block.gpu_kernels import STEP_KERNELS
 from ...plugins.selective_scan.gpu_launch import BLOCK_SHAPES, dotted
-from ...plugins.selective_scan.gpu_package import ELEMENT_TYPES, KERNELS_SUFFIX, CompiledKernel, KernelPackage
+from ...plugins.selective_scan.gpu_package import (
+    BLOCK_STATES,
+    ELEMENT_TYPES,
+    KERNELS_SUFFIX,
+    CompiledKernel,
+    KernelPackage,
+)
 from ...plugins.selective_scan.tensorrt_plugin import Compiler, compile_with_triton
+from ..graph.inlining import functions_called
 
 _ELEMENT_TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
 
@@ -25,13 +36,18 @@ def kernel_file(element_type: str) -> str:
     return f"scan.{element_type}{KERNELS_SUFFIX}"
 
 
+def block_kernel_file(element_type: str) -> str:
+    """Name of the file in a bundle that has the block's kernels."""
+    return f"block.{element_type}{KERNELS_SUFFIX}"
+
+
 def has_triton() -> bool:
     """Whether kernels can be compiled here."""
     return find_spec("triton") is not None
 
 
 def kernels_for(model: ModelProto, note: Callable[[str], None] = lambda line: None) -> dict[str, bytes]:
-    """Compiles the kernels of a model's scans: files by name, none where Triton is not installed.
+    """Compiles the kernels of a model's scans and block steps: files by name, none without Triton.
 
     Args:
         model: with the types of its values.
@@ -39,19 +55,31 @@ def kernels_for(model: ModelProto, note: Callable[[str], None] = lambda line: No
     """
     if not has_triton():
         return {}
+    from ...plugins.hybrid_block.triton_block import compile_package as compile_block
+
     files: dict[str, bytes] = {}
     refused: dict[int, str] = {}
-    for element_type, states in scan_kinds(model):
+
+    def compiled(
+        element_type: str, states: int, compiler: Callable[[tuple[int, ...]], KernelPackage]
+    ) -> bytes | None:
         kernels: dict[int, dict[str, CompiledKernel]] = {}
         for compute_capability in BLOCK_SHAPES:
             try:
-                compiled = compile_with_triton(element_type, states, (compute_capability,))
+                kernels |= compiler((compute_capability,)).kernels
             except BackendError as error:
                 refused[compute_capability] = str(error)
-            else:
-                kernels |= compiled.kernels
-        if kernels:
-            files[kernel_file(element_type)] = KernelPackage(element_type, states, kernels).to_bytes()
+        return KernelPackage(element_type, states, kernels).to_bytes() if kernels else None
+
+    for element_type, states in scan_kinds(model):
+        scan = compiled(element_type, states, partial(compile_with_triton, element_type, states))
+        if scan is None:
+            continue
+        files[kernel_file(element_type)] = scan
+        if steps := steps_called(model):
+            block = compiled(element_type, BLOCK_STATES, partial(compile_block, element_type, steps))
+            if block is not None:
+                files[block_kernel_file(element_type)] = block
     if refused:
         why = next(iter(refused.values()))
         note(f"the bundle has no scan kernels for compute capability {dotted(sorted(refused))}: {why}")
@@ -76,6 +104,13 @@ def compiler_from(files: Mapping[str, bytes], source: str) -> Compiler:
         return package.only(compute_capabilities)
 
     return compiler
+
+
+def steps_called(model: ModelProto) -> list[str]:
+    """The block's steps that a model calls, itself or in its functions (`STEP_KERNELS`)."""
+    functions = {function.name: function for function in model.functions}
+    called = functions_called(model.graph.node, functions)
+    return [step for step in STEP_KERNELS if step in called]
 
 
 def scan_kinds(model: ModelProto) -> list[tuple[str, int]]:

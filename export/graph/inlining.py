@@ -5,13 +5,14 @@ Only onnx is imported here, so that a device can build an engine from a bundle.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 import onnx
 import onnx.inliner
 from onnx import FunctionProto, ModelProto, NodeProto
 
-from ...plugins.hybrid_block import INT8_OPERATORS, OPERATORS
+from ...plugins.hybrid_block import INT8_OPERATORS, OPERATORS, STEPS
 from ...plugins.selective_scan.onnx_function import DOMAIN
 
 INPUT, OUTPUT = "image", "logits"
@@ -41,14 +42,19 @@ def inlined_model(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
             node.op_type = _KEPT + node.op_type  # a name that the inliner finds no function for
         else:
             callers.append(node.name)
+    # The steps first, into the functions that call them, whose values then have names of one caller.
+    stepless = onnx.inliner.inline_selected_functions(marked, [(DOMAIN, name) for name in STEPS])
+    for function in stepless.functions:
+        _name_plainly(function)
     inlined: ModelProto = onnx.inliner.inline_selected_functions(
-        marked, [(DOMAIN, name) for name in BLOCK_OPERATORS]
+        stepless, [(DOMAIN, name) for name in BLOCK_OPERATORS]
     )
     _name_after_callers(inlined, callers)
     for node in inlined.graph.node:
         node.op_type = node.op_type.removeprefix(_KEPT)
-    in_use = {node.op_type for node in block_nodes(inlined)}
-    inlined.functions.extend(function for function in model.functions if function.name in in_use)
+    in_use = functions_called(block_nodes(inlined), {function.name: function for function in model.functions})
+    lacking = in_use - {function.name for function in inlined.functions}
+    inlined.functions.extend(function for function in model.functions if function.name in lacking)
     typed: ModelProto = onnx.shape_inference.infer_shapes(inlined, strict_mode=True)
     return typed
 
@@ -64,6 +70,25 @@ def functions_called(nodes: Iterable[NodeProto], functions: Mapping[str, Functio
     return called.union(*(functions_called(functions[name].node, functions) for name in called))
 
 
+def _name_plainly(function: FunctionProto) -> None:
+    """Takes the inliner's ``__7`` off the values of a function, where that tells them apart still."""
+    values = [value for node in function.node for value in node.output]
+    stems = Counter(value.rpartition("__")[0] or value for value in values)
+    taken = {*function.input, *function.output, *values}
+    renamed = {}
+    for value in values:
+        stem, _, number = value.rpartition("__")
+        if number.isdigit() and stems[stem] == 1 and stem not in taken:
+            renamed[value] = stem
+    _rename(function.node, renamed)
+
+
+def _rename(nodes: Iterable[NodeProto], renamed: Mapping[str, str]) -> None:
+    for node in nodes:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(value, value) for value in names]
+
+
 def _name_after_callers(flat: ModelProto, callers: list[str]) -> None:
     """Turns the inliner's ``value__7`` into the seventh caller's ``module/operator/value``, nodes alike."""
     outside = {value.name for value in (*flat.graph.input, *flat.graph.output, *flat.graph.initializer)}
@@ -73,7 +98,6 @@ def _name_after_callers(flat: ModelProto, callers: list[str]) -> None:
             stem, _, number = value.rpartition("__")
             if stem and number.isdigit() and value not in outside:
                 renamed[value] = f"{callers[int(number) - 1]}/{stem}"
+    _rename(flat.graph.node, renamed)
     for node in flat.graph.node:
-        for names in (node.input, node.output):
-            names[:] = [renamed.get(value, value) for value in names]
         node.name = node.name or f"{node.output[0]}/{node.op_type}"

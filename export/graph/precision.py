@@ -18,7 +18,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, nump
 
 from ...errors import ExportError
 from ...plugins.hybrid_block import OPERATORS as BLOCK_OPERATORS
-from ...plugins.hybrid_block import STATE_INPUTS
+from ...plugins.hybrid_block import STATE_INPUTS, STEPS
 from ...plugins.selective_scan.onnx_function import DOMAIN, OP_TYPE
 from ...runtime.backend import FEATURES
 
@@ -111,7 +111,7 @@ def float16_function(function: FunctionProto) -> FunctionProto:
     """
     converted = FunctionProto()
     converted.CopyFrom(function)
-    if function.name not in BLOCK_OPERATORS:
+    if function.name not in (*BLOCK_OPERATORS, *STEPS):
         return converted
     del converted.node[:]
     narrowed: dict[str, str] = {}

@@ -88,6 +88,11 @@ OPERATORS = (
     *("LocalBranch", "ScanInputs", "ScanOutputs", "MIFA"),
     *("PatchMerging", "ScanFeatures", "ProjectedScan2D"),
 )
+STEPS = (
+    *("LocalDepthwise", "LocalExpansion", "GroupedNorm", "GatedConvolution"),
+    *("GatedNorm", "MergedGroups", "ShuffledNorm"),
+)
+"""What the operators' functions call between their matrix products."""
 PROJECTED_SCAN = "ProjectedScan2D"
 OF_EARLIER_FILES = ("ScanInputs",)
 """Operators that are executed and no longer exported."""
@@ -117,5 +122,5 @@ STATE_INPUTS = {"SelectiveScan2D": (2, 5, 6), PROJECTED_SCAN: (5, 6, 7), PROJECT
 
 __all__ = [
     *("DOMAIN", "INT8", "INT8_OPERATORS", "INT8_VALUES", "INT8_WEIGHTS", "LAYER_NORM_EPSILON", "OPERATORS"),
-    *("OF_EARLIER_FILES", "PROJECTED_SCAN", "STATE_INPUTS"),
+    *("OF_EARLIER_FILES", "PROJECTED_SCAN", "STATE_INPUTS", "STEPS"),
 ]

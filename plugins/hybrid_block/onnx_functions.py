@@ -20,33 +20,13 @@ _FIRST, _LAST = "Transpose <perm = [0, 3, 1, 2]>", "Transpose <perm = [0, 2, 3, 
 _DEPTHWISE = "Conv <group: int = @channels, kernel_shape = [3, 3], pads = [1, 1, 1, 1]>"
 
 _SCAN_ATTRIBUTES = ", ".join(f'{name} = "{value}"' for name, value in PLUGIN_ATTRIBUTES.items())
-_FEATURES = f"""  any = Constant <value_ints = [-1]> ()
-  keep = Constant <value_ints = [0, 0, 0]> ()
-  group_count = Constant <value_int: int = @groups> ()
-  axis = Constant <value_ints = [0]> ()
-  group_list = Unsqueeze (group_count, axis)
-  sides = Shape <start = 1, end = 3> (x)
-  width = Shape <start = 0, end = 1> (in_weight)
-  group_shape = Concat <axis = 0> (keep, group_list, any)
-  token_shape = Concat <axis = 0> (any, sides, width)
-
-  last = Shape (norm_weight)
-  first = Neg (last)
-  end = Constant <value_ints = [2147483647]> ()
-  half = Slice (x, first, end, any)
-  normed = {_NORM} (half, norm_weight, norm_bias)
-  grouped = Reshape (normed, group_shape)
-  batched = Transpose <perm = [0, 3, 1, 2, 4]> (grouped)
-  tokens = Reshape (batched, token_shape)
+_FEATURES = f"""  tokens = {DOMAIN}.GroupedNorm <groups: int = @groups> (x, norm_weight, norm_bias)
   projected = MatMul (tokens, in_weight)
-  flow, gate = Split <axis = -1, num_outputs = 2> (projected)
-  planes = {_FIRST} (flow)
-  convolved = {_DEPTHWISE} (planes, conv_weight, conv_bias)
-  convolved_gate = Sigmoid (convolved)
-  activated = Mul (convolved, convolved_gate)
-  features = {_LAST} (activated)
+  gate, features = {DOMAIN}.GatedConvolution <channels: int = @channels> (projected, conv_weight, conv_bias)
 """
-_PROJECTIONS = """  directions = Constant <value_ints = [4]> ()
+_PROJECTIONS = """  any = Constant <value_ints = [-1]> ()
+  keep = Constant <value_ints = [0, 0, 0]> ()
+  directions = Constant <value_ints = [4]> ()
   direction_shape = Concat <axis = 0> (keep, directions, any)
   step_features = MatMul (features, step_weight)
   steps = MatMul (step_features, step_expand)
@@ -57,20 +37,138 @@ _PROJECTIONS = """  directions = Constant <value_ints = [4]> ()
   C = Reshape (outputs, direction_shape)
 """
 
-_BODIES = {
-    "LocalBranch": f"""
-LocalBranch <channels> (x, scale, shift, depthwise_weight, depthwise_bias, expand_weight, expand_bias,
-                        project_weight, project_bias) => (local)
+_STEPS = {
+    "LocalDepthwise": f"""
+LocalDepthwise <channels> (x, scale, shift, weight, bias) => (y)
 {{
   half, other_half = Split <axis = -1, num_outputs = 2> (x)
   scaled = Mul (half, scale)
   normed = Add (scaled, shift)
   planes = {_FIRST} (normed)
-  depthwise = {_DEPTHWISE} (planes, depthwise_weight, depthwise_bias)
+  depthwise = {_DEPTHWISE} (planes, weight, bias)
   depthwise_kept = Relu (depthwise)
-  expanded = {_DEPTHWISE} (depthwise_kept, expand_weight, expand_bias)
+  y = {_LAST} (depthwise_kept)
+}}
+""",
+    "LocalExpansion": f"""
+LocalExpansion <channels> (x, weight, bias) => (y)
+{{
+  depthwise_planes = {_FIRST} (x)
+  expanded = {_DEPTHWISE} (depthwise_planes, weight, bias)
   expanded_kept = Relu (expanded)
-  projected = Conv <kernel_shape = [1, 1]> (expanded_kept, project_weight, project_bias)
+  y = {_LAST} (expanded_kept)
+}}
+""",
+    "GroupedNorm": f"""
+GroupedNorm <groups> (x, weight, bias) => (y)
+{{
+  any = Constant <value_ints = [-1]> ()
+  keep = Constant <value_ints = [0, 0, 0]> ()
+  group_count = Constant <value_int: int = @groups> ()
+  axis = Constant <value_ints = [0]> ()
+  group_list = Unsqueeze (group_count, axis)
+  last = Shape (weight)
+  sides = Shape <start = 1, end = 3> (x)
+  group_shape = Concat <axis = 0> (keep, group_list, any)
+  width = Div (last, group_list)
+  map_shape = Concat <axis = 0> (any, sides, width)
+  first = Neg (last)
+  end = Constant <value_ints = [2147483647]> ()
+
+  half = Slice (x, first, end, any)
+  normed = {_NORM} (half, weight, bias)
+  grouped = Reshape (normed, group_shape)
+  batched = Transpose <perm = [0, 3, 1, 2, 4]> (grouped)
+  y = Reshape (batched, map_shape)
+}}
+""",
+    "GatedConvolution": f"""
+GatedConvolution <channels> (x, weight, bias) => (gate, y)
+{{
+  flow, gate = Split <axis = -1, num_outputs = 2> (x)
+  planes = {_FIRST} (flow)
+  convolved = {_DEPTHWISE} (planes, weight, bias)
+  convolved_gate = Sigmoid (convolved)
+  activated = Mul (convolved, convolved_gate)
+  y = {_LAST} (activated)
+}}
+""",
+    "GatedNorm": f"""
+GatedNorm (x, gate, weight, bias) => (y)
+{{
+  normed = {_NORM} (x, weight, bias)
+  gate_weight = Sigmoid (gate)
+  gate_value = Mul (gate, gate_weight)
+  y = Mul (normed, gate_value)
+}}
+""",
+    "MergedGroups": f"""
+MergedGroups <groups, channels> (x, tokens, x_bias, conv_weight, conv_bias, scale) => (y)
+{{
+  any = Constant <value_ints = [-1]> ()
+  two = Constant <value_ints = [2]> ()
+  keep = Constant <value_ints = [0, 0, 0]> ()
+  group_count = Constant <value_int: int = @groups> ()
+  axis = Constant <value_ints = [0]> ()
+  group_list = Unsqueeze (group_count, axis)
+  sides = Shape <start = 1, end = 3> (tokens)
+  width = Shape <start = 3, end = 4> (tokens)
+  convolved_width = Shape <start = 0, end = 1> (conv_weight)
+  passed_width = Sub (width, convolved_width)
+  widths = Concat <axis = 0> (convolved_width, passed_width)
+  pair_shape = Concat <axis = 0> (keep, any, two)
+  flat_shape = Concat <axis = 0> (keep, any)
+  group_shape = Concat <axis = 0> (any, group_list, sides, width)
+
+  projected = Add (x, x_bias)
+  projected_weight = Sigmoid (projected)
+  activated = Mul (projected, projected_weight)
+  part, passed = Split <axis = -1> (activated, widths)
+  planes = {_FIRST} (part)
+  convolved = {_DEPTHWISE} (planes, conv_weight, conv_bias)
+  convolved_weight = Sigmoid (convolved)
+  convolved_value = Mul (convolved, convolved_weight)
+  convolved_part = {_LAST} (convolved_value)
+  both = Concat <axis = -1> (convolved_part, passed)
+  pairs = Reshape (both, pair_shape)
+  swapped_pairs = Transpose <perm = [0, 2, 1, 4, 3]> (pairs)
+  swapped = Reshape (swapped_pairs, flat_shape)
+  residual = Mul (tokens, scale)
+  sum = Add (swapped, residual)
+  grouped = Reshape (sum, group_shape)
+  ungrouped = Transpose <perm = [0, 2, 3, 1, 4]> (grouped)
+  y = Reshape (ungrouped, flat_shape)
+}}
+""",
+    "ShuffledNorm": f"""
+ShuffledNorm (x, weight, bias) => (y)
+{{
+  any = Constant <value_ints = [-1]> ()
+  two = Constant <value_ints = [2]> ()
+  keep = Constant <value_ints = [0, 0, 0]> ()
+  pair_shape = Concat <axis = 0> (keep, any, two)
+  flat_shape = Concat <axis = 0> (keep, any)
+
+  merged_normed = {_NORM} (x, weight, bias)
+  merged_pairs = Reshape (merged_normed, pair_shape)
+  shuffled = Transpose <perm = [0, 1, 2, 4, 3]> (merged_pairs)
+  y = Reshape (shuffled, flat_shape)
+}}
+""",
+}
+"""What the operators call between their matrix products, each a kernel of its own on a GPU."""
+
+_BODIES = {
+    "LocalBranch": f"""
+LocalBranch <channels> (x, scale, shift, depthwise_weight, depthwise_bias, expand_weight, expand_bias,
+                        project_weight, project_bias) => (local)
+{{
+  depthwise_maps = {DOMAIN}.LocalDepthwise <channels: int = @channels>
+                   (x, scale, shift, depthwise_weight, depthwise_bias)
+  expanded_maps = {DOMAIN}.LocalExpansion <channels: int = @channels>
+                  (depthwise_maps, expand_weight, expand_bias)
+  expanded_planes = {_FIRST} (expanded_maps)
+  projected = Conv <kernel_shape = [1, 1]> (expanded_planes, project_weight, project_bias)
   projected_kept = Relu (projected)
   local = {_LAST} (projected_kept)
 }}
@@ -91,8 +189,6 @@ ScanFeatures <groups, channels> (x, norm_weight, norm_bias, in_weight, conv_weig
     "ProjectedScan2D": f"""
 ProjectedScan2D (features, step_weight, step_expand, input_weight, output_weight, A, D, delta_bias) => (y)
 {{
-  any = Constant <value_ints = [-1]> ()
-  keep = Constant <value_ints = [0, 0, 0]> ()
 {_PROJECTIONS}  y = {DOMAIN}.{OP_TYPE} <{_SCAN_ATTRIBUTES}> (features, delta, A, B, C, D, delta_bias)
 }}
 """,
@@ -100,48 +196,11 @@ ProjectedScan2D (features, step_weight, step_expand, input_weight, output_weight
 ScanOutputs <groups, channels> (y, gate, tokens, out_norm_weight, out_norm_bias, project_weight, project_bias,
                                 conv_weight, conv_bias, residual_scale, norm_weight, norm_bias) => (scanned)
 {{
-  any = Constant <value_ints = [-1]> ()
-  two = Constant <value_ints = [2]> ()
-  keep = Constant <value_ints = [0, 0, 0]> ()
-  group_count = Constant <value_int: int = @groups> ()
-  axis = Constant <value_ints = [0]> ()
-  group_list = Unsqueeze (group_count, axis)
-  sides = Shape <start = 1, end = 3> (tokens)
-  width = Shape <start = 3, end = 4> (tokens)
-  convolved_width = Shape <start = 0, end = 1> (conv_weight)
-  passed_width = Sub (width, convolved_width)
-  widths = Concat <axis = 0> (convolved_width, passed_width)
-  pair_shape = Concat <axis = 0> (keep, any, two)
-  flat_shape = Concat <axis = 0> (keep, any)
-  group_shape = Concat <axis = 0> (any, group_list, sides, width)
-
-  normed = {_NORM} (y, out_norm_weight, out_norm_bias)
-  gate_weight = Sigmoid (gate)
-  gate_value = Mul (gate, gate_weight)
-  gated = Mul (normed, gate_value)
+  gated = {DOMAIN}.GatedNorm (y, gate, out_norm_weight, out_norm_bias)
   product = MatMul (gated, project_weight)
-  projected = Add (product, project_bias)
-  projected_weight = Sigmoid (projected)
-  activated = Mul (projected, projected_weight)
-  part, passed = Split <axis = -1> (activated, widths)
-  planes = {_FIRST} (part)
-  convolved = {_DEPTHWISE} (planes, conv_weight, conv_bias)
-  convolved_weight = Sigmoid (convolved)
-  convolved_value = Mul (convolved, convolved_weight)
-  convolved_part = {_LAST} (convolved_value)
-  both = Concat <axis = -1> (convolved_part, passed)
-  pairs = Reshape (both, pair_shape)
-  swapped_pairs = Transpose <perm = [0, 2, 1, 4, 3]> (pairs)
-  swapped = Reshape (swapped_pairs, flat_shape)
-  residual = Mul (tokens, residual_scale)
-  sum = Add (swapped, residual)
-  grouped = Reshape (sum, group_shape)
-  ungrouped = Transpose <perm = [0, 2, 3, 1, 4]> (grouped)
-  merged = Reshape (ungrouped, flat_shape)
-  merged_normed = {_NORM} (merged, norm_weight, norm_bias)
-  merged_pairs = Reshape (merged_normed, pair_shape)
-  shuffled = Transpose <perm = [0, 1, 2, 4, 3]> (merged_pairs)
-  scanned = Reshape (shuffled, flat_shape)
+  merged = {DOMAIN}.MergedGroups <groups: int = @groups, channels: int = @channels>
+           (product, tokens, project_bias, conv_weight, conv_bias, residual_scale)
+  scanned = {DOMAIN}.ShuffledNorm (merged, norm_weight, norm_bias)
 }}
 """,
     "MIFA": f"""
@@ -198,15 +257,15 @@ PatchMerging (x, norm_weight, norm_bias, reduction_weight) => (y)
 }
 
 
-def _rounded(value: str, result: str) -> str:
+def _rounded(value: str, result: str, scale_of: str) -> str:
     """Lines that give ``result``, which is ``value`` at the integers that int8 holds."""
-    return f"""  {result}_int8 = QuantizeLinear ({value}, {value.removesuffix("_wide")}_scale, zero)
-  {result} = DequantizeLinear ({result}_int8, {value.removesuffix("_wide")}_scale, zero)"""
+    return f"""  {result}_int8 = QuantizeLinear ({value}, {scale_of}_scale, zero)
+  {result} = DequantizeLinear ({result}_int8, {scale_of}_scale, zero)"""
 
 
 def _product(left: str, weight: str, result: str) -> str:
     """Lines of a matrix product whose operands come out of int8."""
-    return f"""{_rounded(left, f"{left}_read")}
+    return f"""{_rounded(left, f"{left}_read", left)}
   {weight}_read = DequantizeLinear <axis = 1> ({weight}, {weight}_scale)
   {result} = MatMul ({left}_read, {weight}_read)"""
 
@@ -231,21 +290,21 @@ _INT8_PROJECTIONS = {
 }
 _INT8_LINES = {
     "LocalBranch": {
-        "  half, other_half": f"{_ZERO}  half, other_half",
-        "  projected = Conv <kernel_shape = [1, 1]> (expanded_kept, project_weight, project_bias)": f"""
-{_rounded("expanded_kept", "expanded_kept_read")}
+        "  depthwise_maps =": f"{_ZERO}  depthwise_maps =",
+        "  projected = Conv <kernel_shape = [1, 1]> (expanded_planes, project_weight, project_bias)": f"""
+{_rounded("expanded_planes", "expanded_read", "expanded_kept")}
   project_weight_read = DequantizeLinear <axis = 0> (project_weight, project_weight_scale)
-  projected_wide = Conv <kernel_shape = [1, 1]> (expanded_kept_read, project_weight_read, project_bias)
-{_rounded("projected_wide", "projected")}""",
+  projected_wide = Conv <kernel_shape = [1, 1]> (expanded_read, project_weight_read, project_bias)
+{_rounded("projected_wide", "projected", "projected")}""",
     },
     "ScanInputs": {
         "step_weight,": "features_weight,",
         "step_expand, input_weight, output_weight": "step_expand",
-        "  any = Constant": f"{_ZERO}  any = Constant",
+        "  tokens =": f"{_ZERO}  tokens =",
         **_INT8_FEATURES,
         **_INT8_PROJECTIONS,
     },
-    "ScanFeatures": {"  any = Constant": f"{_ZERO}  any = Constant", **_INT8_FEATURES},
+    "ScanFeatures": {"  tokens =": f"{_ZERO}  tokens =", **_INT8_FEATURES},
     "ProjectedScan2D": {
         "step_weight, step_expand, input_weight, output_weight": "features_weight, step_expand",
         "  any = Constant": f"{_ZERO}  any = Constant",
@@ -256,7 +315,7 @@ _INT8_LINES = {
         "  y = MatMul (normed, reduction_weight)": _product("normed", "reduction_weight", "y"),
     },
     "ScanOutputs": {
-        "  any = Constant": f"{_ZERO}  any = Constant",
+        "  gated =": f"{_ZERO}  gated =",
         "  product = MatMul (gated, project_weight)": _product("gated", "project_weight", "product"),
     },
 }
@@ -277,16 +336,16 @@ def _int8_body(op_type: str) -> str:
 
 
 def block_functions(opset: int) -> list[FunctionProto]:
-    """All functions, to be added to a model's ``functions``.
+    """The functions of all operators and steps, to be added to a model's ``functions``.
 
     Args:
         opset: the model's version of the standard operators, at least 20 (Gelu).
     """
-    return _parsed(_BODIES.values(), opset)
+    return _parsed([*_STEPS.values(), *_BODIES.values()], opset)  # callers last, as evaluators want them
 
 
 def int8_block_functions(opset: int) -> list[FunctionProto]:
-    """The functions with int8 products.
+    """The functions with int8 products, which call the steps too.
 
     Args:
         opset: the model's version of the standard operators, at least 20 (Gelu).

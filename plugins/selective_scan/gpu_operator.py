@@ -1,7 +1,7 @@
-"""The scan as an operator of ONNX Runtime's CUDA: a bundle's compiled kernels for the native library.
+"""The scan, and the hybrid block's steps, as operators of ONNX Runtime's CUDA: a bundle's compiled kernels.
 
-It launches them on the session's own stream by the functions of NVIDIA's driver, which is loaded here, when a
-session is opened on CUDA.
+The native library launches them on the session's own stream by the functions of NVIDIA's driver, which is
+loaded here, when a session is opened on CUDA.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache
 from ...errors import BackendError
 from . import cpu
 from .gpu_launch import BLOCK_SHAPES, dotted
-from .gpu_package import KernelPackage
+from .gpu_package import BLOCK_STATES, KernelPackage
 
 DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 """File of NVIDIA's driver."""
@@ -46,7 +46,7 @@ class _GpuKernel(ctypes.Structure):
 
 
 def packages_of(files: Mapping[str, bytes], compute_capability: int) -> tuple[KernelPackage, ...]:
-    """The kernels of a bundle's files that are for one GPU.
+    """The kernels of a bundle's files that are for one GPU: the scan's, and the block's where it has them.
 
     Args:
         files: content by name, as `export.engine.kernels` makes them.
@@ -55,28 +55,31 @@ def packages_of(files: Mapping[str, bytes], compute_capability: int) -> tuple[Ke
     Raises:
         BackendError: there are none, or a file is damaged.
     """
-    if not files:
+    packages = [KernelPackage.from_bytes(content) for _, content in sorted(files.items())]
+    scans = [package for package in packages if package.states != BLOCK_STATES]
+    if not scans:
         raise BackendError(
             "it carries no scan kernels: open a bundle that was exported where Triton is installed"
         )
-    packages = [KernelPackage.from_bytes(content) for _, content in sorted(files.items())]
-    for package in packages:
+    for package in scans:
         if compute_capability not in package.compute_capabilities:
             raise BackendError(
                 f"its scan kernels are for compute capability {dotted(package.compute_capabilities)}, and "
                 f"this GPU has {dotted([compute_capability])}: export the bundle again with a newer msmamba"
             )
-    return tuple(package.only([compute_capability]) for package in packages)
+    fitting = [package for package in packages if compute_capability in package.compute_capabilities]
+    return tuple(package.only([compute_capability]) for package in fitting)
 
 
 @contextmanager
 def offered(packages: tuple[KernelPackage, ...], driver: str = DRIVER) -> Iterator[None]:
-    """Inside the block, session options of this thread get the scan for CUDA from the native library.
+    """Inside the block, session options of this thread get operators for CUDA from the native library.
 
-    In the place of the operators for the CPU: ``options.register_custom_ops_library(cpu.library_path())``.
+    Those that the packages have kernels for, in the place of the operators for the CPU:
+    ``options.register_custom_ops_library(cpu.library_path())``.
 
     Args:
-        packages: the kernels, of one or both types.
+        packages: the kernels, of one or both types; the scan's, and the block's or not.
         driver: file of NVIDIA's driver.
 
     Raises:

@@ -1,8 +1,9 @@
-"""The compiled scan kernels as a value: what travels inside a TensorRT engine, and nothing else.
+"""Compiled GPU kernels as a value: what travels inside a bundle or a TensorRT engine.
 
 A package holds, for one type of the tensors and one number of states N, the machine code (cubin) of the
-three kernels of `gpu_launch` for each compute capability asked for. An engine serialises the package, so
-the machine that runs it needs neither Triton nor a compiler.
+three kernels of `gpu_launch` for each compute capability asked for; or that of the hybrid block's
+(`plugins.hybrid_block.gpu_kernels`). An engine serialises the scan's package, so the machine that runs it
+needs neither Triton nor a compiler.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ KERNELS_SUFFIX = ".kernels"
 _MOST_BYTES = 64 << 20  # unpacked, some hundred times a package for every GPU
 ELEMENT_TYPES = ("float16", "float32")
 """Types of x, delta, B, C and y that kernels are compiled for; A, D and delta_bias are always float32."""
+BLOCK_STATES = 0
+"""In the place of N in a package of the hybrid block's kernels, which know none."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class KernelPackage:
     """Kernels per compute capability (``10 * major + minor``) and name."""
 
     element_type: str  # one of ELEMENT_TYPES
-    states: int  # N
+    states: int  # N of the scan, or BLOCK_STATES
     kernels: dict[int, dict[str, CompiledKernel]]
 
     @functools.cached_property

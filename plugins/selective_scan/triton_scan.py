@@ -93,18 +93,42 @@ def compile_kernel(name: str, element_type: str, states: int, compute_capability
         raise BackendError(f"scan kernels exist for {', '.join(_TRITON_TYPES)}; found {element_type}")
     if states < 2 or states & (states - 1):
         raise BackendError(f"the scan kernel takes a power of two of states; found {states}")
-    function = _kernel(name)
     block = block_shape(compute_capability)
     fixed = constants(name, states, BACKWARD_BLOCK if name in BACKWARD_KERNELS else block)
-    pointers = KERNEL_POINTERS[name]
     element = _TRITON_TYPES[element_type]
-    types = [f"*{element if pointer in _ELEMENT_POINTERS else 'fp32'}" for pointer in pointers]
-    scalars = len(function.arg_names) - len(pointers) - len(fixed)
-    types += ["i32"] * scalars + ["constexpr"] * len(fixed)
+    types = [f"*{element if pointer in _ELEMENT_POINTERS else 'fp32'}" for pointer in KERNEL_POINTERS[name]]
+    return compile_function(_kernel(name), types, fixed, _options(name), compute_capability)
+
+
+def compile_function(
+    function: Any,
+    pointers: Sequence[str],
+    constants: Mapping[str, int],
+    options: Mapping[str, Any],
+    compute_capability: int,
+) -> Any:
+    """Compiles a kernel for one compute capability, without a GPU.
+
+    Args:
+        function: The kernel: pointers, then sizes, then compile-time arguments.
+        pointers: Triton's types of its pointers, which are aligned to `POINTER_ALIGNMENT`.
+        constants: Its compile-time arguments.
+        options: Triton's options.
+        compute_capability: ``10 * major + minor``.
+
+    Returns:
+        Triton's compiled kernel.
+
+    Raises:
+        BackendError: Triton does not know the compute capability.
+    """
+    names = function.arg_names
+    sizes = len(names) - len(pointers) - len(constants)
+    types = [*pointers, *["i32"] * sizes, *["constexpr"] * len(constants)]
     source = ASTSource(
         fn=function,
-        signature=dict(zip(function.arg_names, types, strict=True)),
-        constexprs={(function.arg_names.index(key),): value for key, value in fixed.items()},
+        signature=dict(zip(names, types, strict=True)),
+        constexprs={(names.index(key),): value for key, value in constants.items()},
         attrs={(i,): [["tt.divisibility", POINTER_ALIGNMENT]] for i in range(len(pointers))},
     )
     target = GPUTarget("cuda", compute_capability, WARP)
@@ -113,20 +137,41 @@ def compile_kernel(name: str, element_type: str, states: int, compute_capability
         with triton.knobs.compilation.scope(), printed:
             # Line information would double the machine code and put this machine's paths into engines.
             triton.knobs.compilation.disable_line_info = True
-            return triton.compile(source, target=target, options=_options(name))
+            return triton.compile(source, target=target, options=dict(options))
     except (TritonError, RuntimeError) as error:  # the latter where LLVM gives up
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = next((line for line in lines if " fatal " in line), lines[0])
         raise BackendError(
-            f"Triton {triton.__version__} does not compile the scan for compute capability "
+            f"Triton {triton.__version__} does not compile {function.__name__} for compute capability "
             f"{dotted([compute_capability])} ({' '.join(reason.split())})"
         ) from error
 
 
-def _hidden_pointers(name: str, ptx: str) -> int:
-    """Pointers that Triton appended to a kernel (two in 3.9: scratch memories, which ours do not use)."""
-    declared = len(re.findall(r"^\s*\.param\s", ptx, re.MULTILINE))
-    return declared - sum(argument.islower() for argument in KERNELS[name].arg_names)
+def packed_kernel(function: Any, compiled: Any) -> CompiledKernel:
+    """A compiled kernel as packages hold it.
+
+    Args:
+        function: The kernel as `compile_function` took it.
+        compiled: What that returned.
+
+    Raises:
+        BackendError: It asks for what our launchers do not provide.
+    """
+    metadata = compiled.metadata
+    if metadata.global_scratch_size or metadata.profile_scratch_size:
+        raise BackendError(
+            f"Triton {metadata.triton_version} asks for scratch memory for {metadata.name}, "
+            "which this launcher does not provide: use triton 3.9"
+        )
+    # Pointers that Triton appended (two in 3.9: scratch memories, which ours do not use).
+    declared = len(re.findall(r"^\s*\.param\s", compiled.asm["ptx"], re.MULTILINE))
+    return CompiledKernel(
+        name=metadata.name,
+        cubin=compiled.asm["cubin"],
+        threads=metadata.num_warps * WARP,
+        shared_bytes=metadata.shared,
+        hidden_pointers=declared - sum(argument.islower() for argument in function.arg_names),
+    )
 
 
 def compile_package(element_type: str, states: int, compute_capabilities: tuple[int, ...]) -> KernelPackage:
@@ -135,24 +180,13 @@ def compile_package(element_type: str, states: int, compute_capabilities: tuple[
     Raises:
         BackendError: Another type, number of states or compute capability than `compile_kernel` takes.
     """
-    kernels: dict[int, dict[str, CompiledKernel]] = {}
-    for compute_capability in compute_capabilities:
-        kernels[compute_capability] = {}
-        for name in KERNELS:
-            compiled = compile_kernel(name, element_type, states, compute_capability)
-            metadata = compiled.metadata
-            if metadata.global_scratch_size or metadata.profile_scratch_size:
-                raise BackendError(
-                    f"Triton {metadata.triton_version} asks for scratch memory for {name}, "
-                    "which this launcher does not provide: use triton 3.9"
-                )
-            kernels[compute_capability][name] = CompiledKernel(
-                name=metadata.name,
-                cubin=compiled.asm["cubin"],
-                threads=metadata.num_warps * WARP,
-                shared_bytes=metadata.shared,
-                hidden_pointers=_hidden_pointers(name, compiled.asm["ptx"]),
-            )
+    kernels = {
+        compute_capability: {
+            name: packed_kernel(function, compile_kernel(name, element_type, states, compute_capability))
+            for name, function in KERNELS.items()
+        }
+        for compute_capability in compute_capabilities
+    }
     return KernelPackage(element_type, states, kernels)
 
 

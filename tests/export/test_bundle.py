@@ -44,7 +44,8 @@ def test_a_bundle_says_what_it_is(bundles: dict[str, Path], checkpoint: Path) ->
     assert (manifest.image_size, manifest.mean, manifest.std) == (32, (0.6, 0.5, 0.7), (0.2, 0.25, 0.15))
     assert manifest.checkpoint_sha256 == sha256_of(checkpoint)
     assert manifest.files == {
-        name: sha256_of(bundle / name) for name in ("model.onnx", "scan.float16.kernels")
+        name: sha256_of(bundle / name)
+        for name in ("model.onnx", "scan.float16.kernels", "block.float16.kernels")
     }
     assert manifest.precision_asked == "fp16"
     assert manifest.resize == RULE
@@ -59,7 +60,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(
     bundles: dict[str, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
     again = export_bundle(checkpoint, tmp_path / "again", ExportOptions(precision="fp16")).path
-    for name in ("model.onnx", "scan.float16.kernels", "manifest.json"):
+    for name in ("model.onnx", "scan.float16.kernels", "block.float16.kernels", "manifest.json"):
         assert (again / name).read_bytes() == (bundles["fp16"] / name).read_bytes()
 
 
@@ -169,7 +170,10 @@ def test_an_engine_stands_beside_the_onnx_file(checkpoint: Path, tmp_path: Path)
     assert len(export.engine.proof.plugins) == 4
     manifest = Manifest.from_json((tmp_path / "bundle" / "manifest.json").read_bytes())
     assert manifest.compute_capabilities == ("8.6", "12.0")
-    assert set(manifest.files) == {"model.onnx", "model.engine", "build.log", "scan.float16.kernels"}
+    assert set(manifest.files) == {
+        *("model.onnx", "model.engine", "build.log"),
+        *("scan.float16.kernels", "block.float16.kernels"),
+    }
     facts = EngineFacts.of(manifest)
     assert facts is not None
     assert (facts.library, facts.version) == ("tensorrt_rtx", manifest.versions["tensorrt-rtx"])

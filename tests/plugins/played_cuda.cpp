@@ -32,7 +32,7 @@ std::map<std::string, int> failing;
 std::vector<Buffer> buffers;
 std::map<uint64_t, uint64_t> allocated;
 std::string log_text, problem;
-int capability = 87, multiprocessors = 1, capturing = 0;
+int capability = 87, multiprocessors = 1, capturing = 0, order = 0, ulps = 0;
 thread_local std::vector<uint64_t> contexts;
 
 int answer(const char* call) {
@@ -48,11 +48,13 @@ extern "C" {
 
 // What a test sets and asks.
 void played_reset(int compute_capability, int multiprocessor_count) {
-  capability = compute_capability, multiprocessors = multiprocessor_count, capturing = 0;
+  capability = compute_capability, multiprocessors = multiprocessor_count, capturing = order = ulps = 0;
   failing.clear(), buffers.clear(), log_text.clear(), problem.clear();
 }
 void played_fail(const char* call, int status) { failing[call] = status; }
 void played_capture(int status) { capturing = status; }
+void played_order(int threads) { order = threads; }  // of ptx.emulator.ORDERS
+void played_ulps(int off) { ulps = off; }            // of approximate functions
 void played_buffer(void* base, uint64_t size, int writable) { buffers.push_back({base, size, writable}); }
 int played_allocations() { return static_cast<int>(allocated.size()); }
 const char* played_log() { return log_text.c_str(); }
@@ -151,7 +153,7 @@ int cuLaunchKernel(Module* function, unsigned grid_x, unsigned grid_y, unsigned 
   char message[512] = "";
   const auto launch = reinterpret_cast<EmulatedLaunch>(dlsym(library, "launch"));
   if (launch(grid, block_x, shared_bytes, parameters, count, static_cast<int>(all.size()), bases.data(), sizes.data(),
-             writable.data(), 0, 0, 1, message, sizeof message)) {
+             writable.data(), order, ulps, 1, message, sizeof message)) {
     problem = message;
     return 719;
   }

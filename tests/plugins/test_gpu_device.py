@@ -1,4 +1,7 @@
-"""The scan kernels on a device: through the driver as the plugin launches them, plain and in a CUDA graph."""
+"""The kernels on a device: the scan's as the plugin launches them, plain and in a CUDA graph; the block's.
+
+Those are launched by the native library, as ONNX Runtime's operators.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from block_steps import StepCase
 from gpu_cases import ARGUMENTS, STATES, ScanCase, Truth, truth
 from numpy.typing import NDArray
+from played_onnxruntime import FLOAT, HALF, Arrays, CustomOp, Node, PlayedRuntime
 
 from msmamba.plugins.cuda_driver import current_device
+from msmamba.plugins.hybrid_block.gpu_kernels import STEP_KERNELS
+from msmamba.plugins.hybrid_block.triton_block import compile_package as compile_block_package
+from msmamba.plugins.selective_scan import cpu, gpu_operator
 from msmamba.plugins.selective_scan.gpu_driver import LoadedKernels
 from msmamba.plugins.selective_scan.gpu_launch import ScanShape, block_shape, chosen_chunks, launch_plan
 from msmamba.plugins.selective_scan.triton_scan import compile_package
@@ -132,6 +140,62 @@ def test_the_driver_launch_agrees_with_the_reference(
     executable = _call(driver.cuGraphInstantiate(graph, 0))
     _call(driver.cuGraphLaunch(executable, device.stream))
     np.testing.assert_array_equal(device.get(tensors["y"], poison), plain)
+
+
+class OnDevice(PlayedRuntime):
+    """ONNX Runtime's part played, on the real GPU's memory and stream."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(None)
+        self._device, self._addresses = device, list[int]()
+        self.stream = int(device.stream)
+
+    def address(self, index: int) -> int:
+        return self._addresses[index]
+
+    def made(self, output: NDArray[np.generic]) -> None:
+        self.tensors.append(output)
+        self._addresses.append(self._device.put(output))
+
+    def taken(self, inputs: Arrays) -> None:
+        self.tensors, self._addresses = [], []
+        for array in inputs:
+            self.made(array)
+
+    def answers(self, count: int) -> Arrays:
+        made = list(zip(self._addresses, self.tensors, strict=True))[-count:]
+        return [self._device.get(address, like) for address, like in made]
+
+
+@pytest.fixture(scope="module")
+def offered_ops() -> dict[str, list[CustomOp]]:
+    """The operators of each package: the library hands them over once."""
+    return {}
+
+
+@pytest.mark.parametrize("element_type", ["float16", "float32"])
+@pytest.mark.parametrize("name", STEP_KERNELS)
+def test_the_blocks_operators_compute_what_their_functions_say(
+    device: Device, offered_ops: dict[str, list[CustomOp]], name: str, element_type: str
+) -> None:
+    """By the native library's own launches; the same again gives the same bits."""
+    if (obstacle := cpu.why_unavailable()) is not None:
+        pytest.skip(obstacle)
+    package = compile_block_package(element_type, STEP_KERNELS, [current_device().compute_capability])
+    for case in (StepCase(name, 3, 1, 16), StepCase(name, 2, 9, 24), StepCase(name, 4, 28, 96)):
+        runtime = OnDevice(device)
+        runtime.attributes = case.attributes
+        with gpu_operator.offered((package,)):
+            runtime.register()
+        runtime.ops = offered_ops.setdefault(element_type, runtime.ops)
+        node = Node(runtime, {"float32": FLOAT, "float16": HALF}[element_type], name)
+        try:
+            first = node(case.of_type(element_type))
+            case.check(first, ulps=32)
+            for again, answer in zip(node(case.of_type(element_type)), first, strict=True):
+                np.testing.assert_array_equal(again, answer)
+        finally:
+            node.close()
 
 
 @pytest.mark.parametrize("element_type", ["float16", "float32"])

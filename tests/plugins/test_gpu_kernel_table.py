@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from msmamba.plugins.hybrid_block.gpu_kernels import CONSTANTS
 from msmamba.plugins.selective_scan.gpu_launch import BLOCK_SHAPES, MAX_CHUNKS, ScanShape
 
 
@@ -33,6 +34,16 @@ def test_no_kernel_spills(table: ModuleType, compute_capability: int, element_ty
         assert code.spill_bytes == 0, kernel
         assert code.registers <= 128, kernel  # sixteen warps fit a multiprocessor
         assert code.shared_bytes <= 2048, kernel
+
+
+@pytest.mark.parametrize("element_type", ["float16", "float32"])
+@pytest.mark.parametrize("compute_capability", BLOCK_SHAPES)
+def test_no_kernel_of_the_block_spills(table: ModuleType, compute_capability: int, element_type: str) -> None:
+    for kernel in CONSTANTS:
+        code = table.machine_code(kernel, element_type, compute_capability)
+        assert code.spill_bytes == 0, kernel
+        assert code.registers <= 64, kernel  # eight blocks of four warps fit a multiprocessor
+        assert code.shared_bytes <= 1024, kernel
 
 
 @pytest.mark.parametrize("element_type", ["float16", "bfloat16", "float32"])

@@ -14,16 +14,24 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from gpu_cases import ARGUMENTS, STATES, ScanCase, truth
-from native_builds import shared_library
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NotThere
+from played_onnxruntime import (
+    FLOAT,
+    HALF,
+    OTHER_GPUS_STREAM,
+    STREAM,
+    Arrays,
+    Node,
+    PlayedRuntime,
+    device_array,
+)
 
 from msmamba.errors import BackendError
 from msmamba.plugins.selective_scan import ScanShape, cpu, gpu_operator
@@ -32,9 +40,6 @@ from msmamba.plugins.selective_scan.gpu_package import CompiledKernel, KernelPac
 
 pytestmark = pytest.mark.skipif(cpu.why_unavailable() is not None, reason="the native library is not built")
 
-STREAM, OTHER_GPUS_STREAM = 0x1001, 0x2001
-POINTER, SIZE = ctypes.c_void_p, ctypes.c_size_t
-FLOAT, HALF = 1, 10
 KERNELS = ("chunk_state", "scan", "sum_directions")
 
 
@@ -50,152 +55,6 @@ def scan_model() -> bytes:
     graph = onnx.helper.make_graph([node], "scan", list(values.values()), [y])
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("msmamba", 1)]
     return bytes(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
-
-
-class CustomOp(ctypes.Structure):
-    """``OrtCustomOp`` up to its shape inference."""
-
-    _fields_ = (
-        ("version", ctypes.c_uint32),
-        ("create_kernel", POINTER),
-        ("get_name", ctypes.CFUNCTYPE(ctypes.c_char_p, POINTER)),
-        ("get_execution_provider", ctypes.CFUNCTYPE(ctypes.c_char_p, POINTER)),
-        ("get_input_type", ctypes.CFUNCTYPE(ctypes.c_int, POINTER, SIZE)),
-        ("get_input_count", ctypes.CFUNCTYPE(SIZE, POINTER)),
-        ("get_output_type", ctypes.CFUNCTYPE(ctypes.c_int, POINTER, SIZE)),
-        ("get_output_count", POINTER),
-        ("compute", POINTER),
-        ("destroy_kernel", ctypes.CFUNCTYPE(None, POINTER)),
-        *((name, POINTER) for name in ("a", "b", "c", "d", "e", "f", "g")),
-        ("create_kernel_v2", ctypes.CFUNCTYPE(POINTER, POINTER, POINTER, POINTER, ctypes.POINTER(POINTER))),
-        ("compute_v2", ctypes.CFUNCTYPE(POINTER, POINTER, POINTER)),
-    )
-
-
-class ApiBase(ctypes.Structure):
-    _fields_ = (("get_api", POINTER), ("get_version_string", POINTER))
-
-
-class PlayedRuntime:
-    """As much of ONNX Runtime's C interface as the operator calls; tensors are NumPy's.
-
-    Attributes:
-        ops: the custom operators that were registered.
-        tensors: the inputs of the next call, and its output.
-        stream: the stream that calls run on.
-    """
-
-    def __init__(self, driver: ctypes.CDLL) -> None:
-        self._driver = driver
-        self.ops: list[CustomOp] = []
-        self.tensors: list[NDArray[np.generic]] = []
-        self.stream = STREAM
-        self._messages: list[str] = []
-        self._table = (POINTER * 300)()
-        self._kept: list[Any] = []
-        status, out = POINTER, ctypes.POINTER(POINTER)
-        dims = ctypes.POINTER(ctypes.c_int64)
-        for slot, types, function in (
-            (0, (status, ctypes.c_int, ctypes.c_char_p), self._create_status),
-            (26, (status, ctypes.c_char_p, out), lambda name, domain: self._give(domain, 1)),
-            (27, (status, POINTER, ctypes.POINTER(CustomOp)), self._add),
-            (28, (status, POINTER, POINTER), lambda options, domain: None),
-            (51, (status, POINTER, out), lambda v, data: self._give(data, self._at(v).ctypes.data)),
-            (61, (status, POINTER, ctypes.POINTER(SIZE)), lambda v, rank: self._give(rank, self._at(v).ndim)),
-            (62, (status, POINTER, dims, SIZE), self._dimensions),
-            (65, (status, POINTER, out), lambda v, info: self._give(info, v)),
-            (90, (status, POINTER, SIZE, out), lambda context, index, v: self._give(v, index + 1)),
-            (91, (status, POINTER, SIZE, dims, SIZE, out), self._output),
-            (99, (None, POINTER), lambda info: None),
-            (193, (status, POINTER, out), lambda context, stream: self._give(stream, self.stream)),
-        ):
-            made = ctypes.CFUNCTYPE(*types)(function)
-            self._kept.append(made)
-            self._table[slot] = ctypes.cast(made, POINTER).value
-        get_api = ctypes.CFUNCTYPE(POINTER, ctypes.c_uint32)(lambda version: ctypes.addressof(self._table))
-        self._kept.append(get_api)
-        self._base = ApiBase(ctypes.cast(get_api, POINTER).value, None)
-
-    @staticmethod
-    def _give(target: Any, value: Any) -> None:
-        target[0] = value
-
-    def _at(self, value: int) -> NDArray[np.generic]:
-        return self.tensors[value - 1]
-
-    def _create_status(self, code: int, message: bytes) -> int:
-        self._messages.append(message.decode())
-        return len(self._messages)
-
-    def _add(self, domain: int, op: Any) -> None:
-        self.ops.append(op.contents)
-
-    def _dimensions(self, value: int, dimensions: Any, rank: int) -> None:
-        for axis, length in enumerate(self._at(value).shape):
-            dimensions[axis] = length
-
-    def _output(self, context: int, index: int, dimensions: Any, rank: int, value: Any) -> None:
-        assert tuple(dimensions[:rank]) == self.tensors[-1].shape
-        value[0] = len(self.tensors)
-
-    def register(self) -> None:
-        """What ``SessionOptions.register_custom_ops_library`` does."""
-        library = ctypes.CDLL(str(cpu.library_path()))
-        library.RegisterCustomOps.restype = POINTER
-        assert library.RegisterCustomOps(POINTER(1), ctypes.byref(self._base)) is None
-
-    def kernel(self, element: int) -> tuple[CustomOp, int]:
-        """A node's kernel of the operator for an element type."""
-        (op,) = (op for op in self.ops if op.get_input_type(ctypes.addressof(op), 0) == element)
-        kernel = POINTER()
-        api = ctypes.addressof(self._table)
-        assert op.create_kernel_v2(ctypes.addressof(op), api, None, ctypes.byref(kernel)) is None
-        assert kernel.value
-        return op, kernel.value
-
-    def compute(self, op: CustomOp, kernel: int, inputs: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-        """A call of a kernel.
-
-        Raises:
-            RuntimeError: it failed, with its message.
-        """
-        y = device_array(np.full(inputs[0].shape, np.nan, inputs[0].dtype))
-        self.tensors = [*inputs, y]
-        for array in self.tensors:
-            self._driver.played_buffer(array.ctypes.data, array.nbytes, int(array is y))
-        status = op.compute_v2(kernel, POINTER(1))
-        if status:
-            raise RuntimeError(self._messages[status - 1])
-        return y
-
-
-def device_array(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """A copy aligned as device memory is."""
-    memory = np.empty(array.nbytes + 256, np.uint8)
-    start = -memory.ctypes.data % 256
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-@pytest.fixture(scope="module")
-def driver_file(pytestconfig: pytest.Config) -> Path:
-    """The played driver, compiled once."""
-    cache = pytestconfig.cache
-    assert cache is not None
-    return shared_library(Path(__file__).with_name("played_cuda.cpp"), cache.mkdir("played"))
-
-
-@pytest.fixture
-def driver(driver_file: Path) -> Iterator[ctypes.CDLL]:
-    """The played driver of a GPU of compute capability 8.7, which must not be misused."""
-    driver = ctypes.CDLL(str(driver_file))
-    driver.played_log.restype = driver.played_problem.restype = ctypes.c_char_p
-    driver.played_buffer.argtypes = [POINTER, ctypes.c_uint64, ctypes.c_int]
-    driver.played_reset(87, 1)
-    yield driver
-    assert driver.played_problem() == b""
-    assert driver.played_allocations() == 0, "memory of the GPU is left behind"
 
 
 _number = itertools.count()
@@ -223,23 +82,6 @@ def emulated_package(element_type: str, cache: Path) -> KernelPackage:
             kernel.name, code, kernel.threads, kernel.shared_bytes, kernel.hidden_pointers
         )
     return KernelPackage(element_type, STATES, {87: kernels})
-
-
-Arrays = list[NDArray[np.generic]]
-
-
-class Node:
-    """One scan of a session on the played GPU."""
-
-    def __init__(self, runtime: PlayedRuntime, element: int) -> None:
-        self.runtime = runtime
-        self._op, self._kernel = runtime.kernel(element)
-
-    def __call__(self, inputs: Arrays) -> NDArray[np.generic]:
-        return self.runtime.compute(self._op, self._kernel, inputs)
-
-    def close(self) -> None:
-        self._op.destroy_kernel(self._kernel)
 
 
 NodeOf = Callable[..., Node]
@@ -303,7 +145,7 @@ def test_it_scans_as_the_reference_does(
     """By the shipped kernels' PTX in the emulator."""
     driver.played_reset(87, multiprocessors)
     inputs = held(ScanCase(1, 9, 12, 13, element_type))
-    y = node_of(emulated_package(element_type, ptx_cache), element=element)(inputs)
+    (y,) = node_of(emulated_package(element_type, ptx_cache), element=element)(inputs)
     truth(dict(zip(ARGUMENTS, inputs, strict=True))).check(y)
 
 

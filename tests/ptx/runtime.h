@@ -46,6 +46,9 @@ inline u64 pair(u32 low, u32 high) { return u64(high) << 32 | low; }
 inline float lower(u64 two) { return f32(u32(two)); }
 inline float upper(u64 two) { return f32(u32(two >> 32)); }
 
+inline s32 divided(u32 a, u32 b) {  // towards zero; what it is by zero, and of the least by -1, GPUs leave open
+    return b == 0 ? -1 : s32(s64(s32(a)) / s32(b));
+}
 inline float flush(float value) {  // .ftz: subnormals become zero
     return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value;
 }

@@ -89,10 +89,23 @@ def _fma(a: NDArray[np.float32], b: NDArray[np.float32], c: NDArray[np.float32])
     return wide.astype(np.float32)
 
 
+def _flushed(a: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Subnormals as zeros of their sign."""
+    return np.where(np.abs(a) < np.float32(2**-126), np.copysign(np.float32(0), a), a)
+
+
 def _ex2(a: NDArray[np.float32]) -> NDArray[np.float32]:
-    flushed = np.where(np.abs(a) < np.float32(2**-126), np.float32(0), a)
-    result = np.exp2(flushed.astype(np.float64)).astype(np.float32)
-    return np.where(np.abs(result) < np.float32(2**-126), np.float32(0), result)
+    return _flushed(np.exp2(_flushed(a).astype(np.float64)).astype(np.float32))
+
+
+def _rsqrt(a: NDArray[np.float32]) -> NDArray[np.float32]:
+    return _flushed((1 / np.sqrt(_flushed(a).astype(np.float64))).astype(np.float32))
+
+
+def _divided(a: Bits, b: Bits) -> NDArray[np.int64]:
+    """Towards zero; -1 by zero, as our emulator has it."""
+    pairs = zip(_s32(a).tolist(), _s32(b).tolist(), strict=True)
+    return np.array([-1 if y == 0 else abs(x) // abs(y) * (1 if x * y >= 0 else -1) for x, y in pairs])
 
 
 def _shift_left(width: int) -> Callable[[Bits, Bits], Bits]:
@@ -129,6 +142,7 @@ _F, _G, _H = _bits(FLOATS), _bits(np.roll(FLOATS, 3)), _bits(np.roll(FLOATS, 7))
 _FF, _GG, _HH = _F << np.uint64(32) | _G, _G << np.uint64(32) | _H, _H << np.uint64(32) | _F
 _FLAGS = (LANES % 3 == 0).astype(np.uint64)
 _OTHER = (LANES % 2 == 0).astype(np.uint64)
+_SHORT = np.roll(HALVES, 3)
 _TWO, _TWO64 = (INTEGERS, SHIFTED), (WIDE, np.roll(WIDE, 1))
 
 CASES: dict[str, Case] = {
@@ -138,10 +152,15 @@ CASES: dict[str, Case] = {
     "mov.pred": _case("pred", "pred", (_FLAGS,), lambda a: a),
     "selp.b32": _case("b32", "b32 b32 pred", (*_TWO, _FLAGS), lambda a, b, p: np.where(p == 1, a, b)),
     "selp.f32": _case("b32", "b32 b32 pred", (_F, _G, _FLAGS), lambda a, b, p: np.where(p == 1, a, b)),
+    "selp.b16": _case(
+        "b16", "b16 b16 pred", (HALVES, _SHORT, _FLAGS), lambda a, b, p: np.where(p == 1, a, b)
+    ),
     "add.s32": _case("b32", "b32 b32", _TWO, lambda a, b: _u32(a + b)),
     "add.s64": _case("b64", "b64 b64", _TWO64, lambda a, b: a + b),
     "sub.s32": _case("b32", "b32 b32", _TWO, lambda a, b: _u32(a - b)),
     "sub.s64": _case("b64", "b64 b64", _TWO64, lambda a, b: a - b),
+    "neg.s32": _case("b32", "b32", (INTEGERS,), _wrapped(lambda a: -_s32(a))),
+    "div.s32": _case("b32", "b32 b32", _TWO, _wrapped(_divided)),
     "mul.lo.s32": _case("b32", "b32 b32", _TWO, lambda a, b: _u32(a * b)),
     "mul.lo.s64": _case("b64", "b64 b64", _TWO64, lambda a, b: a * b),
     "mad.lo.s32": _case("b32", "b32 b32 b32", (*_TWO, _F), lambda a, b, c: _u32(a * b + c)),
@@ -158,9 +177,13 @@ CASES: dict[str, Case] = {
     ),
     "min.s32": _case("b32", "b32 b32", _TWO, _wrapped(lambda a, b: np.minimum(_s32(a), _s32(b)))),
     "and.b32": _case("b32", "b32 b32", _TWO, lambda a, b: a & b),
+    "and.b16": _case("b16", "b16 b16", (HALVES, _SHORT), lambda a, b: a & b),
     "and.b64": _case("b64", "b64 b64", _TWO64, lambda a, b: a & b),
     "and.pred": _case("pred", "pred pred", (_FLAGS, _OTHER), lambda a, b: a & b),
     "or.b32": _case("b32", "b32 b32", _TWO, lambda a, b: a | b),
+    "or.b16": _case("b16", "b16 b16", (HALVES, _SHORT), lambda a, b: a | b),
+    "xor.b32": _case("b32", "b32 b32", _TWO, lambda a, b: a ^ b),
+    "shl.b16": _case("b16", "b16 b32", (HALVES, INTEGERS), _shift_left(16)),
     "or.b64": _case("b64", "b64 b64", _TWO64, lambda a, b: a | b),
     "shl.b32": _case("b32", "b32 b32", _TWO, _shift_left(32)),
     "shl.b64": _case("b64", "b64 b32", (WIDE, INTEGERS), _shift_left(64)),
@@ -170,12 +193,16 @@ CASES: dict[str, Case] = {
     ),
     "bfe.u32": _case("b32", "b32 b32 b32", (*_TWO, np.roll(INTEGERS, 2)), _bfe),
     "setp.eq.b32": _case("pred", "b32 b32", (INTEGERS, np.sort(INTEGERS)), lambda a, b: a == b),
+    "setp.eq.b16": _case("pred", "b16 b16", (HALVES, np.sort(HALVES)), lambda a, b: a == b),
     "setp.ne.b32": _case("pred", "b32 b32", (INTEGERS, np.sort(INTEGERS)), lambda a, b: a != b),
     "setp.ne.b64": _case("pred", "b64 b64", (WIDE, np.sort(WIDE)), lambda a, b: a != b),
     "setp.lt.s32": _case("pred", "b32 b32", _TWO, lambda a, b: _s32(a) < _s32(b)),
     "setp.ge.s32": _case("pred", "b32 b32", _TWO, lambda a, b: _s32(a) >= _s32(b)),
     "setp.gt.s32": _case("pred", "b32 b32", _TWO, lambda a, b: _s32(a) > _s32(b)),
     "setp.gt.u32": _case("pred", "b32 b32", _TWO, lambda a, b: a > b),
+    "setp.lt.s64": _case("pred", "b64 b64", _TWO64, lambda a, b: a.view(np.int64) < b.view(np.int64)),
+    "setp.lt.u64": _case("pred", "b64 b64", _TWO64, lambda a, b: a < b),
+    "setp.lt.f32": _case("pred", "b32 b32", (_F, _G), lambda a, b: _f32(a) < _f32(b)),
     "setp.ge.f32": _case("pred", "b32 b32", (_F, _G), lambda a, b: _f32(a) >= _f32(b)),
     "setp.nan.f32": _case("pred", "b32 b32", (_F, _G), lambda a, b: np.isnan(_f32(a)) | np.isnan(_f32(b))),
     "cvt.u16.u32": _case("b16", "b32", (INTEGERS,), lambda a: a & np.uint64(0xFFFF)),
@@ -183,6 +210,8 @@ CASES: dict[str, Case] = {
     "cvt.u32.u64": _case("b32", "b64", (WIDE,), _u32),
     "cvt.u64.u32": _case("b64", "b32", (INTEGERS,), lambda a: a),
     "cvt.s64.s32": _case("b64", "b32", (INTEGERS,), lambda a: _s32(a).view(np.uint64)),
+    "cvt.rn.f32.s32": _case("b32", "b32", (INTEGERS,), lambda a: _bits(_s32(a).astype(np.float32))),
+    "cvt.rn.f32.u32": _case("b32", "b32", (INTEGERS,), lambda a: _bits(_u32(a).astype(np.float32))),
     "cvt.f32.f16": _case(
         "b32", "b16", (HALVES,), lambda a: _bits(a.astype(np.uint16).view(np.float16).astype(np.float32))
     ),
@@ -196,10 +225,20 @@ CASES: dict[str, Case] = {
         lambda a, b: _bits(_f32(a).astype(np.float16)) << np.uint64(16) | _bits(_f32(b).astype(np.float16)),
     ),
     "abs.f32": _case("b32", "b32", (_F,), lambda a: a & np.uint64(0x7FFFFFFF)),
+    "abs.ftz.f32": _case("b32", "b32", (_F,), lambda a: _bits(_flushed(_f32(a))) & np.uint64(0x7FFFFFFF)),
+    "neg.f32": _case("b32", "b32", (_F,), lambda a: a ^ np.uint64(0x80000000)),
+    "sub.f32": _case("b32", "b32 b32", (_F, _G), _float_case(np.subtract)),
     "add.f32": _case("b32", "b32 b32", (_F, _G), _float_case(np.add)),
     "mul.f32": _case("b32", "b32 b32", (_F, _G), _float_case(np.multiply)),
     "fma.rn.f32": _case("b32", "b32 b32 b32", (_F, _G, _H), _float_case(_fma)),
+    "fma.rn.ftz.f32": _case(
+        "b32",
+        "b32 b32 b32",
+        (_F, _G, _H),
+        _float_case(lambda a, b, c: _flushed(_fma(_flushed(a), _flushed(b), _flushed(c)))),
+    ),
     "add.rn.f32.f16": _case("b32", "b16 b32", (HALVES, _F), lambda a, b: _bits(_f16(a) + _f32(b))),
+    "sub.rn.f32.f16": _case("b32", "b16 b32", (HALVES, _F), lambda a, b: _bits(_f16(a) - _f32(b))),
     "add.rn.f32.bf16": _case("b32", "b16 b32", (HALVES, _F), lambda a, b: _bits(_bf16(a) + _f32(b))),
     "fma.rn.f32.f16": _case(
         "b32",
@@ -216,8 +255,10 @@ CASES: dict[str, Case] = {
     "max.f32": _case("b32", "b32 b32", (_F, _G), _float_case(np.fmax)),
     "div.full.f32": _case("b32", "b32 b32", (_F, _G), _float_case(np.divide)),
     "ex2.approx.ftz.f32": _case("b32", "b32", (_F,), _float_case(_ex2)),
+    "rsqrt.approx.ftz.f32": _case("b32", "b32", (_F,), _float_case(_rsqrt)),
     "add.f32x2": _case("b64", "b64 b64", (_FF, _GG), _pairs(np.add)),
     "mul.f32x2": _case("b64", "b64 b64", (_FF, _GG), _pairs(np.multiply)),
+    "sub.f32x2": _case("b64", "b64 b64", (_FF, _GG), _pairs(np.subtract)),
     "fma.rn.f32x2": _case("b64", "b64 b64 b64", (_FF, _GG, _HH), _pairs(_fma)),
 }
 """The opcodes of the translator's table."""
@@ -468,6 +509,27 @@ $again:
   @%p1 add.s32 %r0, %r0, %r3;
   st.global.b32 [%rd8], %r0;"""
     np.testing.assert_array_equal(_run(body, INTEGERS, ptx_cache)[:32], 2 * (LANES + 1) + 1)
+
+
+def test_a_signed_parameter_fills_a_wider_register(ptx_cache: Path) -> None:
+    text = (
+        HEADER.replace("outputs\n)", "outputs,\n  .param .u32 first,\n  .param .u32 second\n)")
+        + """
+  ld.param.s32 %rd1, [first];
+  ld.param.s32 %rd2, [second];
+  st.global.b64 [%rd8], %rd1;
+  st.global.b64 [%rd8+256], %rd2;
+  bra.uni $end;
+$end:
+  ret;
+}
+"""
+    )
+    outputs = np.zeros(64, np.uint64)
+    arguments = [outputs.ctypes.data.to_bytes(8, "little")] * 2
+    arguments += [value.to_bytes(4, "little", signed=True) for value in (7, -7)]
+    emulate(text, ptx_cache).launch((1, 1, 1), 32, 0, arguments, [outputs])
+    np.testing.assert_array_equal(outputs.view(np.int64), [7] * 32 + [-7] * 32)
 
 
 def test_every_statement_and_memory_form_is_exercised_here() -> None:

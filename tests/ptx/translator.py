@@ -17,10 +17,13 @@ EXPRESSIONS: dict[str, str] = {
     # Moves; `mov.b32` and `mov.b64` also pack and unpack, see `_move`.
     **dict.fromkeys(("mov.b16", "mov.u16", "mov.b32", "mov.u32", "mov.b64", "mov.pred"), "{1}"),
     "selp.b32": "{3} ? {1} : {2}",
+    "selp.b16": "{3} ? {1} : {2}",
     "selp.f32": "{3} ? {1} : {2}",
     # Integers
     **dict.fromkeys(("add.s32", "add.s64"), "{1} + {2}"),
     **dict.fromkeys(("sub.s32", "sub.s64"), "{1} - {2}"),
+    "neg.s32": "0u - {1}",
+    "div.s32": "u32(divided({1}, {2}))",
     **dict.fromkeys(("mul.lo.s32", "mul.lo.s64"), "{1} * {2}"),
     **dict.fromkeys(("mad.lo.s32", "mad.lo.s64"), "{1} * {2} + {3}"),
     "mul.wide.s32": "u64(s64(s32({1})) * s32({2}))",
@@ -30,14 +33,17 @@ EXPRESSIONS: dict[str, str] = {
     "max.s32": "std::max(s32({1}), s32({2}))",
     "max.s64": "std::max(s64({1}), s64({2}))",
     "min.s32": "std::min(s32({1}), s32({2}))",
-    **dict.fromkeys(("and.b32", "and.b64", "and.pred"), "{1} & {2}"),
-    **dict.fromkeys(("or.b32", "or.b64"), "{1} | {2}"),
+    **dict.fromkeys(("and.b16", "and.b32", "and.b64", "and.pred"), "{1} & {2}"),
+    **dict.fromkeys(("or.b16", "or.b32", "or.b64"), "{1} | {2}"),
+    "xor.b32": "{1} ^ {2}",
+    "shl.b16": "shift_left<u16>({1}, {2})",
     "shl.b32": "shift_left<u32>({1}, {2})",
     "shl.b64": "shift_left<u64>({1}, {2})",
     "shr.u32": "shift_right<u32>({1}, {2})",
     "shr.s32": "shift_right<s32>({1}, {2})",
     "bfe.u32": "extract_bits({1}, {2}, {3})",
     # Comparisons
+    "setp.eq.b16": "u16({1}) == u16({2})",
     "setp.eq.b32": "u32({1}) == u32({2})",
     "setp.ne.b32": "u32({1}) != u32({2})",
     "setp.ne.b64": "u64({1}) != u64({2})",
@@ -45,6 +51,9 @@ EXPRESSIONS: dict[str, str] = {
     "setp.ge.s32": "s32({1}) >= s32({2})",
     "setp.gt.s32": "s32({1}) > s32({2})",
     "setp.gt.u32": "u32({1}) > u32({2})",
+    "setp.lt.s64": "s64({1}) < s64({2})",
+    "setp.lt.u64": "u64({1}) < u64({2})",
+    "setp.lt.f32": "f32({1}) < f32({2})",
     "setp.ge.f32": "f32({1}) >= f32({2})",
     "setp.nan.f32": "std::isnan(f32({1})) || std::isnan(f32({2}))",
     # Conversions
@@ -53,6 +62,8 @@ EXPRESSIONS: dict[str, str] = {
     "cvt.u32.u64": "u32({1})",
     "cvt.u64.u32": "u64(u32({1}))",
     "cvt.s64.s32": "s64(s32({1}))",
+    "cvt.rn.f32.s32": "bits(float(s32({1})))",
+    "cvt.rn.f32.u32": "bits(float(u32({1})))",
     "cvt.f32.f16": "bits(from_f16({1}))",
     "cvt.f32.bf16": "bits(from_bf16({1}))",
     "cvt.rn.bf16.f32": "to_bf16(f32({1}))",
@@ -60,20 +71,27 @@ EXPRESSIONS: dict[str, str] = {
     "cvt.rn.f16x2.f32": "u32(to_f16(f32({1}))) << 16 | to_f16(f32({2}))",
     # Floating point
     "abs.f32": "{1} & 0x7FFFFFFFu",
+    "abs.ftz.f32": "bits(flush(f32({1}))) & 0x7FFFFFFFu",
+    "neg.f32": "{1} ^ 0x80000000u",
+    "sub.f32": "bits(f32({1}) - f32({2}))",
     "add.f32": "bits(f32({1}) + f32({2}))",
     "mul.f32": "bits(f32({1}) * f32({2}))",
     "fma.rn.f32": "bits(std::fma(f32({1}), f32({2}), f32({3})))",
+    "fma.rn.ftz.f32": "bits(flush(std::fma(flush(f32({1})), flush(f32({2})), flush(f32({3})))))",
     # Their first factors, or summand, in half the width
     "add.rn.f32.f16": "bits(from_f16({1}) + f32({2}))",
+    "sub.rn.f32.f16": "bits(from_f16({1}) - f32({2}))",
     "add.rn.f32.bf16": "bits(from_bf16({1}) + f32({2}))",
     "fma.rn.f32.f16": "bits(std::fma(from_f16({1}), from_f16({2}), f32({3})))",
     "fma.rn.f32.bf16": "bits(std::fma(from_bf16({1}), from_bf16({2}), f32({3})))",
     "max.f32": "bits(maximum(f32({1}), f32({2})))",
     "div.full.f32": "bits(approximately(double(f32({1})) / f32({2})))",
     "ex2.approx.ftz.f32": "bits(flush(approximately(std::exp2(double(flush(f32({1})))))))",
+    "rsqrt.approx.ftz.f32": "bits(flush(approximately(1 / std::sqrt(double(flush(f32({1})))))))",
     # Two float32 in one 64-bit register
     "add.f32x2": _TWO.format(low="lower({1}) + lower({2})", high="upper({1}) + upper({2})"),
     "mul.f32x2": _TWO.format(low="lower({1}) * lower({2})", high="upper({1}) * upper({2})"),
+    "sub.f32x2": _TWO.format(low="lower({1}) - lower({2})", high="upper({1}) - upper({2})"),
     "fma.rn.f32x2": _TWO.format(
         low="std::fma(lower({1}), lower({2}), lower({3}))",
         high="std::fma(upper({1}), upper({2}), upper({3}))",
@@ -91,13 +109,13 @@ STATEMENTS = {
 
 MATRIX_LOAD = "ldmatrix.sync.aligned.m8n8.x4.shared.b16"
 MEMORY = frozenset(
-    {f"ld.param.b{bits}" for bits in (32, 64)}
+    {"ld.param.b32", "ld.param.s32", "ld.param.b64"}
     | {f"{op}.global.{form}" for op in ("ld", "st") for form in ("b16", "b32", "b64", "v2.b32", "v4.b32")}
     | {"ld.shared.v2.b32", "ld.shared.v4.b32", "st.shared.b64", "st.shared.v2.b32", "st.shared.v2.b64"}
     | {"st.shared.v4.b16", "st.shared.v4.b32", "st.shared.b32", "ld.shared.b32"}
     | {"ld.shared.b16", "ld.shared.v2.b64", "st.shared.b16", "st.shared.v2.b16"}
 )
-CONTROL = frozenset({"bra", "ret"})
+CONTROL = frozenset({"bra", "bra.uni", "ret"})
 
 _SPECIAL = {
     **{f"%tid.{axis}": source for axis, source in (("x", "u32(t.index)"), ("y", "0u"), ("z", "0u"))},
@@ -140,7 +158,7 @@ def _statement(kernel: Kernel, instruction: Instruction) -> str:
     here = f"t.line = {instruction.line}; "
     if opcode == "ret":
         return "return;"
-    if opcode == "bra":
+    if opcode in ("bra", "bra.uni"):
         return f"goto {_label(_one(operands[0]))};"
     if opcode in ("mov.b32", "mov.b64") and any(isinstance(operand, tuple) for operand in operands):
         return _move(kernel, instruction)
@@ -200,7 +218,10 @@ def _memory(kernel: Kernel, instruction: Instruction) -> str:
     base, offset = _address(_one(address))
     if space == "param":
         names = [parameter.name for parameter in kernel.parameters]
-        return f"memcpy(&{registers[0]}, t.block->parameters[{names.index(base)}] + {offset}, {size});"
+        source = f"t.block->parameters[{names.index(base)}] + {offset}"
+        if instruction.opcode[-1] == "s32":  # into a wider register with its sign
+            return f"s32 narrow; memcpy(&narrow, {source}, 4); {registers[0]} = s64(narrow);"
+        return f"memcpy(&{registers[0]}, {source}, {size});"
     place = f"u{64 if space == 'global' else 32}({_source(kernel, base)} + ({offset}))"
     if name == "ld":
         copies = (f"memcpy(&{r}, from + {i * bits // 8}, {bits // 8});" for i, r in enumerate(registers))

@@ -710,7 +710,10 @@ def test_on_cuda_the_scan_runs_by_the_bundles_kernels_in_graphs(
         expected, features = session.run_with_features(images)
     started_cuda.clear()
     with open_session(on_gpu, device="cuda") as session:
-        assert session.path == "onnxruntime CUDA, native kernels the scan's, by the CUDA driver, CUDA graphs"
+        assert (
+            session.path
+            == "onnxruntime CUDA, native kernels the scan's and the block's, by the CUDA driver, CUDA graphs"
+        )
         for batch in (6, 1, 2, 3, 4, 5, 6, 1, 5):
             np.testing.assert_allclose(session.run(images[:batch]), expected[:batch], atol=1e-4)
         found = session.run_with_features(images)

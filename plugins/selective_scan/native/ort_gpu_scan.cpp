@@ -2,30 +2,34 @@
 
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <new>
+#include <vector>
 
+#include "../../hybrid_block/native/ort_gpu_block.h"
 #include "export.h"
+#include "gpu_scan.h"
 #include "ort_scan_call.h"
 
 namespace msmamba::ort {
 namespace {
 
-// The operators of one package; both live as long as the process, since ONNX Runtime keeps pointers to them.
-struct OfferedScan;
-
 struct GpuScanOp : ScanOp {
   gpu::Package* package;
 };
 
-struct OfferedScan {
+// A package with its operators, which live as long as the process: ONNX Runtime keeps pointers to them.
+struct Offered {
+  Offered(const gpu::Driver& driver, gpu::Block block) : package(driver, block) {}
+
   gpu::Package package;
   std::once_flag made;
-  GpuScanOp single, half;
-  const CustomOp* ops[2] = {&single, &half};
+  std::vector<std::shared_ptr<CustomOp>> held;
+  std::vector<const CustomOp*> ops;
 };
 
-thread_local OfferedScan* offered = nullptr;
+thread_local Offered* offered = nullptr;
 
 // What one node holds between calls.
 struct Kernel {
@@ -44,7 +48,7 @@ Status* compute(void* kernel_, KernelContext* context) {
   if (Status* failed = api.get_gpu_stream(context, &stream)) return failed;
   std::string failure;
   try {
-    failure = kernel.package.scan(call.shape, call.inputs, call.y, static_cast<gpu::Stream>(stream));
+    failure = gpu::scan(&kernel.package, call.shape, call.inputs, call.y, static_cast<gpu::Stream>(stream));
   } catch (const std::exception& error) {
     failure = error.what();  // out of memory
   }
@@ -65,28 +69,31 @@ void destroy_kernel(void* kernel_) {
   delete kernel;
 }
 
-GpuScanOp gpu_op(const Api& api, ElementType element, gpu::Package* package) {
-  GpuScanOp op = {};
-  static_cast<ScanOp&>(op) = scan_op(api, element);
-  op.package = package;
-  op.get_execution_provider = [](const CustomOp*) { return "CUDAExecutionProvider"; };
-  op.create_kernel_v2 = create_kernel;
-  op.compute_v2 = compute;
-  op.destroy_kernel = destroy_kernel;
+std::shared_ptr<CustomOp> gpu_op(const Api& api, ElementType element, gpu::Package* package) {
+  auto op = std::make_shared<GpuScanOp>();
+  static_cast<ScanOp&>(*op) = scan_op(api, element);
+  op->package = package;
+  op->get_execution_provider = [](const CustomOp*) { return "CUDAExecutionProvider"; };
+  op->create_kernel_v2 = create_kernel;
+  op->compute_v2 = compute;
+  op->destroy_kernel = destroy_kernel;
   return op;
 }
 
 }  // namespace
 
 Operators offered_gpu_operators(const Api& api) {
-  OfferedScan* taken = offered;
+  Offered* taken = offered;
   offered = nullptr;
   if (taken == nullptr) return {nullptr, 0};
   std::call_once(taken->made, [&] {
-    taken->single = gpu_op(api, kFloat, &taken->package);
-    taken->half = gpu_op(api, kFloat16, &taken->package);
+    for (ElementType element : {kFloat, kFloat16}) {
+      taken->held.push_back(gpu_op(api, element, &taken->package));
+      for (auto& op : block_steps(element, &taken->package)) taken->held.push_back(std::move(op));
+    }
+    for (const auto& op : taken->held) taken->ops.push_back(op.get());
   });
-  return {taken->ops, sizeof taken->ops / sizeof *taken->ops};
+  return {taken->ops.data(), taken->ops.size()};
 }
 
 }  // namespace msmamba::ort
@@ -95,8 +102,8 @@ Operators offered_gpu_operators(const Api& api) {
 struct MsmambaGpuKernel {
   int32_t element;  // msmamba::ElementType
   int32_t compute_capability;
-  int64_t states;
-  const char* name;   // chunk_state, scan or sum_directions
+  int64_t states;  // 0 of the block's
+  const char* name;   // one of kKernelNames
   const char* entry;  // in the machine code
   const void* cubin;
   int64_t cubin_bytes;
@@ -109,26 +116,25 @@ struct MsmambaGpuKernel {
 MSMAMBA_EXPORT void* msmamba_gpu_package(const void* const* functions, int32_t function_count, int32_t block_channels,
                                          int32_t block_steps, int32_t count, const MsmambaGpuKernel* kernels) {
   using namespace msmamba::gpu;
-  constexpr const char* kNames[kKernelNames] = {"chunk_state", "scan", "sum_directions"};
   constexpr int kMostHidden = 4;
   if (function_count != kDriverFunctions) return nullptr;
   Driver driver;
   std::memcpy(&driver, functions, sizeof driver);
   try {
-    std::unique_ptr<msmamba::ort::OfferedScan> scan(
-        new msmamba::ort::OfferedScan{Package(driver, {block_channels, block_steps}), {}, {}, {}});
+    auto made = std::make_unique<msmamba::ort::Offered>(driver, Block{block_channels, block_steps});
     for (int32_t i = 0; i < count; ++i) {
       const MsmambaGpuKernel& given = kernels[i];
       int name = 0;
-      while (name < kKernelNames && std::string(kNames[name]) != given.name) ++name;
-      if (name == kKernelNames || given.hidden_pointers < 0 || given.hidden_pointers > kMostHidden) return nullptr;
-      scan->package.add({static_cast<msmamba::ElementType>(given.element), given.states, given.compute_capability},
+      while (name < kKernels && std::string(kKernelNames[name]) != given.name) ++name;
+      if (name == kKernels || (name >= kScanKernels) != (given.states == 0)) return nullptr;
+      if (given.hidden_pointers < 0 || given.hidden_pointers > kMostHidden) return nullptr;
+      made->package.add({static_cast<msmamba::ElementType>(given.element), given.states, given.compute_capability},
                         static_cast<KernelName>(name),
                         {given.entry, std::string(static_cast<const char*>(given.cubin), given.cubin_bytes),
                          static_cast<unsigned>(given.threads), static_cast<unsigned>(given.shared_bytes),
                          given.hidden_pointers});
     }
-    return scan.release();
+    return made.release();
   } catch (const std::exception&) {
     return nullptr;
   }
@@ -137,5 +143,5 @@ MSMAMBA_EXPORT void* msmamba_gpu_package(const void* const* functions, int32_t f
 // Lets the next session options that this thread registers the library with have the package's operators, in the
 // place of those for the CPU; null takes an offer back.
 MSMAMBA_EXPORT void msmamba_gpu_offer(void* package) {
-  msmamba::ort::offered = static_cast<msmamba::ort::OfferedScan*>(package);
+  msmamba::ort::offered = static_cast<msmamba::ort::Offered*>(package);
 }

@@ -1,7 +1,7 @@
-// The custom operator msmamba::SelectiveScan2D on CUDAExecutionProvider, by the compiled kernels of a package.
+// The custom operators on CUDAExecutionProvider, by the compiled kernels of a package: the scan, and what the hybrid
+// block does between its products where the package has kernels for that.
 #pragma once
 
-#include "gpu_scan.h"
 #include "ort_support.h"
 
 namespace msmamba::ort {

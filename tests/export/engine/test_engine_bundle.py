@@ -18,10 +18,11 @@ from msmamba.errors import ArtefactError, BackendError, TargetError
 from msmamba.export.engine import kernels
 from msmamba.export.engine.build import EngineOptions
 from msmamba.export.engine.engine_bundle import engine_bundle
-from msmamba.export.engine.kernels import compiler_from, kernel_file, kernels_for
+from msmamba.export.engine.kernels import block_kernel_file, compiler_from, kernel_file, kernels_for
 from msmamba.files import sha256_of
+from msmamba.plugins.hybrid_block.gpu_kernels import CONSTANTS
 from msmamba.plugins.selective_scan.gpu_launch import BLOCK_SHAPES
-from msmamba.plugins.selective_scan.gpu_package import MAGIC, KernelPackage
+from msmamba.plugins.selective_scan.gpu_package import BLOCK_STATES, MAGIC, KernelPackage
 from msmamba.plugins.tensorrt_library import link_parser_library
 from msmamba.runtime.artefact import Kind, open_bundle, recognise
 from msmamba.runtime.manifest import EngineFacts
@@ -226,12 +227,15 @@ def test_an_engine_is_not_built_from_an_engine(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_a_bundle_holds_the_kernels_of_every_gpu(bundles: dict[str, Path], precision: str) -> None:
     element_type = {"fp16": "float16", "fp32": "float32"}[precision]
-    package = KernelPackage.from_bytes((bundles[precision] / kernel_file(element_type)).read_bytes())
-    assert package.compute_capabilities == tuple(BLOCK_SHAPES)
-    assert (package.element_type, package.states) == (element_type, 16)
+    packages = {}
+    for name, states in ((kernel_file(element_type), 16), (block_kernel_file(element_type), BLOCK_STATES)):
+        packages[name] = KernelPackage.from_bytes((bundles[precision] / name).read_bytes())
+        assert packages[name].compute_capabilities == tuple(BLOCK_SHAPES)
+        assert (packages[name].element_type, packages[name].states) == (element_type, states)
+    assert set(packages[name].kernels[90]) == set(CONSTANTS)
     model = onnx.load(bundles[precision] / "model.onnx")
     notes: list[str] = []
-    assert kernels_for(model, notes.append) == {kernel_file(element_type): package.to_bytes()}
+    assert kernels_for(model, notes.append) == {name: each.to_bytes() for name, each in packages.items()}
     assert notes == []
 
 

@@ -18,7 +18,7 @@ from msmamba.export.graph.onnx_model import flat_model, onnx_from_network, scan_
 from msmamba.export.graph.precision import fp16_from_fp32, precision_proof
 from msmamba.model import MicroscopicMamba
 from msmamba.model.networks.microscopic_mamba import Architecture
-from msmamba.plugins.hybrid_block import OF_EARLIER_FILES, OPERATORS
+from msmamba.plugins.hybrid_block import OF_EARLIER_FILES, OPERATORS, STEPS
 
 Images = npt.NDArray[np.float32]
 
@@ -102,7 +102,7 @@ def test_every_scan_node_can_be_found_by_tensorrt_and_executed_by_any_runtime(
         attributes = {attribute.name: attribute.s.decode() for attribute in node.attribute}
         assert attributes == {"plugin_namespace": "msmamba", "plugin_version": "1"}
     assert {(f.domain, f.name) for f in model.functions} == {
-        ("msmamba", name) for name in {"SelectiveScan2D", *OPERATORS} - {*OF_EARLIER_FILES}
+        ("msmamba", name) for name in {"SelectiveScan2D", *OPERATORS, *STEPS} - {*OF_EARLIER_FILES}
     }
 
 
