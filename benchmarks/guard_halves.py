@@ -73,12 +73,15 @@ def main() -> None:
     groups = np.arange(len(everything.truth))
     if options.group_by:
         matches = [re.search(options.group_by, name) for name in everything.names]
+        if None in matches:
+            parser.error(f"'{everything.names[matches.index(None)]}' does not match '{options.group_by}'")
         groups = np.unique([match[1] for match in matches if match], return_inverse=True)[1]
     wrong = (everything.logits.argmax(axis=1) != everything.truth).mean()
     print(f"{len(groups)} images in {groups.max() + 1} groups, {100 * wrong:.2f} % wrong")
     table = Table(
         "promise", "refused, %", "answered, %", "wrong of them, %", "kept on the half, %", "held, %"
     )
+    fitted: list[list[float]] = []  # of the promise that was given most often: temperatures are alike
     for max_error in PROMISES:
         figures, errors, needed = [], [], set()
         for first in halves(groups, options.draws):
@@ -99,6 +102,7 @@ def main() -> None:
                 continue
             figures.append(judged(guard, other))
             errors.append([calibration_error(other, 1), calibration_error(other, guard.temperature)])
+        fitted = max(fitted, errors, key=len)
         refused = f"{100 * (1 - len(figures) / options.draws):.1f}"
         if not figures:
             table.add_row(f"{100 * max_error:g} %", refused, *["-"] * 4)
@@ -113,8 +117,9 @@ def main() -> None:
             f"{100 * (found_wrong <= max_error).mean():.1f}",
             spread(held),
         )
-    before, after = np.array(errors).T
-    print(f"calibration error of the other half: {spread(before)} before, {spread(after)} after")
+    if fitted:
+        before, after = np.array(fitted).T
+        print(f"calibration error of the other half: {spread(before)} before, {spread(after)} after")
     Console(width=160).print(table)
 
 

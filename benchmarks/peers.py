@@ -94,7 +94,9 @@ def serve(kernels: str | None) -> None:
         except MsmambaError as error:
             calls.append(None)
             refusals.append(str(error))
-    print(json.dumps(refusals), flush=True)
+    import msmamba
+
+    print(json.dumps({"refusals": refusals, "package": msmamba.__file__}), flush=True)
     for line in sys.stdin:
         call = calls[int(line)]
         if call is None:
@@ -114,8 +116,9 @@ class Environment:
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         )
         self._python, self._cases = python, cases
-        refusals = json.loads(self._ask(json.dumps([asdict(case) for case in cases])))
-        self.refused = {case: reason for case, reason in zip(cases, refusals, strict=True) if reason}
+        said = json.loads(self._ask(json.dumps([asdict(case) for case in cases])))
+        self.package = said["package"]
+        self.refused = {case: reason for case, reason in zip(cases, said["refusals"], strict=True) if reason}
 
     def milliseconds(self, case: Case) -> tuple[float, float]:
         """Runs a case once: the time that it took, and that of all processors."""
@@ -155,6 +158,9 @@ def measure(cases: list[Case], kernels: str | None, rounds: int) -> dict[Case, l
             python: Environment(python, [case for case in cases if case.python == python], kernels, stack)
             for python in dict.fromkeys(case.python for case in cases)
         }
+        found = [environment.package for environment in environments.values()]
+        if len(set(found)) < len(found):  # as PYTHONPATH would bring about
+            raise SystemExit(f"two interpreters have one msmamba: {', '.join(found)}")
         for environment in environments.values():
             for case, reason in environment.refused.items():
                 if case.python == sys.executable:
