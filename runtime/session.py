@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import machine
-from ..data.labels import are_labels
+from ..data.labels import as_labels, labels_as_asked
 from ..errors import ArtefactError, ArtefactNote, BackendError, ImageError, InputError
 from ..images import (
     FULL_WHITE,
@@ -620,7 +620,7 @@ def open_session(
     name = _name_of(path)
     check_choices(device=(device, DEVICES), kernels=(kernels, KERNELS), provider=(provider, PROVIDERS))
     threads = machine.threads_to_use(threads)
-    labels = None if labels is None else _names(labels)
+    labels = None if labels is None else as_labels(labels)
     if white_level is not None:
         check_white_level(white_level)
     kind = recognise(name)
@@ -658,7 +658,8 @@ def open_session(
             warnings.warn(said, ArtefactNote, stacklevel=2)
         notes = [*(manifest.notes if manifest else ()), *(f"{each}: {_UNPROVEN}" for each in found)]
         transform = _transform(backend, manifest, mean, std, white_level)
-        asked = [white_as_asked(white_level, manifest.white_level if manifest else None)]
+        asked = [labels_as_asked(labels, manifest.labels if manifest else None)]
+        asked.append(white_as_asked(white_level, manifest.white_level if manifest else None))
         if manifest and transform:
             asked.append(channels_as_asked("mean", transform.mean, manifest.mean))
             asked.append(channels_as_asked("std", transform.std, manifest.std))
@@ -697,18 +698,6 @@ def _name_of(path: str | os.PathLike[str]) -> str:
         return os.fsdecode(path)
     except TypeError as error:
         raise InputError(f"expected the path of an artefact, found {type(path).__name__}") from error
-
-
-def _names(labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels as a tuple.
-
-    Raises:
-        InputError: they are no names of classes.
-    """
-    found = tuple(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else ()
-    if not are_labels(found):
-        raise InputError(f"the labels are {labels!r}: expected a list of distinct names, one for each class")
-    return found
 
 
 def _engine_of(

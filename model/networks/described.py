@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...data.labels import as_labels, labels_as_asked
 from ...errors import ArtefactError, InputError
 from ...images import FULL_WHITE, Transform, as_channels, channels_as_asked, white_as_asked
 from ...resize import RULES
@@ -44,11 +45,11 @@ def described_by(
     Raises:
         ArtefactError: neither says the labels or the channel statistics, or the labels are not as many as
             the classes.
-        InputError: the means or deviations are not three sensible numbers, or the network does not take
-            images of that size.
+        InputError: the labels are no distinct names, the means or deviations not three sensible numbers, or
+            the network does not take images of that size.
     """
     said = checkpoint.preprocessing
-    labels = checkpoint.labels if described.labels is None else tuple(described.labels)
+    labels = checkpoint.labels if described.labels is None else as_labels(described.labels)
     mean = described.mean if described.mean is not None else said.mean if said else None
     std = described.std if described.std is not None else said.std if said else None
     if labels is None or mean is None or std is None:
@@ -74,6 +75,7 @@ def notes_on(checkpoint: Checkpoint, described: Described) -> tuple[str, ...]:
     said = checkpoint.preprocessing
     notes = (
         RULES[checkpoint.resize],
+        labels_as_asked(described.labels, checkpoint.labels),
         channels_as_asked("mean", described.mean, said.mean if said else None),
         channels_as_asked("std", described.std, said.std if said else None),
         white_as_asked(described.white_level, said.white_level if said else None),

@@ -38,6 +38,10 @@ _AVERAGE_PREFIXES = ("ema.", "ema_model.", "model_ema.")
 _COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel
 
 
+_OF_A_RUN = frozenset({"history", "best", "network", "optimiser"})
+"""What the state of a run (see `training.run`) holds, of which no weights are described."""
+
+
 class Weights(NamedTuple):
     """A state dict, and what there was to decide."""
 
@@ -83,11 +87,17 @@ def weights_in(content: Any, path: Path, weights_of: str | None) -> Weights:
         weights_of: one of `WEIGHTS_OF`; None for the weights as trained where there are both.
 
     Raises:
-        CheckpointError: there is none, or not of what was asked for, or its tensors are no plain ones.
+        CheckpointError: there is none, or not of what was asked for, or its tensors are no plain ones; or it
+            is the state of a run.
     """
     if weights_of not in (None, *WEIGHTS_OF):
         raise CheckpointError(
             f"there are no weights of '{weights_of}': choose one of {', '.join(WEIGHTS_OF)}"
+        )
+    if isinstance(content, Mapping) and content.keys() >= _OF_A_RUN:
+        raise CheckpointError(
+            f"{path}: is what a run is resumed from: its best weights, with labels and preprocessing, are in "
+            "best.safetensors beside it"
         )
     found = _unwrapped(content, path)
     notes: list[str] = []

@@ -16,12 +16,13 @@ from click.testing import CliRunner
 from msmamba.cli import mmdeploy
 from msmamba.data.folders import read_training_folder
 from msmamba.data.published import ImportOptions, import_data_set
-from msmamba.errors import InputError, Note
+from msmamba.errors import CheckpointError, InputError, Note
 from msmamba.export.bundle import ExportOptions, _manifest, export_bundle
 from msmamba.images import FULL_WHITE, read_image
 from msmamba.model.networks.checkpoint import load_checkpoint
 from msmamba.model.networks.described import Described, described_by
 from msmamba.model.networks.microscopic_mamba import Architecture
+from msmamba.model.networks.pretrained import Pretrained
 from msmamba.model.training.loop import Hardware, train
 from msmamba.model.training.recipe import Recipe
 from msmamba.runtime import open_session
@@ -106,12 +107,32 @@ def test_what_is_given_in_its_place_is_taken_and_told(bundle: Path, camera: Path
         mean, std = session.transform.mean, session.transform.std
     with open_session(bundle, mean=(0.1, 0.2, 0.3), std=std) as session:
         assert session.notes == (f"the channels' mean is (0.1, 0.2, 0.3), as asked, not {mean}",)
+    with open_session(bundle, labels=["b", "a"]) as session:
+        assert session.notes == ("the classes are called b, a, as asked, not a, b",)
+    with open_session(bundle, labels=["a", "b"]) as session:
+        assert session.notes == ()
 
 
 def test_what_is_given_in_the_place_of_a_checkpoint_s_is_told(run: Path, camera: Path) -> None:
     arguments = ["eval", str(run / "best.safetensors"), str(camera), "--std", "0.5", "0.5", "0.5"]
     result = CliRunner().invoke(mmdeploy, arguments)
     assert "note: the channels' std is (0.5, 0.5, 0.5), as asked, not (" in result.stderr
+    result = CliRunner().invoke(mmdeploy, [*arguments[:3], "--labels", "b,a"])
+    assert "note: the classes are called b, a, as asked, not a, b" in result.stderr
+
+
+@pytest.mark.parametrize("labels", ["a,a", "a,"])
+def test_labels_that_are_no_distinct_names_are_refused(labels: str, run: Path, camera: Path) -> None:
+    arguments = ["eval", str(run / "best.safetensors"), str(camera), "--labels", labels]
+    result = CliRunner().invoke(mmdeploy, arguments)
+    assert result.exit_code == 1
+    assert "error: the labels are ['a', '" in result.stderr
+
+
+def test_what_a_run_is_resumed_from_is_no_checkpoint(run: Path) -> None:
+    for read in (load_checkpoint, Pretrained.read):
+        with pytest.raises(CheckpointError, match=r"resumed from: .* are in best\.safetensors beside it"):
+            read(run / "last.pt")
 
 
 @pytest.mark.parametrize("white", [254, 65536, True, 4095.0, float("nan"), "4095", 10**400])
