@@ -20,7 +20,7 @@ import numpy as np
 
 from ...data.scale import check_microns
 from ...errors import ImageError, InputError
-from ...images import Transform
+from ...images import Transform, resized
 from ...machine import threads_to_use
 from ...runtime.drift import DriftLog, picture_scores
 from ...runtime.quality import Quality, quality_of
@@ -106,6 +106,7 @@ def transform_of(session: Session) -> Transform:
     return session.transform
 
 
+_LARGEST_JUDGED = 1024  # pixels a side that a tile is enlarged to, to be judged
 _LIKE = 1.25  # scales within a quarter of each other are alike
 
 
@@ -296,6 +297,8 @@ class _Workers:
         self._session = session
         self._slide = slide
         self._transform = transform_of(session)
+        covers = session.manifest.coverage if session.manifest else None
+        self._judged = max(2, round(covers.pixels.median)) if covers else None
         self._lanes = threading.Semaphore(lanes)
         self._own = threading.local()
         self._handles: list[Slide] = []
@@ -334,11 +337,24 @@ class _Workers:
             self._handles.append(self._own.handle)
         try:
             pixels = read_tile(self._own.handle, tile, self._transform.size)
-            quality = quality_of(pixels) if self._session.judges_pictures or scored else None
-            scores = picture_scores(pixels, quality) if scored else None
+            quality, scores = None, None
+            if self._session.judges_pictures or scored:
+                picture = self._as_in_training(pixels)
+                quality = quality_of(picture)
+                scores = picture_scores(picture, quality) if scored else None
             return _Input(self._transform(pixels), quality, scores)
         except ImageError as error:
             return error
+
+    def _as_in_training(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A tile in as many pixels as a training image, which those of calibration are like.
+
+        It is read from a level that may have several times as many, in which it is less sharp and emptier.
+        """
+        side = len(pixels)
+        if self._judged in (None, side) or self._judged > max(side, _LARGEST_JUDGED):
+            return pixels
+        return resized(pixels, self._judged)
 
     def __enter__(self) -> _Workers:
         return self

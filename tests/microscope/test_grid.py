@@ -16,13 +16,18 @@ from PIL import Image
 
 import msmamba
 from msmamba.cli import mmdeploy
+from msmamba.data.scale import Scale
 from msmamba.errors import ImageError, InputError
+from msmamba.images import resized
 from msmamba.measures.selective import certainty
 from msmamba.microscope import Grid, stream
 from msmamba.microscope.live.grid import Mapper, TileMap
+from msmamba.microscope.slides.engine import classify_tiles
+from msmamba.microscope.slides.field import Field
+from msmamba.microscope.slides.tiling import Tile
 from msmamba.microscope.sources import Frame
 from msmamba.runtime import Session
-from msmamba.runtime.drift import drift_log, read_drift
+from msmamba.runtime.drift import drift_log, picture_scores, read_drift
 from tests.export.proof.test_guarded import with_guard
 
 
@@ -204,6 +209,23 @@ def trained(session: Session) -> Session:
     assert session.transform is not None
     manifest = replace(session.manifest, covers={"pixels": [40, 48, 60], "microns": [60, 64, 70]})
     return Session(session._backend, "cells", manifest, session.labels, session.transform)
+
+
+@pytest.mark.parametrize("side", [24, 48, 96, 150])
+def test_tiles_are_judged_in_as_many_pixels_as_training_images(
+    side: int, trained: Session, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """A level may have several times as many, in which the same tile is less sharp and emptier."""
+    pixels = field(height=152, width=152)[:side, :side]
+    tile = Tile(0, 0, side)
+    slide = Field(Path("a slide"), pixels, Scale(1.0))
+    with drift_log(tmp_path / "log.jsonl", bundles["fp32"], None, "slide") as log:
+        log.begin(1)
+        list(classify_tiles(trained, slide, [tile], 1, log))
+    logged = read_drift(tmp_path / "log.jsonl").scores
+    expected = picture_scores(resized(pixels, 48))
+    for name, value in expected.items():
+        assert logged[name] == pytest.approx(np.nan if value is None else value, rel=1e-4, nan_ok=True), name
 
 
 def test_a_grid_is_of_the_models_own_scale(trained: Session, session: Session) -> None:
