@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ Change = Callable[[Pixels], Pixels]
 BLURS, TURNS = (1, 2, 4, 8), (10, 30, 90)
 """Standard deviations, in pixels of a picture that is 360 pixels wide; degrees of the colour circle."""
 
+_MEASURES = [field.name for field in fields(Quality)]
 _OF = "of"  # the entry of a file that says what its answers are of
 
 
@@ -41,8 +43,7 @@ class Answers(NamedTuple):
     features: Floats
     """(N, features)."""
     measures: Floats
-    """(N, 10): focus and coarse focus, NaN where a picture has none, then brightest, brightness, black,
-    white, emptiness, and the background's red, green and blue."""
+    """(N, measures): a `Quality` in its own order, the background as three; NaN where a picture has none."""
     truth: npt.NDArray[np.int64]
     """-1 where no class of the network is true."""
     names: npt.NDArray[np.str_]
@@ -54,21 +55,20 @@ class Answers(NamedTuple):
     @property
     def qualities(self) -> list[Quality]:
         """The measures as the guard takes them."""
-        return [
-            Quality(
-                focus=None if np.isnan(focus) else focus,
-                brightest=brightest,
-                brightness=brightness,
-                black=black,
-                white=white,
-                emptiness=emptiness,
-                background=(red, green, blue),
-                coarse_focus=None if np.isnan(coarse) else coarse,
-            )
-            for focus, coarse, brightest, brightness, black, white, emptiness, red, green, blue in (
-                self.measures.tolist()
-            )
-        ]
+        return [_quality_of(row) for row in self.measures.tolist()]
+
+
+def _row_of(quality: Quality) -> list[float]:
+    """A picture's measures side by side; NaN for None."""
+    return np.hstack([np.nan if value is None else value for value in astuple(quality)]).tolist()
+
+
+def _quality_of(row: list[float]) -> Quality:
+    """`_row_of` undone."""
+    left: list[Any] = [None if np.isnan(value) else value for value in row]
+    colour = _MEASURES.index("background")
+    left[colour : colour + 3] = [tuple(left[colour : colour + 3])]
+    return Quality(*left)
 
 
 def blurred(radius: float) -> Change:
@@ -99,16 +99,13 @@ def answers(session: Session, images: list[Path], truth: npt.NDArray[Any], chang
     for path in images:
         pixels = change(read_image(path, white_level=session.transform.white_level))
         found, taken = session.run_with_features(session.transform(pixels)[None])
-        quality = quality_of(pixels)
         logits.append(found[0])
         features.append(found[0] if taken is None else taken[0])
-        focuses = (quality.focus, quality.coarse_focus)
-        shades = (quality.brightest, quality.brightness, quality.black, quality.white)
-        measures.append([*focuses, *shades, quality.emptiness, *quality.background])
+        measures.append(_row_of(quality_of(pixels)))
     return Answers(
         np.array(logits, np.float64),
         np.array(features, np.float64),
-        np.array(measures, np.float64),  # of None it makes NaN
+        np.array(measures, np.float64),
         truth,
         np.array([path.name for path in images]),
     )
@@ -147,6 +144,7 @@ def all_answers(
         changed: whether the changed `test` images are wanted, too.
     """
     of = {"network": sha256_of(Path(bundle) / "model.onnx"), "data": str(Path(data).resolve())}
+    of |= {"measures": ", ".join(_MEASURES)}
     of |= {f"unlike {name}": str(Path(folder).resolve()) for name, folder in unlike.items()}
     if changed:
         of |= {"changes": json.dumps([BLURS, TURNS])}
