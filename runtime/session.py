@@ -268,6 +268,9 @@ class Session:
         the number of images; an array must not be changed before its answer has come. What ``sources`` itself
         raises is raised here once the images before it are answered. A ``log`` gets the scores of each image
         that was classified.
+
+        Raises:
+            InputError, ArtefactError, BackendError: as `classify`.
         """
         self._home.require()
         self._require_labels_and_transform()
