@@ -10,7 +10,7 @@ from typing import Any
 
 from ...data.folders import ImageFolder
 from ...errors import ArtefactError, DataError, ImageError, InputError, MsmambaError, TrainingError, some
-from ...files import sha256_of
+from ...files import as_utf8, sha256_of
 from ...measures.predictions import PREDICTIONS, Predictions, read_predictions
 from ...model.networks.complexity import Complexity, complexity
 from ...model.networks.family import Architecture
@@ -204,7 +204,8 @@ class Stages:
         if begun is None or predictions is None or not run.best.is_file():
             return None
         is_same = begun.recipe == self.recipe and family_of(begun.arch).name_of(begun.arch) == network
-        if not is_same or predictions.images != self.data.names(split_of(self.data)):
+        names = self.data.names(split_of(self.data))
+        if not is_same or predictions.images != tuple(as_utf8(name).decode() for name in names):
             return None
         return Trained(predictions, metrics["epochs"], metrics["best_epoch"], metrics["seconds"])
 

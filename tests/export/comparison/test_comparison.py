@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -382,6 +383,15 @@ def test_a_comparison_of_an_earlier_version_keeps_its_split(tmp_path: Path) -> N
     counts = results_of(out)["counts"]
     assert counts == {name: len(samples) for name, samples in before.splits.items()}
     assert counts["train"] == 6  # of 24: nothing is dealt anew
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files have to be Unicode")
+def test_images_whose_names_are_no_utf8_are_compared(cells: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(cells, tmp_path / "cells")
+    for path in [*data.rglob("*.png")]:
+        path.rename(path.with_name(f"z\udce4hl_{path.name}"))
+    done = compare(data, tmp_path / "compared", networks=next(iter(TOYS)))
+    assert done.exit_code == 0, done.stderr
 
 
 def test_a_folder_of_something_else_is_left_alone(cells: Path, tmp_path: Path) -> None:
