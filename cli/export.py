@@ -230,7 +230,7 @@ def export(
         count = sum(reason == other for other in result.proof.float32_nodes.values())
         say(f"  {count} nodes: {reason}")
     if result.kernels_bytes:
-        say(f"  {result.kernels_bytes / 1e3:.0f} kB of kernels, to build engines from without Triton")
+        say(f"  {result.kernels_bytes / 1e3:.0f} kB of kernels for GPUs, which need no Triton then")
     elif result.scans:
         say("  no kernels to build engines from: triton is not installed here")
 

@@ -158,7 +158,7 @@ def export_bundle(
         needs_flat = options.precision == "fp16" or engine_options is not None
         flat = flat_model(model) if int8 is None and needs_flat else model
         proof = _proven(flat, options.precision)
-        report("compiling the scan for GPUs")
+        report("compiling kernels for GPUs")
         kernels = kernels_for(model, notes.append)
         engine = None
         if engine_options is not None:

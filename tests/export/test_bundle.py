@@ -210,6 +210,6 @@ def test_steps_are_reported_in_order(state_dict: Path, tmp_path: Path) -> None:
         "reading the checkpoint",
         "tracing PyTorch to ONNX",
         "converting to float16",
-        "compiling the scan for GPUs",
+        "compiling kernels for GPUs",
         "writing the bundle",
     ]
