@@ -340,6 +340,80 @@ def scan_step(folder: Path, tell: Tell) -> None:
                 )
 
 
+def block_step(folder: Path, tell: Tell) -> None:
+    """The hybrid block's steps at the four stages, as ONNX Runtime's CUDA calls them, beside their floors.
+
+    The floor is the time to read each map once, and to write each. Where ONNX Runtime is not there, the part
+    of it that calls operators is played by the tests'.
+    """
+    import torch
+
+    sys.path.insert(0, str(ROOT / "tests"))
+    from block_steps import StepCase
+    from gpu_kernel_table import stages  # beside this file
+    from played_onnxruntime import FLOAT, HALF, CustomOp, Node, PlayedRuntime
+
+    from msmamba.plugins.hybrid_block.gpu_kernels import STEP_KERNELS
+    from msmamba.plugins.hybrid_block.triton_block import compile_package
+    from msmamba.plugins.selective_scan import gpu_operator
+
+    class OnTorch(PlayedRuntime):
+        """Tensors are PyTorch's; outputs are made once."""
+
+        def __init__(self) -> None:
+            super().__init__(None)
+            self.outputs: dict[int, torch.Tensor] = {}
+
+        def address(self, index: int) -> int:
+            return int(self.tensors[index].data_ptr())
+
+        def made(self, shape: tuple[int, ...]) -> None:
+            self.outputs.setdefault(len(self.tensors), torch.empty(shape, device="cuda", dtype=dtype))
+            self.tensors.append(self.outputs[len(self.tensors)])
+
+        def taken(self, inputs: list[Any]) -> None:
+            self.tensors = list(inputs)
+
+    said = gpu()
+    capability = int(said["compute capability"].replace(".", ""))
+    bandwidth = said["bandwidth, GB/s"] or _copied_gb_s()
+    images, stream = BATCHES[-1], torch.cuda.Stream()
+    for element_type, dtype, element in (("float16", torch.float16, HALF), ("float32", torch.float32, FLOAT)):
+        package = compile_package(element_type, STEP_KERNELS, [capability])
+        ops: list[CustomOp] = []
+        for stage in stages("t", images):
+            for name in STEP_KERNELS:
+                case = StepCase(name, 1, stage.shape.height, stage.shape.channels * 2)
+                inputs = [
+                    torch.randn((images * array.shape[0], *array.shape[1:]), device="cuda", dtype=dtype)
+                    if array.ndim == 4 and array.shape[1] > 1
+                    else torch.from_numpy(array).to("cuda", dtype)
+                    for array in case.of_type()
+                ]
+                runtime = OnTorch()
+                runtime.attributes, runtime.stream = case.attributes, stream.cuda_stream
+                with gpu_operator.offered((package,)):
+                    runtime.register()
+                ops = runtime.ops = ops or runtime.ops  # the library hands them over once
+                with contextlib.closing(Node(runtime, element, name)) as node, torch.cuda.stream(stream):
+                    node(inputs)
+                    graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(graph, stream=stream):
+                        node(inputs)
+                    taken = median_us(graph.replay)
+                    maps = [t for t in (*inputs, *runtime.outputs.values()) if t.ndim == 4 and t.shape[1] > 1]
+                    floor = sum(t.nbytes for t in maps) / bandwidth / 1e3
+                    tell(
+                        step=name,
+                        stage=stage.number,
+                        batch=images,
+                        type=element_type,
+                        replayed_us=taken,
+                        floor_us=round(floor, 1),
+                        of_floor=round(taken / floor, 2),
+                    )
+
+
 def _copied_gb_s() -> int:
     """What a copy within the GPU's memory moves."""
     import torch
@@ -760,6 +834,7 @@ STEPS: dict[str, Step] = {
     "build": Step(build_step, "The native library", 120, ("numpy",), on_gpu=False),
     "tests": Step(tests_step, "Tests marked gpu", 120, (*_TESTS, "torch", "triton")),
     "scan": Step(scan_step, "The scan, forward and backward", 90, ("torch", "triton")),
+    "block": Step(block_step, "The block's steps", 60, ("torch", "triton")),
     "launch": Step(launch_step, "Launches through the driver", 40, ("numpy", "triton", "cuda")),
     "export": Step(export_step, "Bundles", 100, on_gpu=False),
     "onnxruntime": Step(onnxruntime_step, "ONNX Runtime on CUDA", 90, ("numpy", "onnxruntime")),

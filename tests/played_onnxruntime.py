@@ -106,16 +106,16 @@ class PlayedRuntime:
         value[0] = self.attributes[name.decode()]
 
     def _output(self, context: int, index: int, dimensions: Any, rank: int, value: Any) -> None:
-        self.made(np.full(tuple(dimensions[:rank]), np.nan, self.tensors[0].dtype))
+        self.made(tuple(dimensions[:rank]))
         value[0] = len(self.tensors)
 
     def address(self, index: int) -> int:
         """Where a tensor lies for the GPU."""
         return self.tensors[index].ctypes.data
 
-    def made(self, output: NDArray[np.generic]) -> None:
-        """Adds an output."""
-        self.tensors.append(device_array(output))
+    def made(self, shape: tuple[int, ...]) -> None:
+        """Adds an output, of the inputs' type."""
+        self.tensors.append(device_array(np.full(shape, np.nan, self.tensors[0].dtype)))
         self._show(self.tensors[-1], writable=True)
 
     def taken(self, inputs: Arrays) -> None:

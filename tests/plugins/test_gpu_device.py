@@ -153,14 +153,17 @@ class OnDevice(PlayedRuntime):
     def address(self, index: int) -> int:
         return self._addresses[index]
 
-    def made(self, output: NDArray[np.generic]) -> None:
-        self.tensors.append(output)
-        self._addresses.append(self._device.put(output))
+    def made(self, shape: tuple[int, ...]) -> None:
+        self._put(np.full(shape, np.nan, self.tensors[0].dtype))
 
     def taken(self, inputs: Arrays) -> None:
         self.tensors, self._addresses = [], []
         for array in inputs:
-            self.made(array)
+            self._put(array)
+
+    def _put(self, array: NDArray[np.generic]) -> None:
+        self.tensors.append(array)
+        self._addresses.append(self._device.put(array))
 
     def answers(self, count: int) -> Arrays:
         made = list(zip(self._addresses, self.tensors, strict=True))[-count:]
