@@ -53,6 +53,8 @@ def _runs(title: str) -> str:
 
 _OF_EXTRAS = {
     "slides": (_SLIDES, ("openslide-python", "tifffile", "scipy", "shapely", "jinja2")),
+    "czi": ("slides of Zeiss's (CZI)", ("pylibCZIrw",)),
+    "fields": ("PNG and JPEG of any size", ("pyvips",)),
     "live": (_PAGE, ("starlette", "uvicorn", "websockets", "jinja2")),
     "camera": ("cameras, streams and videos", ("av",)),
     "screen": ("the screen as a source", ("mss",)),
