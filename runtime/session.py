@@ -36,6 +36,7 @@ from ..images import (
 )
 from ..plugins import cuda_driver
 from ..plugins.selective_scan.gpu_package import KERNELS_SUFFIX
+from ..text import as_word
 from .artefact import ENGINE_NAME, MODEL_NAME, Bundle, Kind, open_bundle, read_file, recognise
 from .backend import Backend
 from .device_arrays import DeviceArray
@@ -714,8 +715,8 @@ def _engine_of(
     """
     if bundle is None or ENGINE_NAME not in bundle.manifest.files:
         raise BackendError(
-            f"provider 'engine' was asked for, but '{name}' holds none: build one with 'mmdeploy export "
-            f"{name} --target tensorrt-rtx --sm 8.9 -o NEW', or --target tensorrt on the device itself"
+            f"provider 'engine' was asked for, but '{name}' holds none: build one by mmdeploy export "
+            f"{as_word(name)} --target tensorrt-rtx --sm 8.9 -o NEW (--target tensorrt on the device itself)"
         )
     if device == "cpu":
         if provider == "engine":

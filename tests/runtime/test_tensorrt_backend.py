@@ -723,7 +723,7 @@ def test_a_changed_engine_is_refused_and_not_passed_over(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"provider": "engine"}, "holds none: build one with 'mmdeploy export", id="no-engine"),
+        pytest.param({"provider": "engine"}, "holds none: build one by mmdeploy export", id="no-engine"),
         pytest.param(
             {"provider": "npu"}, "provider 'npu' is unknown: choose one of auto, engine", id="unknown"
         ),
