@@ -106,7 +106,6 @@ def transform_of(session: Session) -> Transform:
     return session.transform
 
 
-_LARGEST_JUDGED = 1024  # pixels a side that a tile is enlarged to, to be judged
 _LIKE = 1.25  # scales within a quarter of each other are alike
 
 
@@ -347,12 +346,12 @@ class _Workers:
             return error
 
     def _as_in_training(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A tile in as many pixels as a training image, which those of calibration are like.
+        """A tile in no more pixels than a training image, which those of calibration are like.
 
         It is read from a level that may have several times as many, in which it is less sharp and emptier.
+        One that has fewer is not enlarged: that would blur it.
         """
-        side = len(pixels)
-        if self._judged in (None, side) or self._judged > max(side, _LARGEST_JUDGED):
+        if self._judged is None or self._judged >= len(pixels):
             return pixels
         return resized(pixels, self._judged)
 

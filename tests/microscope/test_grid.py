@@ -212,7 +212,7 @@ def trained(session: Session) -> Session:
 
 
 @pytest.mark.parametrize("side", [24, 48, 96, 150])
-def test_tiles_are_judged_in_as_many_pixels_as_training_images(
+def test_tiles_are_judged_in_no_more_pixels_than_training_images(
     side: int, trained: Session, bundles: dict[str, Path], tmp_path: Path
 ) -> None:
     """A level may have several times as many, in which the same tile is less sharp and emptier."""
@@ -223,7 +223,7 @@ def test_tiles_are_judged_in_as_many_pixels_as_training_images(
         log.begin(1)
         list(classify_tiles(trained, slide, [tile], 1, log))
     logged = read_drift(tmp_path / "log.jsonl").scores
-    expected = picture_scores(resized(pixels, 48))
+    expected = picture_scores(resized(pixels, 48) if side > 48 else pixels)
     for name, value in expected.items():
         assert logged[name] == pytest.approx(np.nan if value is None else value, rel=1e-4, nan_ok=True), name
 
