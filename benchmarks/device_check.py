@@ -213,7 +213,7 @@ def build_step(folder: Path, tell: Tell) -> None:
 
         if (obstacle := cpu.why_unavailable()) is not None:
             raise RuntimeError(obstacle)
-        tell(library=cpu.library_path().name, kernels=cpu.kernels(), seconds="built elsewhere")
+        tell(library=place.name, kernels=cpu.kernels(), seconds="built elsewhere")
         return
     need("setuptools")
     command = [sys.executable, "setup.py", "build_ext", "--inplace", f"--build-temp={folder / 'build'}"]
@@ -224,9 +224,9 @@ def build_step(folder: Path, tell: Tell) -> None:
     if (obstacle := cpu.why_unavailable()) is not None:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"{obstacle} (build_ext: {last})")
-    tell(
-        library=cpu.library_path().name, kernels=cpu.kernels(), seconds=round(time.perf_counter() - start, 1)
-    )
+    built = cpu.library_path()
+    assert built is not None  # it is available
+    tell(library=built.name, kernels=cpu.kernels(), seconds=round(time.perf_counter() - start, 1))
 
 
 def files_with_gpu_tests() -> list[Path]:
@@ -592,7 +592,9 @@ def export_step(folder: Path, tell: Tell) -> None:
         labels = [f"class {i}" for i in range(CLASSES)]
         save_checkpoint(tiny, network(), labels=labels, image_size=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
     for prefix, checkpoint in {"": tiny, "parity-": trained}.items():
-        for precision in ("fp32", "fp16") if checkpoint else ():
+        if not checkpoint:
+            continue
+        for precision in ("fp32", "fp16"):
             name, start = f"{prefix}{precision}", time.perf_counter()
             if (brought / name).is_dir() and brought != folder:
                 shutil.copytree(brought / name, folder / name, dirs_exist_ok=True)
@@ -734,8 +736,9 @@ def launch_step(folder: Path, tell: Tell) -> None:
     import numpy as np
 
     from msmamba.plugins import cuda_driver
+    from msmamba.plugins.selective_scan import ScanShape
     from msmamba.plugins.selective_scan.gpu_driver import LoadedKernels
-    from msmamba.plugins.selective_scan.gpu_launch import ScanShape, block_shape, chosen_chunks, launch_plan
+    from msmamba.plugins.selective_scan.gpu_launch import block_shape, chosen_chunks, launch_plan
     from msmamba.plugins.selective_scan.triton_scan import compile_package
 
     context = cuda_driver.Context()
@@ -767,6 +770,7 @@ def launch_step(folder: Path, tell: Tell) -> None:
             stream.synchronize()
             with stream.capture() as capture:
                 plain()
+            assert capture.graph is not None  # nothing was raised while it was captured
             graph = held.enter_context(contextlib.closing(capture.graph))
             replay = partial(graph.launch, stream)
             row = {"plain_us": _enqueued_us(plain, stream), "replayed_us": _enqueued_us(replay, stream)}

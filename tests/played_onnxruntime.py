@@ -51,10 +51,10 @@ class PlayedRuntime:
         stream: the stream that calls run on.
     """
 
-    def __init__(self, driver: ctypes.CDLL) -> None:
+    def __init__(self, driver: ctypes.CDLL | None) -> None:
         self._driver = driver
         self.ops: list[CustomOp] = []
-        self.tensors: Arrays = []
+        self.tensors: list[Any] = []
         self.attributes: Mapping[str, int] = {}
         self.stream = STREAM
         self._messages: list[str] = []
@@ -118,18 +118,19 @@ class PlayedRuntime:
         self.tensors.append(device_array(np.full(shape, np.nan, self.tensors[0].dtype)))
         self._show(self.tensors[-1], writable=True)
 
-    def taken(self, inputs: Arrays) -> None:
+    def taken(self, inputs: list[Any]) -> None:
         """Takes the inputs of the next call."""
         self.tensors = list(inputs)
         for array in inputs:
             self._show(array, writable=False)
 
-    def answers(self, count: int) -> Arrays:
+    def answers(self, count: int) -> list[Any]:
         """The outputs, ``count`` of them."""
         return self.tensors[-count:] if count else []
 
     def _show(self, array: NDArray[np.generic], *, writable: bool) -> None:
         """Tells the driver of memory that kernels may touch."""
+        assert self._driver is not None
         self._driver.played_buffer(array.ctypes.data, array.nbytes, int(writable))
 
     def register(self) -> None:
@@ -158,7 +159,7 @@ class PlayedRuntime:
         assert kernel.value
         return op, kernel.value
 
-    def compute(self, op: CustomOp, kernel: int, inputs: Arrays) -> Arrays:
+    def compute(self, op: CustomOp, kernel: int, inputs: list[Any]) -> list[Any]:
         """A call of a kernel: its outputs.
 
         Raises:
@@ -187,7 +188,7 @@ class Node:
         self.runtime = runtime
         self._op, self._kernel = runtime.kernel(name, element)
 
-    def __call__(self, inputs: Arrays) -> Arrays:
+    def __call__(self, inputs: list[Any]) -> list[Any]:
         return self.runtime.compute(self._op, self._kernel, inputs)
 
     def close(self) -> None:
