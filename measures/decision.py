@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .margins import margins_of
-from .metrics import ClassMetrics, Metrics, log_softmax, metrics_of
+from .metrics import ClassMetrics, Metrics, log_odds, log_softmax, metrics_of
 from .uncertainty import (
     LEVEL,
     RESAMPLES,
@@ -290,7 +290,8 @@ def decide(
     """
     before, after = (metrics_of(logits, truth, labels) for logits in (reference, artefact))
     probabilities = [np.exp(log_softmax(logits)) for logits in (reference, artefact)]
-    figures = resample(probabilities, truth, resamples=resamples, seed=seed)
+    scores = [log_odds(logits) for logits in (reference, artefact)]
+    figures = resample(probabilities, truth, scores=scores, resamples=resamples, seed=seed)
     not_judged = np.zeros(len(truth), np.bool_) if undecided is None else undecided
     flips = _flips(probabilities, truth, labels, images, margins_of(reference), not_judged)
     outcomes = Counter(flip.outcome for flip in flips)

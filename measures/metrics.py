@@ -102,13 +102,13 @@ def metrics_of(logits: npt.NDArray[Any], truth: npt.NDArray[Any], labels: Sequen
         raise ValueError(f"the logits of {len(rows)} images are not finite, the first is image {rows[0]}")
 
     log_probabilities = log_softmax(logits)
-    probabilities = np.exp(log_probabilities)  # (N, C)
+    scores = log_odds(logits)  # (N, C)
     predicted = logits.argmax(axis=1)
     indices = list(range(len(labels)))
     precision, recall, f1, support = precision_recall_fscore_support(
         truth, predicted, labels=indices, zero_division=0.0
     )
-    aucs = [_auc(truth == index, probabilities[:, index]) for index in indices]
+    aucs = [_auc(truth == index, scores[:, index]) for index in indices]
     weights = support / support.sum()
     return Metrics(
         images=len(truth),
@@ -142,6 +142,25 @@ def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_probabilities: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return log_probabilities
+
+
+def log_odds(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Log-odds of each class against all others: (N, C) to (N, C); infinite where there is one class.
+
+    They order images as probabilities do, and do not saturate where these round to 1, from 37 on.
+    """
+    rows = np.asarray(logits, np.float64)
+    likeliest, ordered = rows.argmax(axis=1)[:, None], np.sort(rows, axis=1)
+    others, last = ordered[:, :-1], ordered[:, -1]
+    if not others.shape[1]:
+        return np.full(rows.shape, np.inf)
+    top = others[:, -1:]
+    logs = log_softmax(rows)
+    np.put_along_axis(logs, likeliest, -1.0, axis=1)  # whatever is far from 0: it is replaced below
+    odds: npt.NDArray[np.float64] = logs - np.log1p(-np.exp(logs))
+    of_likeliest = last - top[:, 0] - np.log(np.exp(others - top).sum(axis=1))
+    np.put_along_axis(odds, likeliest, of_likeliest[:, None], axis=1)
+    return odds
 
 
 def _auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float | None:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .metrics import log_softmax
+from .metrics import log_odds, log_softmax
 
 Floats = npt.NDArray[np.float64]
 
@@ -60,12 +60,7 @@ class Selection:
 
 def certainty(logits: npt.NDArray[Any]) -> Floats:
     """(N,): the log-odds of the likeliest class, which do not saturate where its probability rounds to 1."""
-    ordered = np.sort(np.asarray(logits, np.float64), axis=1)
-    others = ordered[:, :-1]
-    if not others.shape[1]:
-        return np.full(len(ordered), np.inf)
-    top = others[:, -1:]
-    odds: Floats = ordered[:, -1] - top[:, 0] - np.log(np.exp(others - top).sum(axis=1))
+    odds: Floats = log_odds(logits).max(axis=1)
     return odds
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .metrics import log_softmax, weighted_mean
+from .metrics import log_odds, weighted_mean
 
 Floats = npt.NDArray[np.float64]
 
@@ -116,6 +116,7 @@ def resample(
     probabilities: Sequence[npt.NDArray[Any]],
     truth: npt.NDArray[Any],
     *,
+    scores: Sequence[npt.NDArray[Any]] | None = None,
     resamples: int = RESAMPLES,
     seed: int = SEED,
     bins: int = BINS,
@@ -125,6 +126,8 @@ def resample(
     Args:
         probabilities: (N, C) of each model, on the same images.
         truth: (N,), the index of each image's true class.
+        scores: (N, C) of each model, by which its AUC orders the images (see `log_odds`): what does not round
+            to 1, as probabilities do, which are taken where nobody gives others.
         resamples: R.
         seed: decides the draws; the same draws serve all models, so that their figures can be subtracted.
         bins: how many bins the calibration error has.
@@ -141,7 +144,11 @@ def resample(
         shapes = [rows.shape for rows in models]
         raise ValueError(f"probabilities are {shapes} for {images} images; expected (N, C) with N at least 1")
     strata = [np.flatnonzero(truth == index) for index in np.unique(truth)]
-    measures = [_measures(rows, truth, bins, auc=len(strata) > 1) for rows in models]
+    ordering = models if scores is None else [np.asarray(rows, np.float64) for rows in scores]
+    measures = [
+        _measures(rows, order, truth, bins, auc=len(strata) > 1)
+        for rows, order in zip(models, ordering, strict=True)
+    ]
     values = [np.empty((len(row), resamples)) for row in measures]
     generator = np.random.default_rng(seed)
     step = max(1, _CHUNK_BYTES // (8 * images))
@@ -235,9 +242,8 @@ def metric_intervals(
         of none or all has the exact interval, of groups where there are some.
     """
     classes = logits.shape[1]
-    probabilities = np.exp(log_softmax(logits))
     # Scores as their places in order, equal ones alike: a resample's AUC is then counted, not sorted.
-    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in probabilities.T], axis=1)
+    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in log_odds(logits).T], axis=1)
     predicted = logits.argmax(axis=1)
 
     def shares(truth: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> tuple[Any, Any, Any]:
@@ -408,12 +414,14 @@ class _Measure(Protocol):
         """(N,): its derivative by each image's weight, at weights of 1, up to a factor and a constant."""
 
 
-def _measures(probabilities: Floats, truth: npt.NDArray[Any], bins: int, auc: bool) -> list[_Measure]:
+def _measures(
+    probabilities: Floats, scores: Floats, truth: npt.NDArray[Any], bins: int, auc: bool
+) -> list[_Measure]:
     measures: list[_Measure] = [
         _Accuracy(probabilities, truth),
         _CalibrationError(probabilities, truth, bins),
     ]
-    return [*measures, _Auc(probabilities, truth)] if auc else measures
+    return [*measures, _Auc(scores, truth)] if auc else measures
 
 
 class _Accuracy:
@@ -450,11 +458,11 @@ class _CalibrationError(_Accuracy):
 class _Auc:
     """Two classes: of the second. More: each against the rest, weighted by its size (as in `metrics_of`)."""
 
-    def __init__(self, probabilities: Floats, truth: npt.NDArray[Any]) -> None:
-        judged = [1] if probabilities.shape[1] == 2 else np.unique(truth).tolist()
+    def __init__(self, scores: Floats, truth: npt.NDArray[Any]) -> None:
+        judged = [1] if scores.shape[1] == 2 else np.unique(truth).tolist()
         shares = np.array([(truth == index).mean() for index in judged])
         self._shares = shares / shares.sum()
-        self._rankings = [_Ranking(probabilities[:, index], truth == index) for index in judged]
+        self._rankings = [_Ranking(scores[:, index], truth == index) for index in judged]
 
     def __call__(self, weights: Floats) -> Floats:
         parts = [ranking(weights) for ranking in self._rankings]  # stratified: the shares stay as they are

@@ -12,8 +12,10 @@ from msmamba.data.folders import read_evaluation_folder
 from msmamba.data.samples import classes_of
 from msmamba.errors import ImageError
 from msmamba.images import Transform
+from msmamba.measures.decision import decide
 from msmamba.measures.evaluation import logits_of
-from msmamba.measures.metrics import log_softmax, metrics_of
+from msmamba.measures.metrics import log_odds, log_softmax, metrics_of
+from msmamba.measures.uncertainty import metric_intervals
 
 
 def test_three_classes_by_hand() -> None:
@@ -48,6 +50,30 @@ def test_two_classes_take_the_auc_of_the_second() -> None:
         np.stack([scores, -scores], axis=1), np.array([0, 0, 1, 1]), ("healthy", "sick")
     )
     assert reversed_metrics.auc == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("classes", [2, 3], ids=["two", "three"])
+def test_certainty_beyond_what_probabilities_tell_apart_is_in_order(classes: int) -> None:
+    logits = np.zeros((6, classes))
+    logits[:, 1] = [40.0, 41.0, 45.0, 60.0, 61.0, 900.0]  # probabilities of 1, rounded
+    truth = np.array([0, 0, 0, 1, 1, 1])
+    labels = ("a", "b", "c")[:classes]
+    metrics = metrics_of(logits, truth, labels)
+    assert metrics.classes[1].auc == 1
+    assert metrics.classes[0].auc == 1
+    change = decide(logits, -logits, truth, labels=labels, images=list("123456"), resamples=20).auc
+    assert change is not None
+    assert (change.reference, change.artefact) == (metrics.auc, metrics_of(-logits, truth, labels).auc)
+    intervals = metric_intervals(logits, truth, resamples=20)
+    assert intervals["auc"] is None  # 1 in every resample
+
+
+def test_log_odds_are_those_of_the_probabilities() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (50, 4)).astype(np.float32)
+    probabilities = np.exp(log_softmax(logits))
+    np.testing.assert_allclose(log_odds(logits), np.log(probabilities / (1 - probabilities)), rtol=1e-9)
+    assert log_odds(np.zeros((2, 2))).tolist() == [[0, 0], [0, 0]]
+    assert np.isinf(log_odds(np.zeros((2, 1)))).all()
 
 
 def test_a_class_without_images_weighs_nothing_and_one_class_has_no_auc() -> None:

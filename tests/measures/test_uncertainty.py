@@ -95,7 +95,7 @@ def test_influences_are_the_slopes_of_the_figures() -> None:
     (found,) = resample([probabilities], truth, resamples=3)
     for figure, measure in zip(
         (found.accuracy, found.calibration_error, found.auc),
-        uncertainty._measures(probabilities, truth, 15, auc=True),
+        uncertainty._measures(probabilities, probabilities, truth, 15, auc=True),
         strict=True,
     ):
         assert figure is not None
