@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...errors import BackendError, ImageError, InputError, reason_of
 from ...files import alike, as_path, check_is_file
-from ...images import FULL_WHITE
+from ...images import FULL_WHITE, check_white_level
 from .czi_reader import CziReader, is_czi
 from .field import Field
 from .large_field import LargeField, header_of
@@ -45,11 +45,12 @@ def open_slide(
 
     Raises:
         ImageError: it does not exist, is damaged, or is of a kind that is not read.
-        InputError: it is no path.
+        InputError: it is no path, or the white level is none.
         BackendError: the extra ``slides`` is not installed.
     """
     require_libraries()
     path = as_path(path)
+    check_white_level(white_level)
     try:
         check_is_file(path)
         if is_czi(path):

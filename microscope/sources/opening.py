@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...data.finding import Passed, images_below
 from ...errors import DataError, InputError, SourceError, reason_of
-from ...images import FULL_WHITE
+from ...images import FULL_WHITE, check_white_level
 from ...text import as_word
 from .demo import Demo, drawn_smear, stage_over
 from .frame import Source
@@ -65,11 +65,12 @@ def open_source(
         mosaic: what ``demo`` wanders over where that file is there; else over a drawn smear.
 
     Raises:
-        InputError: it is none of these.
+        InputError: it is none of these, or the white level is none.
         SourceError: it names nothing that is there.
         ImageError: the image of a demo cannot be used.
         BackendError: the extra that this kind of source needs is not installed.
     """
+    check_white_level(white_level)
     if not isinstance(what, str | os.PathLike):
         if missing := [each for each in _OF_A_SOURCE if not hasattr(what, each)]:
             raise InputError(

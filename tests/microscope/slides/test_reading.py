@@ -19,6 +19,7 @@ from msmamba.errors import BackendError, ImageError, InputError
 from msmamba.images import read_image
 from msmamba.microscope import slides
 from msmamba.microscope.slides import open_slide
+from msmamba.microscope.sources import open_source
 
 PIXELS = tissue()
 OME = {"axes": "YXS", "PhysicalSizeX": 500.0, "PhysicalSizeY": 500.0}
@@ -433,6 +434,15 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         open_slide(tmp_path / "a.svs")
     with pytest.raises(ImageError, match="it is a folder"):
         open_slide(tmp_path)
+
+
+@pytest.mark.parametrize("white", [3, 65536, 4095.0])
+def test_what_is_no_white_level_is_refused(white: Any, pyramid: Path) -> None:
+    for opens in (open_slide, open_source):
+        with pytest.raises(
+            InputError, match=r"the white level is .*: expected a whole number from 255 to 65535"
+        ):
+            opens(pyramid, white_level=white)
 
 
 def test_without_the_extra_it_is_said_what_to_install(pyramid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
