@@ -201,6 +201,7 @@ def train(
     folder = RunFolder(run)
     if resume:
         data = _without_what_was_left_out(data, folder)
+    _check_same_data(data, processes)
     with deterministic_algorithms(hardware.deterministic), ExitStack() as held:
         processes.from_first(lambda: held.enter_context(folder.locked()))
         trainer = _Trainer(
@@ -830,6 +831,22 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 def _held_out(data: ImageFolder) -> ImageFolder:
     """The splits that are not trained on."""
     return replace(data, splits={name: each for name, each in data.splits.items() if name != "train"})
+
+
+def _check_same_data(data: ImageFolder, processes: Processes) -> None:
+    """Waits until all processes have looked for images, and refuses where they found others.
+
+    Raises:
+        TrainingError: they did. Each would take its share of other batches.
+    """
+    if processes.count == 1:
+        return
+    found = processes.gather(data.digest)
+    if others := [rank for rank, digest in enumerate(found) if digest != found[0]]:
+        raise TrainingError(
+            f"{data.root}: process {others[0]} of {processes.count} finds other images there than the first: "
+            "give all of them the same, and nothing that still changes"
+        )
 
 
 def _without_what_was_left_out(data: ImageFolder, folder: RunFolder) -> ImageFolder:

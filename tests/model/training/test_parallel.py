@@ -46,7 +46,10 @@ def together() -> ModuleType:
 def launch(
     preloaded: Preloaded, count: int, *arguments: str | Path
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Runs the script in ``count`` processes, which nobody ends when one dies, as torchrun would."""
+    """Runs the script in ``count`` processes, which nobody ends when one dies, as torchrun would.
+
+    ``<rank>`` in an argument is the process's.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -57,7 +60,10 @@ def launch(
         "LOCAL_WORLD_SIZE": str(count),
     }
     running = [
-        preloaded.start([SCRIPT, *arguments], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        preloaded.start(
+            [SCRIPT, *(str(each).replace("<rank>", str(rank)) for each in arguments)],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
         for rank in range(count)
     ]
     return [process.wait(PATIENCE) for process in running]
@@ -271,6 +277,20 @@ def test_what_stops_the_first_process_stops_all_with_its_words(
     said = f"'{tmp_path}' holds 'thesis.txt' and is no run: choose a new folder"
     assert (first.returncode, first.stderr.splitlines()[-1]) == (1, f"error: {said}")
     assert second.stderr.splitlines()[-1] == f"error: process 1 of 2 stops with the first: {said}"
+
+
+def test_processes_that_find_other_images_do_not_train_together(
+    preloaded: Preloaded, cells: Path, tmp_path: Path
+) -> None:
+    for rank in range(2):
+        shutil.copytree(cells, tmp_path / f"cells{rank}")
+    label = next(path for path in (tmp_path / "cells1").iterdir() if path.is_dir())
+    image = min(label.glob("*.png"))
+    image.rename(image.with_name("another.png"))
+    for process in launch(preloaded, 2, "train", tmp_path / "cells<rank>", tmp_path / "run", "never"):
+        assert process.returncode == 1
+        assert "process 1 of 2 finds other images there than the first" in process.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_image_that_one_process_cannot_read_ends_all(
