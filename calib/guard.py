@@ -419,6 +419,7 @@ def fit_guard(
         answered=len(truth),
         errors=0,
         quality=_ranges(qualities),
+        largest=max(each.side for each in qualities) or None,
         unlike_from=None if distances is None else limits(distances, UNLIKE_SHARE)[1],
         likeness=likeness,
     )

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from ..errors import ArtefactError
 from ..measures.selective import TEMPERATURES, certainty, masses_above
@@ -23,7 +24,7 @@ from ..schema import SHA256, by_name, listed, maybe, number, record, whole
 from .likeness import METADATA_KEY, Floats, Likeness
 from .protobuf import Buffer
 from .protobuf import fields as fields_of
-from .quality import Quality
+from .quality import Quality, quality_of
 
 UNCERTAIN = "uncertain"
 """Why an answer is withheld: the network is less certain than the promised error rate asks for."""
@@ -43,6 +44,7 @@ _ABOVE = {"emptiness": EMPTY, "brightest": TOO_BRIGHT, "white": TOO_BRIGHT, "red
 LIMITED = {name: (name in _BELOW, name in _ABOVE) for name in {**_BELOW, **_ABOVE}}
 """The measures of a picture (`Quality.measures`), and whether each has a least and a largest value."""
 
+_REDUCED = Image.Resampling.BOX  # as a camera with larger pixels sees
 _METADATA_FIELD = 14  # of ModelProto, onnx.proto3
 
 GUARD = record(
@@ -61,6 +63,7 @@ GUARD = record(
     optional={
         "quality": by_name(listed(maybe(number()), 2, 2)),
         "unlike_from": maybe(number(0)),
+        "largest": maybe(whole(1)),
     },
 )
 """What a manifest holds of a guard."""
@@ -92,6 +95,8 @@ class Guard:
             pictures outside are withheld. Empty in guards that do not judge pictures.
         unlike_from: images farther than that from those of calibration are withheld (`Likeness.distances`);
             None: none are.
+        largest: pixels of the shorter side of the largest picture that it was fitted on; None in guards of
+            earlier versions.
         likeness: what they are compared with; it stands in the ONNX file and not in the manifest.
     """
 
@@ -106,6 +111,7 @@ class Guard:
     errors: int
     quality: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     unlike_from: float | None = None
+    largest: int | None = None
     likeness: Likeness | None = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -182,6 +188,22 @@ class Guard:
         if self.likeness is None or features is None:
             return None
         return self.likeness.distances(features)
+
+    def quality_of(self, pixels: npt.NDArray[np.uint8], known: Quality | None = None) -> Quality:
+        """The quality that the limits are of: in no more pixels than pictures of the calibration had.
+
+        A camera with twice as many a side shows each square of 16 less, and neighbouring pixels differ less.
+
+        Args:
+            pixels: (H, W, 3) uint8, RGB, as they were taken; not changed.
+            known: the quality of all of these pixels, where it is known already.
+        """
+        height, width, _ = pixels.shape
+        if self.largest is None or min(height, width) <= self.largest:
+            return known or quality_of(pixels)
+        share = self.largest / min(height, width)
+        picture = Image.fromarray(pixels).resize((round(width * share), round(height * share)), _REDUCED)
+        return quality_of(np.asarray(picture))
 
     def faults(self, quality: Quality) -> set[str]:
         """What a picture is that those of calibration were not, of `REASONS`."""

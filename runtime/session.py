@@ -160,6 +160,15 @@ class Session:
         """Whether the guard looks at the quality of the pictures, so that it has to be told."""
         return self._guard is not None and bool(self._guard.quality)
 
+    def quality_of(self, pixels: NDArray[np.uint8], known: Quality | None = None) -> Quality:
+        """The quality of a picture by which a guard judges it (`Guard.quality_of`); its own without one.
+
+        Args:
+            pixels: (H, W, 3) uint8, RGB, as they were taken; not changed.
+            known: what `msmamba.runtime.quality.quality_of` makes of them, where that is known already.
+        """
+        return known or quality_of(pixels) if self._guard is None else self._guard.quality_of(pixels, known)
+
     @property
     def image_size(self) -> int | None:
         """Side of the square input in pixels, None where the model leaves it open."""
@@ -430,7 +439,7 @@ class Session:
         """
         _, transform = self._require_labels_and_transform()
         image = load_image(source, _positive("largest number of pixels", max_pixels), transform.white_level)
-        quality = quality_of(image.pixels) if self.judges_pictures or scored else None
+        quality = self.quality_of(image.pixels) if self.judges_pictures or scored else None
         scores = picture_scores(image.pixels, quality) if scored else {}
         return _Prepared(transform(image.pixels), image.notes, quality, scores)
 

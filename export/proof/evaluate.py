@@ -34,7 +34,7 @@ from ...model.training.run import CONFIG
 from ...runtime import open_session
 from ...runtime.artefact import Kind, is_checkpoint, open_bundle, recognise
 from ...runtime.guard import Guard
-from ...runtime.quality import Quality, quality_of
+from ...runtime.quality import Quality
 from ...schema import as_json
 from ...text import shown
 
@@ -200,7 +200,8 @@ def evaluate_model(
             advance(done, len(samples))
 
         started = time.perf_counter()
-        judged, qualities = classifier.guard is not None and bool(classifier.guard.quality), list[Quality]()
+        judging = classifier.guard if classifier.guard and classifier.guard.quality else None
+        qualities = list[Quality]()
         with noting() as tally:
             logits = logits_of(
                 classifier.predict,
@@ -208,7 +209,7 @@ def evaluate_model(
                 classifier.transform,
                 batch_size=min(batch_size, classifier.max_batch or batch_size),
                 advance=count,
-                look=lambda pixels: qualities.append(quality_of(pixels)) if judged else None,
+                look=lambda pixels: qualities.append(judging.quality_of(pixels)) if judging else None,
             )
         seconds = time.perf_counter() - started
     truth = classes_of(samples)

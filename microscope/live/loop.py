@@ -361,9 +361,10 @@ class _Loop:
         if self._mapper is None:
             image, _ = self._session.prepare(frame.pixels)
             times.append(time.monotonic())
-            logits, (prediction,) = self._session.answers(image[None], qualities=[quality])
+            by_guard = self._session.quality_of(frame.pixels, quality)
+            logits, (prediction,) = self._session.answers(image[None], qualities=[by_guard])
             if self._log is not None and self._log.wants():
-                self._log.add(picture_scores(frame.pixels, quality), logits[0], prediction.distance)
+                self._log.add(picture_scores(frame.pixels, by_guard), logits[0], prediction.distance)
             label, probabilities = prediction.label, prediction.probabilities
             verdict = (prediction.decided, prediction.reasons, prediction.candidates)
         else:

@@ -23,7 +23,7 @@ from ...errors import ImageError, InputError
 from ...images import Transform, resized
 from ...machine import threads_to_use
 from ...runtime.drift import DriftLog, picture_scores
-from ...runtime.quality import Quality, quality_of
+from ...runtime.quality import Quality
 from ...runtime.session import BATCH_SIZE, Prediction, Session
 from .slide import Slide
 from .tiling import Keeps, Tile, read_tile, tiles
@@ -339,7 +339,7 @@ class _Workers:
             quality, scores = None, None
             if self._session.judges_pictures or scored:
                 picture = self._as_in_training(pixels)
-                quality = quality_of(picture)
+                quality = self._session.quality_of(picture)
                 scores = picture_scores(picture, quality) if scored else None
             return _Input(self._transform(pixels), quality, scores)
         except ImageError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from msmamba.runtime.guard import (
 from msmamba.runtime.quality import quality_of
 
 from .conftest import classifier, manifest
+from .test_quality import field
 
 RANGES = {
     "focus": [0.8, None],
@@ -85,6 +87,25 @@ def test_each_fault_of_a_picture_is_a_reason(
     assert sure.reasons == reasons
     assert unsure.reasons == (UNCERTAIN, *reasons)
     assert [sure.candidates, unsure.candidates] == [(0,), (0, 1)]
+
+
+@pytest.mark.parametrize("times", [1, 2, 3.3])
+def test_a_finer_camera_makes_no_picture_emptier_or_less_sharp(times: float) -> None:
+    """Squares of 16 pixels show less of the same field, and neighbouring pixels differ less."""
+    shown = field(240, 320)
+    size = round(320 * times), round(240 * times)
+    finer = np.asarray(Image.fromarray(shown).resize(size, Image.Resampling.BICUBIC))
+    own = quality_of(shown)
+    found = guard(largest=240).quality_of(finer)
+    assert found.side == 240
+    for name in ("emptiness", "focus", "coarse_focus", "brightest"):
+        assert getattr(found, name) == pytest.approx(getattr(own, name), abs=0.09), name
+    before = guard().quality_of(finer)  # a guard that does not say how large its pictures were
+    assert before == quality_of(finer)
+    if times > 1:
+        assert before.emptiness > own.emptiness + 0.1
+    known = replace(own, brightness=0.5)
+    assert guard(largest=240).quality_of(shown, known) is known
 
 
 def test_a_guard_of_an_earlier_version_judges_no_pictures() -> None:
