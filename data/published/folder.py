@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from ...errors import DataError, some
 from ..finding import Passed
+from ..imported import is_imported, read_manifest
 from ..labels import check_labels
 from ..splitting import SPLITS, check_no_splits, folder_groups, group_in
 from .listing import Listed, Listing, check_source, images_below
@@ -26,10 +27,15 @@ def list_folder(source: Path, group_by: re.Pattern[str] | None = None) -> Listin
             ``/``, in place of the folders.
 
     Raises:
-        DataError: no images in classes, names of classes that are no UTF-8 or those of splits, or images
-            without a group.
+        DataError: no images in classes, names of classes that are no UTF-8 or those of splits, images
+            without a group, or an import whose groups would be lost.
     """
     root = check_source(source)
+    if group_by is None and is_imported(root) and (kept := read_manifest(root).grouped_by):
+        raise DataError(
+            f"{source}: is an imported data set, whose groups ({kept}) would be lost: train on it as it is, "
+            "import again what it was made from, or find them with --group-by"
+        )
     origins, notes = images_below(root)
     has_splits = any((root / split).is_dir() for split in SPLITS)
     depth = 3 if has_splits else 2  # a class's folder and a file; and the split's folder

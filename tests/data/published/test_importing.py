@@ -269,6 +269,15 @@ def test_too_small_a_class_is_refused(source: Path, tmp_path: Path) -> None:
         import_data_set("folder", source, tmp_path / "out")
 
 
+def test_an_import_is_not_imported_again_without_its_groups(source: Path, tmp_path: Path) -> None:
+    options = ImportOptions(group_by=r"^(P\d+)_")
+    import_data_set("folder", source, tmp_path / "once", options)
+    with pytest.raises(DataError, match=r"whose groups \(pattern .*\) would be lost: train on it as it is"):
+        import_data_set("folder", tmp_path / "once", tmp_path / "twice")
+    again = import_data_set("folder", tmp_path / "once", tmp_path / "twice", options)
+    assert again.groups == read_manifest(tmp_path / "once").groups
+
+
 def test_options_that_make_no_sense_are_refused(source: Path, tmp_path: Path) -> None:
     for options, message in (
         (ImportOptions(group_by="("), "is no regular expression"),
