@@ -80,7 +80,7 @@ _RESULTS = "Results"
     group=_BAR,
     metavar="COUNT|PER%",
     show_default="2%",
-    help="How many images the reference may leave undecided.",
+    help="How many images the reference may leave undecided where one of them flips.",
 )
 @option(
     "--max-accuracy-drop",
@@ -124,7 +124,7 @@ def verify(
     too. An int8 artefact is judged by those alone.
 
     An image whose two largest logits differ in REFERENCE by less than twice the bound on a logit's error is
-    undecided: it is listed, and a flip there is not held against ARTEFACT.
+    undecided: it is listed, and a flip there is not held against ARTEFACT, unless too many are undecided.
 
     Where ARTEFACT carries a guard ('mmdeploy calibrate'), both answers are put through it, and images that
     are answered by one and withheld by the other are counted.

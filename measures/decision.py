@@ -89,7 +89,8 @@ class DecisionBar:
     max_flips: ImageLimit = ImageLimit(0)
     """How many of the images that the reference decides may flip."""
     max_undecided: ImageLimit = ImageLimit(2, per_cent=True, least=1)
-    """Images on which a flip is not held against the artefact; judged where there is a bar on logits."""
+    """Images on which a flip is not held against the artefact; judged where there is a bar on logits, and
+    one of them flips."""
 
 
 INT8_BAR = DecisionBar(max_accuracy_drop=0.5, max_auc_drop=0.002, max_flips=ImageLimit(1, per_cent=True))
@@ -307,7 +308,8 @@ def decide(
         *_change_criteria(bar, accuracy, auc),
         _image_criterion("flips", bar.max_flips, judged_flips, judged, flip_share.interval.high),
     ]
-    if undecided is not None:  # that share is of these images; on others it is theirs, so nothing is in doubt
+    # That share is of these images; on others it is theirs, so nothing is in doubt.
+    if undecided is not None and judged_flips < len(flips):
         criteria.append(_image_criterion("undecided", bar.max_undecided, len(truth) - judged, len(truth)))
     return Decision(
         images=len(truth),

@@ -53,7 +53,7 @@ def figure_rows(decision: Decision) -> list[FigureRow]:
             f"{100 * share.low:.2f} to {100 * share.high:.2f} %",
             *_verdict(criteria.get("flips")),
         ),
-        *([_undecided_row(decision, criteria["undecided"])] if "undecided" in criteria else []),
+        *([_undecided_row(decision, criteria.get("undecided"))] if decision.undecided else []),
         FigureRow(
             "lost, gained",
             "",
@@ -76,14 +76,14 @@ def decision_text(decision: Decision, width: int | None = None) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _undecided_row(decision: Decision, criterion: Criterion) -> FigureRow:
+def _undecided_row(decision: Decision, criterion: Criterion | None) -> FigureRow:
     flips = len(decision.flips) - decision.decided_flips
     return FigureRow(
         "undecided",
         "",
         "",
         f"{decision.undecided} ({100 * decision.undecided / decision.images:.2f} %)",
-        f"{flips} of them {'flips' if flips == 1 else 'flip'}",
+        f"{flips or 'none'} of them {'flips' if flips < 2 else 'flip'}",
         *_verdict(criterion),
     )
 

@@ -33,7 +33,7 @@ class Bar:
     reason: str
     """Where the error bound comes from."""
     max_undecided: int = 0
-    """Images that the reference may leave undecided, where there is an error bound."""
+    """Images that the reference may leave undecided where there is an error bound and one of them flips."""
     is_missing: bool = False
     """Whether the error should be judged, and no bound could be measured: then the bar is not met."""
 
@@ -180,10 +180,12 @@ class Parity:
                 else f"{self.images} labels"
             )
             missed.append(f"{self.flips} of {decided} flip, allowed {self.bar.max_flips}")
-        if self.undecided > self.bar.max_undecided:
+        # Where none of them flips there is nothing to excuse, however many there are.
+        if self.undecided_flips and self.undecided > self.bar.max_undecided:
             missed.append(
                 f"the reference does not decide {self.undecided} of {self.images} images "
                 f"({100 * self.undecided / self.images:.1f} %), allowed {self.bar.max_undecided} "
+                f"where one flips, and {self.undecided_flips} {'do' if self.undecided_flips > 1 else 'does'} "
                 "(--max-undecided)"
             )
         if self.guard is not None and allowed is not None and self.guard.differing:
@@ -240,10 +242,11 @@ class Parity:
         }
 
     def _undecided_lines(self, decided_from: float) -> dict[str, str]:
-        flips = f", {self.undecided_flips} of them flipped" if self.undecided_flips else ""
+        allowed = f"allowed {self.bar.max_undecided}, {self.undecided_flips} of them flipped"
+        flips = allowed if self.undecided_flips else "none of them flipped"
+        share = f"{100 * self.undecided / self.images:.2f} %{f', {flips}' if self.undecided else ''}"
         return {
-            "undecided": f"{self.undecided} ({100 * self.undecided / self.images:.2f} %, allowed "
-            f"{self.bar.max_undecided}{flips}): margin below {decided_from:.3g}, twice the bar",
+            "undecided": f"{self.undecided} ({share}): margin below {decided_from:.3g}, twice the bar",
             **{f"  {answer.image}": answer.text for answer in self.undecided_images[:FLIPS_SHOWN]},
         }
 

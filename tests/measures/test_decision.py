@@ -201,6 +201,11 @@ def test_flips_of_undecided_images_are_told_with_their_harm_and_not_judged() -> 
     assert none_decided.flip_share.value is None
     assert "undecided" not in decision_text(decided(before, before, truth))
 
+    none_flips = decided(before, before, truth, bar=bar, undecided=np.ones(5, np.bool_))
+    assert [criterion.name for criterion in none_flips.criteria] == ["flips"]
+    told = decision_text(none_flips)
+    assert re.search(r"^undecided +5 \(100.00 %\) +none of them flips *$", told, flags=re.MULTILINE)
+
 
 @pytest.fixture(scope="module")
 def labelled(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -291,7 +296,9 @@ def test_flips_within_the_bar_are_undecided_and_too_many_of_them_lose(
     result = command(*arguments, *bar)
     assert result.exit_code == 1
     assert re.search(
-        r"the reference does not decide \d+ of 24 images \([\d.]+ %\), allowed 1 \(--max-undecided\)$",
+        r"the reference does not decide \d+ of 24 images \([\d.]+ %\), allowed 1 where one flips, "
+        r"and \d+ do(es)? "
+        r"\(--max-undecided\)$",
         result.stderr,
     )
 

@@ -281,7 +281,8 @@ def test_a_flip_that_allowed_errors_explain_is_undecided_and_not_judged() -> Non
     too_many = replace(parity, bar=replace(bar, max_undecided=1))
     assert (
         too_many.failure
-        == "the reference does not decide 2 of 3 images (66.7 %), allowed 1 (--max-undecided)"
+        == "the reference does not decide 2 of 3 images (66.7 %), allowed 1 where one flips, and 1 does "
+        "(--max-undecided)"
     )
     assert too_many.summary == {
         "passed": False,
@@ -292,6 +293,12 @@ def test_a_flip_that_allowed_errors_explain_is_undecided_and_not_judged() -> Non
         "undecided": 2,
         "undecided_flips": 1,
     }
+
+
+def test_however_many_images_are_undecided_where_none_flips_nothing_is_excused() -> None:
+    parity = compared([[2, 1.75], [0, 0.25]], [[2, 1.875], [0, 0.125]], Bar(0.25, 0, "for a test"), "xy")
+    assert (parity.undecided, parity.undecided_flips, parity.failure) == (2, 0, "")
+    assert "2 (100.00 %, none of them flipped): margin below 0.5, twice the bar" in parity.to_text()
 
 
 def test_a_flip_at_exactly_twice_the_bar_is_judged() -> None:
