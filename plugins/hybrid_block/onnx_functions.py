@@ -71,7 +71,7 @@ GroupedNorm <groups> (x, weight, bias) => (y)
   sides = Shape <start = 1, end = 3> (x)
   group_shape = Concat <axis = 0> (keep, group_list, any)
   width = Div (last, group_list)
-  map_shape = Concat <axis = 0> (any, sides, width)
+  token_shape = Concat <axis = 0> (any, sides, width)
   first = Neg (last)
   end = Constant <value_ints = [2147483647]> ()
 
@@ -79,7 +79,7 @@ GroupedNorm <groups> (x, weight, bias) => (y)
   normed = {_NORM} (half, weight, bias)
   grouped = Reshape (normed, group_shape)
   batched = Transpose <perm = [0, 3, 1, 2, 4]> (grouped)
-  y = Reshape (batched, map_shape)
+  y = Reshape (batched, token_shape)
 }}
 """,
     "GatedConvolution": f"""
@@ -146,13 +146,13 @@ ShuffledNorm (x, weight, bias) => (y)
   any = Constant <value_ints = [-1]> ()
   two = Constant <value_ints = [2]> ()
   keep = Constant <value_ints = [0, 0, 0]> ()
-  pair_shape = Concat <axis = 0> (keep, any, two)
-  flat_shape = Concat <axis = 0> (keep, any)
+  split_shape = Concat <axis = 0> (keep, any, two)
+  joined_shape = Concat <axis = 0> (keep, any)
 
   merged_normed = {_NORM} (x, weight, bias)
-  merged_pairs = Reshape (merged_normed, pair_shape)
+  merged_pairs = Reshape (merged_normed, split_shape)
   shuffled = Transpose <perm = [0, 1, 2, 4, 3]> (merged_pairs)
-  y = Reshape (shuffled, flat_shape)
+  y = Reshape (shuffled, joined_shape)
 }}
 """,
 }

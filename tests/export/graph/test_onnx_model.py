@@ -94,6 +94,16 @@ def test_features_are_what_the_head_takes_in_every_precision(
         np.testing.assert_array_equal(logits, session.run(["logits"], {"image": images})[0])
 
 
+def test_shapes_keep_the_names_that_calibration_caches_were_measured_with(flat: onnx.ModelProto) -> None:
+    """A cache serves the very bytes of the flat model that it was measured on, names and all."""
+    integers = [tensor for tensor in flat.graph.initializer if tensor.data_type == onnx.TensorProto.INT64]
+    shapes = {tensor.name.rpartition("/")[2] for tensor in integers}
+    assert {"token_shape", "pair_shape", "flat_shape"} <= shapes
+    assert not [
+        name for name in shapes if "__" in name
+    ]  # what the inliner adds to a name that is there twice
+
+
 def test_every_scan_node_can_be_found_by_tensorrt_and_executed_by_any_runtime(
     model: onnx.ModelProto, flat: onnx.ModelProto
 ) -> None:
