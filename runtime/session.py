@@ -35,7 +35,7 @@ from ..images import (
     white_as_asked,
 )
 from ..plugins import cuda_driver
-from ..plugins.selective_scan.gpu_package import KERNELS_SUFFIX
+from ..plugins.selective_scan.gpu_package import KERNELS_SUFFIX, STEPS_SUFFIX
 from ..text import as_word
 from .artefact import ENGINE_NAME, MODEL_NAME, Bundle, Kind, open_bundle, read_file, recognise
 from .backend import Backend
@@ -754,7 +754,8 @@ def _onnx_backend(
     def gpu_kernels() -> dict[str, bytes]:
         if bundle is None:
             return {}
-        return {each: bundle.read(each) for each in bundle.manifest.files if each.endswith(KERNELS_SUFFIX)}
+        names = [each for each in bundle.manifest.files if each.endswith((KERNELS_SUFFIX, STEPS_SUFFIX))]
+        return {each: bundle.read(each) for each in names}
 
     try:
         backend = OnnxRuntimeBackend(

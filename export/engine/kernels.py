@@ -8,7 +8,7 @@ about 150 kB and 420 kB.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.util import find_spec
 
@@ -22,6 +22,7 @@ from ...plugins.selective_scan.gpu_package import (
     BLOCK_STATES,
     ELEMENT_TYPES,
     KERNELS_SUFFIX,
+    STEPS_SUFFIX,
     CompiledKernel,
     KernelPackage,
 )
@@ -38,7 +39,7 @@ def kernel_file(element_type: str) -> str:
 
 def block_kernel_file(element_type: str) -> str:
     """Name of the file in a bundle that has the block's kernels."""
-    return f"block.{element_type}{KERNELS_SUFFIX}"
+    return f"block.{element_type}{STEPS_SUFFIX}"
 
 
 def has_triton() -> bool:
@@ -58,31 +59,36 @@ def kernels_for(model: ModelProto, note: Callable[[str], None] = lambda line: No
     from ...plugins.hybrid_block.triton_block import compile_package as compile_block
 
     files: dict[str, bytes] = {}
-    refused: dict[int, str] = {}
+    refused: dict[str, dict[int, str]] = {}
 
     def compiled(
-        element_type: str, states: int, compiler: Callable[[tuple[int, ...]], KernelPackage]
-    ) -> bytes | None:
+        whose: str, capabilities: Iterable[int], compiler: Callable[[tuple[int, ...]], KernelPackage]
+    ) -> dict[int, dict[str, CompiledKernel]]:
         kernels: dict[int, dict[str, CompiledKernel]] = {}
-        for compute_capability in BLOCK_SHAPES:
+        for compute_capability in capabilities:
             try:
                 kernels |= compiler((compute_capability,)).kernels
             except BackendError as error:
-                refused[compute_capability] = str(error)
-        return KernelPackage(element_type, states, kernels).to_bytes() if kernels else None
+                refused.setdefault(whose, {})[compute_capability] = str(error)
+        return kernels
 
+    steps = steps_called(model)
     for element_type, states in scan_kinds(model):
-        scan = compiled(element_type, states, partial(compile_with_triton, element_type, states))
-        if scan is None:
-            continue
-        files[kernel_file(element_type)] = scan
-        if steps := steps_called(model):
-            block = compiled(element_type, BLOCK_STATES, partial(compile_block, element_type, steps))
-            if block is not None:
-                files[block_kernel_file(element_type)] = block
-    if refused:
-        why = next(iter(refused.values()))
-        note(f"the bundle has no scan kernels for compute capability {dotted(sorted(refused))}: {why}")
+        scan = compiled("scan", BLOCK_SHAPES, partial(compile_with_triton, element_type, states))
+        if scan:
+            files[kernel_file(element_type)] = KernelPackage(element_type, states, scan).to_bytes()
+        # Of no use where the scan has none.
+        block = compiled("block", scan, partial(compile_block, element_type, steps)) if steps else {}
+        if block:
+            files[block_kernel_file(element_type)] = KernelPackage(
+                element_type, BLOCK_STATES, block
+            ).to_bytes()
+    for whose, why in refused.items():
+        capabilities = dotted(sorted(why))
+        note(
+            f"the bundle has no {whose} kernels for compute capability {capabilities}: "
+            f"{next(iter(why.values()))}"
+        )
     return files
 
 

@@ -94,6 +94,7 @@ def offered(packages: tuple[KernelPackage, ...], driver: str = DRIVER) -> Iterat
         library.msmamba_gpu_offer(None)
 
 
+_NOT_LAUNCHED = "the scan kernels are not such as this version launches: export the bundle again"
 _HANDED_OVER: dict[tuple[str, ...], int] = {}
 """Packages in the native library, which keeps them for good, by their content."""
 
@@ -101,23 +102,26 @@ _HANDED_OVER: dict[tuple[str, ...], int] = {}
 def _handed_over(packages: tuple[KernelPackage, ...], driver: str) -> int:
     key = (driver, *(package.digest for package in packages))
     if key not in _HANDED_OVER:
-        given = [
-            _GpuKernel(
-                _ELEMENT_TYPES[package.element_type],
-                compute_capability,
-                package.states,
-                name.encode(),
-                kernel.name.encode(),
-                kernel.cubin,
-                len(kernel.cubin),
-                kernel.threads,
-                kernel.shared_bytes,
-                kernel.hidden_pointers,
-            )
-            for package in packages
-            for compute_capability, kernels in package.kernels.items()
-            for name, kernel in kernels.items()
-        ]
+        try:
+            given = [
+                _GpuKernel(
+                    _ELEMENT_TYPES[package.element_type],
+                    compute_capability,
+                    package.states,
+                    name.encode(),
+                    kernel.name.encode(),
+                    kernel.cubin,
+                    len(kernel.cubin),
+                    kernel.threads,
+                    kernel.shared_bytes,
+                    kernel.hidden_pointers,
+                )
+                for package in packages
+                for compute_capability, kernels in package.kernels.items()
+                for name, kernel in kernels.items()
+            ]
+        except (KeyError, TypeError, AttributeError, UnicodeError) as error:  # a file may hold any JSON
+            raise BackendError(_NOT_LAUNCHED) from error
         functions = _driver_functions(driver)
         (block,) = set(BLOCK_SHAPES.values())  # one for all GPUs, as native/gpu_scan.h has it
         array = (_GpuKernel * len(given))(*given)
@@ -125,9 +129,7 @@ def _handed_over(packages: tuple[KernelPackage, ...], driver: str) -> int:
         shape = (block.channels, block.steps)
         made = _library().msmamba_gpu_package(table, len(functions), *shape, len(given), array)
         if made is None:
-            raise BackendError(
-                "the scan kernels are not such as this version launches: export the bundle again"
-            )
+            raise BackendError(_NOT_LAUNCHED)
         _HANDED_OVER[key] = made
     return _HANDED_OVER[key]
 

@@ -22,7 +22,9 @@ from .gpu_launch import dotted
 
 MAGIC = b"msmamba-kernels-1\n"
 KERNELS_SUFFIX = ".kernels"
-"""How the names of a bundle's files end that hold packages."""
+"""How the names of a bundle's files end that hold packages of the scan's kernels."""
+STEPS_SUFFIX = ".steps"
+"""The same of the hybrid block's: not `KERNELS_SUFFIX`, of which version 0.2 refuses all for one unknown."""
 _MOST_BYTES = 64 << 20  # unpacked, some hundred times a package for every GPU
 ELEMENT_TYPES = ("float16", "float32")
 """Types of x, delta, B, C and y that kernels are compiled for; A, D and delta_bias are always float32."""

@@ -45,7 +45,7 @@ def test_a_bundle_says_what_it_is(bundles: dict[str, Path], checkpoint: Path) ->
     assert manifest.checkpoint_sha256 == sha256_of(checkpoint)
     assert manifest.files == {
         name: sha256_of(bundle / name)
-        for name in ("model.onnx", "scan.float16.kernels", "block.float16.kernels")
+        for name in ("model.onnx", "scan.float16.kernels", "block.float16.steps")
     }
     assert manifest.precision_asked == "fp16"
     assert manifest.resize == RULE
@@ -60,7 +60,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(
     bundles: dict[str, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
     again = export_bundle(checkpoint, tmp_path / "again", ExportOptions(precision="fp16")).path
-    for name in ("model.onnx", "scan.float16.kernels", "block.float16.kernels", "manifest.json"):
+    for name in ("model.onnx", "scan.float16.kernels", "block.float16.steps", "manifest.json"):
         assert (again / name).read_bytes() == (bundles["fp16"] / name).read_bytes()
 
 
@@ -172,7 +172,7 @@ def test_an_engine_stands_beside_the_onnx_file(checkpoint: Path, tmp_path: Path)
     assert manifest.compute_capabilities == ("8.6", "12.0")
     assert set(manifest.files) == {
         *("model.onnx", "model.engine", "build.log"),
-        *("scan.float16.kernels", "block.float16.kernels"),
+        *("scan.float16.kernels", "block.float16.steps"),
     }
     facts = EngineFacts.of(manifest)
     assert facts is not None

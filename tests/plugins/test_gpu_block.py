@@ -301,7 +301,7 @@ def test_a_bundle_whose_block_kernels_are_for_other_gpus_runs_its_functions() ->
     }
     files = {
         "scan.float32.kernels": KernelPackage("float32", 16, {87: kernels}).to_bytes(),
-        "block.float32.kernels": made_up_package(capability=90).to_bytes(),
+        "block.float32.steps": made_up_package(capability=90).to_bytes(),
     }
     (only,) = gpu_operator.packages_of(files, 87)
     assert only.states == 16

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -317,11 +318,35 @@ def test_memory_does_not_grow_inside_a_graph(node_of: NodeOf, driver: ctypes.CDL
         node(held(ScanCase(2, 5, 3, 13)))
 
 
-def test_kernels_of_another_kind_are_not_handed_over(driver_file: Path) -> None:
-    kernels = {"resize": CompiledKernel("resize", b"none", 32, 0, 2)}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "resize"},
+        {"element_type": "bfloat16"},
+        {"element_type": ["float32"]},
+        {"states": "16"},
+        {"entry": "\ud800"},
+        {"entry": 3},
+        {"threads": None},
+    ],
+    ids=str,
+)
+def test_kernels_of_another_kind_are_not_handed_over(driver_file: Path, changes: dict[str, Any]) -> None:
+    """Whatever JSON a bundle's file holds."""
+    said = {
+        "name": "scan",
+        "element_type": "float32",
+        "states": STATES,
+        "entry": "scan",
+        "threads": 32,
+        **changes,
+    }
+    kernel = CompiledKernel(said["entry"], b"none", said["threads"], 0, 2)
+    package = KernelPackage(said["element_type"], said["states"], {87: {said["name"]: kernel}})
+    files = {"scan.float32.kernels": package.to_bytes()}
     with (
         pytest.raises(BackendError, match="not such as this version launches"),
-        gpu_operator.offered((KernelPackage("float32", STATES, {87: kernels}),), str(driver_file)),
+        gpu_operator.offered(gpu_operator.packages_of(files, 87), str(driver_file)),
     ):
         pass
 

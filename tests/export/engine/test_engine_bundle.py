@@ -22,7 +22,7 @@ from msmamba.export.engine.kernels import block_kernel_file, compiler_from, kern
 from msmamba.files import sha256_of
 from msmamba.plugins.hybrid_block.gpu_kernels import CONSTANTS
 from msmamba.plugins.selective_scan.gpu_launch import BLOCK_SHAPES
-from msmamba.plugins.selective_scan.gpu_package import BLOCK_STATES, MAGIC, KernelPackage
+from msmamba.plugins.selective_scan.gpu_package import BLOCK_STATES, KERNELS_SUFFIX, MAGIC, KernelPackage
 from msmamba.plugins.tensorrt_library import link_parser_library
 from msmamba.runtime.artefact import Kind, open_bundle, recognise
 from msmamba.runtime.manifest import EngineFacts
@@ -233,13 +233,17 @@ def test_a_bundle_holds_the_kernels_of_every_gpu(bundles: dict[str, Path], preci
         assert packages[name].compute_capabilities == tuple(BLOCK_SHAPES)
         assert (packages[name].element_type, packages[name].states) == (element_type, states)
     assert set(packages[name].kernels[90]) == set(CONSTANTS)
+    assert not name.endswith(KERNELS_SUFFIX)  # version 0.2 takes those for the scan's
     model = onnx.load(bundles[precision] / "model.onnx")
     notes: list[str] = []
     assert kernels_for(model, notes.append) == {name: each.to_bytes() for name, each in packages.items()}
     assert notes == []
 
 
+@pytest.mark.parametrize(("whose", "refused"), [("scan", ".entry"), ("block", ".entry gated_norm")])
 def test_compute_capabilities_that_triton_does_not_know_are_left_out_and_named(
+    whose: str,
+    refused: str,
     bundles: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -252,7 +256,7 @@ def test_compute_capabilities_that_triton_does_not_know_are_left_out_and_named(
     make = CUDABackend.make_cubin
 
     def refusing(self: Any, source: Any, metadata: Any, options: Any, capability: int) -> Any:
-        if capability == 110:
+        if capability == 110 and refused in source:
             print("all of the PTX")
             refusal = "ptxas fatal   : Value 'sm_110a' is not defined for option 'gpu-name'"
             raise PTXASError(f"Internal Triton PTX codegen error\n`ptxas` stderr:\n{refusal}\n\nRepro: no\n")
@@ -263,9 +267,14 @@ def test_compute_capabilities_that_triton_does_not_know_are_left_out_and_named(
     monkeypatch.setattr(kernels, "BLOCK_SHAPES", {sm: BLOCK_SHAPES[sm] for sm in (90, 110)})
     notes: list[str] = []
     files = kernels.kernels_for(onnx.load(bundles["fp16"] / "model.onnx"), notes.append)
-    assert KernelPackage.from_bytes(files[kernel_file("float16")]).compute_capabilities == (90,)
+    scan, block = (
+        KernelPackage.from_bytes(files[name])
+        for name in (kernel_file("float16"), block_kernel_file("float16"))
+    )
+    assert scan.compute_capabilities == ((90,) if whose == "scan" else (90, 110))
+    assert block.compute_capabilities == (90,)
     (note,) = notes
-    assert note.startswith("the bundle has no scan kernels for compute capability 11.0: Triton 3.")
+    assert note.startswith(f"the bundle has no {whose} kernels for compute capability 11.0: Triton 3.")
     assert note.endswith("(ptxas fatal : Value 'sm_110a' is not defined for option 'gpu-name')")
     assert capsys.readouterr().out == ""
 
