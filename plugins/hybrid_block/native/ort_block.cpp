@@ -199,13 +199,6 @@ constexpr OperatorSpec kSpecs[kBlockOperators] = {
      {{"y", "bIJC"}}},
 };
 
-template <typename Spec>
-constexpr size_t count(const Spec* named) {
-  size_t n = 0;
-  while (named[n].name != nullptr) ++n;
-  return n;
-}
-
 // What the letters stand for.
 struct Sizes {
   BlockSizes block{};
@@ -466,7 +459,7 @@ BlockOp block_op(BlockOperator kind, msmamba::ElementType element) {
   BlockOp op = {};
   op.op = kind;
   op.element = element;
-  op.version = kApiVersion;
+  set_what_all_share(&op);
   op.get_name = [](const CustomOp* self) { return static_cast<const BlockOp*>(self)->spec().op_type; };
   op.get_execution_provider = [](const CustomOp*) { return "CPUExecutionProvider"; };
   op.get_input_count = [](const CustomOp* self) {
@@ -484,18 +477,9 @@ BlockOp block_op(BlockOperator kind, msmamba::ElementType element) {
   };
   op.get_output_count = [](const CustomOp* self) { return count(static_cast<const BlockOp*>(self)->spec().outputs); };
   op.get_output_type = [](const CustomOp* self, size_t) { return element_of(self); };
-  op.get_input_characteristic = [](const CustomOp*, size_t) { return kRequired; };
-  op.get_output_characteristic = [](const CustomOp*, size_t) { return kRequired; };
-  op.get_input_memory_type = [](const CustomOp*, size_t) { return kMemoryDefault; };
-  op.get_variadic_input_min_arity = [](const CustomOp*) { return 0; };
-  op.get_variadic_input_homogeneity = [](const CustomOp*) { return 0; };
-  op.get_variadic_output_min_arity = [](const CustomOp*) { return 0; };
-  op.get_variadic_output_homogeneity = [](const CustomOp*) { return 0; };
   op.create_kernel_v2 = create_kernel;
   op.compute_v2 = compute;
   op.destroy_kernel = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-  op.get_start_version = [](const CustomOp*) { return 1; };
-  op.get_end_version = [](const CustomOp*) { return INT32_MAX; };
   return op;
 }
 

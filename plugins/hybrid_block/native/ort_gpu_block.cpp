@@ -61,13 +61,6 @@ constexpr StepSpec kSpecs[gpu::kBlockSteps] = {
      'h'},
 };
 
-template <typename Spec>
-constexpr size_t count(const Spec* named) {
-  size_t n = 0;
-  while (named[n].name != nullptr) ++n;
-  return n;
-}
-
 // What the letters stand for, zero where it is not known yet.
 struct Letters {
   int64_t of[128] = {};
@@ -236,25 +229,16 @@ StepOp step_op(BlockStep step, ElementType element, gpu::Package* package) {
   op.step = step;
   op.element = element;
   op.package = package;
-  op.version = kApiVersion;
+  set_what_all_share(&op);
   op.get_name = [](const CustomOp* self) { return static_cast<const StepOp*>(self)->spec().op_type; };
   op.get_execution_provider = [](const CustomOp*) { return "CUDAExecutionProvider"; };
   op.get_input_count = [](const CustomOp* self) { return count(static_cast<const StepOp*>(self)->spec().inputs); };
   op.get_output_count = [](const CustomOp* self) { return count(static_cast<const StepOp*>(self)->spec().outputs); };
   op.get_input_type = [](const CustomOp* self, size_t) { return static_cast<const StepOp*>(self)->element; };
   op.get_output_type = [](const CustomOp* self, size_t) { return static_cast<const StepOp*>(self)->element; };
-  op.get_input_characteristic = [](const CustomOp*, size_t) { return kRequired; };
-  op.get_output_characteristic = [](const CustomOp*, size_t) { return kRequired; };
-  op.get_input_memory_type = [](const CustomOp*, size_t) { return kMemoryDefault; };
-  op.get_variadic_input_min_arity = [](const CustomOp*) { return 0; };
-  op.get_variadic_input_homogeneity = [](const CustomOp*) { return 0; };
-  op.get_variadic_output_min_arity = [](const CustomOp*) { return 0; };
-  op.get_variadic_output_homogeneity = [](const CustomOp*) { return 0; };
   op.create_kernel_v2 = create_kernel;
   op.compute_v2 = compute;
   op.destroy_kernel = destroy_kernel;
-  op.get_start_version = [](const CustomOp*) { return 1; };
-  op.get_end_version = [](const CustomOp*) { return INT32_MAX; };
   return op;
 }
 

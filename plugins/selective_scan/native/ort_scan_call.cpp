@@ -15,7 +15,7 @@ ScanOp scan_op(const Api& api, ElementType element) {
   ScanOp op = {};
   op.element = element;
   op.api = &api;
-  op.version = kApiVersion;
+  set_what_all_share(&op);
   op.get_name = [](const CustomOp*) { return kOpType; };
   op.get_input_count = [](const CustomOp*) { return kInputs; };
   op.get_input_type = [](const CustomOp* self, size_t index) {
@@ -23,18 +23,9 @@ ScanOp scan_op(const Api& api, ElementType element) {
   };
   op.get_output_count = [](const CustomOp*) { return size_t{1}; };
   op.get_output_type = [](const CustomOp* self, size_t) { return static_cast<const ScanOp*>(self)->element; };
-  op.get_input_characteristic = [](const CustomOp*, size_t) { return kRequired; };
-  op.get_output_characteristic = [](const CustomOp*, size_t) { return kRequired; };
-  op.get_input_memory_type = [](const CustomOp*, size_t) { return kMemoryDefault; };
-  op.get_variadic_input_min_arity = [](const CustomOp*) { return 0; };
-  op.get_variadic_input_homogeneity = [](const CustomOp*) { return 0; };
-  op.get_variadic_output_min_arity = [](const CustomOp*) { return 0; };
-  op.get_variadic_output_homogeneity = [](const CustomOp*) { return 0; };
   op.infer_output_shape = [](const CustomOp* self, ShapeInferContext* context) {
     return infer_like_first_input(*static_cast<const ScanOp*>(self)->api, context);
   };
-  op.get_start_version = [](const CustomOp*) { return 1; };
-  op.get_end_version = [](const CustomOp*) { return INT32_MAX; };
   return op;
 }
 

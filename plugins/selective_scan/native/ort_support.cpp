@@ -50,6 +50,19 @@ Status* check_dimensions(const Api& api, const char* op, const Input& found, con
   return api.create_status(kInvalidArgument, message);
 }
 
+void set_what_all_share(CustomOp* op) {
+  op->version = kApiVersion;
+  op->get_input_characteristic = [](const CustomOp*, size_t) { return kRequired; };
+  op->get_output_characteristic = [](const CustomOp*, size_t) { return kRequired; };
+  op->get_input_memory_type = [](const CustomOp*, size_t) { return kMemoryDefault; };
+  op->get_variadic_input_min_arity = [](const CustomOp*) { return 0; };
+  op->get_variadic_input_homogeneity = [](const CustomOp*) { return 0; };
+  op->get_variadic_output_min_arity = [](const CustomOp*) { return 0; };
+  op->get_variadic_output_homogeneity = [](const CustomOp*) { return 0; };
+  op->get_start_version = [](const CustomOp*) { return 1; };
+  op->get_end_version = [](const CustomOp*) { return INT32_MAX; };
+}
+
 Parallel SessionThreads::parallel() {
   // ONNX Runtime does not tell how many threads its pool has. Asking for as many as there are processors
   // does no harm where it has fewer: who comes too late finds nothing left to do.

@@ -52,6 +52,18 @@ class SessionThreads {
 // Gives output 0 the element type's shape of input 0, as far as it is known.
 Status* infer_like_first_input(const Api& api, ShapeInferContext* context);
 
+// What every operator of ours says of itself: that its inputs and outputs are all there, where its provider works, and
+// that it is of any version.
+void set_what_all_share(CustomOp* op);
+
+// How many entries a table has before the one without a name that ends it.
+template <typename Spec>
+constexpr size_t count(const Spec* named) {
+  size_t n = 0;
+  while (named[n].name != nullptr) ++n;
+  return n;
+}
+
 // The operators of one source: pointers that stay valid for good.
 struct Operators {
   const CustomOp* const* ops;
