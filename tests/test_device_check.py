@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from benchmark_scripts import script_as_module
 
 from msmamba.plugins.selective_scan import cpu
 
@@ -23,13 +23,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "device_check.py"
 @pytest.fixture(scope="module")
 def device_check() -> ModuleType:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("device_check", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look for their module
-    spec.loader.exec_module(module)
-    return module
+    return script_as_module("device_check")
 
 
 def test_without_a_gpu_each_step_says_what_it_lacks(tmp_path: Path, device_check: ModuleType) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from benchmark_scripts import script_as_module
 from PIL import Image
 
 from msmamba.images import read_image
@@ -20,14 +19,7 @@ from tests.runtime.conftest import LABELS, classifier, manifest
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """The benchmarks' module."""
-    path = Path(__file__).parents[2] / "benchmarks" / "guard_answers.py"
-    spec = importlib.util.spec_from_file_location("guard_answers", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_as_module("guard_answers")
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from benchmark_scripts import script_as_module
 
 from msmamba.plugins.hybrid_block.gpu_kernels import CONSTANTS
 from msmamba.plugins.selective_scan.gpu_launch import BLOCK_SHAPES, MAX_CHUNKS, ScanShape
@@ -16,14 +14,7 @@ from msmamba.plugins.selective_scan.gpu_launch import BLOCK_SHAPES, MAX_CHUNKS, 
 @pytest.fixture(scope="module")
 def table() -> ModuleType:
     """The benchmark script as a module."""
-    path = Path(__file__).parents[2] / "benchmarks" / "gpu_kernel_table.py"
-    spec = importlib.util.spec_from_file_location("gpu_kernel_table", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look for their module
-    spec.loader.exec_module(module)
-    return module
+    return script_as_module("gpu_kernel_table")
 
 
 @pytest.mark.parametrize("element_type", ["float16", "float32"])
