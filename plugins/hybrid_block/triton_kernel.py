@@ -14,10 +14,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from . import LAYER_NORM_EPSILON
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 SQRT_HALF = tl.constexpr(0.7071067811865476)
-EPSILON = tl.constexpr(1e-5)
+EPSILON = tl.constexpr(LAYER_NORM_EPSILON)
 TAPS = tl.constexpr(9)
+CENTRE = tl.constexpr(4)
 # One machine code for every size, as of the scan's kernels.
 SIZES = ("height", "width", "channels", "stride", "groups", "convolved", "multiplier", "positions")
 
@@ -154,7 +157,7 @@ def merged_groups(
     total = _load(bias_ptr, source, through)
     for tap in tl.static_range(TAPS):
         weight = _load(weight_ptr, source * TAPS + tap, through)
-        if tap == 4:
+        if tap == CENTRE:
             total += here * weight
         else:
             neighbour, there = _neighbour(place, width, height, tap)

@@ -94,7 +94,7 @@ def offered(packages: tuple[KernelPackage, ...], driver: str = DRIVER) -> Iterat
         library.msmamba_gpu_offer(None)
 
 
-_NOT_LAUNCHED = "the scan kernels are not such as this version launches: export the bundle again"
+_NOT_LAUNCHED = "the GPU kernels are not such as this version launches: export the bundle again"
 _HANDED_OVER: dict[tuple[str, ...], int] = {}
 """Packages in the native library, which keeps them for good, by their content."""
 
