@@ -24,9 +24,8 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy calls modules by the folder, whose name may be none of a module (`msmamba-main` of an archive): then by a link.
-NAMED := $(shell echo '$(notdir $(CURDIR))' | grep -Ex '[A-Za-z_][A-Za-z0-9_]*')
-TREE := $(if $(NAMED),.,.mypy_cache/msmamba)
+# mypy calls modules by the folder, whatever that is named, and benchmarks call them msmamba: so by a link of that name.
+TREE := .mypy_cache/msmamba
 
 types: $(VENV)/test.stamp .mypy_cache/msmamba
 	$(BIN)/mypy $(TREE)
