@@ -458,8 +458,10 @@ def _image_criterion(
 ) -> Criterion:
     if not limit.per_cent:
         return Criterion(name, found, limit.amount, None, "")
+    images = max(images, 1)
     worst = None if worst_share is None else 100 * worst_share
-    return Criterion(name, 100 * found / max(images, 1), limit.amount, worst, "%")
+    allowed = max(limit.amount, 100 * limit.least / images)
+    return Criterion(name, 100 * found / images, allowed, worst, "%")
 
 
 def _notes(

@@ -70,7 +70,7 @@ def masses_above(logits: npt.NDArray[Any]) -> Floats:
     order = np.argsort(-probabilities, axis=1, kind="stable")
     ranked = np.take_along_axis(probabilities, order, axis=1)
     masses = np.zeros_like(ranked)
-    np.cumsum(ranked[:, :-1], axis=1, out=masses[:, 1:])
+    np.minimum(np.cumsum(ranked[:, :-1], axis=1), 1, out=masses[:, 1:])  # sums may round to more
     above = np.empty_like(masses)
     np.put_along_axis(above, order, masses, axis=1)
     return above

@@ -201,6 +201,10 @@ def test_flips_of_undecided_images_are_told_with_their_harm_and_not_judged() -> 
     assert none_decided.flip_share.value is None
     assert "undecided" not in decision_text(decided(before, before, truth))
 
+    one = np.eye(1, 5, dtype=np.bool_)[0]  # which `DecisionBar` always allows, of however few images
+    by_default = {each.name: each for each in decided(before, after, truth, undecided=one).criteria}
+    assert (by_default["undecided"].met, by_default["undecided"].allowed) == (True, 20)
+
     none_flips = decided(before, before, truth, bar=bar, undecided=np.ones(5, np.bool_))
     assert [criterion.name for criterion in none_flips.criteria] == ["flips"]
     told = decision_text(none_flips)

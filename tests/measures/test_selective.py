@@ -46,6 +46,13 @@ def test_masses_above_leave_the_class_itself_out() -> None:
     np.testing.assert_allclose(masses, [[0.8, 0, 0.5]], atol=1e-12)
 
 
+def test_no_mass_is_more_than_all() -> None:
+    """A bound of 1 has to let all classes be candidates, those that are nearly impossible, too."""
+    logits = np.random.default_rng(0).normal(0, 3, (1000, 8))
+    logits[:, 7] -= 60
+    assert masses_above(logits).max() == 1
+
+
 @pytest.mark.parametrize("factor", [0.25, 1.0, 6.0])
 def test_the_temperature_of_a_known_law_is_found(factor: float) -> None:
     # Of a lift of 3.2 and unit noise the likelihood ratio of two classes is exp(3.2 x their difference).
