@@ -152,6 +152,9 @@ def test_another_resolution_or_objective_forgets_everything(session: Session) ->
     assert (smaller.probabilities.shape[:2], int(known(smaller).sum())) == ((1, 3), smaller.classified)
     with pytest.raises(ImageError, match="does not say its microns a pixel"):
         mapper.map(frame(field()))
+    with pytest.raises(ImageError, match="it is 160 x 1 pixels: expected at least 2 x 2"):
+        mapper.map(frame(field()[:1], 0.5))
+    assert Mapper(session, Grid(tiles=1)).map(frame(field()[:2, :2])).side == 2
 
 
 def test_a_source_that_never_knew_its_scale_ends_it(session: Session, tmp_path: Path) -> None:

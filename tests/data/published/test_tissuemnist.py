@@ -15,11 +15,11 @@ from published_layouts import TISSUES, tissue_arrays
 
 from msmamba.cli import mmdeploy
 from msmamba.data.folders import read_evaluation_folder, read_training_folder
-from msmamba.data.imported import STACK_INDEX, check_contents
+from msmamba.data.imported import MANIFEST, STACK_INDEX, STACK_ROW, check_contents
 from msmamba.data.published import ImportOptions, import_data_set
 from msmamba.data.published import tissuemnist as module
 from msmamba.errors import DataError, ImageError, TargetError
-from msmamba.files import resumable_folder
+from msmamba.files import resumable_folder, sha256_of
 from msmamba.images import StackedImage, read_image
 from msmamba.model.training.loading import Images, channel_statistics
 
@@ -87,6 +87,18 @@ def test_copies_of_an_image_share_a_split(tmp_path: Path, arrays: Arrays) -> Non
     assert manifest.notes[-1] == (
         "40 images, by content, are in more than one split: figures on this split are too high"
     )
+
+
+def test_images_are_called_by_their_place_and_copies_count_once_for_intervals(
+    tmp_path: Path, arrays: Arrays
+) -> None:
+    arrays["test_images"][40:] = arrays["test_images"][:40]
+    options = ImportOptions(official_split=True)
+    import_data_set("tissuemnist", write(tmp_path / "source", arrays), tmp_path / "out", options)
+    data = read_evaluation_folder(tmp_path / "out")
+    assert data.names("test") == tuple(f"test.npy[{place}]" for place in range(80))
+    assert data.drawn_together("test") == data.names("test")[:40] * 2
+    assert read_evaluation_folder(tmp_path / "out", "val").drawn_together("val") is None
 
 
 def test_images_in_colour_are_taken_too(tmp_path: Path) -> None:
@@ -291,6 +303,35 @@ def test_a_damaged_stack_or_index_is_told(tmp_path: Path, arrays: Arrays) -> Non
         read_image(StackedImage(out / "absent.npy", 0))
     (out / STACK_INDEX).write_bytes(b"something else")
     with pytest.raises(DataError, match="is not the one that was written by the import"):
+        read_training_folder(out)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        *((name, value, "names a stack, class or split") for name, value in (("stack", 3), ("class", 8))),
+        ("split", 3, "names a stack, class or split"),
+        (None, "<u4", "holds uint32, expected"),
+        (None, STACK_ROW, r"holds .* expected"),
+    ],
+    ids=["stack", "class", "split", "kind", "rows-of-rows"],
+)
+def test_an_index_of_something_else_is_refused_whatever_its_checksum(
+    tmp_path: Path, arrays: Arrays, field: str | None, value: Any, said: str
+) -> None:
+    out = tmp_path / "out"
+    import_data_set("tissuemnist", write(tmp_path / "source", arrays), out)
+    index = np.load(out / STACK_INDEX)
+    if field is None:
+        index = np.zeros((2, 2), value) if value is STACK_ROW else np.zeros(len(index), value)
+    else:
+        index[field][-1] = value
+    with (out / STACK_INDEX).open("wb") as file:
+        np.lib.format.write_array(file, index, allow_pickle=False)
+    manifest = json.loads((out / MANIFEST).read_text())
+    manifest["files"][STACK_INDEX] = sha256_of(out / STACK_INDEX)
+    (out / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=said):
         read_training_folder(out)
 
 

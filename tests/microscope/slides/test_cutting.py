@@ -219,6 +219,9 @@ def test_a_slide_that_is_not_there_is_named(annotated: Path, tmp_path: Path) -> 
     slides = [*slides_of(annotated), tmp_path / "lost.tif"]
     with pytest.raises(InputError, match=r"there is no slide .*lost\.tif"):
         import_slides(slides, annotated, tmp_path / "data", CUT)
+    (tmp_path / "other.geojson").write_text("[]")
+    with pytest.raises(InputError, match=r"holds no GeoJSON that is called as one of the slides \(s0, s1"):
+        import_slides(slides_of(annotated), tmp_path, tmp_path / "data", CUT)
 
 
 @pytest.mark.parametrize("change", [{"size": 0}, {"mpp": 0.0}, {"overlap": 1.0}, {"min_cover": 0.0}], ids=str)

@@ -57,6 +57,7 @@ FORMS: dict[str, tuple[Any, str]] = {
     "unclassified": (feature(None, box(0, 0, 10, 10)), ""),
     "names": (written(AREA, classification={"names": ["Tumor", "Positive"]}), "Tumor: Positive"),
     "older": (written(AREA, object_type="annotation", classification={"name": "x", "colorRGB": -1}), "x"),
+    "text": (written(AREA, classification=" x "), "x"),
     "bare": ({"type": "Feature", "geometry": AREA}, ""),
     "multi": (
         written({"type": "MultiPolygon", "coordinates": [[box(0, 0, 5, 10)], [box(5, 0, 10, 10)]]}),

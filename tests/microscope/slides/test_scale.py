@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,12 @@ def test_what_neither_says_names_every_way_out(
             wanted_of(session)
         assert wanted_of(session, 0.5) == Wanted(32, 0.5)
         assert wanted_of(session, pixel_for_pixel=True) == Wanted(48 if covers else 32, None)
+
+
+@pytest.mark.parametrize("none", [{"batch_size": 0}, {"lanes": 0}], ids=str)
+def test_no_batch_or_lane_is_refused(none: dict[str, int], session: Session, pyramid: Path) -> None:
+    with closing(open_slide(pyramid)) as slide, pytest.raises(InputError, match="expected at least 1"):
+        next(classify_slide(session, slide, **none))
 
 
 def test_one_of_two_has_to_be_chosen(session: Session) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from slide_files import HALF_A_MICRON, tissue, write_tiff
 from msmamba.errors import InputError
 from msmamba.microscope.slides import Tile, open_slide, tiles
 from msmamba.microscope.slides.tiling import best_level, read_tile
-from msmamba.microscope.slides.tissue import TissueOptions, thumbnail, tissue_mask
+from msmamba.microscope.slides.tissue import Thumbnail, TissueOptions, mask_of, thumbnail, tissue_mask
 
 PIXELS = tissue()
 SMALL = TissueOptions(thumbsize=210, median_filter_size=3, closing_kernel_size=3, min_object_size_um2=200)
@@ -143,6 +145,23 @@ def test_specks_and_holes_go_by_their_area_in_microns(tmp_path: Path) -> None:
     assert not gone[25, 305]
     assert gone[106, 106]
     slide.close()
+
+
+def test_tissue_is_more_saturated_than_the_threshold_and_specks_are_smaller_than_the_bound(
+    pyramid: Path,
+) -> None:
+    pixels = np.full((40, 60, 3), 255, np.uint8)
+    pixels[10:14, 10:15] = (255, 255, 247)  # a saturation of 8
+    pixels[10:14, 40:45] = (255, 255, 248)  # of 7
+    small = Thumbnail(pixels, 1.0, np.zeros((40, 60), bool))
+    options = TissueOptions(
+        median_filter_size=1, closing_kernel_size=1, min_object_size_um2=20, min_hole_size_um2=0
+    )
+    with closing(open_slide(pyramid)) as slide:
+        found = mask_of(slide, small, options, 1.0).tissue
+        assert (found == (pixels[..., 2] == 247)).all()
+        with pytest.raises(InputError, match="shows no tissue"):
+            mask_of(slide, small, replace(options, min_object_size_um2=21), 1.0)
 
 
 def test_a_slide_without_tissue_says_what_to_do(tmp_path: Path) -> None:
