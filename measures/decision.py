@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,10 @@ from .uncertainty import (
     LEVEL,
     RESAMPLES,
     SEED,
-    Figures,
     Interval,
     Reliability,
     Resampled,
+    calibration_change,
     calibration_error,
     mcnemar_p,
     proportion_interval,
@@ -192,7 +192,7 @@ class Decision:
     auc: Change | None
     """The area under the curve, as `metrics_of` has it; None where the images are all of one class."""
     calibration_error: Change
-    """Expected calibration error."""
+    """Expected calibration error, in bins of the reference's confidence for both."""
     flips: tuple[Flip, ...]
     """The flipped images, decided ones first, and the lost ones first among these."""
     flip_share: Proportion
@@ -269,6 +269,7 @@ def decide(
     images: Sequence[str],
     bar: DecisionBar = DecisionBar(),
     undecided: npt.NDArray[np.bool_] | None = None,
+    groups: Sequence[str] | None = None,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Decision:
@@ -283,6 +284,8 @@ def decide(
         bar: what must not be lost.
         undecided: (N,), the images that the reference does not decide, as `undecided_images` has them; None:
             there is no bar on logits to tell by, all flips count, and the number of these is not judged.
+        groups: (N,), the patient or slide of each image, for the intervals of the calibration error; None:
+            each image is its own.
         resamples: how many the bootstrap draws.
         seed: decides what the bootstrap draws.
 
@@ -315,7 +318,7 @@ def decide(
         images=len(truth),
         accuracy=accuracy,
         auc=auc,
-        calibration_error=_calibration_change(figures, probabilities, truth),
+        calibration_error=_calibration_change(probabilities, truth, groups),
         flips=flips,
         flip_share=flip_share,
         undecided=len(truth) - judged,
@@ -361,16 +364,17 @@ def _accuracy_change(reference: Resampled, artefact: Resampled, differing: int) 
 
 
 def _calibration_change(
-    figures: Sequence[Figures],
     probabilities: Sequence[npt.NDArray[np.float64]],
     truth: npt.NDArray[np.integer[Any]],
+    groups: Sequence[str] | None,
 ) -> Change:
-    """`_change` with each model's own interval, from which chance is taken off."""
-    change = _change(figures[0].calibration_error, figures[1].calibration_error)
-    (_, reference), (_, artefact) = (
-        calibration_error(rows.max(axis=1), rows.argmax(axis=1) == truth) for rows in probabilities
+    members = None if groups is None else np.unique(np.array(groups), return_inverse=True)[1]
+    sure = [rows.max(axis=1) for rows in probabilities]
+    right = [rows.argmax(axis=1) == truth for rows in probabilities]
+    (before, reference), (after, artefact) = (
+        calibration_error(*each, members, binned_by=sure[0]) for each in zip(sure, right, strict=True)
     )
-    return replace(change, reference_interval=reference, artefact_interval=artefact)
+    return Change(before, after, reference, artefact, calibration_change(sure, right, members)[1])
 
 
 def _flips(

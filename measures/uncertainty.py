@@ -30,6 +30,8 @@ BINS = 15
 
 _CHANCES = 10_000
 """Draws of the chance in a calibration error, each as large as there are bins."""
+_CHANGED_BESIDES = 0.5
+"""Images that are taken to change in a comparison, besides those that did."""
 
 _CHUNK_BYTES = 32 << 20
 """Bound on one array of weights, so that memory does not grow with the number of resamples."""
@@ -92,7 +94,6 @@ class Figures:
     """What is resampled of one model."""
 
     accuracy: Resampled
-    calibration_error: Resampled
     auc: Resampled | None
     """The area under the curve, as `metrics_of` has it; None where the images are all of one class."""
 
@@ -119,7 +120,6 @@ def resample(
     scores: Sequence[npt.NDArray[Any]] | None = None,
     resamples: int = RESAMPLES,
     seed: int = SEED,
-    bins: int = BINS,
 ) -> list[Figures]:
     """Measures models on bootstrap resamples of the same images, stratified by class.
 
@@ -130,7 +130,6 @@ def resample(
             to 1, as probabilities do, which are taken where nobody gives others.
         resamples: R.
         seed: decides the draws; the same draws serve all models, so that their figures can be subtracted.
-        bins: how many bins the calibration error has.
 
     Returns:
         The figures of each model.
@@ -146,7 +145,7 @@ def resample(
     strata = [np.flatnonzero(truth == index) for index in np.unique(truth)]
     ordering = models if scores is None else [np.asarray(rows, np.float64) for rows in scores]
     measures = [
-        _measures(rows, order, truth, bins, auc=len(strata) > 1)
+        _measures(rows, order, truth, auc=len(strata) > 1)
         for rows, order in zip(models, ordering, strict=True)
     ]
     values = [np.empty((len(row), resamples)) for row in measures]
@@ -160,7 +159,7 @@ def resample(
         [_resampled(measure, each, strata) for measure, each in zip(row, kept, strict=True)]
         for row, kept in zip(measures, values, strict=True)
     ]
-    return [Figures(row[0], row[1], row[2] if len(row) > 2 else None) for row in figures]
+    return [Figures(row[0], row[1] if len(row) > 1 else None) for row in figures]
 
 
 def bootstrap_interval(
@@ -314,6 +313,8 @@ def calibration_error(
     confidence: Floats,
     right: npt.NDArray[np.bool_],
     groups: npt.NDArray[np.intp] | None = None,
+    *,
+    binned_by: Floats | None = None,
 ) -> tuple[float, Interval]:
     """The expected calibration error, and a 95 % interval that holds what it is of all images of this kind.
 
@@ -326,34 +327,21 @@ def calibration_error(
     end is what is left when the chance's upper quantile is taken off. What is measured is at least the sum of
     the gaps by their true signs, so the upper end is a plain one of a sum of means.
 
-    A bin's variance is at least that of answers that are as often right as they are sure, or a few images
-    that are all right would show none.
-
     Args:
         confidence: (N,), the probability of the label that was given.
         right: (N,), whether that is the true one.
         groups: (N,), the index of each image's patient or slide, of U; None where each image is its own.
+        binned_by: (N,), what decides an image's bin in place of its confidence: another model's, say.
 
     Returns:
         The error, which is always inside of the interval; that is all of [0, 1] for a single unit.
     """
     from scipy.stats import t as student
 
-    images = len(confidence)
-    places = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # a bin holds its upper edge
-    members = np.arange(images) if groups is None else groups
-    units = int(members.max()) + 1
-    apart = right - confidence
-    gaps = np.bincount(places, apart, minlength=BINS) / images  # (bins,)
+    ((gaps,), covariance, units) = _gaps([confidence], [right], groups, binned_by)
     error = float(np.abs(gaps).sum())
     if units < 2:
         return error, Interval(0.0, 1.0)
-    parts = np.zeros((units, BINS))
-    np.add.at(parts, (members, places), apart / images)
-    parts -= parts.mean(axis=0)
-    covariance = parts.T @ parts * (units / (units - 1))  # (bins, bins), of the gaps
-    calibrated = np.bincount(places, confidence * (1 - confidence), minlength=BINS) / images**2
-    covariance += np.diag(np.maximum(0, calibrated - np.diag(covariance)))
     signs = np.sign(gaps)
     is_far = np.abs(gaps) > np.sqrt(np.log(units) * np.diag(covariance))
     sizes, axes = np.linalg.eigh(covariance)
@@ -363,8 +351,114 @@ def calibration_error(
     added = np.where(is_far, chance * signs, np.abs(chance)).sum(axis=1)
     tail = (1 - LEVEL) / 2
     low = error - max(0.0, float(np.quantile(added, 1 - tail)))
-    high = error + student.ppf(1 - tail, units - 1) * np.sqrt(max(0.0, float(signs @ covariance @ signs)))
+    high = error + student.ppf(1 - tail, units - 1) * _deviation(signs, covariance)
     return error, Interval(max(0.0, low), min(1.0, float(high)))
+
+
+def calibration_change(
+    confidences: Sequence[Floats],
+    rights: Sequence[npt.NDArray[np.bool_]],
+    groups: npt.NDArray[np.intp] | None = None,
+) -> tuple[float, Interval]:
+    """How much larger a second model's calibration error is on the same images, and a 95 % interval of it.
+
+    Both are counted in bins of the first one's confidence. In bins of its own the second would differ from a
+    first that it hardly differs from by every image that crosses an edge, which is chance, and several times
+    the change.
+
+    A bin's part of the change, |g + d| - |g| of the first one's gap g, is not smooth where g is 0, or g + d:
+    there chance adds to one error and not as much to the other, and resampling adds it again. But the part
+    is at most |d|, and at least -|d|, and d is what pairs tell well. So where a gap may be 0, the first one's
+    for the upper end, the second's for the lower, |d| takes the part's place, with the standard error of d;
+    elsewhere the signs of the gaps are known, and the part is a difference of means. (Fang and Santos, 2019,
+    on such functions; a gap may be 0 that Bonferroni's bound for all bins does not exclude.)
+
+    Where hardly an answer changes the images tell nothing of those that would. So half an image more is taken
+    to change, spread over the bins: as many at once as the images of a unit are alike.
+
+    Args:
+        confidences: (N,) of each of the two, the probability of the label that was given.
+        rights: (N,) of each, whether that is the true one.
+        groups: (N,), the index of each image's patient or slide, of U; None where each image is its own.
+
+    Returns:
+        The change, which is always inside of the interval; that is all of [-1, 1] for a single unit.
+    """
+    from scipy.stats import t as student
+
+    ((first, second), covariance, units) = _gaps(confidences, rights, groups, confidences[0])
+    parts = np.abs(second) - np.abs(first)
+    change = float(parts.sum())
+    if units < 2:
+        return change, Interval(-1.0, 1.0)
+    images = len(confidences[0])
+    alike = _images_alike(rights[0] - confidences[0], groups)
+    filled = np.bincount(_bins_of(confidences[0]), minlength=BINS) / images
+    covariance[BINS:, BINS:] += np.diag(_CHANGED_BESIDES * filled * (alike / images) ** 2)
+    bound = student.ppf(1 - (1 - LEVEL) / (2 * BINS), units - 1)
+    far_first, far_second = np.abs([first, second]) > bound * np.sqrt(np.diag(covariance)).reshape(2, BINS)
+    moved = second - first
+    by_signs = np.concatenate([-np.sign(first), np.sign(second)])  # d change / d gaps
+    grew = np.where(moved < 0, -1.0, 1.0)
+    by_moves = np.concatenate([-grew, grew])  # d sum |d| / d gaps
+    quantile = student.ppf((1 + LEVEL) / 2, units - 1)
+
+    def end(is_far: npt.NDArray[np.bool_], sign: int) -> float:
+        """The upper end, or with the sign -1 the lower one."""
+        weights = np.where(np.tile(is_far, 2), by_signs, sign * by_moves)
+        doubt = float(quantile * _deviation(weights, covariance))
+        return float(np.where(is_far, parts, sign * np.abs(moved)).sum()) + sign * doubt
+
+    return change, Interval(max(-1.0, end(far_second, -1)), min(1.0, end(far_first, 1)))
+
+
+def _gaps(
+    confidences: Sequence[Floats],
+    rights: Sequence[npt.NDArray[np.bool_]],
+    groups: npt.NDArray[np.intp] | None,
+    binned_by: Floats | None,
+) -> tuple[Floats, Floats, int]:
+    """Each model's gaps between accuracy and confidence, (models, bins), their covariance, and the units.
+
+    A bin's variance is at least that of answers that are as often right as they are sure, and as much alike
+    within a unit as all are, or a few images that are all right would show none.
+    """
+    images = len(confidences[0])
+    places = _bins_of(confidences[0] if binned_by is None else binned_by)
+    members = np.arange(images) if groups is None else groups
+    units, width = int(members.max()) + 1, len(confidences) * BINS
+    parts, gaps, calibrated = np.zeros((units, width)), np.zeros(width), np.zeros(width)
+    for start, confidence, right in zip(range(0, width, BINS), confidences, rights, strict=True):
+        apart = (right - confidence) / images
+        np.add.at(parts, (members, start + places), apart)
+        np.add.at(gaps, start + places, apart)
+        alike = _images_alike(right - confidence, groups)
+        np.add.at(calibrated, start + places, alike * confidence * (1 - confidence) / images**2)
+    parts -= parts.mean(axis=0)
+    covariance = parts.T @ parts * (units / max(units - 1, 1))  # (models * bins,) * 2
+    short = np.sqrt(np.maximum(0, calibrated - np.diag(covariance)))
+    same_bin = np.equal.outer(np.arange(width) % BINS, np.arange(width) % BINS)
+    covariance += np.where(same_bin, np.outer(short, short), 0)  # what one model lacks the other does, too
+    return gaps.reshape(len(confidences), BINS), covariance, units
+
+
+def _images_alike(values: Floats, groups: npt.NDArray[np.intp] | None) -> float:
+    """How many times the variance of a mean is that of independent images: 1, or up to a unit's images."""
+    if groups is None:
+        return 1.0
+    apart = values - values.mean()
+    sums = np.bincount(groups, apart)
+    return max(1.0, float(sums @ sums) / max(float(apart @ apart), 1e-300))
+
+
+def _bins_of(confidence: Floats, bins: int = BINS) -> npt.NDArray[np.intp]:
+    """The bin of each image; a bin holds its upper edge."""
+    return np.clip(np.ceil(confidence * bins).astype(np.intp) - 1, 0, bins - 1)
+
+
+def _deviation(weights: Floats, covariance: Floats) -> float:
+    """The standard deviation of a weighted sum."""
+    return float(np.sqrt(max(0.0, float(weights @ covariance @ weights))))
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
@@ -387,20 +481,24 @@ def reliability(probabilities: npt.NDArray[Any], truth: npt.NDArray[Any], bins: 
         truth: (N,), class indices.
         bins: how many bins of equal width there are.
     """
-    measure = _CalibrationError(np.asarray(probabilities, np.float64), truth, bins)
-    counts = measure.in_bin.sum(axis=0)
-    filled = np.maximum(counts, 1)
+    rows = np.asarray(probabilities, np.float64)
+    confidence, right = rows.max(axis=1), rows.argmax(axis=1) == truth
+    places = _bins_of(confidence, bins)
+    counts = np.bincount(places, minlength=bins)
 
-    def means(values: Floats) -> tuple[float | None, ...]:
-        sums = values @ measure.in_bin
-        return tuple(float(v) if count else None for v, count in zip(sums / filled, counts, strict=True))
+    def sums(values: npt.NDArray[Any]) -> Floats:
+        return np.bincount(places, values, minlength=bins).astype(np.float64)
+
+    def means(values: npt.NDArray[Any]) -> tuple[float | None, ...]:
+        pairs = zip(sums(values), counts, strict=True)
+        return tuple(float(value / count) if count else None for value, count in pairs)
 
     return Reliability(
         edges=tuple(np.linspace(0, 1, bins + 1).tolist()),
-        images=tuple(int(count) for count in counts),
-        confidence=means(measure.confidence),
-        accuracy=means(measure.right),
-        error=float(measure(np.ones((1, len(truth))))[0]),
+        images=tuple(counts.tolist()),
+        confidence=means(confidence),
+        accuracy=means(right),
+        error=float(np.abs(sums(right - confidence)).sum() / len(truth)),
     )
 
 
@@ -414,14 +512,9 @@ class _Measure(Protocol):
         """(N,): its derivative by each image's weight, at weights of 1, up to a factor and a constant."""
 
 
-def _measures(
-    probabilities: Floats, scores: Floats, truth: npt.NDArray[Any], bins: int, auc: bool
-) -> list[_Measure]:
-    measures: list[_Measure] = [
-        _Accuracy(probabilities, truth),
-        _CalibrationError(probabilities, truth, bins),
-    ]
-    return [*measures, _Auc(scores, truth)] if auc else measures
+def _measures(probabilities: Floats, scores: Floats, truth: npt.NDArray[Any], auc: bool) -> list[_Measure]:
+    accuracy = _Accuracy(probabilities, truth)
+    return [accuracy, _Auc(scores, truth)] if auc else [accuracy]
 
 
 class _Accuracy:
@@ -434,25 +527,6 @@ class _Accuracy:
 
     def influence(self) -> Floats:
         return self.right / len(self.right)
-
-
-class _CalibrationError(_Accuracy):
-    def __init__(self, probabilities: Floats, truth: npt.NDArray[Any], bins: int) -> None:
-        super().__init__(probabilities, truth)
-        self.confidence = probabilities.max(axis=1)  # (N,)
-        bin_of = np.ceil(self.confidence * bins).astype(int) - 1
-        self.in_bin = np.eye(bins)[np.clip(bin_of, 0, bins - 1)]  # (N, bins)
-
-    def __call__(self, weights: Floats) -> Floats:
-        gaps = (weights * (self.right - self.confidence)) @ self.in_bin  # (R, bins)
-        errors: Floats = np.abs(gaps).sum(axis=1) / weights.sum(axis=1)
-        return errors
-
-    def influence(self) -> Floats:
-        distances = self.right - self.confidence
-        signs = np.sign(distances @ self.in_bin)  # (bins,)
-        influence: Floats = distances * (self.in_bin @ signs) / len(distances)
-        return influence
 
 
 class _Auc:

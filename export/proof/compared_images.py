@@ -27,6 +27,8 @@ class ComparedImages:
     sources: list[Source]
     truth: npt.NDArray[np.int64] | None = None
     """(N,), class indices by the model's labels."""
+    groups: tuple[str, ...] | None = None
+    """(N,), what counts as one for an interval (`ImageFolder.drawn_together`); None where each image does."""
     split: str = ""
     unlabelled: str = ""
     """Why `truth` is not known."""
@@ -66,7 +68,9 @@ def images_to_compare(
     if limit is not None and len(images.sources) > limit:
         kept = spread(len(images.sources), limit)
         truth = None if images.truth is None else images.truth[kept]
-        images = replace(images, sources=[images.sources[i] for i in kept], truth=truth)
+        groups = None if images.groups is None else tuple(images.groups[i] for i in kept)
+        sources = [images.sources[i] for i in kept]
+        images = replace(images, sources=sources, truth=truth, groups=groups)
     return images
 
 
@@ -89,10 +93,12 @@ def _labelled(
             [],
             unlabelled=f"none of the folders in {data[0]} is a class of the model ({', '.join(labels)})",
         )
-    ((name, samples),) = match_labels(folder, labels).splits.items()
+    matched = match_labels(folder, labels)
+    ((name, samples),) = matched.splits.items()
     return ComparedImages(
         [each.source for each in samples],
         np.array([each.label for each in samples]),
+        matched.drawn_together(name),
         name,
         notes=folder.notes,
     )

@@ -336,6 +336,7 @@ def _with_decision(
         images=names,
         bar=bar,
         undecided=None if parity.bar.max_abs_error is None else undecided,
+        groups=images.groups,
     )
     return replace(parity, decision=decision)
 

@@ -126,7 +126,12 @@ def test_a_calibration_error_that_may_be_chance_has_an_interval_from_0() -> None
     error = decided(logits, logits, truth.tolist()).calibration_error
     assert error.reference_interval == error.artefact_interval
     assert error.reference_interval.low == 0 < error.reference < error.reference_interval.high
-    assert (error.change_interval.low, error.change_interval.high) == (0, 0)
+    assert error.change == 0
+    assert -0.05 < error.change_interval.low < 0 < error.change_interval.high < 0.05
+    patients = [str(number // 4) for number in range(60)]
+    of_patients = decided(logits, logits, truth.tolist(), groups=patients).calibration_error
+    assert of_patients.reference == error.reference
+    assert of_patients.reference_interval != error.reference_interval
 
 
 def test_one_class_alone_says_that_auc_is_not_defined() -> None:

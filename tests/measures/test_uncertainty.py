@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -14,6 +16,7 @@ from msmamba.measures.uncertainty import (
     Interval,
     Resampled,
     bootstrap_interval,
+    calibration_change,
     calibration_error,
     mcnemar_p,
     metric_intervals,
@@ -80,12 +83,10 @@ def test_each_resample_is_measured_as_scikit_learn_does(classes: int, steps: int
         assert (np.bincount(truth, counts) == np.bincount(truth)).all()  # stratified
         drawn = np.repeat(np.arange(len(truth)), counts)
         expected = metrics_of(logits[drawn], truth[drawn], names)
-        error = reliability(probabilities[drawn], truth[drawn]).error
         of_one = [
-            figure.values[number] if number < 7 else figure.estimate
-            for figure in (found.accuracy, found.auc, found.calibration_error)
+            figure.values[number] if number < 7 else figure.estimate for figure in (found.accuracy, found.auc)
         ]
-        assert of_one == pytest.approx([expected.accuracy, expected.auc, error])
+        assert of_one == pytest.approx([expected.accuracy, expected.auc])
 
 
 def test_influences_are_the_slopes_of_the_figures() -> None:
@@ -94,8 +95,8 @@ def test_influences_are_the_slopes_of_the_figures() -> None:
     probabilities = softmax(np.round(2 * generator.normal(size=(43, 3))) / 2)
     (found,) = resample([probabilities], truth, resamples=3)
     for figure, measure in zip(
-        (found.accuracy, found.calibration_error, found.auc),
-        uncertainty._measures(probabilities, probabilities, truth, 15, auc=True),
+        (found.accuracy, found.auc),
+        uncertainty._measures(probabilities, probabilities, truth, auc=True),
         strict=True,
     ):
         assert figure is not None
@@ -359,3 +360,69 @@ def test_the_chance_of_a_calibration_error_is_that_of_patients_where_they_are_kn
     )
     assert error == same
     assert of_patients.width > 3 * of_images.width
+
+
+@pytest.mark.parametrize(
+    ("images", "alike"), [pytest.param(60, 1, id="images"), pytest.param(320, 4, id="copies")]
+)
+@pytest.mark.parametrize(
+    ("sureness", "changed", "noise"),
+    [
+        pytest.param(1.0, 1.0, 0.01, id="calibrated-and-hardly-changed"),
+        pytest.param(1.6, 1.0, 0.2, id="too-sure-and-changed"),
+        pytest.param(1.0, 1.6, 0.0, id="made-too-sure"),
+        pytest.param(1.6, 1 / 1.6, 0.0, id="made-calibrated"),
+        pytest.param(8.0, 1.1, 0.0, id="very-sure"),
+    ],
+)
+def test_the_interval_of_a_change_of_calibration_holds_the_true_one(
+    sureness: float, changed: float, noise: float, images: int, alike: int
+) -> None:
+    generator = np.random.default_rng(0)
+
+    def drawn(count: int) -> tuple[list[npt.NDArray[Any]], npt.NDArray[Any], npt.NDArray[Any]]:
+        """The log-odds of two models, how often their answers are right, and whether they are."""
+        odds = generator.normal(0, 2, count)
+        both = [sureness * odds, changed * sureness * odds + generator.normal(0, noise or 1e-9, count)]
+        often = np.array([1 / (1 + np.exp(-odds * np.sign(each))) for each in both])
+        is_one = generator.random(count) < 1 / (1 + np.exp(-odds))
+        return [1 / (1 + np.exp(-np.abs(each))) for each in both], often, (np.array(both) > 0) == is_one
+
+    sure, often, _ = drawn(200_000)
+    errors = [calibration_error(*each, binned_by=sure[0])[0] for each in zip(sure, often, strict=True)]
+    true = errors[1] - errors[0]
+    groups = np.repeat(np.arange(images // alike), alike)
+    held = 0
+    for _ in range(100):
+        sure, _, right = drawn(images // alike)
+        sure, right = [each.repeat(alike) for each in sure], right.repeat(alike, axis=1)
+        change, interval = calibration_change(sure, list(right), groups if alike > 1 else None)
+        assert -1 <= interval.low <= change <= interval.high <= 1
+        held += interval.low <= true <= interval.high
+    assert held >= 93  # chance is 2 of the 95
+
+
+def test_a_change_of_calibration_is_known_better_than_either_error() -> None:
+    generator = np.random.default_rng(0)
+    odds = generator.normal(0, 2, 1000)
+    right = generator.random(1000) < 1 / (1 + np.exp(-np.abs(odds)))
+    sure = [1 / (1 + np.exp(-np.abs(each))) for each in (odds, odds + generator.normal(0, 0.003, 1000))]
+    _, of_one = calibration_error(sure[0], right)
+    change, of_both = calibration_change(sure, [right, right])
+    assert abs(change) < 0.001
+    assert 0.002 < of_both.width < of_one.width / 4  # that some would change is never excluded
+
+
+def test_a_change_of_calibration_is_counted_in_bins_of_the_first() -> None:
+    # Two bins of the first: two images at 0.75, one of them right; two at 0.95, both right.
+    first, second = np.array([0.75, 0.75, 0.95, 0.95]), np.array([0.55, 0.95, 0.95, 0.95])
+    right = np.array([True, False, True, True])
+    change, interval = calibration_change([first, second], [right, right])
+    before, _ = calibration_error(first, right)
+    after, _ = calibration_error(second, right, binned_by=first)
+    assert before == pytest.approx(2 / 4 * 0.25 + 2 / 4 * 0.05)
+    assert after == pytest.approx(before)
+    assert change == pytest.approx(0)
+    assert calibration_error(second, right)[0] > after
+    assert interval.low < 0 < interval.high
+    assert calibration_change([first, second], [right, right], np.zeros(4, int))[1] == Interval(-1, 1)

@@ -14,10 +14,12 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 
 from msmamba.errors import ArtefactError, BackendError, CheckpointError, DataError, InputError
 from msmamba.export.graph.onnx_model import flat_model
 from msmamba.export.proof import verify as module
+from msmamba.export.proof.compared_images import images_to_compare
 from msmamba.export.proof.departure import OwnError, first_departure, half_errors_of
 from msmamba.export.proof.parity import Answer, Bar, Departure, Parity, compare
 from msmamba.export.proof.verify import verify
@@ -96,6 +98,23 @@ def test_what_takes_single_images_is_verified_one_by_one(
     single = of_single_images(copied["fp32"])
     assert verify(single, checkpoint, [micrographs]).passed
     assert verify(copied["fp32"], single, [micrographs]).flips == 0
+
+
+def test_copies_count_as_one_image_for_the_doubt_about_calibration(tmp_path: Path) -> None:
+    for number in range(6):
+        image = tmp_path / "cells" / "ab"[number % 2] / f"{number}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(image)
+    assert images_to_compare([tmp_path / "cells"], ["a", "b"], None, None, []).groups is None
+    shutil.copy(tmp_path / "cells/a/0.png", tmp_path / "cells/a/again.png")
+    images = images_to_compare([tmp_path / "cells"], ["a", "b"], None, None, [])
+    assert images.groups is not None
+    together = [Path(str(source)).stem for source, group in zip(images.sources, images.groups, strict=True)
+                if group == images.groups[0]]  # fmt: skip
+    assert together == ["0", "again"]
+    fewer = images_to_compare([tmp_path / "cells"], ["a", "b"], None, 4, []).groups
+    assert fewer is not None
+    assert len(fewer) == 4
 
 
 def test_one_folder_need_not_stand_in_a_list_and_none_is_named(
