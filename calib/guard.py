@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ..data.folders import WHOLE, ImageFolder, match_labels, read_evaluation_folder
 from ..data.samples import Sample, classes_of, sources_of
-from ..data.seen import Overlap, Seen, checksums_of
+from ..data.seen import Overlap, Seen, calibrated, checksums_of
 from ..errors import ArtefactError, BackendError, DataError, InputError, some
 from ..files import atomic_folder, check_writable, folder_turn, sha256_of
 from ..measures.evaluation import BATCH_SIZE, logits_of
@@ -39,7 +39,16 @@ from ..measures.selective import (
 )
 from ..measures.uncertainty import Interval, calibration_error, proportion_interval
 from ..runtime import Manifest, open_session
-from ..runtime.artefact import MANIFEST_NAME, MODEL_NAME, SCORES_NAME, Bundle, Kind, open_bundle, recognise
+from ..runtime.artefact import (
+    CALIBRATED_NAME,
+    MANIFEST_NAME,
+    MODEL_NAME,
+    SCORES_NAME,
+    Bundle,
+    Kind,
+    open_bundle,
+    recognise,
+)
 from ..runtime.drift import CalibratedScores, answer_scores, picture_scores, unlikeness
 from ..runtime.guard import LIMITED, REASONS, Guard, Verdict, metadata, network_sha256
 from ..runtime.likeness import METADATA_KEY, Likeness
@@ -263,7 +272,7 @@ def calibrate(
         scores = CalibratedScores.of(
             [{**one, **two, **three} for one, two, three in zip(pictures, answers, unlike, strict=True)]
         )
-        _write(folder, manifest, guard, model, scores)
+        _write(folder, manifest, guard, model, scores, calibrated(sources_of(samples)))
         if page is not None:
             write_page(
                 page,
@@ -524,18 +533,27 @@ def _check_copy(folder: Path, calibrated: Manifest, bundle: str) -> Manifest:
     return copied.manifest
 
 
-def _write(folder: Path, manifest: Manifest, guard: Guard, model: bytes, scores: CalibratedScores) -> None:
-    """Puts the guard into a copied bundle's manifest and the one inside its model, and the scores beside."""
+def _write(
+    folder: Path,
+    manifest: Manifest,
+    guard: Guard,
+    model: bytes,
+    scores: CalibratedScores,
+    images: Mapping[str, str],
+) -> None:
+    """Puts the guard into a copied bundle's manifest and the one inside its model, and the rest beside."""
     facts = guard.facts
     likeness = {METADATA_KEY: guard.likeness.to_text() if guard.likeness else None}
     inner = Manifest.from_metadata(metadata(model), f"'{MODEL_NAME}'")
-    (folder / MODEL_NAME).unlink()  # it may be a link
-    (folder / MODEL_NAME).write_bytes(
-        _with_metadata(model, {**replace(inner, guard=facts).to_metadata(), **likeness})
-    )
-    (folder / SCORES_NAME).unlink(missing_ok=True)
-    (folder / SCORES_NAME).write_text(json.dumps(scores.to_dict()), encoding="ascii")
-    changed = {name: sha256_of(folder / name) for name in (MODEL_NAME, SCORES_NAME)}
+    contents = {
+        MODEL_NAME: _with_metadata(model, {**replace(inner, guard=facts).to_metadata(), **likeness}),
+        SCORES_NAME: json.dumps(scores.to_dict()).encode("ascii"),
+        CALIBRATED_NAME: json.dumps(images).encode("ascii"),
+    }
+    for name, content in contents.items():
+        (folder / name).unlink(missing_ok=True)  # it may be a link
+        (folder / name).write_bytes(content)
+    changed = {name: sha256_of(folder / name) for name in contents}
     sealed = replace(manifest, guard=facts, files={**manifest.files, **changed})
     (folder / MANIFEST_NAME).unlink()
     (folder / MANIFEST_NAME).write_text(sealed.to_json(), encoding="utf-8")

@@ -70,17 +70,35 @@ class Overlap:
     trained_on: tuple[int, ...]
     chose_the_epoch: tuple[int, ...]
     """Those that were not trained on."""
+    fitted_the_guard: tuple[int, ...] = ()
+    """Those that an artefact's guard was fitted on, whatever else they were used for."""
 
     @classmethod
-    def of(cls, sources: Iterable[Source], seen: Seen) -> Overlap:
-        """Looks images up; one that cannot be read was not seen: whoever reads it as an image says why."""
-        known: list[tuple[int, ...]] = []
-        found = checksums_of(sources)
-        for checksums in (seen.trained_on, seen.chose_the_epoch):
-            kept = set(checksums.tolist())
-            known.append(tuple(place for place, each in enumerate(found) if each in kept))
-        trained_on = set(known[0])
-        return cls(known[0], tuple(place for place in known[1] if place not in trained_on))
+    def of(cls, sources: Iterable[Source], seen: Seen | None, guard: Checksums | None = None) -> Overlap:
+        """Looks images up; one that cannot be read was not seen: whoever reads it as an image says why.
+
+        Args:
+            sources: the images.
+            seen: what training saw; None where that is not known.
+            guard: what a guard was fitted on; None where there is none, or that is not known.
+        """
+        lists = [None, None] if seen is None else [seen.trained_on, seen.chose_the_epoch]
+        known = [set[int]() if each is None else set(each.tolist()) for each in (*lists, guard)]
+        found = checksums_of(sources) if any(known) else []
+        trained_on, chose, fitted = (
+            tuple(place for place, each in enumerate(found) if each in kept) for kept in known
+        )
+        trained = set(trained_on)
+        return cls(trained_on, tuple(place for place in chose if place not in trained), fitted)
+
+    def notes(self, names: Sequence[str]) -> list[str]:
+        """A line for each use that flatters what is measured on the named images."""
+        better = {
+            self.trained_on_note(names): "the figures are better than they are on others",
+            self.chosen_by_note(names): "the figures are a little better than they are on others",
+            self.fitted_note(names): "what is told of its answers is better than it is on others",
+        }
+        return [f"{note}: {how}" for note, how in better.items() if note]
 
     def trained_on_note(self, names: Sequence[str]) -> str:
         """How many of the named images were trained on, with examples; empty where none were."""
@@ -95,6 +113,15 @@ class Overlap:
             return ""
         examples = some([names[place] for place in self.chose_the_epoch])
         return f"{len(self.chose_the_epoch)} of these {len(names)} images chose the epoch ({examples})"
+
+    def fitted_note(self, names: Sequence[str]) -> str:
+        """How many of the named images the guard was fitted on, with examples; empty where none were."""
+        if not self.fitted_the_guard:
+            return ""
+        examples = some([names[place] for place in self.fitted_the_guard])
+        return (
+            f"the guard was fitted on {len(self.fitted_the_guard)} of these {len(names)} images ({examples})"
+        )
 
 
 def checksums_of(sources: Iterable[Source]) -> list[int | None]:
@@ -136,3 +163,21 @@ def _are_checksums(value: Any) -> bool:
 
 SEEN = record(dict.fromkeys(("train", "val"), Kind("checksums in base64", _are_checksums)))
 """What `Seen.to_dict` gives."""
+
+_CALIBRATED = record({"images": Kind("checksums in base64", _are_checksums)})
+
+
+def calibrated(sources: Iterable[Source]) -> dict[str, str]:
+    """What a bundle holds of the images that its guard was fitted on; one that cannot be read is left out."""
+    return {"images": _as_text(_distinct(checksums_of(sources)))}
+
+
+def calibrated_images(values: Mapping[str, str]) -> Checksums:
+    """The checksums of what `calibrated` gives.
+
+    Raises:
+        ValueError: it is something else; every mismatch is named.
+    """
+    if problems := _CALIBRATED.problems(values):
+        raise ValueError("; ".join(problems))
+    return _from_text(values["images"])

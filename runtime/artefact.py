@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import files
-from ..data.seen import Seen
+from ..data.seen import Checksums, Seen, calibrated_images
 from ..errors import ArtefactError, reason_of
 from ..schema import parsed
 from ..text import as_word
@@ -32,6 +32,8 @@ ENGINE_NAME = "model.engine"
 PARITY_NAME = "parity.json"
 SEEN_NAME = "seen.json"
 """Which images the training saw (`data.seen`); bundles of checkpoints that do not say have none."""
+CALIBRATED_NAME = "calibrated.json"
+"""Which images the guard was fitted on; bundles that earlier versions calibrated have none."""
 SCORES_NAME = "scores.json"
 """Scores of the images that the bundle was calibrated on (`runtime.drift`)."""
 
@@ -77,6 +79,17 @@ class Bundle:
             ArtefactError: the file that says it was changed, or is none.
         """
         return self.parsed(SEEN_NAME, Seen.from_dict, "export the bundle again")
+
+    @property
+    def calibrated_on(self) -> Checksums | None:
+        """The images that the guard was fitted on; None without one, and where that is not known.
+
+        Raises:
+            ArtefactError: as `seen`.
+        """
+        return self.parsed(
+            CALIBRATED_NAME, calibrated_images, "fit the guard again with 'mmdeploy calibrate'"
+        )
 
     def parsed(self, name: str, made_of: Callable[[Any], Made], cure: str) -> Made | None:
         """What one of the bundle's JSON files holds, None where the bundle has none of that name.

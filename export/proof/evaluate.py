@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...data.folders import ImageFolder, match_labels, read_evaluation_folder
+from ...data.folders import match_labels, read_evaluation_folder
 from ...data.readable import unreadable_images, without
 from ...data.samples import classes_of, sources_of
-from ...data.seen import Overlap, Seen
+from ...data.seen import Checksums, Overlap, Seen
 from ...errors import ArtefactError, BackendError, InputError, TargetError
 from ...files import as_utf8, check_writable_folder, make_folder, write_atomically
 from ...images import Transform, noting
@@ -238,20 +238,12 @@ def evaluate_model(
         notes=(
             *classifier.notes,
             *folder.notes,
-            *_on_what_training_saw(classifier.seen, matched, name),
+            *Overlap.of(sources_of(samples), classifier.seen, classifier.calibrated_on).notes(
+                matched.names(name)
+            ),
             *tally.lines(),
         ),
     )
-
-
-def _on_what_training_saw(seen: Seen | None, data: ImageFolder, split: str) -> list[str]:
-    """What there is to say of images that the model was made with; nothing where there are none."""
-    if seen is None:
-        return []
-    overlap = Overlap.of(sources_of(data.split(split)), seen)
-    names = data.names(split)
-    notes = {overlap.trained_on_note(names): "better", overlap.chosen_by_note(names): "a little better"}
-    return [f"{note}: the figures are {how} than they are on others" for note, how in notes.items() if note]
 
 
 @dataclass(frozen=True)
@@ -264,6 +256,8 @@ class _Classifier:
     notes: tuple[str, ...] = ()
     seen: Seen | None = None
     guard: Guard | None = None
+    calibrated_on: Checksums | None = None
+    """What that was fitted on, where it is known."""
     features: list[npt.NDArray[np.float32]] = field(default_factory=list)
     """The features of each batch that was predicted, where the guard compares them."""
 
@@ -309,6 +303,7 @@ def _opened(
             features.extend([] if found is None else [found])
             return logits
 
+        bundle = open_bundle(model) if recognise(model) is Kind.BUNDLE else None
         compared = session.guard is not None and session.guard.needs_features
         yield _Classifier(
             with_features if compared else session.run,
@@ -317,8 +312,9 @@ def _opened(
             session.path,
             session.max_batch,
             session.notes,
-            open_bundle(model).seen if recognise(model) is Kind.BUNDLE else None,
+            None if bundle is None else bundle.seen,
             session.guard,
+            None if bundle is None or session.guard is None else bundle.calibrated_on,
             features,
         )
 

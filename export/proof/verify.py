@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...data.samples import Source
+from ...data.seen import Overlap, Seen
 from ...errors import ArtefactError, DataError, ImageError, InputError
 from ...files import as_utf8, check_writable, folder_turn, write_atomically
 from ...images import Transform, noting
@@ -169,6 +170,8 @@ def verify(
         report("opening the reference")
         with _opened_reference(reference, manifest, str(artefact), weights_of) as opened:
             network = opened.network
+            seen = open_bundle(artefact).seen if Path(artefact).is_dir() else opened.seen
+            overlap = Overlap.of(images.sources, seen)
             report(f"comparing {len(images.sources)} images")
             runs: list[Run] = [opened.run, session.run]
             if network is not None and precision == "fp16":
@@ -215,7 +218,12 @@ def verify(
             else compare_guarded(
                 session.guard, expected, found, [str(each) for each in images.sources], bound
             ),
-            notes=(*notes, *images.notes, *tally.lines()),
+            notes=(
+                *notes,
+                *images.notes,
+                *overlap.notes([str(source) for source in images.sources]),
+                *tally.lines(),
+            ),
         )
     if images.truth is not None:
         report("resampling")
@@ -268,6 +276,8 @@ class _Reference:
     """Largest batch that it takes; None for any."""
     notes: tuple[str, ...] = ()
     """What there is to say of the two, a line each."""
+    seen: Seen | None = None
+    """What training saw, where a checkpoint says it."""
 
 
 @contextmanager
@@ -284,7 +294,7 @@ def _opened_reference(
             )
         loaded = load_checkpoint(path, weights_of or manifest.weights_of or None)
         _check_pair(manifest, loaded.sha256, loaded.network, artefact, str(reference))
-        yield _Reference(run_of(loaded.network), loaded.sha256, loaded.network)
+        yield _Reference(run_of(loaded.network), loaded.sha256, loaded.network, seen=loaded.seen)
         return
     with open_session(path, guard=False) as session:
         said = session.manifest

@@ -183,7 +183,33 @@ def test_the_bundle_is_sealed_again_and_nothing_else_changed(guarded: Path, tmp_
         del each.metadata_props[:]
     assert model == original
     assert (guarded / "notes.txt").read_text() == "of the user"
-    assert set(contents(guarded)) == {*contents(before), "scores.json"}
+    assert set(contents(guarded)) == {*contents(before), "scores.json", "calibrated.json"}
+
+
+def test_figures_of_a_guard_on_the_images_that_fitted_it_are_told_to_be_better(
+    pictures: Path, tmp_path: Path
+) -> None:
+    data, bundle = in_splits(pictures, tmp_path / "data"), write_bundle(tmp_path / "bundle")
+    add_seen(bundle, Seen.of((data / "train").rglob("*.png"), (data / "val").rglob("*.png")))
+    assert calibrate(bundle, data, "--max-error=20%", "--split=test").exit_code == 0
+
+    def told(*arguments: object) -> list[str]:
+        answer = CliRunner().invoke(mmdeploy, ["eval", str(bundle), str(data), *map(str, arguments)])
+        assert answer.exit_code == 0, answer.stderr
+        return [line for line in answer.stderr.splitlines() if "of these" in line]
+
+    (note,) = told("--split=test")
+    assert f"the guard was fitted on {IMAGES} of these {IMAGES} images (test/blue/" in note
+    assert note.endswith("what is told of its answers is better than it is on others")
+    assert told("--split=test", "--no-guard") == []
+    (note,) = told("--split=val")
+    assert "chose the epoch" in note
+
+    content = (bundle / "calibrated.json").read_text()
+    (bundle / "calibrated.json").write_text(content.replace("images", "pictures"))
+    changed = CliRunner().invoke(mmdeploy, ["eval", str(bundle), str(data)])
+    assert changed.exit_code == 1
+    assert "was changed after export" in changed.stderr
 
 
 def test_pictures_outside_of_what_was_calibrated_are_withheld(

@@ -20,6 +20,7 @@ from msmamba.data.seen import Seen
 from msmamba.errors import ArtefactError, DataError, InputError, TargetError
 from msmamba.export.bundle import ExportOptions, export_bundle
 from msmamba.export.proof.evaluate import evaluate_model
+from msmamba.export.proof.verify import verify
 from msmamba.measures.selective import certainty
 from msmamba.model.networks.checkpoint import save_checkpoint
 from msmamba.model.networks.described import Described
@@ -259,6 +260,9 @@ def test_figures_on_what_training_saw_are_told_to_be_better(photos: Path, tmp_pa
     for model in (path, exported):
         (note,) = (note for note in evaluate_model(model, photos).notes if "training saw" in note)
         assert note.startswith("training saw 2 of these 7 images (blue/0.png, ")
+    for model in (exported, exported / "model.onnx"):
+        (note,) = (note for note in verify(model, path, photos, limit=3).notes if "training saw" in note)
+        assert re.match("training saw [12] of these 3 images .*: the figures are better than", note)
 
 
 @pytest.mark.parametrize(
