@@ -23,7 +23,7 @@ from ...data.readable import unreadable_images, without
 from ...data.samples import classes_of, sources_of
 from ...data.seen import Checksums, Overlap, Seen
 from ...errors import ArtefactError, BackendError, InputError, TargetError
-from ...files import as_utf8, check_writable_folder, make_folder, write_atomically
+from ...files import as_utf8, check_writable_folder, folder_turn, make_folder, write_atomically
 from ...images import Transform, noting
 from ...measures.confusion import write_confusion_matrix
 from ...measures.evaluation import BATCH_SIZE, Predictor, logits_of
@@ -109,17 +109,21 @@ class Evaluation:
     def write(self, folder: str | Path) -> None:
         """Writes `metrics.json`, `confusion.png` and `risk.png` into a folder, which is made if need be.
 
+        Who writes into it at the same time waits: the three belong together.
+
         Raises:
             TargetError: it cannot be written, or holds a run.
         """
         folder = Path(folder)
+        title = f"{Path(self.model).name}, {self.split}"
+        promised = None if self.guard is None else self.guard.max_error
         _refuse_run(folder)
         make_folder(folder, parents=True)
-        write_atomically(folder / METRICS_FILE, as_utf8(self.to_json()))
-        title = f"{Path(self.model).name}, {self.split}"
-        write_confusion_matrix(folder / CONFUSION_FILE, self.metrics, title)
-        promised = None if self.guard is None else self.guard.max_error
-        write_risk_coverage(folder / RISK_FILE, self.trust, title, promised)
+        with folder_turn(folder):
+            _refuse_run(folder)
+            write_atomically(folder / METRICS_FILE, as_utf8(self.to_json()))
+            write_confusion_matrix(folder / CONFUSION_FILE, self.metrics, title)
+            write_risk_coverage(folder / RISK_FILE, self.trust, title, promised)
 
 
 def check_report_folder(folder: str | Path) -> None:

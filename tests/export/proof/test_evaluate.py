@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from msmamba.errors import ArtefactError, DataError, InputError, TargetError
 from msmamba.export.bundle import ExportOptions, export_bundle
 from msmamba.export.proof.evaluate import evaluate_model
 from msmamba.export.proof.verify import verify
+from msmamba.files import folder_turn
 from msmamba.measures.selective import certainty
 from msmamba.model.networks.checkpoint import save_checkpoint
 from msmamba.model.networks.described import Described
@@ -263,6 +267,24 @@ def test_figures_on_what_training_saw_are_told_to_be_better(photos: Path, tmp_pa
     for model in (exported, exported / "model.onnx"):
         (note,) = (note for note in verify(model, path, photos, limit=3).notes if "training saw" in note)
         assert re.match("training saw [12] of these 3 images .*: the figures are better than", note)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no folder can be locked there")
+def test_what_belongs_together_is_written_by_one_at_a_time(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    found, folder = evaluate_model(checkpoint, photos), tmp_path / "measured"
+    found.write(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    writer = Thread(target=replace(found, split="other").write, args=(folder,))
+    with folder_turn(folder):
+        writer.start()
+        writer.join(0.1)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    writer.join()
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(after) == ["confusion.png", "metrics.json", "risk.png"]
+    assert all(after[name] != before[name] for name in after)
 
 
 @pytest.mark.parametrize(
