@@ -3,8 +3,8 @@
 Folders below a folder are read, and so are folders that a link leads to, each once, under its own name where
 it has one in there. Passed over, counted and told are: hidden files and folders, folders that programs leave
 (`LEFT_BY_PROGRAMS`), folders that our own commands wrote, whose pictures are of what was classified before,
-pictures that our commands drew among the images, files of other kinds, links that lead nowhere, and what is
-no file.
+data sets that were imported, which are data by themselves and mostly of the images beside them, pictures that
+our commands drew among the images, files of other kinds, links that lead nowhere, and what is no file.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _FIRST = {
     "comparison.json": b'"labels"',
 }
 """What `slide`, `live`, `train` and `compare` write first into a folder, and what it holds early on."""
+_OF_AN_IMPORT = ("dataset.json", b',\n  "kind": "')
+"""What `data import` writes into a folder, and how its second line begins: others have such files, too."""
 _GLIMPSE = 4096
 _OF_TRAINING = (("config.json", "history.jsonl"), ("comparison.json", "results.json"))
 """What `train` and `compare` leave beside their pictures; those of earlier versions, too."""
@@ -175,7 +177,8 @@ def class_folders(root: Path, passed: Passed) -> list[Path]:
         elif path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             passed.add("images in no class's folder", path.name)
     if not folders:
-        raise DataError(f"{root}: has no class folders; expected one folder of images for each class")
+        beside = f" ({'; '.join(notes)})" if (notes := passed.notes()) else ""
+        raise DataError(f"{root}: has no class folders{beside}; expected one folder of images for each class")
     return folders
 
 
@@ -185,15 +188,22 @@ def why_no_folder_of_images(folder: Path) -> str:
         return "folders that programs leave"
     if folder.name.startswith("."):
         return "hidden folders"
+    if _begins_with(folder, *_OF_AN_IMPORT):
+        return "data sets that mmdeploy has imported"
     return "folders that mmdeploy has written" if _is_written_by_us(folder) else ""
+
+
+def _begins_with(folder: Path, name: str, mark: bytes) -> bool:
+    """Whether a file of a folder holds a mark early on."""
+    with suppress(OSError), open_file(folder / name) as file:
+        return mark in file.read(_GLIMPSE)
+    return False
 
 
 def _is_written_by_us(folder: Path) -> bool:
     """Whether it holds results, among them pictures, of one of our commands."""
-    for name, mark in _FIRST.items():
-        with suppress(OSError), open_file(folder / name) as file:
-            if mark in file.read(_GLIMPSE):
-                return True
+    if any(_begins_with(folder, name, mark) for name, mark in _FIRST.items()):
+        return True
     with suppress(OSError):  # of a folder that cannot be read, which whoever reads it says
         return any(
             all((folder / name).is_file() for name in names) for names in _OF_TRAINING

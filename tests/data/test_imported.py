@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from msmamba.data.imported import (
     read_manifest,
 )
 from msmamba.data.published import ImportOptions, import_data_set
+from msmamba.data.published.folder import list_folder
 from msmamba.errors import DataError
 from msmamba.files import sha256_of
 from msmamba.model.training.loading import Images, channel_statistics
@@ -59,6 +61,30 @@ def test_training_takes_the_split_the_statistics_and_the_contents_from_the_impor
     # All images are 40x40, so nothing is blurred: the statistics are those that training would measure.
     measured = channel_statistics(Images(data.split("train")), 40)
     assert data.statistics == (pytest.approx(measured[0], abs=1e-9), pytest.approx(measured[1], abs=1e-9))
+
+
+def test_an_import_among_the_images_that_it_was_made_of_is_no_class(
+    cells: Path, imported: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(cells, tmp_path / "cells"))
+    before = read_training_folder(data)
+    for inside in (data / "imported", data / "round" / "imported"):  # moved there: an import refuses to be
+        shutil.copytree(imported, inside)
+    (data / "round" / "theirs").mkdir()
+    (data / "round" / "theirs" / MANIFEST).write_text('{"channel_names": {"0": "RGB"}, "kind": "other"}')
+    after = read_training_folder(data)
+    assert (after.labels, after.counts()) == (before.labels, before.counts())
+    assert "passed over: data sets that mmdeploy has imported, 2 (imported, imported)" in after.notes
+    assert read_evaluation_folder(data).labels == before.labels
+    listing = list_folder(data)
+    assert sorted({image.label for image in listing.images}) == [*before.labels]
+    assert len(listing.images) == sum(map(len, before.splits.values()))
+
+    (tmp_path / "sets").mkdir()
+    (data / "imported").rename(tmp_path / "sets" / "cells")
+    with pytest.raises(DataError, match=r"no class folders \(passed over: data sets that .*, 1 \(cells\)\)"):
+        read_training_folder(tmp_path / "sets")
+    assert read_training_folder(tmp_path / "sets" / "cells").labels == before.labels
 
 
 def test_evaluation_takes_one_split_and_matches_classes(imported: Path) -> None:
