@@ -165,8 +165,8 @@ def _kind_of(path: Path) -> Kind:
             return Kind.BUNDLE
         if (path / _TRAINED).is_file():
             raise ArtefactError(
-                f"'{path}' is the folder of a run, not a bundle: its network is '{path / _TRAINED}', which "
-                "'mmdeploy export' makes a bundle of"
+                f"'{path}' is the folder of a run, not a bundle: its network is the checkpoint "
+                f"'{path / _TRAINED}', of which 'mmdeploy export' makes one"
             )
         raise ArtefactError(
             f"'{path}' is a folder without '{MANIFEST_NAME}': expected a bundle of 'mmdeploy export'"

@@ -13,6 +13,10 @@ from .checkpoint import Checkpoint
 
 DEFAULT_SIZE = 224
 """S of a checkpoint that does not say: the paper's."""
+_SIZE_TAKEN = (
+    f"it does not say the size of its images: {DEFAULT_SIZE} pixels are taken, as in the paper; where it was "
+    "trained at another, say so with --image-size, or its answers are worse"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def notes_on(checkpoint: Checkpoint, described: Described) -> tuple[str, ...]:
     said = checkpoint.preprocessing
     notes = (
         RULES[checkpoint.resize],
+        None if said or described.image_size else _SIZE_TAKEN,
         labels_as_asked(described.labels, checkpoint.labels),
         channels_as_asked("mean", described.mean, said.mean if said else None),
         channels_as_asked("std", described.std, said.std if said else None),

@@ -80,7 +80,7 @@ def test_nothing_and_emptiness_are_told_apart(tmp_path: Path) -> None:
 
 def test_the_folder_of_a_run_is_told_from_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").touch()
-    with pytest.raises(ArtefactError, match=r"folder of a run, not a bundle: .*best\.safetensors', which"):
+    with pytest.raises(ArtefactError, match=r"folder of a run, not a bundle: .*best\.safetensors', of which"):
         recognise(tmp_path)
 
 

@@ -26,8 +26,8 @@ from msmamba.export.proof.evaluate import evaluate_model
 from msmamba.export.proof.verify import verify
 from msmamba.files import folder_turn
 from msmamba.measures.selective import certainty
-from msmamba.model.networks.checkpoint import save_checkpoint
-from msmamba.model.networks.described import Described
+from msmamba.model.networks.checkpoint import load_checkpoint, save_checkpoint
+from msmamba.model.networks.described import Described, notes_on
 from msmamba.model.networks.microscopic_mamba import Architecture, MicroscopicMamba
 from msmamba.plugins.selective_scan import cpu
 from msmamba.runtime import open_session
@@ -135,8 +135,24 @@ def test_a_state_dict_without_labels_asks_for_them(checkpoint: Path, photos: Pat
     described = Described(labels=LABELS, mean=MEAN, std=STD, image_size=32)
     metrics = evaluate_model(weights, photos, described=described).metrics
     assert metrics == evaluate_model(checkpoint, photos).metrics
+    assert not any(
+        "size of its images" in note for note in evaluate_model(weights, photos, described=described).notes
+    )
     with pytest.raises(ArtefactError, match=r"2 labels were given, but .* has 3 classes"):
         evaluate_model(weights, photos, described=Described(LABELS[:2], MEAN, STD, 32))
+
+
+def test_a_size_that_nobody_says_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "published.pth"
+    torch.save({"model": MicroscopicMamba.from_checkpoint(checkpoint).state_dict()}, weights)
+    (taken,) = (
+        note
+        for note in notes_on(load_checkpoint(weights), Described(LABELS, MEAN, STD))
+        if "size of its images" in note
+    )
+    assert "224 pixels are taken" in taken
+    assert "--image-size" in taken
+    assert not any("size of" in note for note in notes_on(load_checkpoint(checkpoint), Described()))
 
 
 @pytest.mark.parametrize(

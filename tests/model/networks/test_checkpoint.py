@@ -222,6 +222,12 @@ def test_a_folder_is_told_from_a_checkpoint(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
+def test_the_folder_of_a_run_is_told_from_its_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").write_bytes(checkpoint.read_bytes())
+    with pytest.raises(CheckpointError, match=r"folder of a run: its network is .*best\.safetensors$"):
+        load_checkpoint(tmp_path)
+
+
 def prefixed(state: State, prefix: str) -> State:
     return {f"{prefix}{name}": tensor for name, tensor in state.items()}
 
