@@ -637,7 +637,7 @@ def _interface(session: Any, name: str) -> _Interface:
         problems.append(f"'{image.name}' takes {sides[0]}x{sides[0]} pixels, expected 1 to {MAX_SIZE} a side")
     if len(logits.shape) != 2 or not isinstance(logits.shape[1], int) or logits.shape[1] < 2:
         problems.append(
-            f"'{logits.name}' has shape {logits.shape}, expected (batch, classes) and two classes"
+            f"'{logits.name}' has shape {logits.shape}, expected (batch, classes) and at least two classes"
         )
     for value in features:
         if len(value.shape) != 2 or not isinstance(value.shape[1], int) or value.shape[1] < 1:

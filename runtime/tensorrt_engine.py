@@ -191,7 +191,9 @@ class LoadedEngine:
         if len(image) != 4 or image[1] != 3 or image[2] != image[3] or image[2] < 1:
             problems.append(f"'{self.input}' has shape {image}, expected (batch, 3, S, S)")
         if len(logits) != 2 or logits[1] < 2:
-            problems.append(f"'{self.output}' has shape {logits}, expected (batch, classes) and two classes")
+            problems.append(
+                f"'{self.output}' has shape {logits}, expected (batch, classes) and at least two classes"
+            )
         if features is not None and (len(features) != 2 or features[1] < 1):
             problems.append(f"'{FEATURES}' has shape {features}, expected (batch, features)")
         if problems:

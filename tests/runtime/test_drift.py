@@ -25,6 +25,7 @@ from msmamba.runtime.drift import (
     picture_scores,
     read_drift,
 )
+from msmamba.runtime.guard import network_sha256
 
 LOGITS = np.array([3.0, 1.0, -2.0])
 
@@ -85,9 +86,10 @@ def test_lines_come_back(bundle: Path, tmp_path: Path) -> None:
     assert set(logged.scores) == set(SCORES)
     assert np.isnan(logged.scores["background_red"]).tolist() == [False, False, True, False]
     assert logged.scores["certainty"] == pytest.approx(certainty(LOGITS[None])[0], rel=1e-4)
-    assert logged.times[0] <= logged.times[1]
-    assert len(path.read_text().splitlines()) == 5
-    assert max(map(len, path.read_text().splitlines()[1:])) < 600
+    _, *lines = path.read_text().splitlines()
+    assert logged.times == (json.loads(lines[0])["time"], json.loads(lines[-1])["time"])
+    assert len(lines) == 4
+    assert max(map(len, lines)) < 600
 
 
 def test_a_slide_gives_a_thousand_lines_at_most_and_a_live_session_one_a_second(
@@ -118,6 +120,10 @@ def test_what_a_kill_cut_is_passed_over_and_nothing_runs_into_it(bundle: Path, t
         log.add({}, LOGITS)
     logged = read_drift(path)
     assert (logged.pictures, logged.unread) == (2, 1)
+    head, *lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([head, head, *lines, b"\n"]))  # two commands began it, and one was cut at once
+    again = read_drift(path)
+    assert (again.pictures, again.unread) == (2, 1)
 
 
 def test_lines_that_are_none_are_counted(bundle: Path, tmp_path: Path) -> None:
@@ -154,6 +160,18 @@ def test_a_log_is_of_one_artefact(
         pass
 
 
+def test_a_log_says_by_the_network_what_it_is_of(bundle: Path, onnx_file: Path, tmp_path: Path) -> None:
+    """So that a file and a bundle of one network share it; an engine is known by all that it holds."""
+    engine = tmp_path / "model.engine"
+    engine.write_bytes(b"ftrt" + bytes(20))
+    network = network_sha256(onnx_file.read_bytes())
+    assert [Origin.of(each).artefact for each in (bundle, onnx_file, engine)] == [
+        network,
+        network,
+        sha256_of(engine),
+    ]
+
+
 def add_scores(bundle: Path, scores: CalibratedScores) -> None:
     """Puts the scores of calibration images into a bundle."""
     (bundle / "scores.json").write_text(json.dumps(scores.to_dict()))
@@ -179,6 +197,8 @@ def test_where_nothing_can_be_written_it_is_said(bundle: Path, tmp_path: Path) -
     for path in (tmp_path, tmp_path / "absent" / "log.jsonl", Path("/dev/full")):
         with pytest.raises(TargetError, match="cannot write"), drift_log(path, bundle, None, "infer"):
             pass
+    with pytest.raises(InputError, match="cannot read the log: no such file"):
+        read_drift(tmp_path / "absent")
 
 
 def test_many_values_are_kept_as_quantiles() -> None:

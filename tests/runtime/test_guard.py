@@ -67,12 +67,21 @@ def blurred(pixels: np.ndarray) -> np.ndarray:
     return np.interp(smooth, (smooth.min(), smooth.max()), (60, 200)).astype(np.uint8)
 
 
+def mostly_empty(pixels: np.ndarray) -> np.ndarray:
+    """Nothing but a slow slope in a corner: where nothing is, nothing is sharp."""
+    slope = np.full_like(pixels, 180)
+    slope[:16, :16] -= (3 * np.arange(16)[:, None] + 3 * np.arange(16))[..., None].astype(np.uint8)
+    assert guard().faults(replace(quality_of(slope), emptiness=0.0)) == {OUT_OF_FOCUS}
+    return slope
+
+
 @pytest.mark.parametrize(
     ("change", "reasons"),
     [
         pytest.param(lambda pixels: pixels, (), id="good"),
         pytest.param(blurred, (OUT_OF_FOCUS,), id="blurred"),
         pytest.param(lambda pixels: np.full_like(pixels, 180), (EMPTY,), id="empty"),
+        pytest.param(mostly_empty, (EMPTY,), id="blurred-where-it-is-not-empty"),
         pytest.param(lambda pixels: pixels // 3, (TOO_DARK,), id="dark"),
         pytest.param(lambda pixels: pixels + 55, (TOO_BRIGHT,), id="bright"),
         pytest.param(lambda pixels: (pixels * [1, 1, 0.6]).astype(np.uint8), (UNLIKE,), id="no-blue"),

@@ -505,7 +505,9 @@ def test_an_engine_that_cannot_be_captured_runs_plainly(session: Session, engine
             id="map",
         ),
         pytest.param(
-            {"shapes": {"image": (-1, 3, 9, 9), "logits": (-1, 1)}}, "and two classes", id="one-class"
+            {"shapes": {"image": (-1, 3, 9, 9), "logits": (-1, 1)}},
+            "and at least two classes",
+            id="one-class",
         ),
         pytest.param(
             {"dtypes": {"image": "HALF", "logits": "FLOAT"}}, "'image' is HALF, expected FLOAT", id="half"
