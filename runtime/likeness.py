@@ -12,7 +12,6 @@ Dims: B images of a batch, N images of calibration, C classes, F features, R dir
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +94,7 @@ class Likeness:
             )
             if not (np.isfinite(values).all() and classes and directions and values[ends[1] :].min() > 0):
                 raise ValueError("no variances")
-        except (ValueError, binascii.Error) as error:
+        except ValueError as error:
             raise ArtefactError(
                 f"what the guard of '{name}' compares images with is damaged: fit it again with "
                 "'mmdeploy calibrate'"

@@ -216,8 +216,6 @@ def _kept_by_no_blur(lines: NDArray[np.int16], box: int) -> float | None:
     sums = np.cumsum(lines, axis=1, dtype=np.int32)
     # `box` times the blurred lines, where it lies within them; beside them what they were.
     blurred = sums[:, box:] - sums[:, :-box]
-    if blurred.shape[1] < 2:
-        return None
     inner = lines[:, box // 2 + 1 :][:, : blurred.shape[1]]
     before = box * np.abs(np.diff(inner, axis=1))  # at most 2805, of squares 20400
     after = np.abs(np.diff(blurred, axis=1))

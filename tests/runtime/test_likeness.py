@@ -73,6 +73,10 @@ def test_a_file_keeps_it_bit_for_bit() -> None:
     np.testing.assert_array_equal(kept.distances(features), likeness.distances(features))
 
 
+def encoded(*values: float) -> str:
+    return base64.b64encode(np.array(values, "<f4").tobytes()).decode()
+
+
 WHOLE = likeness_of(*drawn()).to_text()
 HEAD = WHOLE.partition(":")[0] + ":"
 
@@ -85,12 +89,11 @@ HEAD = WHOLE.partition(":")[0] + ":"
         pytest.param(HEAD + "?" + WHOLE[len(HEAD) :], id="no-base64"),
         pytest.param("0x0x0:", id="empty"),
         pytest.param("-1x2x3:AAAA", id="negative"),
-        pytest.param(
-            "1x1x1:" + base64.b64encode(np.array([1, 1, np.nan, 1], "<f4").tobytes()).decode(), id="nan"
-        ),
-        pytest.param(
-            "1x1x1:" + base64.b64encode(np.array([1, 1, 1, 0], "<f4").tobytes()).decode(), id="flat"
-        ),
+        pytest.param("1x1x1:" + encoded(np.nan, 1, 1, 1), id="nan-mean"),
+        pytest.param("1x1x1:" + encoded(1, 1, np.nan, 1), id="nan-variance"),
+        pytest.param("1x1x1:" + encoded(1, 1, 0, 1), id="flat-along"),
+        pytest.param("1x1x1:" + encoded(1, 1, 1, 0), id="flat-beside"),
+        pytest.param("1x1x0:" + encoded(1, 1), id="no-directions"),
     ],
 )
 def test_what_is_damaged_is_named(text: str) -> None:
