@@ -229,7 +229,7 @@ def drift_of(log: str | Path, against: str | Path | None = None) -> Drift:
         raise InputError(f"'{log}' and the calibration have no score in common, so nothing can be compared")
     notes = []
     if logged.unread:
-        notes.append(f"{logged.unread} lines are not whole, or of another artefact, and were passed over")
+        notes.append(f"lines passed over, as they are not whole or of another artefact: {logged.unread:,}")
     if origin.artefact != logged.origin.artefact:
         notes.append(
             "the log is of another network than --against, whose answers may differ without any change"

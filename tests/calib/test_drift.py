@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ import msmamba
 from msmamba.calib.drift import (
     LEAST_D,
     LEVEL,
+    Drift,
+    ScoreDrift,
     chance,
     design_effect,
     drift_of,
@@ -210,6 +214,19 @@ def normal(tmp_path: Path) -> Path:
     return bundle
 
 
+def test_what_a_log_cannot_tell_is_noted(normal: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    write_session(log, normal, [np.zeros(3), np.ones(3)])
+    assert drift_of(log).notes == ()
+    with log.open("a") as file:
+        file.write('{"time": "2026-11-')
+    other = write_bundle(tmp_path / "other", classifier(metadata=manifest().to_metadata(), features=True))
+    add_scores(other, CalibratedScores.of([{"brightness": 0.0}]))
+    cut, network = drift_of(log, other).notes
+    assert cut == "lines passed over, as they are not whole or of another artefact: 1"
+    assert "of another network than --against" in network
+
+
 def wandering(generator: np.random.Generator, count: int, kept: float = 0.98) -> np.ndarray:
     """Standard normal values, each of which keeps so much of the one before."""
     values = generator.normal(0, 1, count)
@@ -311,6 +328,11 @@ def test_the_design_effect_of_groups() -> None:
     assert design_effect(generator.normal(0, 1, 200), groups) < 2
     assert design_effect(np.repeat(generator.normal(0, 1, 10), 20), groups) == pytest.approx(20)
     assert design_effect(np.arange(10.0), np.arange(10)) == 1
+    # By hand, of groups of 1, 2 and 3: mean squares of 137/12 and 4/3, a typical size of 11/6.
+    by_hand = 1 + (14 / 6 - 1) * (137 / 12 - 4 / 3) / (137 / 12 + 5 / 6 * 4 / 3)
+    assert design_effect(np.array([0.0, 1, 3, 4, 5, 6]), np.array([0, 1, 1, 2, 2, 2])) == pytest.approx(
+        by_hand
+    )
 
 
 def test_what_is_hardly_more_than_noise_is_no_change(tmp_path: Path) -> None:
@@ -360,6 +382,41 @@ def test_the_figure_is_the_largest_difference_of_shares() -> None:
     from scipy.stats import ks_2samp
 
     assert ks_distance(one, other) == pytest.approx(ks_2samp(one, other).statistic)
+
+
+def test_the_chance_is_that_of_as_many_independent_values() -> None:
+    from scipy.stats import kstwo
+
+    for distance, one, other in ((0.3, 50, 50), (0.45, 20, 20), (0.2, 100, 400)):
+        exact = kstwo.sf(distance, one * other // (one + other))
+        assert chance(distance, one, other) == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        pytest.param(("focus",), r"\(sharper, .*\); the answers are as certain as before", id="pictures"),
+        pytest.param(("focus", "certainty"), r"\(sharper, .*\); and more certain answers: look", id="both"),
+        pytest.param(
+            ("energy", "certainty"),
+            r"pictures are as at .* answers otherwise \(more certain answers, stronger answers\)",
+            id="answers",
+        ),
+        pytest.param((), "the microscope has not changed: pictures and answers are as", id="nothing"),
+    ],
+)
+def test_the_sentence_tells_pictures_from_answers(changed: tuple[str, ...], words: str) -> None:
+    names = ("brightness", "focus", "energy", "certainty")
+    scores = [
+        ScoreDrift(name, 400, 400.0, 0.3, 0.2, 0.3 + 0.1 * place, 0.1, 1e-6, name in changed)
+        for place, name in enumerate(names)
+    ]
+    found = Drift("log", 400, 400, (), tuple(scores), ())
+    assert re.search(words, found.sentence)
+    assert found.changed == bool(changed)
+    assert "brighter" not in found.sentence
+    spread = replace(scores[0], calibrated_median=0.3, changed=True)
+    assert "(another spread of brightness)" in replace(found, scores=(spread,)).sentence
 
 
 def test_chances_are_corrected_for_their_number() -> None:
