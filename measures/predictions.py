@@ -79,15 +79,18 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
     """
     try:
         with open_text(path, newline="") as file:
-            head, *rows = list(csv.reader(lines_of(file), strict=True))
+            head, *rows = list(csv.reader(lines_of(file), strict=True)) or [[]]
         fixed, labels = head[: len(_FIXED)], tuple(name.removeprefix(_LOGIT) for name in head[len(_FIXED) :])
         if tuple(fixed) != _FIXED or not labels:
-            raise ValueError(f"its columns are {', '.join(head)}")
+            raise ValueError(f"its columns are {', '.join(head) or 'none'}")
         if len(set(labels)) < len(labels):
             raise ValueError(f"two of its classes have one name: {', '.join(labels)}")
         uneven = [number for number, row in enumerate(rows, start=2) if len(row) != len(head)]
         if uneven:
             raise ValueError(f"row {uneven[0]} has not as many cells as the first")
+        unknown = [row[3] for row in rows if from_cell(row[3]) not in labels]
+        if unknown:
+            raise ValueError(f"it has an image of '{unknown[0]}' and no logits of that class")
         logits = np.array([row[len(_FIXED) :] for row in rows], np.float64)
         if not (np.abs(logits) <= np.finfo(np.float32).max).all():
             raise ValueError("some of its logits are no finite float32 numbers")

@@ -117,6 +117,10 @@ def test_the_bar_is_met_up_to_its_edge(lost: int, bar: DecisionBar, missed: list
     after = [1 - label if number < lost else label for number, label in enumerate(truth)]
     found = decided(logits_of(*truth), logits_of(*after), truth, bar=bar)
     assert [criterion.name for criterion in found.criteria if not criterion.met] == missed
+    drops = [criterion.found for criterion in found.criteria if criterion.name == "accuracy drop"]
+    assert drops in ([], [lost / 2])
+    assert found.accuracy.reference_interval.exact
+    assert found.accuracy.artefact_interval.exact == (not lost)
 
 
 def test_a_calibration_error_that_may_be_chance_has_an_interval_from_0() -> None:
@@ -137,6 +141,7 @@ def test_a_calibration_error_that_may_be_chance_has_an_interval_from_0() -> None
 def test_one_class_alone_says_that_auc_is_not_defined() -> None:
     found = decided(logits_of(1, 1, 0), logits_of(1, 1, 1), [1, 1, 1], bar=INT8_BAR)
     assert found.auc is None
+    assert [criterion.certain for criterion in found.criteria if criterion.found is None] == [False]
     assert not found.certain
     assert any("AUC is not defined: all images are of class 'node'" in note for note in found.notes)
     assert any("no images of cyst, scar" in note for note in found.notes)
@@ -153,7 +158,7 @@ def test_a_bar_finer_than_one_image_says_so() -> None:
     ("text", "images", "allowed"),
     [
         pytest.param("0", 100, 0, id="none"),
-        pytest.param("3", 100, 3, id="count"),
+        pytest.param("3", 50, 3, id="count"),
         pytest.param("0.5%", 1000, 5, id="per-cent"),
         pytest.param("0.7 %", 1000, 7, id="not-exact-in-binary"),
         pytest.param("1%", 209, 2, id="rounded-down"),

@@ -14,6 +14,9 @@ NAN, INF = np.nan, np.inf
 def test_a_margin_is_that_of_the_two_largest_logits() -> None:
     logits = np.array([[1, 3, 2.5], [-1, -2, -8], [2, 2, 0], [7, 1, 5]], np.float32)
     assert margins_of(logits).tolist() == [0.5, 1, 0, 2]
+    many = np.random.default_rng(0).normal(0, 1, (50, 9))
+    *_, second, first = np.sort(many, axis=1).T
+    np.testing.assert_array_equal(margins_of(many), first - second)
 
 
 @pytest.mark.parametrize(

@@ -70,19 +70,41 @@ def test_intervals_draw_whole_patients_where_they_are_known() -> None:
     assert alone.intervals(200) == alone.intervals(200)
 
 
+HEAD = "split,image,group,true,predicted,logit of a"
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("content", "reason"),
     [
-        "",
-        "split,image\n",
-        "split,image,group,true,predicted,logit of a\nval,1.png,,b,a,0.5\n",
-        "split,image,group,true,predicted,logit of a\nval,1.png,,a,a,high\n",
-        "split,image,group,true,predicted,logit of a,logit of b\nval,1.png,,a,a,1,2\nval,2.png,,a,a,1\n",
+        pytest.param("", "its columns are none", id="empty"),
+        pytest.param("split,image\n", "its columns are split, image", id="columns"),
+        pytest.param(
+            HEAD.removesuffix(",logit of a") + "\n",
+            "its columns are split, image, group, true, predicted",
+            id="no-class",
+        ),
+        pytest.param(f"{HEAD},logit of a\n", "two of its classes have one name: a, a", id="class-twice"),
+        pytest.param(
+            f"{HEAD}\nval,1.png,,b,a,0.5\n", "an image of 'b' and no logits of that class", id="class"
+        ),
+        pytest.param(f"{HEAD}\nval,1.png,,a,a,high\n", "'high'", id="no-number"),
+        pytest.param(f"{HEAD}\nval,1.png,,a,a,nan\n", "some of its logits are no finite float32", id="nan"),
+        pytest.param(f"{HEAD}\nval,1.png,,a,a,1e39\n", "some of its logits are no finite float32", id="1e39"),
+        pytest.param(
+            f"{HEAD},logit of b\nval,1.png,,a,a,1,2\nval,2.png,,a,a,1\n",
+            "row 3 has not as many cells as the first",
+            id="short-line",
+        ),
     ],
-    ids=["empty", "columns", "class", "number", "short-line"],
 )
-def test_another_file_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
+def test_another_file_is_refused_in_one_line(content: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "predictions.csv").write_text(content)
     with pytest.raises(DataError, match="is not a file of predictions of this version") as caught:
         read_predictions(tmp_path / "predictions.csv")
     assert "\n" not in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read: no such file"):
+        read_predictions(tmp_path / "predictions.csv")
