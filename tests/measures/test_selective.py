@@ -126,6 +126,7 @@ def test_an_early_error_does_not_forbid_what_more_images_show() -> None:
 
 def test_limits_leave_out_the_share_that_was_asked_for() -> None:
     assert limits(np.arange(1000.0), 0.01) == (9.0, 990.0)
+    assert limits(np.arange(98.0), 0.05) == (3.0, 94.0)  # of 99 with a new one 5 would be more than 5 %
     assert limits(np.arange(5.0), 0.01) == (0.0, 4.0)
     fresh = np.random.default_rng(7).normal(size=(4000, 100))
     bounds = np.array([limits(row[:99], 0.05) for row in fresh])

@@ -59,11 +59,13 @@ def test_decisions_are_counted() -> None:
     wrong = (logits.argmax(axis=1) != truth) & decided
     assert (guard.answered, guard.errors) == (decided.sum(), wrong.sum())
     assert guard.coverage.value == decided.mean()
+    assert guard.coverage.interval == proportion_interval(decided.sum(), 200)
     assert guard.error.value == pytest.approx(wrong.sum() / decided.sum())
+    assert guard.error.interval == proportion_interval(wrong.sum(), decided.sum())
     assert guard.mean_candidates == 1.5
     held = np.where(np.arange(200) % 2, truth < 2, truth == 2)
     assert guard.candidates_hold.value == pytest.approx(held.mean())
-    assert guard.error.interval.exact
+    assert guard.candidates_hold.interval == proportion_interval(held.sum(), 200)
 
 
 def test_nothing_answered_has_no_error() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.stats import norm
+from scipy.stats import bootstrap, norm
 from sklearn.metrics import roc_auc_score
 
 from msmamba.measures import uncertainty
@@ -50,6 +50,13 @@ def binary(scores: np.ndarray) -> np.ndarray:
 )
 def test_mcnemars_exact_p(lost: int, gained: int, p: float) -> None:
     assert mcnemar_p(lost, gained) == pytest.approx(p)
+
+
+def test_the_interval_is_scipys_bias_corrected_and_accelerated_one() -> None:
+    values = np.random.default_rng(0).exponential(1, 30)  # skewed, so that both corrections move it
+    theirs = bootstrap((values,), np.mean, n_resamples=999, rng=1)  # BCa by default
+    ours = Resampled(values.mean(), theirs.bootstrap_distribution, values - values.mean()).interval()
+    assert (ours.low, ours.high) == pytest.approx(theirs.confidence_interval)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +191,7 @@ def test_the_calibration_error_of_a_model_worked_out_by_hand() -> None:
     found = reliability(probabilities, np.array([0, 0, 1, 1, 0, 0]), bins=10)
     assert found.error == pytest.approx(4 / 6 * 0.25)
     assert found.images == (0, 0, 0, 0, 0, 0, 0, 4, 0, 2)
+    assert found.edges == pytest.approx([edge / 10 for edge in range(11)])
     assert (found.confidence[7], found.accuracy[7]) == (0.75, 0.5)
     assert (found.confidence[9], found.accuracy[9]) == (1.0, 1.0)
     assert found.confidence[0] is found.accuracy[0] is None
@@ -253,6 +261,19 @@ def test_intervals_are_of_the_very_metrics_that_are_reported(classes: int) -> No
     for name, interval in metric_intervals(logits, truth, resamples=300).items():
         assert interval is not None
         assert interval.low < getattr(metrics, name) < interval.high
+
+
+def test_a_class_that_is_given_once_or_never_is_measured_as_scikit_learn_does() -> None:
+    logits, truth = random_predictions(12, 5)
+    labels = [str(label) for label in range(5)]
+    found = metric_intervals(logits, truth, resamples=40)
+    for name in ("precision", "f1"):
+        expected = bootstrap_interval(
+            lambda rows, true, name=name: getattr(metrics_of(rows, true, labels), name),
+            *(logits, truth),
+            resamples=40,
+        )
+        assert ends(found[name]) == pytest.approx(ends(expected))
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
