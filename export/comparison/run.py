@@ -162,8 +162,11 @@ class _Run:
             self.stages.exported(entry.network)
             stage = "parity"
             entry = replace(entry, parity=self.stages.verified(entry.network))
-        except ImageError:
-            raise  # of the data, and so every network's
+        except ImageError as error:  # of the data, and so every network's
+            raise ImageError(
+                f"{error}: mend such images and give the same command again, or compare in a new folder with "
+                "--skip-bad"
+            ) from error
         except Exception as error:  # whatever one network raises, a bug of it included, stops no other
             entry = replace(entry, failure=Failure(stage, _in_a_line(error)))
         self._put(place, entry)

@@ -147,10 +147,7 @@ class Stages:
                 listeners=listeners,
             )
         if result.lost:
-            raise ImageError(
-                f"{len(result.lost)} images can no longer be read: {some(result.lost)}: mend them, and the "
-                "same command goes on"
-            )
+            raise ImageError(f"{len(result.lost)} images can no longer be read: {some(result.lost)}")
         done = self._done(run, network)
         if done is None:
             raise TrainingError(f"'{run.path}' holds another run: move it away, and the same command goes on")

@@ -259,6 +259,7 @@ def train_folder(
         InputError: figures or a pattern that make no sense, or a size of images that the network does not
             take.
         DataError: a folder that cannot be trained on.
+        ImageError: an image cannot be read; the message names it, and the options by which to go on.
     """
     pretrained = None if weights is None else Pretrained.read(weights, weights_of)
     begun = RunFolder(run).read_beginning() if resume else None
@@ -280,19 +281,25 @@ def train_folder(
         threads=(hardware or Hardware()).threads,
         processes=processes,
     )
-    return train(
-        data,
-        run,
-        arch,
-        recipe,
-        hardware=hardware,
-        processes=processes,
-        resume=resume,
-        white_level=white_level,
-        mpp=mpp,
-        weights=pretrained,
-        listeners=listeners,
-    )
+    try:
+        return train(
+            data,
+            run,
+            arch,
+            recipe,
+            hardware=hardware,
+            processes=processes,
+            resume=resume,
+            white_level=white_level,
+            mpp=mpp,
+            weights=pretrained,
+            listeners=listeners,
+        )
+    except ImageError as error:
+        ways = "mend or remove such images, or leave them out with --skip-bad"
+        if folder_of_run.read_beginning() is not None:
+            ways = "mend it and continue the run with --resume, or leave it out with --resume --skip-bad"
+        raise ImageError(f"{error}: {ways}") from error
 
 
 def _check_can_train(arch: Architecture, recipe: Recipe) -> None:
@@ -446,11 +453,6 @@ class _Trainer:
         try:
             while not is_over(self.history, self.recipe):
                 self._run_epoch()
-        except ImageError as error:
-            raise ImageError(
-                f"{error}: mend it and continue the run with --resume, or leave it out with --resume "
-                "--skip-bad"
-            ) from error
         finally:
             if self.history and self.processes.is_first:
                 self.folder.draw_curve(self.history)
@@ -924,8 +926,7 @@ def _check_readable(data: ImageFolder, threads: int | None, white_level: int) ->
     reasons = [reason for found in bad.values() for reason in found.values()]
     if reasons:
         raise ImageError(
-            f"{some(reasons)}: {len(reasons)} of the images to validate and test with cannot be read: mend "
-            "or remove them, or leave them out with --skip-bad"
+            f"{some(reasons)}: {len(reasons)} of the images to validate and test with cannot be read"
         )
 
 

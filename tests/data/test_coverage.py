@@ -38,6 +38,15 @@ def test_images_of_many_scales_may_cover_the_same() -> None:
     assert covers.notes == ()
 
 
+@pytest.mark.parametrize(("least", "most", "told"), [(80, 125, 0), (79, 100, 1), (100, 126, 1)])
+def test_images_that_cover_more_or_less_than_most_by_a_quarter_are_told(
+    least: int, most: int, told: int
+) -> None:
+    covers = Coverage.of([(least, least), (100, 100), (most, most)], 1.0)
+    assert covers is not None
+    assert len(covers.notes) == told
+
+
 def test_what_nobody_has_said_is_none() -> None:
     covers = Coverage.of([(32, 32)])
     assert covers is not None

@@ -377,6 +377,8 @@ def test_copies_and_patients_count_once_for_intervals(tmp_path: Path) -> None:
     for name in ("a/p0/0.png", "b/p3/3.png"):
         (patients / name).write_bytes(b"the same")
     assert len(set(read_evaluation_folder(patients).drawn_together("all") or ())) == 3
+    two = make(tmp_path / "two", *(f"{label}/p{n % 2}/{n}.png" for label in "ab" for n in range(4)))
+    assert read_evaluation_folder(two).drawn_together("all") == ("p0", "p0", "p1", "p1") * 2
 
 
 def test_a_folder_that_holds_all_images_is_no_group(tmp_path: Path) -> None:

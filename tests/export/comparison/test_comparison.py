@@ -385,6 +385,17 @@ def test_a_comparison_of_an_earlier_version_keeps_its_split(tmp_path: Path) -> N
     assert counts["train"] == 6  # of 24: nothing is dealt anew
 
 
+def test_an_image_that_cannot_be_read_stops_it_with_a_way_on(cells: Path, tmp_path: Path) -> None:
+    data, broken = shutil.copytree(cells, tmp_path / "cells"), "round/3.png"
+    (data / broken).write_bytes(b"broken")
+    done = compare(data, tmp_path / "out")
+    assert done.exit_code == 1
+    assert f"{broken}' is not a PNG" in done.stderr
+    assert "give the same command again, or compare in a new folder with --skip-bad\n" in done.stderr
+    done = compare(data, tmp_path / "out", "--skip-bad")
+    assert f"skipped was [] and is ['{broken}']. Give the same, or compare in a new folder\n" in done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files have to be Unicode")
 def test_images_whose_names_are_no_utf8_are_compared(cells: Path, tmp_path: Path) -> None:
     data = shutil.copytree(cells, tmp_path / "cells")

@@ -201,3 +201,7 @@ def test_every_range_that_makes_no_sense_is_named_at_once() -> None:
         ValueError, match=r"crop_scale is 1 to 0.*rotation is 181, expected 0 to 180.*colour is -1"
     ):
         Augmentation(crop_scale=(1, 0), rotation=181, colour=-1)
+    with pytest.raises(
+        ValueError, match=r"crop_scale is 0 to 1.*crop_ratio is 0 to 2.*expected two numbers above 0"
+    ):
+        Augmentation(crop_scale=(0, 1), crop_ratio=(0, 2))
