@@ -194,6 +194,12 @@ def test_tiles_that_the_guard_withholds_are_told(
         part = mapper.map(frame(pixels[:, :96]))
         assert part.undecided is not None
         assert part.undecided.tolist() == (scores < threshold)[:, :3].tolist()
+    with msmamba.open(with_guard(bundles["fp32"], tmp_path / "lenient", -1e9), threads=1) as lenient:
+        mapped = Mapper(lenient, Grid(tiles=3)).map(frame(pixels))
+    assert (mapped.decided, mapped.reasons, mapped.as_json()["undecided"]) == (True, (), [])
+    of_four = TileMap(32, None, mapped.probabilities[:2, :2], 4, np.array([[True, True], [False, False]]))
+    assert of_four.decided
+    assert not replace(of_four, undecided=np.array([[True, True], [True, False]])).decided
     with msmamba.open(with_guard(bundles["fp32"], tmp_path / "strict", 1e9), threads=1) as strict:
         Image.fromarray(pixels).save(tmp_path / "a.png")
         (result,) = stream(strict, tmp_path / "a.png", grid=Grid(tiles=3), keep_all=True)

@@ -24,6 +24,7 @@ from msmamba.errors import InputError, TargetError
 from msmamba.microscope import Result
 from msmamba.microscope.live.record import Record, recording
 from msmamba.microscope.live.report import write_session_report
+from msmamba.microscope.slides.results import colour_of
 from msmamba.microscope.sources import Frame
 from msmamba.runtime.quality import Quality
 
@@ -180,6 +181,28 @@ def test_the_report_has_the_session(tmp_path: Path) -> None:
     ):
         assert words in text.replace("&#39;", "'"), words
     assert page.count('src="data:image/jpeg') == 1 + len(pictures(tmp_path / "s"))
+
+
+def test_the_time_line_has_what_was_seen_when(tmp_path: Path) -> None:
+    with recording(tmp_path / "s", FACTS, 60.0, silent) as record:
+        for number, (second, label, focus) in enumerate(
+            [(0, 0, 0.2), (1, 1, 0.4), (2, 1, None), (8, 2, 0.6)]
+        ):
+            shown = result(number, second, label=label)
+            line = line_of(shown)
+            quality = {**shown.as_json()["quality"], "focus": focus}
+            record.add(shown, line | {"taken": f"2026-11-27T18:00:{second:02}+00:00", "quality": quality})
+    page = write_session_report(tmp_path / "s").read_text(encoding="utf-8")
+    bars = re.findall(r'<rect x="(.+?)" y="(.+?)" width="1.02" height="(.+?)" fill="rgb(.+?)"', page)
+    colours = [str(colour_of(index)) for index in range(3)]
+    assert bars == [
+        ("0", "0.5000", "0.5000", colours[0]),
+        ("0", "0.0000", "0.5000", colours[1]),
+        ("1", "0.0000", "1.0000", colours[1]),
+        ("3", "0.0000", "1.0000", colours[2]),
+    ]
+    focus = re.findall(r'<polyline points="(.+?) "', page)
+    assert focus == ["0.0,0.7000 0.5,0.7000", "3.0,0.4000 3.5,0.4000"]
 
 
 def test_the_report_says_how_many_answers_the_guard_withheld(tmp_path: Path) -> None:

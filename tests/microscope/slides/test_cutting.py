@@ -16,7 +16,7 @@ from slide_files import HALF_A_MICRON, box, feature, tissue, write_geojson_of, w
 from msmamba.cli import mmdeploy
 from msmamba.data.coverage import Coverage, Spread
 from msmamba.data.folders import read_training_folder
-from msmamba.data.imported import check_contents, read_imported, read_index
+from msmamba.data.imported import INDEX, MANIFEST, check_contents, read_imported, read_index
 from msmamba.data.published import ImportOptions
 from msmamba.errors import DataError, ImageError, InputError
 from msmamba.export.bundle import export_bundle
@@ -62,6 +62,7 @@ def test_tiles_are_cut_at_their_scale_and_no_slide_is_in_two_splits(annotated: P
     assert any("1 slides have no annotations: s6" in note for note in manifest.notes)
     assert any("annotations without a class" in note for note in manifest.notes)
     assert check_contents(tmp_path / "data")[1] == {}
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {MANIFEST, INDEX, *manifest.counts}
     found = read_imported(tmp_path / "data")
     slides = [set(groups) for groups in found.groups.values()]
     assert sorted(name for each in slides for name in each) == [f"s{number}" for number in range(6)]
@@ -79,10 +80,14 @@ def test_tiles_are_cut_at_their_scale_and_no_slide_is_in_two_splits(annotated: P
         assert (stored[:8, :8] == part[:8, :8]).all()  # the border may be reflected
 
 
-def test_without_a_scale_the_slides_pixels_are_taken_as_they_are(annotated: Path, tmp_path: Path) -> None:
-    manifest = import_slides(slides_of(annotated), annotated, tmp_path / "data", CutOptions(size=64))
+@pytest.mark.parametrize(("assumed", "microns"), [(None, 32), (0.25, 16)])
+def test_without_a_scale_the_slides_pixels_are_taken_as_they_are(
+    assumed: float | None, microns: float, annotated: Path, tmp_path: Path
+) -> None:
+    cut = CutOptions(size=64, assume_mpp=assumed)
+    manifest = import_slides(slides_of(annotated), annotated, tmp_path / "data", cut)
     assert manifest.covers is not None
-    assert manifest.covers.microns == (32, 32, 32)
+    assert manifest.covers.microns == (microns, microns, microns)
     row, *_ = read_index(tmp_path / "data")
     name, x, y = Path(row.file).stem.split("-")
     part = pixels_of(int(name[1:]))[int(y) : int(y) + 20, int(x) : int(x) + 20]
