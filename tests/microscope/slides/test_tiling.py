@@ -15,7 +15,7 @@ from slide_files import HALF_A_MICRON, tissue, write_tiff
 from msmamba.errors import InputError
 from msmamba.microscope.slides import Tile, open_slide, tiles
 from msmamba.microscope.slides.tiling import best_level, read_tile
-from msmamba.microscope.slides.tissue import Thumbnail, TissueOptions, mask_of, thumbnail, tissue_mask
+from msmamba.microscope.slides.tissue import Mask, Thumbnail, TissueOptions, mask_of, thumbnail, tissue_mask
 
 PIXELS = tissue()
 SMALL = TissueOptions(thumbsize=210, median_filter_size=3, closing_kernel_size=3, min_object_size_um2=200)
@@ -130,6 +130,23 @@ def test_the_mask_is_where_the_tissue_is(pyramid: Path) -> None:
     ]
     assert set(inside) <= set(kept)
     slide.close()
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0, 2.7, 40.0])
+def test_a_part_is_kept_for_the_share_of_tissue_in_the_pixels_that_it_touches(scale: float) -> None:
+    generator = np.random.default_rng(0)
+    there = generator.random((9, 12)) < 0.4
+    width, height = round(12 * scale), round(9 * scale)
+    starts, ends = np.arange(12) * scale, np.arange(1, 13) * scale
+    for _ in range(300):
+        left, right = sorted(generator.choice(width + 1, 2, replace=False).tolist())
+        top, bottom = sorted(generator.choice(height + 1, 2, replace=False).tolist())
+        columns = np.flatnonzero((starts < right) & (ends > left))
+        rows = np.flatnonzero((starts[:9] < bottom) & (ends[:9] > top))
+        touched = there[np.ix_(rows, columns)]
+        for least in (0.1, 0.3, 0.4):
+            kept = Mask(there, scale, least).has_tissue(left, top, right - left, bottom - top)
+            assert kept == (touched.sum() * 10 >= round(10 * least) * touched.size)
 
 
 def test_specks_and_holes_go_by_their_area_in_microns(tmp_path: Path) -> None:
