@@ -39,8 +39,7 @@ def list_malaria(source: Path) -> Listing:
     if not complete:
         raise DataError(
             f"{source}: has no folders {' and '.join(PUBLISHED)} with images beside one another: "
-            "expected the "
-            "unpacked cell_images"
+            "expected the unpacked cell_images"
         )
     first, *others = sorted(complete, key=lambda folder: (len(folder.parts), folder))
     for other in others:
@@ -51,6 +50,12 @@ def list_malaria(source: Path) -> Listing:
                 "that is meant"
             )
         notes.append(f"{other}/ holds the same files again and is passed over")
+    listed = {each.origin for folder in complete for each in found[folder]}
+    if elsewhere := [origin for origin in origins if origin not in listed]:
+        notes.append(
+            f"{len(elsewhere):,} images are beside the folders of both classes and are passed over: "
+            f"{some(elsewhere)}"
+        )
     images = found[first]
     nameless = [image.origin for image in images if not image.group]
     if nameless:

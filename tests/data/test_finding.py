@@ -97,7 +97,14 @@ def test_many_of_a_kind_are_counted_and_few_named(tmp_path: Path) -> None:
 
 def test_classes_may_be_called_anything_that_is_not_hidden(tmp_path: Path) -> None:
     names = ["-x", "1", "__background__", "a b", "con.png", "ß", "\udcff"]
-    make(tmp_path, *(f"{name}/0.png" for name in names), ".git/0.png", "__MACOSX/0.png", "stray.jpg")
+    make(
+        tmp_path,
+        *(f"{name}/0.png" for name in names),
+        ".git/0.png",
+        "__MACOSX/0.png",
+        "stray.jpg",
+        "._stray.jpg",
+    )
     passed = Passed()
     assert [folder.name for folder in class_folders(tmp_path, passed)] == names
     assert passed.notes() == (

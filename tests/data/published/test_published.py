@@ -67,9 +67,19 @@ class TestMalaria:
         assert "cell_images/ holds the same files again and is passed over" in listing.notes
         assert not any("cell_images" in image.origin for image in listing.images)
 
-    def test_an_outer_folder_will_do(self, tmp_path: Path) -> None:
-        write_malaria(tmp_path / "archive" / "deep")
+    def test_an_outer_folder_will_do_and_what_lies_beside_is_told(self, tmp_path: Path) -> None:
+        cells = write_malaria(tmp_path / "archive" / "deep")
         assert len(list_malaria(tmp_path / "archive").images) == 60
+        for folder in (cells / "Unclear", tmp_path / "archive" / "Uninfected"):
+            folder.mkdir()
+            write_image(folder / "C9NThinF_IMG_0_cell_0.png", 1)
+        listing = list_malaria(tmp_path / "archive")
+        assert len(listing.images) == 60
+        (note,) = [
+            note for note in listing.notes if "2 images are beside the folders of both classes" in note
+        ]
+        assert "deep" in note
+        assert "Uninfected/C9N" in note
 
     def test_two_copies_that_differ_are_refused(self, tmp_path: Path) -> None:
         cells = write_malaria(tmp_path, nested=True)
