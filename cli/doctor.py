@@ -19,10 +19,13 @@ def doctor(context: click.Context, artefact: str | None, output_format: str) -> 
     With ARTEFACT, a bundle, an ONNX file or an engine, also whether pictures become its input as they did
     where it was exported.
 
-    The exit status is 1 when not even classification on the CPU works.
+    The exit status is 1 when not even classification on the CPU works, or ARTEFACT cannot be opened.
     """
+    from ..errors import ArtefactError
     from ..runtime.doctor import examine
 
     report = examine(artefact)
     say_lines((report.to_json() if output_format == "json" else report.to_text()) + "\n")
+    if report.unopened:
+        raise ArtefactError(report.unopened)
     context.exit(0 if report.can_infer else 1)

@@ -12,7 +12,7 @@ from .options import (
     device_options,
     drift_logged,
     drift_option,
-    format_option,
+    file_format_option,
     guard_option,
     tell,
     white_option,
@@ -33,7 +33,9 @@ _RESULTS = "Results"
     metavar="FILE",
     help="Write to FILE, whole or not at all, instead of printing.",
 )
-@format_option("table", "json", "csv", meaning="How the predictions are written.")
+@file_format_option(
+    {"table": (), "json": (".json", ".jsonl"), "csv": (".csv",)}, "How the predictions are written."
+)
 @option(
     "--top",
     group=_RESULTS,

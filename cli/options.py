@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from stat import S_ISDIR
@@ -54,6 +54,34 @@ def format_option(
         group="Results",
         type=click.Choice(formats),
         default=formats[0],
+        help=meaning,
+    )
+
+
+def file_format_option(
+    formats: Mapping[str, Collection[str]], meaning: str
+) -> Callable[[_Command], _Command]:
+    """How results are written to ``-o FILE`` or a terminal, as ``output_format``.
+
+    Where nobody says, as FILE's suffix does, else in the first format.
+
+    Args:
+        formats: the formats, each with the suffixes of files that are written in it.
+        meaning: what ``--help`` says.
+    """
+    first = next(iter(formats))
+
+    def of_the_file(context: click.Context, parameter: click.Parameter, asked: str | None) -> str:
+        suffix = Path(context.params.get("output") or "").suffix.lower()
+        return asked or next((name for name, suffixes in formats.items() if suffix in suffixes), first)
+
+    return option(
+        "--format",
+        "output_format",
+        group="Results",
+        type=click.Choice(tuple(formats)),
+        callback=of_the_file,
+        show_default=f"as FILE's suffix says, else {first}",
         help=meaning,
     )
 

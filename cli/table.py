@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import check_replaces_none, format_option, resamples_option, typed
+from .options import check_replaces_none, file_format_option, resamples_option, typed
 from .output import columns, say_lines
 
 _ROWS = "Rows"
@@ -38,7 +38,9 @@ _RESULTS = "Results"
     metavar="FILE",
     help="Write to FILE, whole or not at all, instead of printing.",
 )
-@format_option("text", "csv", "markdown", "latex", meaning="How the table is written.")
+@file_format_option(
+    {"text": (), "csv": (".csv",), "markdown": (".md",), "latex": (".tex",)}, "How the table is written."
+)
 def table(
     runs: tuple[str, ...], output_format: str, ablations: bool, output: str | None, **options: Any
 ) -> None:

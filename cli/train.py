@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .help import Command, option
-from .options import ablation_options, given
+from .options import ablation_options, given, tell
 from .output import say_lines
 from .training_options import (
     data_options,
@@ -94,11 +94,14 @@ def train(
     from ..model.training.loop import train_folder
     from ..model.training.parallel import joined
     from ..model.training.progress import shown_on
+    from ..model.training.run import RunFolder
 
     with (
         joined(device) as (processes, own),
         shown_on(Console(), tensorboard, processes.is_first) as listeners,
     ):
+        if resume and processes.is_first and RunFolder(run).read_config() is None:
+            tell([f"no run has begun in '{run}': a new one begins"])
         result = train_folder(
             data,
             run,

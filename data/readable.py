@@ -6,8 +6,9 @@ image first costs a pass of reading, and is done only when asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -25,6 +26,17 @@ _IMAGES_A_THREAD = 64
 
 Unreadable = dict[str, dict[int, str]]
 """The reason, by split and place in it."""
+
+
+@contextmanager
+def telling_of_skip_bad() -> Iterator[None]:
+    """Says of an image that cannot be read that ``--skip-bad`` leaves such ones out."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(
+            f"{error}: mend or remove it, or leave out all such images with --skip-bad"
+        ) from error
 
 
 def unreadable_images(

@@ -30,6 +30,7 @@ from ..schema import as_json
 from ..version import __version__
 from . import onnxruntime_library, probe
 from .engine_plan import NAMES as ENGINE_LIBRARIES
+from .manifest import Manifest
 from .onnxruntime_backend import GPU_PROVIDERS, NV_PLUGIN, compute_capability, register_native_kernels
 from .onnxruntime_library import import_onnxruntime
 from .session import open_session
@@ -112,6 +113,8 @@ class Report:
 
     machine: dict[str, str]
     abilities: tuple[Ability, ...]
+    unopened: str = ""
+    """Why the artefact that was asked about cannot be opened; empty where it can, or none was."""
 
     @property
     def can_infer(self) -> bool:
@@ -187,13 +190,14 @@ def examine(artefact: str | None = None) -> Report:
             them here.
     """
     _library.cache_clear()
+    manifest, unopened = _manifest_of(artefact)
     checks: tuple[Callable[[], Ability], ...] = (
         _onnxruntime,
         _one_onnxruntime,
         _native_kernels,
         _int8_products,
         _pictures,
-        *([partial(_pictures_of, artefact)] if artefact is not None else []),
+        *([partial(_pictures_of, artefact, manifest, unopened)] if artefact is not None else []),
         *(partial(_packages, extra) for extra in _OF_EXTRAS),
         _triton,
         _cuda_driver,
@@ -204,7 +208,7 @@ def examine(artefact: str | None = None) -> Report:
         *(partial(_onnxruntime_on, provider) for provider in GPU_PROVIDERS),
         _scan_on_cuda,
     )
-    return Report(_machine(), tuple(check() for check in checks))
+    return Report(_machine(), tuple(check() for check in checks), unopened)
 
 
 def _machine() -> dict[str, str]:
@@ -280,15 +284,23 @@ def _pictures() -> Ability:
     return Ability(name, True, f"{', '.join(decoders)}, {resize}")
 
 
-def _pictures_of(artefact: str) -> Ability:
-    name = "prepare pictures as its exporter"
+def _manifest_of(artefact: str | None) -> tuple[Manifest | None, str]:
+    """What an artefact says of itself, and why it cannot be opened; empty where it can, or there is none."""
+    if artefact is None:
+        return None, ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is told here
             with open_session(artefact) as session:
-                manifest = session.manifest
+                return session.manifest, ""
     except MsmambaError as error:
-        return Ability(name, False, str(error), "see there")
+        return None, str(error)
+
+
+def _pictures_of(artefact: str, manifest: Manifest | None, unopened: str) -> Ability:
+    name = "prepare pictures as its exporter"
+    if unopened:
+        return Ability(name, False, unopened, "see there")
     if manifest is None:
         fix = "compare its answers on some pictures with those of whoever made it"
         return Ability(name, False, f"'{artefact}' has no manifest of msmamba's, and so no probe", fix)

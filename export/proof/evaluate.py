@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...data.folders import match_labels, read_evaluation_folder
-from ...data.readable import unreadable_images, without
+from ...data.readable import telling_of_skip_bad, unreadable_images, without
 from ...data.samples import classes_of, sources_of
 from ...data.seen import Checksums, Overlap, Seen
 from ...errors import ArtefactError, BackendError, InputError, TargetError
@@ -206,7 +206,7 @@ def evaluate_model(
         started = time.perf_counter()
         judging = classifier.guard if classifier.guard and classifier.guard.quality else None
         qualities = list[Quality]()
-        with noting() as tally:
+        with telling_of_skip_bad(), noting() as tally:
             logits = logits_of(
                 classifier.predict,
                 samples,

@@ -30,7 +30,7 @@ from torch.nn import functional
 from ...data.coverage import Coverage
 from ...data.folders import ImageFolder, check_trainable, read_training_folder
 from ...data.imported import Channels
-from ...data.readable import unreadable_images, without
+from ...data.readable import telling_of_skip_bad, unreadable_images, without
 from ...data.samples import StackedSamples, sources_of
 from ...data.scale import check_microns
 from ...data.seen import Seen
@@ -550,8 +550,9 @@ class _Trainer:
             mean, std = tuple(normalisation["mean"]), tuple(normalisation["std"])
             return Transform(size, mean, std, white), self._covered_before(data, images, mpp), notes
         self.folder.create()
-        white, mean, std, seen = _measured(data, images, size, white_level)
-        covers = _covered(data, images, mpp)
+        with telling_of_skip_bad():
+            white, mean, std, seen = _measured(data, images, size, white_level)
+            covers = _covered(data, images, mpp)
         with noting() as tally:
             _check_readable(data, self.hardware.threads, white)
         notes = (*data.notes, *seen, *tally.lines())

@@ -82,19 +82,24 @@ def test_training_names_it_and_goes_on_only_when_asked(few: Path, tmp_path: Path
     stopped = CliRunner().invoke(mmdeploy, train)
     assert stopped.exit_code == 1
     assert "round/7.png' is not a PNG" in stopped.stderr
-    done = CliRunner().invoke(mmdeploy, [*train[:3], str(tmp_path / "other"), *train[4:], "--skip-bad"])
+    assert stopped.stderr.endswith(" with --skip-bad\n")
+    skipping = [*train[:3], str(tmp_path / "other"), *train[4:], "--skip-bad", "--resume"]
+    done = CliRunner().invoke(mmdeploy, skipping)
     assert done.exit_code == 0, done.stderr
+    assert "other': a new one begins" in done.stderr
     assert "left out, because it cannot be read: round/7.png" in done.stdout
     assert "round/7.png" in (tmp_path / "other" / "config.json").read_text()
 
     # Continued without saying it again: it is among the run's own options.
     done = CliRunner().invoke(mmdeploy, ["train", str(few), "-o", str(tmp_path / "other"), "--resume"])
     assert done.exit_code == 0, done.stderr
+    assert "a new one begins" not in done.stderr
 
     measure = ["eval", str(tmp_path / "other" / "best.safetensors"), str(few), "--threads", "1"]
     stopped = CliRunner().invoke(mmdeploy, measure)
     assert stopped.exit_code == 1
     assert "round/7.png' is not a PNG" in stopped.stderr
+    assert stopped.stderr.endswith(" with --skip-bad\n")
     done = CliRunner().invoke(mmdeploy, [*measure, "--skip-bad"])
     assert done.exit_code == 0, done.stderr
     assert "left out: " in done.stdout

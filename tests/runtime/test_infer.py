@@ -124,6 +124,14 @@ def test_json_is_one_object_a_line(bundle: Path, slides: Path) -> None:
     assert good["notes"] == []
 
 
+def test_a_file_is_written_as_its_suffix_says(bundle: Path, slides: Path, tmp_path: Path) -> None:
+    for name, begins in (("a.CSV", "image,label,"), ("a.jsonl", '{"image": '), ("a.txt", "image  ")):
+        invoke(bundle, slides, "-o", tmp_path / name)
+        assert (tmp_path / name).read_text().startswith(begins)
+    invoke(bundle, slides, "-o", tmp_path / "asked.csv", "--format", "json")
+    assert (tmp_path / "asked.csv").read_text().startswith("{")
+
+
 def test_csv_has_a_header_and_the_same_columns_in_every_row(bundle: Path, slides: Path) -> None:
     save(slides / 'with "quotes", and\nmore.png', 1)
     result = invoke(bundle, slides, slides / "Thumbs.db", "--format", "csv", "--top", 2)

@@ -169,3 +169,12 @@ def test_doctor_says_where_there_is_no_probe_or_artefact(bundle: Path, tmp_path:
             ability = next(item for item in doctor.examine(str(path)).abilities if "exporter" in item.name)
         assert not ability.works
         assert said in ability.found
+
+
+def test_doctor_fails_where_the_artefact_cannot_be_opened(probed: Path, tmp_path: Path) -> None:
+    assert CliRunner().invoke(mmdeploy, ["doctor", str(probed)]).exit_code == 0
+    missing = CliRunner().invoke(mmdeploy, ["doctor", str(tmp_path / "none")])
+    assert missing.exit_code == 1
+    assert "prepare pictures as its exporter" in missing.stdout
+    assert missing.stderr.startswith("error: ")
+    assert "none' does not exist" in missing.stderr

@@ -214,6 +214,10 @@ def test_the_command_takes_runs_or_ablations(run: Path, tmp_path: Path) -> None:
     done = runner.invoke(mmdeploy, ["table", "--ablations", "--format", "latex", "-o", str(target)])
     assert (done.exit_code, done.output) == (0, "")
     assert target.read_text().rstrip().endswith(r"\end{tabular}")
+    for name, begins in (("table.tex", "%"), ("table.md", "| "), ("table.csv", "network,")):
+        done = runner.invoke(mmdeploy, ["table", str(run), "--resamples", "100", "-o", str(tmp_path / name)])
+        assert (done.exit_code, done.output) == (0, "")
+        assert (tmp_path / name).read_text().startswith(begins)
     shown = runner.invoke(mmdeploy, ["table", str(run), "--resamples", "100"])
     assert shown.output.count("Microscopic-Mamba-t w/o MIFA") == 2
 

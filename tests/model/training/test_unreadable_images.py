@@ -80,6 +80,12 @@ def test_an_image_to_test_with_is_missed_before_the_first_epoch(layout: Path, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_an_image_to_train_on_stops_the_run_and_tells_how_to_go_on(layout: Path, tmp_path: Path) -> None:
+    (layout / "train" / "square" / "1.png").write_bytes(b"broken")
+    with pytest.raises(ImageError, match=r"train/square/1\.png.*: mend or remove it, or .* --skip-bad$"):
+        run_of(layout, tmp_path / "run")
+
+
 def test_one_that_breaks_meanwhile_is_left_out_of_the_figures(layout: Path, tmp_path: Path) -> None:
     whole = (layout / BROKEN).read_bytes()
     run = tmp_path / "run"
