@@ -168,6 +168,21 @@ def test_what_lost_parity_is_on_no_front_and_not_advised() -> None:
     assert "'lost/fp32/parity.json' says where (the network itself does not decide 4 of 100 images)" in text
 
 
+def test_the_table_tells_groups_latencies_and_distances_to_the_best() -> None:
+    made = entry(*SLOW), entry("far", first(60), 9.0)
+    table, of_images = table_of(comparison(*made, groups=12)), table_of(comparison(*made))
+    assert "cells: 100 images in 12 groups (patients, slides, copies) of the test split" in table.to_text()
+    assert "bootstrap interval over whole groups of images, paired" in table.to_text()
+    assert "cells: 100 images of the test split" in of_images.to_text()
+    assert "bootstrap interval over images, paired" in of_images.to_text()
+    best, far = table.records
+    assert {"30", "16.0"} <= {*table.lines[0]}
+    assert {"9", "16.0"} <= {*table.lines[1]}
+    assert best["to_best"] is best["to_best_low"] is best["to_best_high"] is None
+    assert far["to_best"] == pytest.approx(-0.3)
+    assert far["to_best_low"] < far["to_best"] < far["to_best_high"] < 0
+
+
 def test_without_latencies_the_table_says_what_is_not_known_yet() -> None:
     waiting = entry("waiting", first(50), 1.0, scores=None, parity=None, latency=None)
     done = entry("done", first(80), 1.0, latency=None)

@@ -383,6 +383,39 @@ def test_where_no_module_departs_none_is_named(
     assert re.search("^departs at +nowhere: on the worst image each", parity.to_text(), flags=re.MULTILINE)
 
 
+def test_the_bar_is_twice_the_networks_own_error_and_that_of_float32_above_a_floor() -> None:
+    own = OwnError(1e-3, 1e-4, 10.0, {"a": 2e-3, "b": 0.0}, {"a": 1e-4, "b": 0.0})
+    ulp = float(np.finfo(np.float32).eps)
+    assert own.logit_bound == pytest.approx(2.1e-3)
+    assert own.with_logits(2e-3).logit_bound == pytest.approx(4.1e-3)
+    assert own.with_logits(5e-4).logit_bound == own.logit_bound
+    assert np.isnan(own.with_logits(np.nan).logits)
+    assert replace(own, logits=0.0, float32_logits=0.0).logit_bound == pytest.approx(32 * ulp * 10)
+    assert own.module_bound("a") == pytest.approx(4.1e-3)
+    assert own.module_bound("b") == pytest.approx(32 * ulp)
+    other = own.with_image(
+        replace(own, modules={"a": 1e-3, "b": 3e-3}, float32_modules={"a": 2e-4, "b": 0.0})
+    )
+    assert (other.modules, other.float32_modules) == ({"a": 2e-3, "b": 3e-3}, {"a": 2e-4, "b": 0.0})
+
+
+def test_a_file_of_somebody_elses_is_not_verified_nor_a_reference(
+    bundles: dict[str, Path], micrographs: Path, tmp_path: Path
+) -> None:
+    ours, foreign = bundles["fp32"] / "model.onnx", tmp_path / "foreign.onnx"
+    model = onnx.load(ours)
+    del model.metadata_props[:]
+    onnx.save(model, foreign)
+    with pytest.raises(
+        ArtefactError, match=r"foreign\.onnx has no manifest: verify a bundle or an ONNX file by"
+    ):
+        verify(foreign, ours, [micrographs])
+    with pytest.raises(
+        ArtefactError, match=r"foreign\.onnx has no manifest: give a bundle or an ONNX file by"
+    ):
+        verify(ours, foreign, [micrographs])
+
+
 def test_a_module_is_held_against_the_networks_own_error_on_that_very_image(
     network: MicroscopicMamba, bundles: dict[str, Path]
 ) -> None:
