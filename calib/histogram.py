@@ -51,9 +51,8 @@ class Histogram:
         """Takes the least width that is a power of two and has room for ``largest``."""
         if largest == 0:
             return
-        width = max(2.0 ** math.floor(math.log2(largest / BINS) + 1), _LEAST_WIDTH)
-        while largest >= BINS * width:  # rounding in log2
-            width *= 2
+        _, exponent = math.frexp(largest / BINS)
+        width = max(2.0**exponent, _LEAST_WIDTH)
         if self.width:
             factor = min(BINS, round(width / self.width))
             merged = np.add.reduceat(self.counts, np.arange(0, BINS, factor))

@@ -25,7 +25,7 @@ from msmamba.data.published.tissuemnist import unpack
 from msmamba.errors import ArtefactError, DataError, InputError, MsmambaError, TrainingError
 from msmamba.measures.predictions import read_predictions
 from msmamba.runtime.manifest import Manifest
-from msmamba.schema import TEXT, as_json, listed, maybe, number, parsed, record, whole
+from msmamba.schema import DEEPEST, TEXT, as_json, listed, maybe, number, parsed, record, whole
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -312,6 +312,14 @@ def test_names_of_files_may_be_any_bytes() -> None:
         parsed(b'{"a": "\xff"}')
     with pytest.raises(ValueError, match=r"'a' is .* which is no Unicode text"):
         parsed(b'{"a": "\\udcff"}')
+
+
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"a":', "}")], ids=["lists", "objects"])
+def test_what_is_nested_deeper_than_anything_of_ours_is_refused(begin: str, end: str) -> None:
+    assert parsed(begin * (DEEPEST // 2) + "1" + end * (DEEPEST // 2))
+    for depth in (DEEPEST + 1, 100_000):
+        with pytest.raises(ValueError, match="it is nested deeper than any of our files"):
+            parsed(begin * depth + "1" + end * depth)
 
 
 def test_what_is_written_is_json_whatever_the_numbers() -> None:

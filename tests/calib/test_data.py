@@ -13,6 +13,7 @@ from PIL import Image
 from msmamba.calib import CalibrationSet, choose
 from msmamba.data.folders import below
 from msmamba.errors import DataError, ImageError
+from msmamba.files import sha256_of
 from msmamba.images import StackedImage
 
 LABELS = ("basophil", "eosinophil", "lymphocyte")
@@ -114,3 +115,7 @@ def test_images_of_a_stack_are_known_by_their_pixels(tmp_path: Path) -> None:
         digests.append(found.digest)
     assert digests[0] == digests[1]
     assert len({image.sha256 for image in found.images}) == 6
+
+
+def test_images_of_files_are_known_by_what_the_files_hold(cells: Path) -> None:
+    assert all(image.sha256 == sha256_of(cells / image.name) for image in chosen(cells, 6).images)

@@ -50,6 +50,13 @@ def test_it_counts_as_numpy_does() -> None:
     assert histogram.largest < BINS * histogram.width <= 2 * histogram.largest * (1 + 1e-6)
 
 
+@pytest.mark.parametrize(("largest", "width"), [(BINS, 2.0), (np.nextafter(np.float32(BINS), 0), 1.0)])
+def test_a_power_of_two_begins_a_width_of_its_own(largest: float, width: float) -> None:
+    histogram = histogram_of(np.array([largest], np.float32))
+    assert histogram.width == width
+    assert histogram.counts[int(largest / width)] == 1
+
+
 def test_a_much_larger_value_takes_no_more_memory() -> None:
     histogram = histogram_of(np.zeros(10, np.float32), normal(100, 1e-20), normal(100), normal(100, 1e20))
     assert histogram.counts.shape == (BINS,)
@@ -84,6 +91,12 @@ def test_a_range_is_above_zero_and_at_most_the_largest_value(method: str) -> Non
 def test_one_outlier_among_many_values(method: str, least: float, most: float) -> None:
     histogram = histogram_of(normal(200_000), np.array([100], np.float32))
     assert least <= range_of(histogram, method) <= most
+
+
+def test_the_percentile_is_the_end_of_the_bin_that_it_falls_into() -> None:
+    counts = np.zeros(BINS, np.int64)
+    counts[[0, 50, 100]] = 9998, 1, 1  # 99.99 % of 10,000 are those of the first two
+    assert range_of(Histogram(counts, 1.0, 100.5), "percentile") == 51
 
 
 def test_an_unknown_method_is_named() -> None:
