@@ -230,6 +230,11 @@ CACHES: dict[str, bytes] = {
     "done-too-many": npz(header=np.array(json.dumps({**HEADER, "done": 9})), **ARRAYS),
     "values-a-number": npz(header=np.array(json.dumps({**HEADER, "values": 2})), **ARRAYS),
     "counts-below-0": npz(header=np.array(json.dumps(HEADER)), **{**ARRAYS, "counts": -ARRAYS["counts"]}),
+    "bins-of-another-version": npz(
+        header=np.array(json.dumps(HEADER)), **{**ARRAYS, "counts": ARRAYS["counts"][:, ::2]}
+    ),
+    "counts-in-parts": npz(header=np.array(json.dumps(HEADER)), **{**ARRAYS, "counts": ARRAYS["counts"] / 2}),
+    "widths-below-0": npz(header=np.array(json.dumps(HEADER)), **{**ARRAYS, "widths": -ARRAYS["widths"]}),
     "widths-nan": npz(header=np.array(json.dumps(HEADER)), **{**ARRAYS, "widths": np.full(2, np.nan)}),
     "widths-text": npz(header=np.array(json.dumps(HEADER)), **{**ARRAYS, "widths": np.array(["1", "2"])}),
     "largest-flat": npz(header=np.array(json.dumps(HEADER)), **{**ARRAYS, "largest": np.array(1.0)}),
