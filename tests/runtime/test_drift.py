@@ -67,6 +67,10 @@ def test_where_nothing_is_stained_there_is_no_stain() -> None:
     assert picture_scores(stained((1.0, 1.0, 1.0)))["stain_red"] is None
     black = picture_scores(np.zeros((9, 9, 3), np.uint8))
     assert (black["background_red"], black["stain_blue"]) == (None, None)
+    for dark, known in ((40, False), (60, True)):  # of 10,000 pixels; half a per cent makes a stain
+        specks = np.full((100, 100, 3), 220, np.uint8)
+        specks.reshape(-1, 3)[:dark] = (180, 60, 120)
+        assert (picture_scores(specks)["stain_red"] is not None) == known
 
 
 def test_lines_come_back(bundle: Path, tmp_path: Path) -> None:
