@@ -131,47 +131,71 @@ class EngineFile(_Opened):
 
 
 class KernelPackages:
-    """The compiled scan that bundles and engines carry."""
+    """The compiled scan, and the block's steps, that bundles and engines carry: as Python reads them, as the
+    native library does that launches them, and as operators of a session. No kernel is launched."""
 
     inputs = 3000
 
     def __init__(self, seeds: Seeds) -> None:
-        self._package = _kernel_package()
+        self._package, self._steps = _kernel_package(), _kernel_package(_STEPS, states=0)
 
     def make(self, generator: random.Random, folder: Path) -> Path:
-        from zlib import compress
+        from zlib import compress, decompress
 
         from msmamba.plugins.selective_scan.gpu_package import MAGIC
 
-        if generator.random() < 0.5:
-            return written(folder / "kernels", mutated(self._package, generator))
-        return written(folder / "kernels", MAGIC + compress(mutated_json(_KERNELS, generator)))
+        package = generator.choice((self._package, self._steps))
+        if generator.random() < 0.3:
+            return written(folder / "kernels", mutated(package, generator))
+        document = json.loads(decompress(package[len(MAGIC) :]))
+        if generator.random() < 0.4:
+            return written(folder / "kernels", MAGIC + compress(mutated_json(document, generator)))
+        for _ in range(generator.choice((1, 1, 2, 4))):
+            _change_a_value(document, generator)
+        return written(folder / "kernels", MAGIC + compress(json.dumps(document).encode()))
 
     def open(self, path: Path) -> object:
+        import onnxruntime
+
+        from msmamba.plugins.selective_scan import cpu
+        from msmamba.plugins.selective_scan.gpu_operator import DRIVER_FUNCTIONS, native_package, offering
         from msmamba.plugins.selective_scan.gpu_package import KernelPackage
 
         package = KernelPackage.from_bytes(path.read_bytes())
-        return package.digest, package.compute_capabilities
+        found = package.digest, package.compute_capabilities
+        with offering(native_package((package,), (1,) * len(DRIVER_FUNCTIONS))):
+            onnxruntime.SessionOptions().register_custom_ops_library(str(cpu.library_path()))
+        return found
 
 
-_KERNELS = {
-    "element_type": "float16",
-    "states": 16,
-    "kernels": {"86": {"scan": {"cubin": "AAAA", "name": "scan", "warps": 4, "shared": 0}}},
-}
+def _change_a_value(document: dict[str, Any], generator: random.Random) -> None:
+    """Puts another value of its kind in a place of a package, which the native library has to judge."""
+    number = generator.choice((0, 1, 2, 4, 5, 16, 1024, 2**20, 2**31 - 1, -1, -(2**31), 2**32 + 128, 2**63))
+    text = generator.choice(("", "scan", "row_sums", "scan\0", "x" * 5000, "é", "float32"))
+    (of_one,) = generator.sample([*document["kernels"].values()], 1)
+    kernel = generator.choice([*of_one.values()])
+    generator.choice(
+        (
+            lambda: document.update(states=number),
+            lambda: document.update(element_type=text),
+            lambda: document["kernels"].update({str(number): of_one}),
+            lambda: of_one.update({text: kernel}),
+            lambda: kernel.update(name=text),
+            lambda: kernel.update(cubin=generator.choice(("", "f0VMRg==", "A" * 40_000))),
+            lambda: kernel.update({generator.choice(("threads", "shared_bytes", "hidden_pointers")): number}),
+        )
+    )()
 
 
-def _kernel_package() -> bytes:
-    from dataclasses import fields
+_SCANS = ("chunk_state", "scan", "sum_directions")
+_STEPS = ("local_depthwise", "grouped_norm", "channel_attention")
 
+
+def _kernel_package(names: tuple[str, ...] = _SCANS, states: int = 16) -> bytes:
     from msmamba.plugins.selective_scan.gpu_package import CompiledKernel, KernelPackage
 
-    values: dict[str, Any] = {
-        field.name: 1 if field.type == "int" else "scan" for field in fields(CompiledKernel)
-    }
-    kernel = CompiledKernel(**{**values, "cubin": b"\x7fELF" * 20})
-    _KERNELS["kernels"] = {"86": {"scan": {**values, "cubin": "f0VMRg=="}}}
-    return KernelPackage("float16", 16, {86: {"scan": kernel}, 89: {"scan": kernel}}).to_bytes()
+    kernels = {name: CompiledKernel(name, b"\x7fELF" * 20, 128, 1024, 2) for name in names}
+    return KernelPackage("float16", states, {86: kernels, 89: kernels}).to_bytes()
 
 
 class Plans:

@@ -15,7 +15,7 @@ from functools import cache
 from ...errors import BackendError
 from . import cpu
 from .gpu_launch import BLOCK_SHAPES, dotted
-from .gpu_package import BLOCK_STATES, KernelPackage
+from .gpu_package import BLOCK_STATES, CompiledKernel, KernelPackage
 
 DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 """File of NVIDIA's driver."""
@@ -86,12 +86,8 @@ def offered(packages: tuple[KernelPackage, ...], driver: str = DRIVER) -> Iterat
         BackendError: the native library or the driver is missing or does not start, or the kernels are not
             such as it launches.
     """
-    library = _library()
-    library.msmamba_gpu_offer(_handed_over(packages, driver))
-    try:
+    with offering(_handed_over(packages, driver)):
         yield
-    finally:
-        library.msmamba_gpu_offer(None)
 
 
 _NOT_LAUNCHED = "the GPU kernels are not such as this version launches: export the bundle again"
@@ -102,36 +98,79 @@ _HANDED_OVER: dict[tuple[str, ...], int] = {}
 def _handed_over(packages: tuple[KernelPackage, ...], driver: str) -> int:
     key = (driver, *(package.digest for package in packages))
     if key not in _HANDED_OVER:
-        try:
-            given = [
-                _GpuKernel(
-                    _ELEMENT_TYPES[package.element_type],
-                    compute_capability,
-                    package.states,
-                    name.encode(),
-                    kernel.name.encode(),
-                    kernel.cubin,
-                    len(kernel.cubin),
-                    kernel.threads,
-                    kernel.shared_bytes,
-                    kernel.hidden_pointers,
-                )
-                for package in packages
-                for compute_capability, kernels in package.kernels.items()
-                for name, kernel in kernels.items()
-            ]
-        except (KeyError, TypeError, AttributeError, UnicodeError) as error:  # a file may hold any JSON
-            raise BackendError(_NOT_LAUNCHED) from error
-        functions = _driver_functions(driver)
-        (block,) = set(BLOCK_SHAPES.values())  # one for all GPUs, as native/gpu_scan.h has it
-        array = (_GpuKernel * len(given))(*given)
-        table = (ctypes.c_void_p * len(functions))(*functions)
-        shape = (block.channels, block.steps)
-        made = _library().msmamba_gpu_package(table, len(functions), *shape, len(given), array)
-        if made is None:
-            raise BackendError(_NOT_LAUNCHED)
-        _HANDED_OVER[key] = made
+        _HANDED_OVER[key] = native_package(packages, _driver_functions(driver))
     return _HANDED_OVER[key]
+
+
+def native_package(packages: tuple[KernelPackage, ...], functions: tuple[int | None, ...]) -> int:
+    """Packages as the native library reads them, which keeps what it makes of them for good.
+
+    Args:
+        packages: the kernels.
+        functions: the addresses of `DRIVER_FUNCTIONS`, which are not called before a kernel is launched.
+
+    Raises:
+        BackendError: the kernels are not such as the library launches, or it is missing.
+    """
+    try:
+        given = [
+            _as_given(package, compute_capability, name, kernel)
+            for package in packages
+            for compute_capability, kernels in package.kernels.items()
+            for name, kernel in kernels.items()
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a file may hold any JSON
+        raise BackendError(_NOT_LAUNCHED) from error
+    (block,) = set(BLOCK_SHAPES.values())  # one for all GPUs, as native/gpu_scan.h has it
+    array = (_GpuKernel * len(given))(*given)
+    table = (ctypes.c_void_p * len(functions))(*functions)
+    shape = (block.channels, block.steps)
+    made: int | None = _library().msmamba_gpu_package(table, len(functions), *shape, len(given), array)
+    if made is None:
+        raise BackendError(_NOT_LAUNCHED)
+    return made
+
+
+def _as_given(
+    package: KernelPackage, compute_capability: int, name: str, kernel: CompiledKernel
+) -> _GpuKernel:
+    """One kernel as the native library takes it.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: a value is none of its field's.
+    """
+    made = _GpuKernel(
+        _ELEMENT_TYPES[package.element_type],
+        compute_capability,
+        package.states,
+        name.encode(),
+        kernel.name.encode(),
+        kernel.cubin,
+        len(kernel.cubin),
+        kernel.threads,
+        kernel.shared_bytes,
+        kernel.hidden_pointers,
+    )
+    whole = {
+        "compute_capability": compute_capability,
+        "states": package.states,
+        **{each: getattr(kernel, each) for each in ("threads", "shared_bytes", "hidden_pointers")},
+    }
+    for field, value in whole.items():
+        if getattr(made, field) != value or value < 0:  # ctypes cuts off what does not fit
+            raise ValueError(f"{field} is {value}")
+    return made
+
+
+@contextmanager
+def offering(package: int) -> Iterator[None]:
+    """`offered` for a `native_package`."""
+    library = _library()
+    library.msmamba_gpu_offer(package)
+    try:
+        yield
+    finally:
+        library.msmamba_gpu_offer(None)
 
 
 @cache

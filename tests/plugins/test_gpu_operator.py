@@ -328,6 +328,9 @@ def test_memory_does_not_grow_inside_a_graph(node_of: NodeOf, driver: ctypes.CDL
         {"entry": "\ud800"},
         {"entry": 3},
         {"threads": None},
+        {"threads": 2**32 + 32},
+        {"threads": -32},
+        {"states": 2**64 + STATES},
     ],
     ids=str,
 )
