@@ -72,6 +72,30 @@ def test_a_video_comes_at_its_own_pace(film: Path) -> None:
     assert all(frame.taken <= time.monotonic() for frame in frames)
 
 
+def test_colours_are_read_as_a_video_says_and_where_it_does_not_by_bt_601(tmp_path: Path) -> None:
+    green = np.zeros((720, 1280, 3), np.uint8)
+    green[:] = (0, 170, 0)
+    (bt_709, bt_601, unspecified) = 1, 5, 2
+    picture = av.VideoFrame.from_ndarray(green, format="rgb24").reformat(
+        format="yuv420p", dst_colorspace=bt_709
+    )
+    found = {}
+    for said in (bt_709, bt_601, unspecified):
+        path = tmp_path / f"{said}.mp4"
+        with av.open(str(path), "w") as container:
+            track = container.add_stream("libx264", rate=RATE)
+            track.width, track.height, track.pix_fmt = 1280, 720, "yuv420p"
+            track.codec_context.colorspace = said
+            bare = av.VideoFrame.from_ndarray(picture.to_ndarray(), format="yuv420p")
+            for packet in (*track.encode(bare), *track.encode()):
+                container.mux(packet)
+        (frame,) = (item for item in open_source(path).frames() if isinstance(item, Frame))
+        found[said] = frame.pixels[360, 640].astype(int)
+    assert np.abs(found[bt_709] - (0, 170, 0)).max() <= 2
+    assert np.abs(found[bt_601] - (13, 199, 5)).max() <= 2  # the same bytes by the other matrix
+    assert (found[unspecified] == found[bt_601]).all()
+
+
 def test_all_of_a_video_is_classified_where_that_is_asked_for(film: Path, session: Session) -> None:
     results = list(stream(session, film, keep_all=True))
     assert [result.number for result in results] == list(range(PICTURES))
