@@ -65,6 +65,19 @@ def test_absent_classes_are_told_in_one_note_a_split() -> None:
     assert note == "the val split has no image of 'b', 'c', 'd', 'e', 'f', … 6 more"
 
 
+@pytest.mark.parametrize(
+    "groups", [None, [str(number // 2) for number in range(40)]], ids=["images", "groups"]
+)
+def test_the_seed_decides_where_copies_stay_together(groups: list[str] | None) -> None:
+    classes, contents = np.tile([0, 1], 20), [*range(39), 0]
+    first, again, other = (
+        deal_together(classes, contents, groups, seed=seed, folds={"train": 3, "val": 1}).tolist()
+        for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    assert first[0] == first[39]
+
+
 def test_other_shares_are_kept() -> None:
     names = deal(np.repeat([0, 1], 40), seed=3, folds={"train": 3, "val": 1})
     assert Counter(names) == {"train": 60, "val": 20}

@@ -59,6 +59,14 @@ def test_a_tile_over_the_border_is_completed_by_reflection(pyramid: Path) -> Non
     slide.close()
 
 
+def test_between_the_pixels_of_a_level_a_tile_begins_at_the_nearest_that_there_is(pyramid: Path) -> None:
+    slide = open_slide(pyramid)
+    for at, nearest in ((63, 32), (64, 32), (65, 32), (67, 34)):  # halves of a pixel to the even one
+        assert (read_tile(slide, Tile(at, at, 64), 32) == slide.read(1, nearest, nearest, 32, 32)).all()
+    assert (read_tile(slide, Tile(419, 299, 64), 32) == PIXELS[298, 418]).all()  # 210 and 150 are beyond it
+    slide.close()
+
+
 def test_a_scale_that_nobody_knows_names_both_ways_out(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     slide = open_slide(tmp_path / "a.png")
