@@ -189,6 +189,18 @@ class TestMedFmColon:
         assert len(groups) == 3 + 8
         assert f"train part: 45 labelled images, published {5_654:,}" in listing.differences
 
+    def test_the_patient_is_the_tables_and_else_the_files(self, tmp_path: Path) -> None:
+        root, name = write_colon(tmp_path), f"{COLON_REGIONS[0]}p0000.png"
+        for table in root.rglob("*.csv"):
+            text = table.read_bytes().decode()
+            for patch, slide in enumerate(("2019-55555-1-1-1", "")):
+                image = f"{COLON_REGIONS[0]}p{patch:04}.png"
+                text = text.replace(f"{COLON_REGIONS[0]},{image}", f"{slide},{image}")
+            table.write_bytes(text.encode())
+        groups = {image.origin.rpartition("/")[2]: image.group for image in list_medfm_colon(root).images}
+        assert groups[name] == case_of("2019-55555-1-1-1") != case_of(COLON_REGIONS[0])
+        assert groups[name.replace("p0000", "p0001")] == case_of(COLON_REGIONS[0])
+
     def test_labels_come_from_whichever_file_has_them(self, tmp_path: Path) -> None:
         root = write_colon(tmp_path)
         whole = list_medfm_colon(root)
