@@ -184,13 +184,17 @@ class Comparison:
     @property
     def advised(self) -> Entry | None:
         """The fastest of those that these images do not tell from the best; None without latencies."""
-        alike = [
+        return min(self._alike, key=lambda pair: pair[0][0], default=(None, None))[1]
+
+    @cached_property
+    def _alike(self) -> list[tuple[tuple[float, float], Entry]]:
+        """The best and those that these images do not tell from it, each with its point; none without one."""
+        return [
             (entry.point, entry)
             for entry in self.entries
             if entry.point is not None
             and (entry is self.best or (entry.difference is not None and not entry.difference.is_told))
         ]
-        return min(alike, key=lambda pair: pair[0][0], default=(None, None))[1]
 
     @property
     def failed(self) -> tuple[Entry, ...]:
@@ -217,9 +221,11 @@ class Comparison:
                 f"{said} {self.advised.network} is the fastest ({took}) of those that these images cannot "
                 "tell apart from it."
             )
+        slower = [entry.network for _, entry in self._alike if entry is not self.best]
+        untold = f" They do not tell {' or '.join(slower)} from it." if slower else ""
         if self.front == (self.best,):
-            return f"{said} None is faster than its {took}."
-        return f"{said} It takes {took}, and these images suffice to tell every faster one from it."
+            return f"{said}{untold} None is faster than its {took}."
+        return f"{said}{untold} It takes {took}, and these images suffice to tell every faster one from it."
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

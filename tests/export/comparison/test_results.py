@@ -146,6 +146,12 @@ SLOW = ("slow", first(90), 30.0)
             [SLOW, ("far", first(60), 9.0)], "slow", "suffice to tell every faster one from it", id="far"
         ),
         pytest.param([SLOW, ("far", first(60), 40.0)], "slow", "None is faster than its 30 ms", id="only"),
+        pytest.param(
+            [SLOW, ("near", first(89), 40.0), ("far", first(60), 9.0)],
+            "slow",
+            "90.0 %. They do not tell near from it. It takes 30 ms, and these images suffice",
+            id="slower",
+        ),
     ],
 )
 def test_the_sentence_names_the_fastest_that_is_as_good(made: Any, advised: str, sentence: str) -> None:
