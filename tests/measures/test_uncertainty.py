@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.stats import bootstrap, norm
+from scipy.stats import bootstrap, norm, ttest_1samp
 from sklearn.metrics import roc_auc_score
 
 from msmamba.measures import uncertainty
@@ -369,6 +369,15 @@ def test_the_interval_of_a_calibration_error_holds_the_true_one(sureness: float,
         assert interval.low <= error <= interval.high
         held += interval.low <= true + 1e-9 and true <= interval.high
     assert held >= 190
+
+
+def test_the_calibration_error_of_one_bin_has_the_interval_of_a_mean() -> None:
+    right = np.arange(100) < 40
+    error, interval = calibration_error(np.full(100, 0.7), right)
+    mean = ttest_1samp(right - 0.7, 0).confidence_interval()  # of -0.3, far from 0
+    assert error == pytest.approx(0.3)
+    assert interval.high == pytest.approx(-mean.low)
+    assert interval.low == pytest.approx(-mean.high, abs=0.003)  # of draws
 
 
 def test_the_chance_of_a_calibration_error_is_that_of_patients_where_they_are_known() -> None:
