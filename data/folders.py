@@ -23,6 +23,7 @@ import numpy.typing as npt
 from ..errors import DataError, some
 from ..files import as_utf8
 from ..images import StackedImage
+from ..text import as_word
 from .copies import contents_of, note_on_leaks, notes_on_copies
 from .coverage import Coverage
 from .finding import Passed, class_folders, images_below
@@ -198,8 +199,12 @@ def read_training_folder(
         layout = _read_splits(root, passed)
         _check_classes(root, layout)
         data = _folder_of(root, layout, group_by)
-        for name in ("train", "val"):
-            data.split(name)
+        data.split("train")
+        if not data.splits.get("val"):
+            raise DataError(
+                f"{root}: has no images in a 'val' split: move some there, or let an import take a quarter "
+                f"of 'train' for it: mmdeploy data import folder {as_word(root)} -o DATA"
+            )
         if group_by is not None:
             _check_groups_apart(data)
         data, taken = replace(data, notes=(*passed.notes(), *_notes_on(data))), _FOLDERS_DRAWN
