@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import csv
 import os
 import subprocess
 import sys
@@ -102,18 +104,46 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert not any(name.suffix in (".cpp", ".h", ".o") for name in names)
 
 
-def test_the_core_alone_classifies_images(wheel: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
+def lowest(folder: Path) -> Path:
+    """Constraints to the lowest version of each package of the core that setup.cfg allows."""
+    declared = configparser.ConfigParser()
+    declared.read(ROOT / "setup.cfg", encoding="utf-8")
+    path = folder / "lowest.txt"
+    path.write_text(declared["options"]["install_requires"].replace(">=", "=="), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [
+        "pinned",
+        pytest.param(
+            "lowest",
+            marks=pytest.mark.skipif(
+                sys.version_info >= (3, 13), reason="the lowest versions have no wheels for this Python"
+            ),
+        ),
+    ],
+)
+def test_the_core_alone_classifies_images(
+    versions: str, wheel: Path, bundles: dict[str, Path], tmp_path: Path
+) -> None:
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
-    run([*pip, "install", "--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt", wheel])
-    Image.fromarray(np.full((40, 60, 3), 128, np.uint8)).save(tmp_path / "grey.png")
-    output = run(
-        [python, "-m", "msmamba", "infer", bundles["fp32"], tmp_path / "grey.png", "--format", "csv"],
-        cwd=tmp_path,
-    )
-    assert output.splitlines()[1].startswith(str(tmp_path / "grey.png"))
+    constraints = ROOT / "constraints.txt" if versions == "pinned" else lowest(tmp_path)
+    run([*pip, "install", "--quiet", "--no-compile", "--constraint", constraints, wheel])
+    picture = tmp_path / "grey.png"
+    Image.fromarray(np.full((40, 60, 3), 128, np.uint8)).save(picture)
+    for bundle in bundles.values():
+        output = run([python, "-m", "msmamba", "infer", bundle, picture, "--format", "csv"], cwd=tmp_path)
+        (answer,) = csv.DictReader(output.splitlines())
+        with msmamba.open(bundle) as session:
+            (here,) = session.classify([picture])
+        assert answer["label"] == here.label
+        assert float(answer["probability"]) == pytest.approx(here.probability, abs=1e-3)
     installed = {line.split("==")[0].lower() for line in run([*pip, "freeze"]).splitlines()}
     assert not installed & {"torch", "onnx", "scikit-learn", "matplotlib"}
     report = run([python, "-m", "msmamba", "doctor"], cwd=tmp_path)
     assert "torch" in report
+    assert "no   native kernels" not in report
