@@ -142,11 +142,9 @@ $(VENV)/browser.stamp: $(VENV)/test.stamp
 		--editable '.[slides,ray]' pytest onnx
 	touch $@
 
-# timm needs torchvision, which knows one PyTorch alone; that one may want another Triton than the kernels are compiled with.
 .venv-networks/test.stamp: $(SOURCES)
 	$(PYTHON) -m venv .venv-networks
-	grep -v '^triton==' constraints.txt > .venv-networks/constraints.txt
-	.venv-networks/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-networks/constraints.txt \
+	.venv-networks/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable '.[train,export,peers]' pytest filelock
 	touch $@
 

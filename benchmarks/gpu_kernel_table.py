@@ -74,9 +74,18 @@ class MachineCode:
         return len(self.cubin)
 
     @cached_property
+    def _assembly(self) -> str:
+        return _output("nvdisasm", self.cubin, "-c")
+
+    @property
     def loop(self) -> Counter[str]:
         """Instructions of the innermost, hottest loop by name; disassembled when it is asked for."""
-        return _longest_loop(_output("nvdisasm", self.cubin, "-c"))
+        return _longest_loop(self._assembly)
+
+    @property
+    def instructions(self) -> int:
+        """All that do something, each once."""
+        return len(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?!\s|NOP)[^;]*;", self._assembly))
 
     @property
     def special(self) -> int:
@@ -252,13 +261,18 @@ def print_machine_code(compute_capabilities: list[int]) -> None:
 
 
 def print_block_code(compute_capabilities: list[int]) -> None:
-    print("| SM | kernel | registers, float16, float32 | shared, B | spills, B | cubins, B |")
-    print("|---" * 6 + "|")
+    print(
+        "| SM | kernel | registers, float16, float32 | instructions | in the longest loop "
+        "| shared, B | spills, B | cubins, B |"
+    )
+    print("|---" * 8 + "|")
     for sm in compute_capabilities:
         for kernel in triton_block.KERNELS:
             codes = [machine_code(kernel, element_type, sm) for element_type in ("float16", "float32")]
             figures = [
                 [code.registers for code in codes],
+                [code.instructions for code in codes],
+                [sum(code.loop.values()) for code in codes],
                 [max(code.shared_bytes for code in codes)],
                 [max(code.spill_bytes for code in codes)],
                 [code.size_bytes for code in codes],

@@ -11,7 +11,7 @@ kernel, copy and capture.
 Every function that the libraries to serve ask of CUDA, cuBLAS, cuRAND and cuDNN and that `played_cuda.c`
 has not is made up: it succeeds, and what it creates is an empty object. Served are ONNX Runtime's CUDA
 provider and PyTorch, where they are installed, and those named. Linux; needs a C compiler, `nm`, and CUDA
-13's headers: of CUDA itself, PyTorch's NVIDIA packages or Triton 3.9.
+13's headers: of CUDA itself, PyTorch's NVIDIA packages or Triton 3.7.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def header_folders() -> list[Path]:
         if re.search(r"#define CUDA_VERSION 13", (folder / "cuda.h").read_text("utf-8", "replace"))
     ]
     if not fitting:
-        raise SystemExit("finds no headers of CUDA 13: pip install 'triton==3.9.*'")
+        raise SystemExit("finds no headers of CUDA 13: pip install 'triton>=3.7'")
     return fitting + [folder for folder in there if folder not in fitting]
 
 

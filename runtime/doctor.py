@@ -25,7 +25,7 @@ from ..errors import BackendError, MsmambaError
 from ..plugins import cuda_driver, tensorrt_library
 from ..plugins.image_resize.cpu import why_unavailable as why_no_native_resize
 from ..plugins.selective_scan import cpu
-from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES, dotted
+from ..plugins.selective_scan.gpu_launch import BLOCK_SHAPES, OLDEST_TRITON, dotted, is_too_old
 from ..schema import as_json
 from ..version import __version__
 from . import onnxruntime_library, probe
@@ -410,6 +410,9 @@ def _triton() -> Ability:
     if number is None:
         fix = "pip install triton (Linux; needs no GPU), or build engines from bundles that carry the kernels"
         return Ability(name, False, "triton is not installed", fix)
+    if is_too_old(number):
+        fix = "pip install 'triton>={}.{}'".format(*OLDEST_TRITON)
+        return Ability(name, False, f"triton {number}, which is too old", fix)
     return Ability(name, True, f"triton {number}")
 
 

@@ -2,26 +2,31 @@
 
 The functions of the block's operators (`onnx_functions`) are matrix products and, between them, steps: each
 of `STEPS` is one kernel, and MIFA, which has no product, is three. `native/gpu_block.cpp` launches them, with
-the sizes that stand here: kernels of maps have a program for every ``ELEMENTS`` values of an image's output;
-layer norms one for ``ROWS`` positions; ``row_sums`` one for a line of the map and ``LANES`` channels;
-``channel_attention`` one for ``POSITIONS`` and ``LANES``. The second axis of the grid is the image, and of
-these two the third.
+the sizes that stand here. The grid's second axis is the image, but for ``row_sums`` and
+``channel_attention``, whose third it is.
+
+- Convolutions have ``LANES`` walks a program: a lane goes down a column of the map, for as many lines as
+  leave the GPU enough programs, with two channels of each position, or one. The third axis is what of a
+  position exceeds a program.
+- Layer norms have a program for ``ROWS`` positions, ``row_sums`` for a line of the map and ``LANES``
+  channels, ``channel_attention`` for ``POSITIONS`` and ``LANES``.
 """
 
 from __future__ import annotations
 
 WARPS = 4
-_ELEMENTS = {"ELEMENTS": 32 * WARPS}
+_WALKS = {"LANES": 32 * WARPS}
+_NORMS = {"ROWS": 2 * WARPS, "LANES": 32}
 _ROWS = {"ROWS": WARPS, "LANES": 64}
 CONSTANTS: dict[str, dict[str, int]] = {
-    "local_depthwise": _ELEMENTS,
-    "local_expansion": _ELEMENTS,
-    "grouped_norm": _ROWS,
-    "gated_convolution": _ELEMENTS,
-    "gated_norm": _ROWS,
-    "merged_groups": _ELEMENTS,
-    "shuffled_norm": _ROWS,
-    "weighted_branches": _ELEMENTS,
+    "local_depthwise": _WALKS,
+    "local_expansion": _WALKS,
+    "grouped_norm": _NORMS,
+    "gated_convolution": _WALKS,
+    "gated_norm": _NORMS,
+    "merged_groups": _WALKS,
+    "shuffled_norm": _NORMS,
+    "weighted_branches": _WALKS,
     "row_sums": _ROWS,
     "channel_attention": {"POSITIONS": 64, **_ROWS},
 }

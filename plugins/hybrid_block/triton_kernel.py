@@ -9,7 +9,8 @@ added by atomics: the result is deterministic.
 
 from __future__ import annotations
 
-# A kernel is a program in Triton's language, whose arguments have no Python types.
+# A kernel is a program in Triton's language: arguments have no Python types, and tuples are not unpacked.
+# ruff: noqa: RUF005
 # mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
 import triton
 import triton.language as tl
@@ -22,7 +23,7 @@ EPSILON = tl.constexpr(LAYER_NORM_EPSILON)
 TAPS = tl.constexpr(9)
 CENTRE = tl.constexpr(4)
 # One machine code for every size, as of the scan's kernels.
-SIZES = ("height", "width", "channels", "stride", "groups", "convolved", "multiplier", "positions")
+SIZES = ("height", "width", "channels", "stride", "groups", "convolved", "lines", "positions")
 
 
 @triton.jit
@@ -53,150 +54,288 @@ def _load(ptr, offset, mask):
 
 
 @triton.jit
-def _elements(channels, ELEMENTS: tl.constexpr):
-    """The image of a program, and the positions and channels of its elements."""
-    element = tl.program_id(0) * ELEMENTS + tl.arange(0, ELEMENTS)
-    position = element // channels
-    return tl.program_id(1).to(tl.int64), position, element - position * channels
+def _quotient(number, divisor):
+    """A quotient of numbers that are not negative, in two thirds of a signed division's instructions."""
+    return (number.to(tl.uint32) // divisor.to(tl.uint32)).to(tl.int32)
 
 
 @triton.jit
-def _neighbour(position, height, width, tap):
-    """The position that a tap of a 3x3 convolution reads, and whether the map has it."""
-    row = position // width + (tap // 3 - 1)
-    column = position % width + (tap % 3 - 1)
-    return row * width + column, (row >= 0) & (row < height) & (column >= 0) & (column < width)
+def _walks(owned, height, width, lines, LANES: tl.constexpr):
+    """What each lane walks: which of the ``owned`` of a position, a column of the map, and its first line.
+
+    Walks are ``lines`` long. Neighbouring lanes have neighbours of a position, then neighbouring columns;
+    lanes that have nothing are masked.
+    """
+    lane = tl.arange(0, LANES)
+    span = tl.minimum(owned, LANES)
+    row = _quotient(lane, span)
+    rows = _quotient(tl.full([], LANES, tl.int32), span)
+    own = tl.program_id(2) * LANES + lane - row * span
+    walk = tl.program_id(0) * rows + row
+    band = _quotient(walk, width)
+    first = band * lines
+    return own, walk - band * width, first, (row < rows) & (own < owned) & (first < height)
 
 
 @triton.jit
-def _convolved(x_ptr, weight_ptr, bias_ptr, position, channel, source, mask, height, width, stride):
-    """A depthwise 3x3 convolution of x's channels ``source``; its positions lie ``stride`` apart."""
-    total = _load(bias_ptr, channel, mask)
+def _walks_of_pairs(channels, height, width, lines, LANES: tl.constexpr):
+    """Walks of pairs of channels: the pair, the column, the first line and the mask, all (LANES, 1)."""
+    pair, column, first, mask = _walks(channels // 2, height, width, lines, LANES)
+    return pair[:, None], column[:, None], first[:, None], mask[:, None]
+
+
+@triton.jit
+def _of_pairs(pair, PER_PAIR: tl.constexpr):
+    """The channels of pairs, (LANES, 2), or so many for each pair."""
+    return pair * PER_PAIR + tl.arange(0, PER_PAIR)[None, :]
+
+
+@triton.jit
+def _even(channels):
+    """Lets Triton see that a number is even, so that pairs are one load."""
+    return channels // 2 * 2
+
+
+@triton.jit
+def _line(x_ptr, line, column, mask, height, width, stride, channel):
+    """A line's values before, at and behind a column, zero where the map has none, and whether it has them.
+
+    Positions of the map lie ``stride`` channels apart.
+    """
+    there = mask & (line >= 0) & (line < height)
+    before = there & (column > 0)
+    behind = there & (column + 1 < width)
+    at = (line * width + column) * stride + channel
+    x_before = _load(x_ptr, at - stride, before)
+    x = _load(x_ptr, at, there)
+    x_behind = _load(x_ptr, at + stride, behind)
+    return (x_before, x, x_behind), (before, there, behind)
+
+
+@triton.jit
+def _taps(weight_ptr, channel, mask):
+    """The weights of a 3x3 convolution, tap by tap."""
+    weights = ()
     for tap in tl.static_range(TAPS):
-        neighbour, there = _neighbour(position, height, width, tap)
-        x = _load(x_ptr, neighbour * stride + source, mask & there)
-        total += x * _load(weight_ptr, channel * TAPS + tap, mask)
+        weights = weights + (_load(weight_ptr, channel * TAPS + tap, mask),)
+    return weights
+
+
+@triton.jit
+def _added(total, values, weights, FIRST: tl.constexpr):
+    """``total`` and a line's part of a convolution, whose first tap there is ``FIRST``."""
+    for i in tl.static_range(3):
+        total += values[i] * weights[FIRST + i]
     return total
 
 
 @triton.jit(do_not_specialize=SIZES)
 def local_depthwise(
     x_ptr, scale_ptr, shift_ptr, weight_ptr, bias_ptr, y_ptr,
-    height, width, channels, stride, ELEMENTS: tl.constexpr,
+    height, width, channels, stride, lines, LANES: tl.constexpr,
 ):  # fmt: skip
     """relu(conv(x * scale + shift)) of x's first channels; the border is zero after the scale."""
-    image, position, channel = _elements(channels, ELEMENTS)
-    mask = position < height * width
-    x_ptr += image * height * width * stride
+    pair, column, first, mask = _walks_of_pairs(channels, height, width, lines, LANES)
+    channel = _of_pairs(pair, 2)
     scale = _load(scale_ptr, channel, mask)
     shift = _load(shift_ptr, channel, mask)
-    total = _load(bias_ptr, channel, mask)
-    for tap in tl.static_range(TAPS):
-        neighbour, there = _neighbour(position, height, width, tap)
-        x = _load(x_ptr, neighbour * stride + channel, mask & there)
-        normed = tl.where(there, x * scale + shift, 0.0)
-        total += normed * _load(weight_ptr, channel * TAPS + tap, mask)
-    y_ptr += image * height * width * channels + position * channels + channel
-    tl.store(y_ptr, _relu(total), mask=mask)
+    bias = _load(bias_ptr, channel, mask)
+    weights = _taps(weight_ptr, channel, mask)
+    image = tl.program_id(1).to(tl.int64) * (height * width)
+    x_ptr += image * _even(stride)
+    y_ptr += image * _even(channels)
+    above = bias
+    here = bias
+    for i in range(lines + 2):
+        line = first + i - 1
+        x, there = _line(x_ptr, line, column, mask, height, width, _even(stride), channel)
+        normed = ()
+        for tap in tl.static_range(3):
+            normed = normed + (tl.where(there[tap], x[tap] * scale + shift, 0.0),)
+        total = _added(above, normed, weights, 6)
+        above = _added(here, normed, weights, 3)
+        here = _added(bias, normed, weights, 0)
+        offset = ((line - 1) * width + column) * _even(channels) + channel
+        tl.store(y_ptr + offset, _relu(total), mask=mask & (i > 1) & (line <= height))
 
 
 @triton.jit(do_not_specialize=SIZES)
 def local_expansion(
     x_ptr, weight_ptr, bias_ptr, y_ptr,
-    height, width, channels, multiplier, ELEMENTS: tl.constexpr,
+    height, width, channels, lines, LANES: tl.constexpr,
 ):  # fmt: skip
-    """relu(conv(x)), ``multiplier`` of y's channels from each of x's."""
-    image, position, channel = _elements(channels, ELEMENTS)
-    mask = position < height * width
-    stride = channels // multiplier
-    x_ptr += image * height * width * stride
-    source = channel // multiplier
-    total = _convolved(x_ptr, weight_ptr, bias_ptr, position, channel, source, mask, height, width, stride)
-    y_ptr += image * height * width * channels + position * channels + channel
-    tl.store(y_ptr, _relu(total), mask=mask)
+    """relu(conv(x)), two of y's channels from each of x's ``channels``."""
+    pair, column, first, mask = _walks_of_pairs(channels, height, width, lines, LANES)
+    channel = _of_pairs(pair, 2)
+    even_bias = _load(bias_ptr, 2 * channel, mask)
+    odd_bias = _load(bias_ptr, 2 * channel + 1, mask)
+    even_weights = _taps(weight_ptr, 2 * channel, mask)
+    odd_weights = _taps(weight_ptr, 2 * channel + 1, mask)
+    image = tl.program_id(1).to(tl.int64) * (height * width)
+    x_ptr += image * _even(channels)
+    y_ptr += image * _even(channels) * 2
+    even_above = even_bias
+    even_here = even_bias
+    odd_above = odd_bias
+    odd_here = odd_bias
+    for i in range(lines + 2):
+        line = first + i - 1
+        x, _ = _line(x_ptr, line, column, mask, height, width, _even(channels), channel)
+        even = _added(even_above, x, even_weights, 6)
+        even_above = _added(even_here, x, even_weights, 3)
+        even_here = _added(even_bias, x, even_weights, 0)
+        odd = _added(odd_above, x, odd_weights, 6)
+        odd_above = _added(odd_here, x, odd_weights, 3)
+        odd_here = _added(odd_bias, x, odd_weights, 0)
+        both = tl.reshape(tl.join(_relu(even), _relu(odd)), (LANES, 4))
+        offset = ((line - 1) * width + column) * (_even(channels) * 2) + _of_pairs(pair, 4)
+        tl.store(y_ptr + offset, both, mask=mask & (i > 1) & (line <= height))
 
 
 @triton.jit(do_not_specialize=SIZES)
 def gated_convolution(
     x_ptr, weight_ptr, bias_ptr, gate_ptr, y_ptr,
-    height, width, channels, ELEMENTS: tl.constexpr,
+    height, width, channels, lines, LANES: tl.constexpr,
 ):  # fmt: skip
     """silu(conv(x's first half of channels)), and its second half by itself."""
-    image, position, channel = _elements(channels, ELEMENTS)
-    mask = position < height * width
-    stride = 2 * channels
-    x_ptr += image * height * width * stride
-    total = _convolved(x_ptr, weight_ptr, bias_ptr, position, channel, channel, mask, height, width, stride)
-    offset = image * height * width * channels + position * channels + channel
-    tl.store(y_ptr + offset, _silu(total), mask=mask)
-    tl.store(gate_ptr + offset, _load(x_ptr, position * stride + channels + channel, mask), mask=mask)
+    pair, column, first, mask = _walks_of_pairs(channels, height, width, lines, LANES)
+    channel = _of_pairs(pair, 2)
+    bias = _load(bias_ptr, channel, mask)
+    weights = _taps(weight_ptr, channel, mask)
+    image = tl.program_id(1).to(tl.int64) * (height * width) * _even(channels)
+    x_ptr += 2 * image
+    gate_ptr += image
+    y_ptr += image
+    above = bias
+    here = bias
+    for i in range(lines + 2):
+        line = first + i - 1
+        x, _ = _line(x_ptr, line, column, mask, height, width, 2 * _even(channels), channel)
+        total = _added(above, x, weights, 6)
+        above = _added(here, x, weights, 3)
+        here = _added(bias, x, weights, 0)
+        written = mask & (i > 1) & (line <= height)
+        row = ((line - 1) * width + column) * _even(channels)
+        tl.store(y_ptr + row + channel, _silu(total), mask=written)
+        gate = _load(x_ptr, 2 * row + _even(channels) + channel, written)
+        tl.store(gate_ptr + row + channel, gate, mask=written)
+
+
+@triton.jit
+def _merge(y_ptr, tokens_ptr, value, scale, group, within, position, mask, length, channels, model):
+    """A group's channels where all groups' stand side by side, plus the scaled tokens."""
+    token = _load(tokens_ptr, (group * length + position) * model + within, mask)
+    tl.store(y_ptr + position * channels + group * model + within, value + token * scale, mask=mask)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def merged_groups(
     x_ptr, tokens_ptr, x_bias_ptr, weight_ptr, bias_ptr, scale_ptr, y_ptr,
-    height, width, channels, groups, convolved, ELEMENTS: tl.constexpr,
+    height, width, channels, groups, convolved, lines, LANES: tl.constexpr,
 ):  # fmt: skip
     """The groups side by side: activated, convolved, shuffled, H and W swapped, plus the scaled tokens.
 
-    ``channels`` are all groups'; the first ``convolved`` of each group's go through the convolution.
+    ``channels`` are all groups'; the first ``convolved`` of each group's go through the convolution. The map
+    that is read is (width, height), and so is the one that is walked.
     """
-    image, position, channel = _elements(channels, ELEMENTS)
-    mask = position < height * width
-    model = channels // groups
-    group = channel // model
-    within = channel - group * model
+    length = height * width
+    model = _quotient(channels, groups)
     half = model // 2
-    source = within % half * 2 + within // half
-    place = position % width * height + position // width  # the map that is read is (width, height)
-    first = (image * groups + group) * height * width
-    x_ptr += first * model
+    scale = tl.load(scale_ptr).to(tl.float32)
+    image = tl.program_id(1).to(tl.int64) * length * channels
+    x_ptr += image
+    tokens_ptr += image
+    y_ptr += image
+
+    passed, column, first, mask = _walks(channels, width, height, lines, LANES)
+    group = _quotient(passed, model)
+    within = passed - group * model
+    odd = _quotient(within, half)
+    source = (within - odd * half) * 2 + odd
+    mask = mask & (source >= convolved)
     x_bias = _load(x_bias_ptr, source, mask)
-    here = _silu(_load(x_ptr, place * model + source, mask) + x_bias)
-    through = mask & (source < convolved)
-    total = _load(bias_ptr, source, through)
-    for tap in tl.static_range(TAPS):
-        weight = _load(weight_ptr, source * TAPS + tap, through)
-        if tap == CENTRE:
-            total += here * weight
-        else:
-            neighbour, there = _neighbour(place, width, height, tap)
-            x = _load(x_ptr, neighbour * model + source, through & there)
-            total += tl.where(there, _silu(x + x_bias), 0.0) * weight
-    token = _load(tokens_ptr, (first + position) * model + within, mask)
-    merged = tl.where(source < convolved, _silu(total), here) + token * tl.load(scale_ptr).to(tl.float32)
-    y_ptr += image * height * width * channels + position * channels + channel
-    tl.store(y_ptr, merged, mask=mask)
+    for i in range(lines):
+        line = first + i
+        there = mask & (line < width)
+        x = _load(x_ptr, (group * length + line * height + column) * model + source, there)
+        value = _silu(x + x_bias)
+        _merge(
+            y_ptr,
+            tokens_ptr,
+            value,
+            scale,
+            group,
+            within,
+            column * width + line,
+            there,
+            length,
+            channels,
+            model,
+        )
+
+    through, column, first, mask = _walks(groups * convolved, width, height, lines, LANES)
+    group = _quotient(through, convolved)
+    source = through - group * convolved
+    within = source % 2 * half + source // 2
+    x_bias = _load(x_bias_ptr, source, mask)
+    bias = _load(bias_ptr, source, mask)
+    weights = _taps(weight_ptr, source, mask)
+    above = bias
+    here = bias
+    for i in range(lines + 2):
+        line = first + i - 1
+        x, there = _line(x_ptr, line, column, mask, width, height, model, group * length * model + source)
+        activated = ()
+        for tap in tl.static_range(3):
+            activated = activated + (tl.where(there[tap], _silu(x[tap] + x_bias), 0.0),)
+        total = _added(above, activated, weights, 6)
+        above = _added(here, activated, weights, 3)
+        here = _added(bias, activated, weights, 0)
+        value = _silu(total)
+        position = column * width + line - 1
+        written = mask & (i > 1) & (line <= width)
+        _merge(y_ptr, tokens_ptr, value, scale, group, within, position, written, length, channels, model)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def weighted_branches(
     local_ptr, scanned_ptr, weight_ptr, bias_ptr, y_ptr,
-    height, width, channels, ELEMENTS: tl.constexpr,
+    height, width, channels, lines, LANES: tl.constexpr,
 ):  # fmt: skip
     """Each branch, of ``channels``, weighted by the convolution of the other; both, shuffled by fours."""
-    image, position, channel = _elements(channels, ELEMENTS)
-    mask = position < height * width
-    first = image * height * width * channels
-    local_ptr += first
-    scanned_ptr += first
+    channel, column, first, mask = _walks(channels, height, width, lines, LANES)
     bias = _load(bias_ptr, channel, mask)
-    of_local = bias
-    of_scanned = bias
-    for tap in tl.static_range(TAPS):
-        neighbour, there = _neighbour(position, height, width, tap)
-        weight = _load(weight_ptr, channel * TAPS + tap, mask)
-        offset = neighbour * channels + channel
-        of_local += _load(local_ptr, offset, mask & there) * weight
-        of_scanned += _load(scanned_ptr, offset, mask & there) * weight
-    offset = position * channels + channel
-    scanned = _sigmoid(_relu(of_local)) * _load(scanned_ptr, offset, mask)
-    local = _sigmoid(_gelu(of_scanned)) * _load(local_ptr, offset, mask)
-    y_ptr += 2 * first + position * 2 * channels
+    weights = _taps(weight_ptr, channel, mask)
+    image = tl.program_id(1).to(tl.int64) * (height * width) * channels
+    local_ptr += image
+    scanned_ptr += image
+    y_ptr += 2 * image
     half = channels // 2
     behind = channels + channel
-    tl.store(y_ptr + channel % 4 * half + channel // 4, scanned, mask=mask)
-    tl.store(y_ptr + behind % 4 * half + behind // 4, local, mask=mask)
+    scanned_place = channel % 4 * half + channel // 4
+    local_place = behind % 4 * half + behind // 4
+    of_local_above = bias
+    of_local_here = bias
+    of_scanned_above = bias
+    of_scanned_here = bias
+    local = tl.zeros([LANES], tl.float32)
+    scanned = tl.zeros([LANES], tl.float32)
+    for i in range(lines + 2):
+        line = first + i - 1
+        next_local, _ = _line(local_ptr, line, column, mask, height, width, channels, channel)
+        next_scanned, _ = _line(scanned_ptr, line, column, mask, height, width, channels, channel)
+        of_local = _added(of_local_above, next_local, weights, 6)
+        of_local_above = _added(of_local_here, next_local, weights, 3)
+        of_local_here = _added(bias, next_local, weights, 0)
+        of_scanned = _added(of_scanned_above, next_scanned, weights, 6)
+        of_scanned_above = _added(of_scanned_here, next_scanned, weights, 3)
+        of_scanned_here = _added(bias, next_scanned, weights, 0)
+        written = mask & (i > 1) & (line <= height)
+        place = y_ptr + ((line - 1) * width + column) * (2 * channels)
+        tl.store(place + scanned_place, _sigmoid(_relu(of_local)) * scanned, mask=written)
+        tl.store(place + local_place, _sigmoid(_gelu(of_scanned)) * local, mask=written)
+        local = next_local[1]
+        scanned = next_scanned[1]
 
 
 @triton.jit
@@ -283,6 +422,8 @@ def grouped_norm(
     """Layer norm of x's last channels; groups of them become maps of their own."""
     image = tl.program_id(1).to(tl.int64)
     row, present = _rows(positions, ROWS)
+    channels = _even(channels)
+    stride = _even(stride)
     x_ptr += image * positions * stride + stride - channels
     mean, scale = _moments(x_ptr, row * stride, present, channels, ROWS, LANES)
     model = channels // groups
@@ -292,9 +433,11 @@ def grouped_norm(
         mask = present[:, None] & (channel < channels)[None, :]
         x = _load(x_ptr, row[:, None] * stride + channel[None, :], mask)
         normed = _normed(x, mean, scale, channel, weight_ptr, bias_ptr, channels)
-        group = channel // model
+        group = _quotient(channel, model)
         place = (group * positions)[None, :] + row[:, None]
-        tl.store(y_ptr + place * model + (channel - group * model)[None, :], normed, mask=mask)
+        offset = place * model + (channel - group * model)[None, :]
+        offset = tl.max_contiguous(tl.multiple_of(offset, (1, 2)), (1, 2))  # both of a pair are of one group
+        tl.store(y_ptr + offset, normed, mask=mask)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -304,6 +447,7 @@ def gated_norm(
 ):  # fmt: skip
     """Layer norm of x, times silu(gate)."""
     row, present = _rows(positions, ROWS)
+    channels = _even(channels)
     before = tl.program_id(1).to(tl.int64) * positions * channels
     x_ptr += before
     gate_ptr += before
@@ -324,6 +468,7 @@ def shuffled_norm(
 ):  # fmt: skip
     """Layer norm of x; its pairs of channels become two halves."""
     row, present = _rows(positions, ROWS)
+    channels = _even(channels)
     before = tl.program_id(1).to(tl.int64) * positions * channels
     x_ptr += before
     mean, scale = _moments(x_ptr, row * channels, present, channels, ROWS, LANES)
@@ -332,5 +477,9 @@ def shuffled_norm(
         mask = present[:, None] & (channel < channels)[None, :]
         x = _load(x_ptr, row[:, None] * channels + channel[None, :], mask)
         normed = _normed(x, mean, scale, channel, weight_ptr, bias_ptr, channels)
-        place = channel % 2 * (channels // 2) + channel // 2
-        tl.store(y_ptr + before + row[:, None] * channels + place[None, :], normed, mask=mask)
+        even, odd = tl.split(tl.reshape(normed, (ROWS, LANES // 2, 2)))
+        pair = first // 2 + tl.arange(0, LANES // 2)
+        place = y_ptr + before + row[:, None] * channels + pair[None, :]
+        mask = present[:, None] & (2 * pair < channels)[None, :]
+        tl.store(place, even, mask=mask)
+        tl.store(place + channels // 2, odd, mask=mask)

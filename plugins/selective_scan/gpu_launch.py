@@ -25,6 +25,7 @@ direction, block of channels and image contributes. Whoever launches adds those 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -36,6 +37,9 @@ FLOAT32_BYTES = 4
 POINTER_ALIGNMENT = 16  # bytes; what the compiled kernels assume of every tensor and of the workspace
 SUM_ELEMENTS = 1024  # elements of one program of `sum_directions`
 SUM_WARPS = 4
+OLDEST_TRITON = (3, 5)
+"""The first that compiles kernels where there is no GPU: 3.4 ends the process at compute capability 11.0.
+PyTorch has brought it since 2.9."""
 MAX_GRID_YZ = 65535
 MAX_CHUNKS = 32  # a later chunk combines the states of all before it, so their number is bounded
 
@@ -78,6 +82,11 @@ BLOCK_SHAPES: dict[int, BlockShape] = {
 
 BACKWARD_BLOCK = BlockShape(channels=8, steps=4)
 """What one program of the gradients owns, on every GPU."""
+
+
+def is_too_old(triton_version: str) -> bool:
+    """Whether that Triton is older than `OLDEST_TRITON`."""
+    return tuple(map(int, re.findall(r"\d+", triton_version)[:2])) < OLDEST_TRITON
 
 
 def dotted(compute_capabilities: Iterable[int]) -> str:

@@ -25,6 +25,7 @@ from .gpu_launch import (
     BACKWARD_BLOCK,
     FLOAT32_BYTES,
     KERNEL_POINTERS,
+    OLDEST_TRITON,
     POINTER_ALIGNMENT,
     SUM_ELEMENTS,
     SUM_WARPS,
@@ -35,6 +36,7 @@ from .gpu_launch import (
     block_shape,
     chosen_chunks,
     dotted,
+    is_too_old,
     launch_plan,
 )
 from .gpu_package import CompiledKernel, KernelPackage
@@ -120,8 +122,11 @@ def compile_function(
         Triton's compiled kernel.
 
     Raises:
-        BackendError: Triton does not know the compute capability.
+        BackendError: Triton does not know the compute capability, or is too old.
     """
+    if is_too_old(triton.__version__):
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        raise BackendError(f"Triton {triton.__version__} is too old: {oldest} and later compile the kernels")
     names = function.arg_names
     sizes = len(names) - len(pointers) - len(constants)
     types = [*pointers, *["i32"] * sizes, *["constexpr"] * len(constants)]
@@ -161,9 +166,9 @@ def packed_kernel(function: Any, compiled: Any) -> CompiledKernel:
     if metadata.global_scratch_size or metadata.profile_scratch_size:
         raise BackendError(
             f"Triton {metadata.triton_version} asks for scratch memory for {metadata.name}, "
-            "which this launcher does not provide: use triton 3.9"
+            "which this launcher does not provide: use Triton 3.5 to 3.9"
         )
-    # Pointers that Triton appended (two in 3.9: scratch memories, which ours do not use).
+    # Pointers that Triton appended (two since 3.5: scratch memories, which ours do not use).
     declared = len(re.findall(r"^\s*\.param\s", compiled.asm["ptx"], re.MULTILINE))
     return CompiledKernel(
         name=metadata.name,

@@ -118,17 +118,22 @@ def test_the_function_computes_what_the_step_is_defined_as(name: str) -> None:
 def test_it_computes_what_the_function_says(
     node_of: NodeOf, driver: ctypes.CDLL, ptx_cache: Path, name: str, element_type: str
 ) -> None:
-    """The shipped kernels' PTX in the emulator: sizes that end within a program, one position, a stage."""
+    """The shipped kernels' PTX in the emulator: sizes that end within a program, one position, a stage.
+
+    For a small GPU and a large one, whose walks are short.
+    """
     element = {"float32": FLOAT, "float16": HALF}[element_type]
     package = emulated_package(element_type, 87, ptx_cache)
     for case in (
         StepCase(name, 2, 5, 24),
         StepCase(name, 1, 1, 16),
-        StepCase(name, 1, 7, 192),
+        StepCase(name, 2, 7, 192),
         StepCase(name, 1, 9, 48, groups=1),
+        StepCase(name, 1, 2, 520, groups=2),
     ):
         driver.played_reset(87, 1)
         case.check(node_of(package, name, case.attributes, element)(held(case, element_type)))
+        driver.played_reset(87, 132)
         driver.played_ulps(2)  # as a GPU's exponentials and quotients are off
         case.check(node_of(package, name, case.attributes, element)(held(case, element_type)))
 
@@ -164,6 +169,25 @@ def test_the_operators_are_for_cuda_and_of_both_types(node_of: NodeOf, ptx_cache
         "SelectiveScan2D",
     ]  # float16 has the scan alone: no kernels for more
     assert described == [(name.encode(), b"CUDAExecutionProvider") for name in names]
+
+
+@pytest.mark.parametrize(
+    ("batch", "multiprocessors", "grid"),
+    [
+        # Five walks a program, of 24 pairs of channels each: of 28 lines, of one, of eight
+        pytest.param(64, 132, f"{-(-2 * 56 // 5)} 64 1", id="a-server"),
+        pytest.param(1, 132, f"{-(-56 * 56 // 5)} 1 1", id="one-image"),
+        pytest.param(1, 8, f"{-(-7 * 56 // 5)} 1 1", id="a-small-gpu"),
+    ],
+)
+def test_walks_are_as_long_as_leaves_the_gpu_busy(
+    node_of: NodeOf, driver: ctypes.CDLL, batch: int, multiprocessors: int, grid: str
+) -> None:
+    driver.played_reset(87, multiprocessors)
+    case = StepCase("LocalDepthwise", batch, 56, 48)
+    node_of(made_up_package(), case.name, case.attributes)(held(case))
+    (launch,) = [line for line in driver.played_log().decode().splitlines() if "cuLaunchKernel " in line]
+    assert launch == f"cuLaunchKernel {grid} x 128"
 
 
 def test_what_there_is_no_kernel_for_is_left_to_the_function(node_of: NodeOf) -> None:
@@ -234,9 +258,32 @@ def with_attribute(case: StepCase, **attributes: int) -> StepCase:
             "MergedGroups: the map is not square: H = 3, W = 4",
             id="oblong",
         ),
-        pytest.param(StepCase("MergedGroups", 1, 3, 12), "channels of a group must be even", id="odd-group"),
         pytest.param(
-            StepCase("ShuffledNorm", 1, 3, 21), "channels must be even to be shuffled: h = 21", id="odd"
+            StepCase("MergedGroups", 1, 3, 12), "MergedGroups: channels must be even: d = 3", id="odd-group"
+        ),
+        *(
+            pytest.param(
+                StepCase(name, 1, 3, 21, groups=1), f"{name}: channels must be even: h = 21", id=f"odd-{name}"
+            )
+            for name in ("LocalDepthwise", "LocalExpansion", "GroupedNorm", "ShuffledNorm", "MIFA")
+        ),
+        pytest.param(
+            changed(StepCase("LocalDepthwise", 1, 3, 24), "x", np.zeros((1, 3, 3, 25), np.float32)),
+            "LocalDepthwise: channels must be even: c = 25",
+            id="odd-stride",
+        ),
+        pytest.param(
+            changed(
+                changed(
+                    with_attribute(StepCase("MergedGroups", 1, 3, 24), channels=0),
+                    "conv_weight",
+                    np.zeros((0, 1, 3, 3), np.float32),
+                ),
+                "conv_bias",
+                np.zeros(0, np.float32),
+            ),
+            "MergedGroups: of a group's channels some must be convolved: d = 6, q = 0",
+            id="none-convolved",
         ),
         pytest.param(
             StepCase("GatedNorm", 1, 3, 24, width=0), "a dimension other than the batch is empty", id="empty"

@@ -33,7 +33,7 @@ def test_no_kernel_of_the_block_spills(table: ModuleType, compute_capability: in
     for kernel in CONSTANTS:
         code = table.machine_code(kernel, element_type, compute_capability)
         assert code.spill_bytes == 0, kernel
-        assert code.registers <= 64, kernel  # eight blocks of four warps fit a multiprocessor
+        assert code.registers <= 72, kernel  # seven blocks of four warps fit a multiprocessor
         assert code.shared_bytes <= 1024, kernel
 
 

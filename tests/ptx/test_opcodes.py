@@ -143,6 +143,7 @@ _FF, _GG, _HH = _F << np.uint64(32) | _G, _G << np.uint64(32) | _H, _H << np.uin
 _FLAGS = (LANES % 3 == 0).astype(np.uint64)
 _OTHER = (LANES % 2 == 0).astype(np.uint64)
 _SHORT = np.roll(HALVES, 3)
+_MOST = np.uint64(0xFFFFFFFF)
 _TWO, _TWO64 = (INTEGERS, SHIFTED), (WIDE, np.roll(WIDE, 1))
 
 CASES: dict[str, Case] = {
@@ -155,12 +156,14 @@ CASES: dict[str, Case] = {
     "selp.b16": _case(
         "b16", "b16 b16 pred", (HALVES, _SHORT, _FLAGS), lambda a, b, p: np.where(p == 1, a, b)
     ),
+    "not.pred": _case("pred", "pred", (_FLAGS,), lambda p: p == 0),
     "add.s32": _case("b32", "b32 b32", _TWO, lambda a, b: _u32(a + b)),
     "add.s64": _case("b64", "b64 b64", _TWO64, lambda a, b: a + b),
     "sub.s32": _case("b32", "b32 b32", _TWO, lambda a, b: _u32(a - b)),
     "sub.s64": _case("b64", "b64 b64", _TWO64, lambda a, b: a - b),
     "neg.s32": _case("b32", "b32", (INTEGERS,), _wrapped(lambda a: -_s32(a))),
     "div.s32": _case("b32", "b32 b32", _TWO, _wrapped(_divided)),
+    "div.u32": _case("b32", "b32 b32", _TWO, lambda a, b: np.where(b == 0, _MOST, a // np.maximum(b, 1))),
     "mul.lo.s32": _case("b32", "b32 b32", _TWO, lambda a, b: _u32(a * b)),
     "mul.lo.s64": _case("b64", "b64 b64", _TWO64, lambda a, b: a * b),
     "mad.lo.s32": _case("b32", "b32 b32 b32", (*_TWO, _F), lambda a, b, c: _u32(a * b + c)),
@@ -197,12 +200,16 @@ CASES: dict[str, Case] = {
     "setp.ne.b32": _case("pred", "b32 b32", (INTEGERS, np.sort(INTEGERS)), lambda a, b: a != b),
     "setp.ne.b64": _case("pred", "b64 b64", (WIDE, np.sort(WIDE)), lambda a, b: a != b),
     "setp.lt.s32": _case("pred", "b32 b32", _TWO, lambda a, b: _s32(a) < _s32(b)),
+    "setp.le.s32": _case("pred", "b32 b32", (INTEGERS, np.sort(INTEGERS)), lambda a, b: _s32(a) <= _s32(b)),
     "setp.ge.s32": _case("pred", "b32 b32", _TWO, lambda a, b: _s32(a) >= _s32(b)),
     "setp.gt.s32": _case("pred", "b32 b32", _TWO, lambda a, b: _s32(a) > _s32(b)),
+    "setp.lt.u32": _case("pred", "b32 b32", _TWO, lambda a, b: a < b),
     "setp.gt.u32": _case("pred", "b32 b32", _TWO, lambda a, b: a > b),
     "setp.lt.s64": _case("pred", "b64 b64", _TWO64, lambda a, b: a.view(np.int64) < b.view(np.int64)),
     "setp.lt.u64": _case("pred", "b64 b64", _TWO64, lambda a, b: a < b),
+    "setp.gt.u64": _case("pred", "b64 b64", _TWO64, lambda a, b: a > b),
     "setp.lt.f32": _case("pred", "b32 b32", (_F, _G), lambda a, b: _f32(a) < _f32(b)),
+    "setp.ltu.f32": _case("pred", "b32 b32", (_F, _G), lambda a, b: ~(_f32(a) >= _f32(b))),
     "setp.ge.f32": _case("pred", "b32 b32", (_F, _G), lambda a, b: _f32(a) >= _f32(b)),
     "setp.nan.f32": _case("pred", "b32 b32", (_F, _G), lambda a, b: np.isnan(_f32(a)) | np.isnan(_f32(b))),
     "cvt.u16.u32": _case("b16", "b32", (INTEGERS,), lambda a: a & np.uint64(0xFFFF)),

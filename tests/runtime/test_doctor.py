@@ -40,6 +40,14 @@ def test_a_missing_extra_is_named_with_what_brings_it(extra: str, monkeypatch: p
     assert ability.fix == f"pip install 'msmamba[{extra}]'"
 
 
+def test_a_triton_that_compiles_nothing_is_named_with_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, works in (("3.4.0", False), ("3.5.0", True), ("3.10.0+git1", True)):
+        monkeypatch.setattr(doctor, "_version", lambda package, number=number: number)
+        ability = doctor._triton()
+        assert ability.works is works
+        assert works or ability.fix == "pip install 'triton>=3.5'"
+
+
 def test_this_machine_can_classify() -> None:
     report = doctor.examine()
     assert report.can_infer

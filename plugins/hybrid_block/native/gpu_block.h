@@ -26,7 +26,7 @@ struct StepSizes {
   int64_t batch;      // of the first map; of GroupedNorm and MergedGroups in images, whose maps are the groups'
   int64_t height;
   int64_t width;
-  int64_t channels;   // of the output, of a branch for MIFA
+  int64_t channels;   // of the output; for LocalExpansion of the input, for MIFA of a branch
   int64_t stride;     // channels of the input
   int64_t groups;
   int64_t convolved;  // channels of a group that go through a convolution

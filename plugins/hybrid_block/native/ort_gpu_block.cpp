@@ -109,9 +109,7 @@ Status* refusal(const Api& api, ErrorCode code, const StepSpec& spec, const std:
 
 // What cannot be computed although all shapes fit, or nothing.
 std::string unfit(const StepSpec& spec, BlockStep step, const Letters& sizes, int64_t channels) {
-  const auto is = [&](const char* name, char letter) {
-    return std::string(name) + " = " + std::to_string(sizes[letter]);
-  };
+  const auto is = [&](char letter) { return std::string(1, letter) + " = " + std::to_string(sizes[letter]); };
   if (sizes['H'] == 0 || sizes['W'] == 0 || (sizes['h'] == 0 && sizes['d'] == 0)) {
     return "a dimension other than the batch is empty";
   }
@@ -119,22 +117,17 @@ std::string unfit(const StepSpec& spec, BlockStep step, const Letters& sizes, in
     return "attribute channels is " + std::to_string(channels) + ", expected " +
            std::to_string(sizes[spec.channels]) + " by the weights' shapes";
   }
-  switch (step) {
-    case BlockStep::kLocalDepthwise:
-    case BlockStep::kGroupedNorm:
-      if (sizes['c'] < sizes['h']) return "x has " + std::to_string(sizes['c']) + " channels, fewer than the weights";
-      break;
-    case BlockStep::kMergedGroups:
-      if (sizes['H'] != sizes['W']) return "the map is not square: " + is("H", 'H') + ", " + is("W", 'W');
-      if (sizes['d'] % 2 != 0 || sizes['q'] > sizes['d']) {
-        return "channels of a group must be even and as many as are convolved: " + is("d", 'd') + ", " + is("q", 'q');
-      }
-      break;
-    case BlockStep::kShuffledNorm:
-    case BlockStep::kMIFA:
-      if (sizes['h'] % 2 != 0) return "channels must be even to be shuffled: " + is("h", 'h');
-      break;
-    default: break;
+  if (sizes['c'] != 0 && sizes['c'] < sizes['h']) {
+    return "x has " + std::to_string(sizes['c']) + " channels, fewer than the weights";
+  }
+  for (const char letter : {'h', 'c', 'd'}) {  // the kernels take channels in pairs, and some shuffle them
+    if (sizes[letter] % 2 != 0) return "channels must be even: " + is(letter);
+  }
+  if (step == BlockStep::kMergedGroups) {
+    if (sizes['H'] != sizes['W']) return "the map is not square: " + is('H') + ", " + is('W');
+    if (sizes['q'] == 0 || sizes['q'] > sizes['d']) {
+      return "of a group's channels some must be convolved: " + is('d') + ", " + is('q');
+    }
   }
   return "";
 }
@@ -186,9 +179,8 @@ Status* compute(void* kernel_, KernelContext* context) {
   }
   if (sizes['b'] == 0) return nullptr;
 
-  const bool expands = op.step == BlockStep::kLocalExpansion;
   const bool takes_some = op.step == BlockStep::kLocalDepthwise || op.step == BlockStep::kGroupedNorm;
-  const gpu::StepSizes step = {sizes['b'], sizes['H'],     sizes['W'],    expands ? sizes['C'] : sizes['h'],
+  const gpu::StepSizes step = {sizes['b'], sizes['H'],     sizes['W'],    sizes['h'],
                                takes_some ? sizes['c'] : sizes['h'], kernel.groups, sizes['q']};
   void* stream = nullptr;
   if (Status* failed = api.get_gpu_stream(context, &stream)) return failed;

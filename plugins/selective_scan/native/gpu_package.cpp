@@ -38,7 +38,7 @@ bool Kind::operator<(const Kind& other) const {
 }
 
 Launch::Launch(KernelName kernel, std::initializer_list<int64_t> grid, std::vector<Pointer> pointers,
-               std::initializer_list<int64_t> scalars)
+               const std::vector<int64_t>& scalars)
     : kernel(kernel), grid{1, 1, 1}, pointers(std::move(pointers)) {
   size_t axis = 0;
   for (int64_t blocks : grid) this->grid[axis++] = static_cast<unsigned>(blocks);

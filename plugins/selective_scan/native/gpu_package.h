@@ -82,7 +82,7 @@ struct Pointer {
 // One launch: a kernel, its grid, and its arguments in order.
 struct Launch {
   Launch(KernelName kernel, std::initializer_list<int64_t> grid, std::vector<Pointer> pointers,
-         std::initializer_list<int64_t> scalars);
+         const std::vector<int64_t>& scalars);
 
   KernelName kernel;
   unsigned grid[3];

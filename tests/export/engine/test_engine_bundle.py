@@ -279,6 +279,20 @@ def test_compute_capabilities_that_triton_does_not_know_are_left_out_and_named(
     assert capsys.readouterr().out == ""
 
 
+def test_a_triton_that_is_too_old_leaves_kernels_out(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 3.4, which PyTorch 2.8 brings, and which ends the process at compute capability 11.0."""
+    import triton
+
+    monkeypatch.setattr(triton, "__version__", "3.4.0")
+    notes: list[str] = []
+    assert kernels_for(onnx.load(bundles["fp16"] / "model.onnx"), notes.append) == {}
+    (note,) = notes
+    assert note.startswith("the bundle has no scan kernels for compute capability 7.5, 8.0,")
+    assert note.endswith("Triton 3.4.0 is too old: 3.5 and later compile the kernels")
+
+
 def test_kernels_of_another_scan_are_refused(bundles: dict[str, Path]) -> None:
     files = {kernel_file("float16"): (bundles["fp16"] / kernel_file("float16")).read_bytes()}
     compiler = compiler_from(files, "'x'")
