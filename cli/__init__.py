@@ -43,6 +43,8 @@ _WANTED = {
     "compare": "'msmamba[train,export]'",
     "eval": "'msmamba[export]'",
     "export": "'msmamba[export]' (onnx alone, to build an engine from a bundle)",
+    "live": "'msmamba[live,camera]'",
+    "slide": "'msmamba[slides]'",
     "verify": "'msmamba[export]'",
 }
 """What to install for the commands that need more than the core, where that is not what training needs."""

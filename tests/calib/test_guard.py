@@ -83,13 +83,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_figures_are_told(pictures: Path, tmp_path: Path) -> None:
-    result = calibrate(write_bundle(tmp_path / "bundle"), pictures, "--format", "json")
+    bundle = write_bundle(tmp_path / "bundle")
+    measured = CliRunner().invoke(mmdeploy, ["eval", str(bundle), str(pictures), "--format", "json"])
+    result = calibrate(bundle, pictures, "--format", "json")
     assert result.exit_code == 0
     told = json.loads(result.stdout)
     guard = told["guard"]
     assert guard["images"] == 3 * IMAGES
     assert 0 < guard["answered"] < guard["images"]
     errors = told["errors"]
+    assert errors["before"] == pytest.approx(
+        json.loads(measured.stdout)["trust"]["calibration_error"]["value"]
+    )
     assert errors["after"] < errors["before"]
     assert errors["after_interval"]["low"] <= errors["after"] <= errors["after_interval"]["high"]
     assert set(told["errors_by_class"]) == set(LABELS)
