@@ -39,6 +39,7 @@ STATES = 16
 GROUPS = 4
 SIZES = {"t": 96, "s": 96, "b": 128}  # channels of the first stage's hybrid block
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_INSTRUCTION = r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]*);"  # without what guards it
 FLOAT32_PIPE = {"FADD", "FMUL", "FFMA", "FFMA2", "FADD2", "FMUL2", "HADD2", "HFMA2"}
 
 
@@ -85,7 +86,8 @@ class MachineCode:
     @property
     def instructions(self) -> int:
         """All that do something, each once."""
-        return len(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?!\s|NOP)[^;]*;", self._assembly))
+        found = re.findall(_INSTRUCTION, self._assembly)
+        return sum(not instruction.startswith("NOP") for instruction in found)
 
     @property
     def special(self) -> int:
@@ -129,7 +131,7 @@ def _longest_loop(assembly: str) -> Counter[str]:
     for line in assembly.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
             labels[label[1]] = len(instructions)
-        if found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]*);", line):
+        if found := re.search(_INSTRUCTION, line):
             instructions.append(found[1])
     longest = range(0)
     for position, instruction in enumerate(instructions):

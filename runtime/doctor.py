@@ -411,7 +411,7 @@ def _triton() -> Ability:
         fix = "pip install triton (Linux; needs no GPU), or build engines from bundles that carry the kernels"
         return Ability(name, False, "triton is not installed", fix)
     if is_too_old(number):
-        fix = "pip install 'triton>={}.{}'".format(*OLDEST_TRITON)
+        fix = f"pip install 'triton>={OLDEST_TRITON}'"
         return Ability(name, False, f"triton {number}, which is too old", fix)
     return Ability(name, True, f"triton {number}")
 

@@ -120,7 +120,7 @@ class Evaluation:
         _refuse_run(folder)
         make_folder(folder, parents=True)
         with folder_turn(folder):
-            _refuse_run(folder)
+            _refuse_run(folder)  # which may have begun meanwhile
             write_atomically(folder / METRICS_FILE, as_utf8(self.to_json()))
             write_confusion_matrix(folder / CONFUSION_FILE, self.metrics, title)
             write_risk_coverage(folder / RISK_FILE, self.trust, title, promised)

@@ -129,6 +129,16 @@ def _added(total, values, weights, FIRST: tl.constexpr):
     return total
 
 
+@triton.jit
+def _stepped(above, here, bias, values, weights):
+    """One line further: the sum of the position above it, now whole, and those of the two that are not."""
+    return (
+        _added(above, values, weights, 6),
+        _added(here, values, weights, 3),
+        _added(bias, values, weights, 0),
+    )
+
+
 @triton.jit(do_not_specialize=SIZES)
 def local_depthwise(
     x_ptr, scale_ptr, shift_ptr, weight_ptr, bias_ptr, y_ptr,
@@ -152,9 +162,7 @@ def local_depthwise(
         normed = ()
         for tap in tl.static_range(3):
             normed = normed + (tl.where(there[tap], x[tap] * scale + shift, 0.0),)
-        total = _added(above, normed, weights, 6)
-        above = _added(here, normed, weights, 3)
-        here = _added(bias, normed, weights, 0)
+        total, above, here = _stepped(above, here, bias, normed, weights)
         offset = ((line - 1) * width + column) * _even(channels) + channel
         tl.store(y_ptr + offset, _relu(total), mask=mask & (i > 1) & (line <= height))
 
@@ -181,12 +189,8 @@ def local_expansion(
     for i in range(lines + 2):
         line = first + i - 1
         x, _ = _line(x_ptr, line, column, mask, height, width, _even(channels), channel)
-        even = _added(even_above, x, even_weights, 6)
-        even_above = _added(even_here, x, even_weights, 3)
-        even_here = _added(even_bias, x, even_weights, 0)
-        odd = _added(odd_above, x, odd_weights, 6)
-        odd_above = _added(odd_here, x, odd_weights, 3)
-        odd_here = _added(odd_bias, x, odd_weights, 0)
+        even, even_above, even_here = _stepped(even_above, even_here, even_bias, x, even_weights)
+        odd, odd_above, odd_here = _stepped(odd_above, odd_here, odd_bias, x, odd_weights)
         both = tl.reshape(tl.join(_relu(even), _relu(odd)), (LANES, 4))
         offset = ((line - 1) * width + column) * (_even(channels) * 2) + _of_pairs(pair, 4)
         tl.store(y_ptr + offset, both, mask=mask & (i > 1) & (line <= height))
@@ -211,9 +215,7 @@ def gated_convolution(
     for i in range(lines + 2):
         line = first + i - 1
         x, _ = _line(x_ptr, line, column, mask, height, width, 2 * _even(channels), channel)
-        total = _added(above, x, weights, 6)
-        above = _added(here, x, weights, 3)
-        here = _added(bias, x, weights, 0)
+        total, above, here = _stepped(above, here, bias, x, weights)
         written = mask & (i > 1) & (line <= height)
         row = ((line - 1) * width + column) * _even(channels)
         tl.store(y_ptr + row + channel, _silu(total), mask=written)
@@ -288,9 +290,7 @@ def merged_groups(
         activated = ()
         for tap in tl.static_range(3):
             activated = activated + (tl.where(there[tap], _silu(x[tap] + x_bias), 0.0),)
-        total = _added(above, activated, weights, 6)
-        above = _added(here, activated, weights, 3)
-        here = _added(bias, activated, weights, 0)
+        total, above, here = _stepped(above, here, bias, activated, weights)
         value = _silu(total)
         position = column * width + line - 1
         written = mask & (i > 1) & (line <= width)
@@ -324,12 +324,12 @@ def weighted_branches(
         line = first + i - 1
         next_local, _ = _line(local_ptr, line, column, mask, height, width, channels, channel)
         next_scanned, _ = _line(scanned_ptr, line, column, mask, height, width, channels, channel)
-        of_local = _added(of_local_above, next_local, weights, 6)
-        of_local_above = _added(of_local_here, next_local, weights, 3)
-        of_local_here = _added(bias, next_local, weights, 0)
-        of_scanned = _added(of_scanned_above, next_scanned, weights, 6)
-        of_scanned_above = _added(of_scanned_here, next_scanned, weights, 3)
-        of_scanned_here = _added(bias, next_scanned, weights, 0)
+        of_local, of_local_above, of_local_here = _stepped(
+            of_local_above, of_local_here, bias, next_local, weights
+        )
+        of_scanned, of_scanned_above, of_scanned_here = _stepped(
+            of_scanned_above, of_scanned_here, bias, next_scanned, weights
+        )
         written = mask & (i > 1) & (line <= height)
         place = y_ptr + ((line - 1) * width + column) * (2 * channels)
         tl.store(place + scanned_place, _sigmoid(_relu(of_local)) * scanned, mask=written)

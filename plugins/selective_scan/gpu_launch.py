@@ -37,7 +37,7 @@ FLOAT32_BYTES = 4
 POINTER_ALIGNMENT = 16  # bytes; what the compiled kernels assume of every tensor and of the workspace
 SUM_ELEMENTS = 1024  # elements of one program of `sum_directions`
 SUM_WARPS = 4
-OLDEST_TRITON = (3, 5)
+OLDEST_TRITON = "3.5"
 """The first that compiles kernels where there is no GPU: 3.4 ends the process at compute capability 11.0.
 PyTorch has brought it since 2.9."""
 MAX_GRID_YZ = 65535
@@ -86,7 +86,10 @@ BACKWARD_BLOCK = BlockShape(channels=8, steps=4)
 
 def is_too_old(triton_version: str) -> bool:
     """Whether that Triton is older than `OLDEST_TRITON`."""
-    return tuple(map(int, re.findall(r"\d+", triton_version)[:2])) < OLDEST_TRITON
+    found, oldest = (
+        tuple(map(int, re.findall(r"\d+", each)[:2])) for each in (triton_version, OLDEST_TRITON)
+    )
+    return found < oldest
 
 
 def dotted(compute_capabilities: Iterable[int]) -> str:

@@ -125,8 +125,9 @@ def compile_function(
         BackendError: Triton does not know the compute capability, or is too old.
     """
     if is_too_old(triton.__version__):
-        oldest = ".".join(map(str, OLDEST_TRITON))
-        raise BackendError(f"Triton {triton.__version__} is too old: {oldest} and later compile the kernels")
+        raise BackendError(
+            f"Triton {triton.__version__} is too old: {OLDEST_TRITON} and later compile the kernels"
+        )
     names = function.arg_names
     sizes = len(names) - len(pointers) - len(constants)
     types = [*pointers, *["i32"] * sizes, *["constexpr"] * len(constants)]

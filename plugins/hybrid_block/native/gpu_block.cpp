@@ -8,11 +8,11 @@ namespace {
 // As in plugins/hybrid_block/gpu_kernels.py.
 constexpr int64_t kWalkLanes = 128;
 constexpr int64_t kNormRows = 8;
-constexpr int64_t kLanes = 64;
+constexpr int64_t kSumLanes = 64;
 constexpr int64_t kPositions = 64;
-constexpr int64_t kMostLines = 32;
-// Programs for each multiprocessor, below which walks are shortened: 32 warps.
-constexpr int64_t kBusy = 8;
+
+constexpr int64_t kMostLines = 32;  // of a walk
+constexpr int64_t kBusyPrograms = 8;  // for each multiprocessor, 32 warps: below that walks are shortened
 constexpr int64_t kFloatBytes = 4;
 
 // The walks of a map, and their launch.
@@ -27,7 +27,7 @@ Walks walks_of(const StepSizes& sizes, int64_t owned, int multiprocessors) {
   const int64_t rows = kWalkLanes / std::min(owned, kWalkLanes), blocks = ceil_div(owned, kWalkLanes);
   for (int64_t lines = kMostLines;; lines /= 2) {
     const int64_t bands = ceil_div(sizes.height, lines), programs = ceil_div(bands * sizes.width, rows);
-    if (lines == 1 || programs * sizes.batch * blocks >= kBusy * multiprocessors) {
+    if (lines == 1 || programs * sizes.batch * blocks >= kBusyPrograms * multiprocessors) {
       return {ceil_div(sizes.height, bands), programs, blocks};
     }
   }
@@ -45,11 +45,11 @@ std::string plan_step(BlockStep step, const StepSizes& sizes, const void* const*
            " in an image";
   }
   const int64_t length = height * width;
-  const int64_t of_rows = ceil_div(length, kNormRows), of_lanes = ceil_div(2 * channels, kLanes);
+  const int64_t of_rows = ceil_div(length, kNormRows), of_lanes = ceil_div(2 * channels, kSumLanes);
   if (batch > kMostGridYZ || of_lanes > kMostGridYZ) {
     return "a batch of " + std::to_string(batch) + " with " + std::to_string(channels) +
            " channels exceeds the launch grid: at most batch " + std::to_string(kMostGridYZ) + " and " +
-           std::to_string(kMostGridYZ * kLanes / 2) + " channels";
+           std::to_string(kMostGridYZ * kSumLanes / 2) + " channels";
   }
   const Pointer sums = Pointer::workspace(0);
   auto& launches = plan->launches;
