@@ -22,7 +22,8 @@ from .family import Network
 from .weights import read_pytorch_file, weights_in
 
 METADATA_KEY = "msmamba"
-_OF_A_RUN = "best.safetensors"  # the checkpoint in the folder of a run
+BEST = "best.safetensors"
+"""The checkpoint in the folder of a run."""
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 
@@ -55,8 +56,8 @@ def read_checkpoint_file(path: str | Path, weights_of: str | None = None) -> Che
     """
     path = Path(path)
     if path.is_dir():
-        if (path / _OF_A_RUN).is_file():
-            raise CheckpointError(f"{path} is the folder of a run: its network is {path / _OF_A_RUN}")
+        if (path / BEST).is_file():
+            raise CheckpointError(f"{path} is the folder of a run: its network is {path / BEST}")
         raise CheckpointError(
             f"{path} is a folder, not a checkpoint: expected a .safetensors or .pth file, such as a run's "
             "best.safetensors or the one that a bundle was made from"

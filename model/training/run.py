@@ -58,6 +58,7 @@ from ...schema import (
     record,
     whole,
 )
+from ..networks.checkpoint_file import BEST
 from ..networks.family import Architecture
 from ..networks.microscopic_mamba_family import MicroscopicMambaFamily
 from ..networks.pretrained import PRETRAINED
@@ -68,7 +69,7 @@ from .history import Epoch, Result, best_of
 from .plots import write_training_curve
 from .recipe import Recipe
 
-CONFIG, STATE, BEST, HISTORY = "config.json", "last.pt", "best.safetensors", "history.jsonl"
+CONFIG, STATE, HISTORY = "config.json", "last.pt", "history.jsonl"
 METRICS, CURVE, CONFUSION = "metrics.json", "curve.png", "confusion.png"
 FILES = (CONFIG, STATE, BEST, HISTORY, METRICS, CURVE, CONFUSION, PREDICTIONS)
 """All that a run's folder may hold, beside TensorBoard's."""
