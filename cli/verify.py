@@ -105,6 +105,12 @@ _RESULTS = "Results"
     metavar="FILE.html",
     help="Write a page on what the differences mean for decisions.",
 )
+@option(
+    "--force",
+    group=_RESULTS,
+    is_flag=True,
+    help="Replace a bundle's proof by this one although it says less.",
+)
 @format_option("table", "json")
 @guard_option
 @weights_option
@@ -131,7 +137,8 @@ def verify(
 
     ARTEFACT runs as 'mmdeploy infer' would run it here, or as you ask; what ran is in the result.
 
-    The result goes into the bundle as parity.json. The exit status is 1 when the bar is missed.
+    The result goes into the bundle as parity.json, unless it has a fuller one already (of more images, say):
+    that is kept, and a note says so. The exit status is 1 when the bar is missed.
     """
     check_replaces_none("--report", options["page"], (artefact, options["reference"], *options["data"]))
     let_idle_threads_sleep()

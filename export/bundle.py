@@ -24,7 +24,7 @@ from ..files import as_utf8, atomic_folder
 from ..model.networks.checkpoint import Checkpoint, load_checkpoint
 from ..model.networks.described import Described, described_by, notes_on
 from ..model.networks.registry import family_of
-from ..runtime.artefact import MODEL_NAME, SEEN_NAME, open_bundle
+from ..runtime.artefact import MODEL_NAME, PARITY_NAME, SEEN_NAME, open_bundle
 from ..runtime.manifest import Manifest
 from ..runtime.probe import checksums
 from ..version import __version__
@@ -44,6 +44,10 @@ TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
 _CALIBRATE_AGAIN = (
     "the bundle that was replaced had a guard, which was of that network in that precision: calibrate again, "
     "with 'mmdeploy calibrate'"
+)
+_VERIFY_AGAIN = (
+    "the bundle that was replaced had a proof (parity.json), which was of what it held: prove this one with "
+    "'mmdeploy verify'"
 )
 _VERSIONS_NOTED = ("torch", "onnx", "onnxscript", "numpy", "pillow", "simplejpeg")
 
@@ -134,7 +138,7 @@ def export_bundle(
     for path in (checkpoint, *([options.int8.data] if options.int8 else [])):
         if Path(path).resolve().is_relative_to(Path(output).resolve()):
             raise InputError(f"'{path}' would go with the old '{output}': name a bundle beside it")
-    notes = [_CALIBRATE_AGAIN] if _has_guard(Path(output)) else []
+    notes = _lost_with(Path(output))
     with atomic_folder(output, force) as folder:
         report("reading the checkpoint")
         loaded = load_checkpoint(checkpoint, options.weights_of, options.network)
@@ -196,12 +200,14 @@ def export_bundle(
     )
 
 
-def _has_guard(path: Path) -> bool:
-    """Whether a bundle that knows when not to answer stands there."""
+def _lost_with(path: Path) -> list[str]:
+    """What has to be made again where a bundle stood there that is replaced, a line each."""
     try:
-        return bool(open_bundle(path).manifest.guard)
+        manifest = open_bundle(path).manifest
     except ArtefactError:
-        return False
+        return []
+    notes = {_CALIBRATE_AGAIN: manifest.guard, _VERIFY_AGAIN: PARITY_NAME in manifest.files}
+    return [note for note, is_lost in notes.items() if is_lost]
 
 
 def _write_int8(folder: Path, int8: Int8) -> None:

@@ -182,7 +182,15 @@ class Stages:
         self._begin(network, "parity")
         images, split = self._to_verify_on()
         with self.watch.working() as report:
-            verify(bundle, self.folder.run(network).best, images, split=split, limit=VERIFIED, report=report)
+            verify(
+                bundle,
+                self.folder.run(network).best,
+                images,
+                split=split,
+                limit=VERIFIED,
+                force=True,  # what is there cannot be used
+                report=report,
+            )
         parity = _parity_of(open_bundle(bundle).manifest)
         assert parity is not None  # verify has just written it
         return parity

@@ -14,12 +14,22 @@ import numpy.typing as npt
 from ...measures.decision import Decision
 from ...measures.decision_text import FLIPS_SHOWN, decision_text
 from ...measures.margins import margins_of
-from ...schema import as_json
+from ...schema import OBJECT, as_json, maybe, number, record, whole
 from ...text import shown, wrapped
 from .guarded import GuardParity
 
 NOT_FINITE = "not finite"
 """What stands in place of a label where the logits are not finite."""
+
+PROOF = record(
+    {"images": whole(1)},
+    {
+        "decision": OBJECT,
+        "guard": maybe(OBJECT),
+        "bar": record({"max_abs_error": maybe(number(0))}),
+    },
+)
+"""What tells how much a proof says (`Parity.falls_short_of`), of ``parity.json`` by any version."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +213,24 @@ class Parity:
         elif missed and self.no_departure:
             missed.append("no module departs")
         return "; ".join(missed)
+
+    def falls_short_of(self, other: Mapping[str, Any]) -> tuple[str, ...]:
+        """What another proof of the same artefact says and this one does not, in words; none where all of it.
+
+        Args:
+            other: a `PROOF`.
+        """
+        lacking = []
+        if other["images"] > self.images:
+            lacking.append(f"{self.images} in place of {other['images']} images")
+        if "decision" in other and self.decision is None:
+            lacking.append("no labels")
+        bounded = other.get("bar", {}).get("max_abs_error") is not None
+        if bounded and self.bar.max_abs_error is None:
+            lacking.append("no bound on a logit's error")
+        if other.get("guard") is not None and self.guard is None:
+            lacking.append("no guard")
+        return tuple(lacking)
 
     def to_text(self, columns: int | None = None) -> str:
         """The comparison as lines for a terminal of so many columns; None: as wide as need be."""

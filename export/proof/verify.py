@@ -15,10 +15,11 @@ is compared with is the float32 network, so that one's error is added.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,13 +36,14 @@ from ...model.networks.checkpoint import load_checkpoint
 from ...model.networks.family import Network
 from ...pages.page import check_can_write_pages
 from ...runtime import Manifest, open_session
-from ...runtime.artefact import MANIFEST_NAME, MODEL_NAME, PARITY_NAME, is_checkpoint, open_bundle
+from ...runtime.artefact import MANIFEST_NAME, MODEL_NAME, PARITY_NAME, Bundle, is_checkpoint, open_bundle
+from ...schema import parsed
 from ...text import as_word
 from .compared_images import ComparedImages, images_to_compare, spread
 from .decision_page import write_page
 from .departure import FLOOR_ULPS, OwnError, Run, first_departure, half_errors_of, run_of, steepest_rise
 from .guarded import compare_guarded
-from .parity import Bar, Parity, compare
+from .parity import PROOF, Bar, Parity, compare
 
 NAMED = 5
 """Unreadable images named in a message."""
@@ -64,6 +66,7 @@ def verify(
     limit: int | None = None,
     weights_of: str | None = None,
     guard: bool = True,
+    force: bool = False,
     device: str = "auto",
     provider: str = "auto",
     threads: int | None = None,
@@ -73,6 +76,9 @@ def verify(
     report: Callable[[str], None] = lambda step: None,
 ) -> Parity:
     """Compares an artefact with what it was made from, and writes ``parity.json`` into a bundle.
+
+    A bundle that has a fuller proof already keeps it, and a note of what is returned says so: one of more
+    images, or of labels, a bound on a logit's error or a guard where this one has none.
 
     Args:
         artefact: a bundle or an ONNX file.
@@ -95,6 +101,7 @@ def verify(
         weights_of: which weights of a checkpoint, as `load_checkpoint` takes it; None: those that the
             artefact has.
         guard: whether both answers are put through the artefact's guard, where it has one.
+        force: write the proof into the bundle in place of a fuller one, too.
         device: where the artefact runs; this and the next four as `open_session` takes them. What ran is in
             the proof. An artefact as the reference runs as it does by itself.
         provider: what executes it.
@@ -235,7 +242,7 @@ def verify(
         image = _inputs([worst], manifest.transform)
         parity = _with_departure(parity, model_file, network, image, own)
     if Path(artefact).is_dir():
-        _write_into_bundle(Path(artefact), parity, manifest)
+        parity = _write_into_bundle(Path(artefact), parity, manifest, force)
     if page is not None:
         if parity.decision is None:
             raise ArtefactError(f"{artefact}: no page was written, because {parity.no_decision}")
@@ -437,22 +444,30 @@ def _answers(
     return [np.concatenate(answers) for answers in logits]
 
 
-def _write_into_bundle(bundle: Path, parity: Parity, verified: Manifest) -> None:
+def _write_into_bundle(bundle: Path, parity: Parity, verified: Manifest, force: bool) -> Parity:
     """Writes the proof into a bundle, beside which others may work: those that replace it wait meanwhile.
 
-    A kill in between leaves a bundle without a proof, never one whose proof is not the one it lists.
+    A kill in between leaves a bundle without a proof, never one whose proof is not the one it lists. The
+    proof comes back, with a note where the bundle keeps a fuller one.
 
     Raises:
         ArtefactError: it is not the bundle any more whose manifest was ``verified``.
         TargetError: it cannot be written.
     """
     with folder_turn(bundle):
-        manifest = open_bundle(bundle).manifest
+        opened = open_bundle(bundle)
+        manifest = opened.manifest
         if {**manifest.files, PARITY_NAME: ""} != {**verified.files, PARITY_NAME: ""}:
             raise ArtefactError(
                 f"'{bundle}' was changed while it was verified, so the proof is not of what it holds now: "
                 "verify it again"
             )
+        if not force and (lacking := parity.falls_short_of(_proof_in(opened))):
+            kept = (
+                f"{bundle} keeps its fuller proof; this one ({', '.join(lacking)}) was not written: "
+                "--force replaces it, --format json prints this one"
+            )
+            return replace(parity, notes=(*parity.notes, kept))
         files = {name: checksum for name, checksum in manifest.files.items() if name != PARITY_NAME}
         types = {name: value for name, value in manifest.precision_proven.items() if name != "parity"}
         if files != manifest.files:
@@ -466,3 +481,14 @@ def _write_into_bundle(bundle: Path, parity: Parity, verified: Manifest) -> None
             precision_proven={**types, "parity": parity.summary},
         )
         write_atomically(bundle / MANIFEST_NAME, proven.to_json().encode())
+    return parity
+
+
+def _proof_in(bundle: Bundle) -> Mapping[str, Any]:
+    """What a bundle's proof says; of no images where it has none, or one that cannot be used."""
+    with suppress(ArtefactError, ValueError):
+        if PARITY_NAME in bundle.manifest.files:
+            found: Mapping[str, Any] = parsed(bundle.read(PARITY_NAME), names=True)
+            if not PROOF.problems(found):
+                return found
+    return {"images": 0}

@@ -96,7 +96,12 @@ def test_an_existing_bundle_is_replaced_only_when_forced(
         export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(image_size=64))
     assert sha256_of(tmp_path / "bundle" / "manifest.json") == before
     guarded = with_guard(tmp_path / "bundle", tmp_path / "guarded", threshold=1.0)
-    (note,) = export_bundle(checkpoint, guarded, ExportOptions(image_size=64), force=True).notes
+    opened = open_bundle(guarded).manifest
+    (guarded / "manifest.json").write_text(
+        replace(opened, files={**opened.files, "parity.json": "0" * 64}).to_json()
+    )
+    note, proof = export_bundle(checkpoint, guarded, ExportOptions(image_size=64), force=True).notes
+    assert "had a proof (parity.json), which was of what it held" in proof
     assert json.loads((guarded / "manifest.json").read_text())["image_size"] == 64
     assert "had a guard, which was of that network in that precision: calibrate again" in note
 

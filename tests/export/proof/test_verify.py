@@ -127,6 +127,33 @@ def test_one_folder_need_not_stand_in_a_list_and_none_is_named(
         verify(copied["fp32"], checkpoint, [])
 
 
+def test_a_proof_that_says_less_replaces_a_fuller_one_only_when_forced(
+    copied: dict[str, Path], checkpoint: Path, micrographs: Path
+) -> None:
+    bundle, kept = copied["fp32"], copied["fp32"] / "parity.json"
+    verify(bundle, checkpoint, micrographs, limit=3)
+    fuller = kept.read_bytes()
+    less = verify(bundle, bundle / "model.onnx", micrographs, limit=2)
+    assert kept.read_bytes() == fuller
+    assert less.notes[-1] == (
+        f"{bundle} keeps its fuller proof; this one (2 in place of 3 images, no bound on a logit's error) "
+        "was not written: --force replaces it, --format json prints this one"
+    )
+    forced = verify(bundle, checkpoint, micrographs, limit=2, force=True)
+    assert json.loads(kept.read_bytes())["images"] == 2
+    assert not any("fuller" in note for note in forced.notes)
+    kept.write_bytes(fuller)  # not what the manifest lists, and so no proof of it
+    assert not any("fuller" in note for note in verify(bundle, checkpoint, micrographs, limit=1).notes)
+    assert json.loads(kept.read_bytes())["images"] == 1
+
+
+def test_a_proof_falls_short_of_one_with_labels_or_a_guard() -> None:
+    plain = compared([[2, 1, 0]], [[2, 1, 0]])
+    assert plain.falls_short_of({"images": 1, "decision": {}, "guard": {}}) == ("no labels", "no guard")
+    assert plain.falls_short_of({"images": 1, "guard": None, "bar": {"max_abs_error": 0.1}}) == ()
+    assert plain.falls_short_of(json.loads(plain.to_json())) == ()
+
+
 def test_no_proof_is_put_into_what_replaced_the_bundle_meanwhile(
     copied: dict[str, Path], checkpoint: Path, micrographs: Path
 ) -> None:
