@@ -32,6 +32,7 @@ _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR = 0, 1, 2, 6
 _JPEG = frozenset({6, 7, 33007, 34892})
 _CONVERTED = _JPEG | {33003, 33005, 34712}  # JPEG 2000 too: what comes out of the decoder is RGB
 _BY_OPENSLIDE = frozenset({1, 5, 7, 8, 32773, 32946, 50000})  # of plain TIFF, by its libtiff
+_KILOBYTE = 1024
 _TILE_SIDES, _DESCRIPTION, _HAMAMATSU = (322, 323), 270, 65420
 _KIND, _WIDTH, _HEIGHT = 254, 256, 257
 _REDUCED, _MASK = 1, 4
@@ -208,8 +209,8 @@ class Stored:
     """How a TIFF stores its pictures.
 
     Attributes:
-        is_plain: 8 bits a channel, upright, of a compression that OpenSlide knows, levels in pages of their
-            own, the largest first: what OpenSlide reads as it is.
+        is_plain: 8 bits a channel, upright, of a compression and tiles that OpenSlide reads, levels in pages
+            of their own, the largest first: what OpenSlide reads as it is.
         in_levels: it is OME-TIFF or has levels in SubIFDs, of which OpenSlide sees one.
         in_parts: its largest picture is tiled, or has more pixels than are decoded at once.
         notes: what there is to say of other pictures in it.
@@ -240,12 +241,20 @@ def stored(path: Path) -> Stored | None:
             in_levels = bool(tiff.is_ome or page.subifds)
             upright = page.tags.valueof("Orientation", 1) == 1
             taken = page.dtype == np.uint8 and upright and page.compression in _BY_OPENSLIDE
-            is_plain = number == 0 and taken and not in_levels
+            is_plain = number == 0 and taken and not in_levels and not any(map(_is_odd, tiff.pages))
             return Stored(is_plain, in_levels, page.is_tiled or pixels > MAX_PIXELS, notes)
     except ImageError:
         raise
     except Exception as error:  # tifffile meets damage with whatever it stumbles over
         raise _damaged(path, error) from error
+
+
+def _is_odd(page: Any) -> bool:
+    """Whether its tiles are stored as they are and are no whole kilobytes, which OpenSlide 4.0.1 refuses."""
+    if not page.is_tiled or page.compression != 1:
+        return False
+    samples = page.samplesperpixel if page.planarconfig == 1 else 1
+    return bool(page.tilewidth * page.tilelength * samples % _KILOBYTE)
 
 
 def _page_of_picture(file: BinaryIO, path: Path) -> tuple[int, tuple[str, ...]]:

@@ -35,6 +35,11 @@ KINDS: dict[str, tuple[dict[str, Any], str, int]] = {
         "tifffile",
         1,
     ),
+    "pyramid-of-odd-tiles": (
+        {"levels": 3, "tile": (80, 48), "compression": None, **HALF_A_MICRON},
+        "tifffile",
+        3,
+    ),
     "strips": ({"tile": None, "rowsperstrip": 7, **HALF_A_MICRON}, "field", 1),
 }
 
