@@ -7,8 +7,10 @@ in the kernels ``STATES`` is N, ``BLOCK`` the channels of one program, ``STEPS``
 
 The state of a program, (N, BLOCK) float32, never leaves its registers. A tile of step sizes, inputs, B and
 C is loaded while the tile before it is computed; softplus runs once per element on the tile as it was
-loaded, and only then are its columns dealt out, one per step of the recurrence. Maps are channels last, so
-neighbouring lanes read neighbouring channels in whichever direction the positions are walked.
+loaded, and only then are its columns dealt out, one per step of the recurrence. What is dealt out as it was
+loaded (B, C) is widened where the turn before ends: just before the dealing-out, Triton 3.7 would move the
+conversion behind it, where every lane converts copies of its own. Maps are channels last, so neighbouring
+lanes read neighbouring channels in whichever direction the positions are walked.
 """
 
 from __future__ import annotations
@@ -175,28 +177,30 @@ def chunk_state(
     first = 0
     position, inside = _tile_positions(direction, line, first, height, width, STEPS)
     present = real[:, None] & inside[None, :]
-    x, raw, b = _load_inputs(
+    x, raw, b_ahead = _load_inputs(
         x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
     )
 
     h = tl.zeros([STATES, BLOCK], dtype=tl.float32)
     decay = tl.zeros([BLOCK, STEPS], dtype=tl.float32)
+    b = b_ahead.to(tl.float32)
     for _ in range(tiles):
         delta = _step_sizes(raw, bias, inside)
         decay += delta
         deltas = _columns(delta, BLOCK, STEPS)
         inputs = _columns(delta * x.to(tl.float32), BLOCK, STEPS)
-        bs = _columns(b.to(tl.float32), STATES, STEPS)
+        bs = _columns(b, STATES, STEPS)
 
         line, first = _next_tile(line, first, length, STEPS)
         position, inside = _tile_positions(direction, line, first, height, width, STEPS)
         present = real[:, None] & inside[None, :]
-        x, raw, b = _load_inputs(
+        x, raw, b_ahead = _load_inputs(
             x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
         )
 
         for i in tl.static_range(STEPS):
             h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i][:, None]
+        b = b_ahead.to(tl.float32)
 
     slot = (plane.to(tl.int64) * (tl.num_programs(0) + 1) + chunk) * channels
     tl.store(state_ptr + (slot + channel)[None, :] * STATES + state[:, None], h, mask=real[None, :])
@@ -243,29 +247,31 @@ def scan(
     first = 0
     position, inside = _tile_positions(direction, line, first, height, width, STEPS)
     present = real[:, None] & inside[None, :]
-    x, raw, b = _load_inputs(
+    x, raw, b_ahead = _load_inputs(
         x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
     )
-    c = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+    c_ahead = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
 
+    b = b_ahead.to(tl.float32)
+    c = c_ahead.to(tl.float32)
     for _ in range(tiles):
         u = x.to(tl.float32)
         skipped = skip[:, None] * u
         delta = _step_sizes(raw, bias, inside)
         deltas = _columns(delta, BLOCK, STEPS)
         inputs = _columns(delta * u, BLOCK, STEPS)
-        bs = _columns(b.to(tl.float32), STATES, STEPS)
-        cs = _columns(c.to(tl.float32), STATES, STEPS)
+        bs = _columns(b, STATES, STEPS)
+        cs = _columns(c, STATES, STEPS)
         target = partial_ptr + position[None, :] * channels + channel[:, None]
         writes = present
 
         line, first = _next_tile(line, first, length, STEPS)
         position, inside = _tile_positions(direction, line, first, height, width, STEPS)
         present = real[:, None] & inside[None, :]
-        x, raw, b = _load_inputs(
+        x, raw, b_ahead = _load_inputs(
             x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
         )
-        c = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+        c_ahead = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
 
         outputs = ()
         for i in tl.static_range(STEPS):
@@ -273,6 +279,8 @@ def scan(
             y = tl.sum(h * cs[i][:, None], axis=0)
             outputs = outputs + (y,)  # noqa: RUF005  Triton has no unpacking
         tl.store(target, _tile(outputs, BLOCK, STEPS) + skipped, mask=writes)
+        b = b_ahead.to(tl.float32)
+        c = c_ahead.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -333,28 +341,30 @@ def tile_states(
     first = 0
     position, inside = _tile_positions(direction, line, first, height, width, STEPS)
     present = real[:, None] & inside[None, :]
-    x, raw, b = _load_inputs(
+    x, raw, b_ahead = _load_inputs(
         x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
     )
 
     h = tl.zeros([STATES, BLOCK], dtype=tl.float32)
+    b = b_ahead.to(tl.float32)
     for _ in range(lines * tl.cdiv(length, STEPS)):
         tl.store(states_ptr + slot, h, mask=real[None, :])
         states_ptr += STATES * channels
         delta = _step_sizes(raw, bias, inside)
         deltas = _columns(delta, BLOCK, STEPS)
         inputs = _columns(delta * x.to(tl.float32), BLOCK, STEPS)
-        bs = _columns(b.to(tl.float32), STATES, STEPS)
+        bs = _columns(b, STATES, STEPS)
 
         line, first = _next_tile(line, first, length, STEPS)
         position, inside = _tile_positions(direction, line, first, height, width, STEPS)
         present = real[:, None] & inside[None, :]
-        x, raw, b = _load_inputs(
+        x, raw, b_ahead = _load_inputs(
             x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
         )
 
         for i in tl.static_range(STEPS):
             h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i][:, None]
+        b = b_ahead.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -411,28 +421,30 @@ def scan_backward(
     kept = (tiles - 1).to(tl.int64) * STATES * channels
     position, inside = _tile_positions(direction, line, first, height, width, STEPS)
     present = real[:, None] & inside[None, :]
-    x, raw, b = _load_inputs(
+    x, raw, b_ahead = _load_inputs(
         x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
     )
-    c = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
-    grad = _load(grad_ptr, position, channels, channel, present)
+    c_ahead = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+    grad_ahead = _load(grad_ptr, position, channels, channel, present)
     h = tl.load(states_ptr + kept, mask=real[None, :], other=0.0)
 
     g = tl.zeros([STATES, BLOCK], dtype=tl.float32)
     da = tl.zeros([STATES, BLOCK], dtype=tl.float32)
     dd = tl.zeros([BLOCK, STEPS], dtype=tl.float32)
     dbias = tl.zeros([BLOCK, STEPS], dtype=tl.float32)
+    b = b_ahead.to(tl.float32)
+    c = c_ahead.to(tl.float32)
+    dy = grad_ahead.to(tl.float32)
     for _ in range(tiles):
         u = x.to(tl.float32)
-        dy = grad.to(tl.float32)
         delta = _step_sizes(raw, bias, inside)
         slope = _sigmoid(raw.to(tl.float32) + bias[:, None])
         dd += dy * u
         deltas = _columns(delta, BLOCK, STEPS)
         inputs = _columns(delta * u, BLOCK, STEPS)
         dys = _columns(dy, BLOCK, STEPS)
-        bs = _columns(b.to(tl.float32), STATES, STEPS)
-        cs = _columns(c.to(tl.float32), STATES, STEPS)
+        bs = _columns(b, STATES, STEPS)
+        cs = _columns(c, STATES, STEPS)
 
         decays = ()
         states = (h,)
@@ -448,11 +460,11 @@ def scan_backward(
         line, first = _tile_before(line, first, last_first, STEPS)
         position, inside = _tile_positions(direction, line, first, height, width, STEPS)
         present = real[:, None] & inside[None, :]
-        x, raw, b = _load_inputs(
+        x, raw, b_ahead = _load_inputs(
             x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
         )
-        c = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
-        grad = _load(grad_ptr, position, channels, channel, present)
+        c_ahead = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+        grad_ahead = _load(grad_ptr, position, channels, channel, present)
         kept = tl.maximum(kept - STATES * channels, 0)
         h = tl.load(states_ptr + kept, mask=real[None, :], other=0.0)
 
@@ -483,6 +495,9 @@ def scan_backward(
         of_states = at[None, :] * (DIRECTIONS * STATES) + state[:, None]
         tl.store(b_partial_ptr + of_states, _tile(dbs, STATES, STEPS), mask=exist[None, :])
         tl.store(c_partial_ptr + of_states, _tile(dcs, STATES, STEPS), mask=exist[None, :])
+        b = b_ahead.to(tl.float32)
+        c = c_ahead.to(tl.float32)
+        dy = grad_ahead.to(tl.float32)
 
     of_channel = plane.to(tl.int64) * channels + channel
     tl.store(a_partial_ptr + of_channel[None, :] * STATES + state[:, None], da, mask=real[None, :])
