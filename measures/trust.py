@@ -26,7 +26,7 @@ import numpy.typing as npt
 from ..pages.figures import INK, TRAIN_COLOUR, VAL_COLOUR, write_figure
 from .metrics import log_softmax
 from .selective import certainty
-from .uncertainty import RESAMPLES, SEED, Interval, Resampled, calibration_error, proportion_interval
+from .uncertainty import RESAMPLES, SEED, Interval, Resampled, calibration_error, proportion_interval, widened
 
 CURVE_POINTS = 200
 
@@ -167,7 +167,8 @@ def trust_of(
         drawn = values[name][np.isfinite(values[name])]
         estimate = figures[name](np.ones(images))
         # No influence: bias-corrected, and not accelerated.
-        return Figure(estimate, Resampled(estimate, drawn, np.zeros(images)).interval())
+        interval = Resampled(estimate, drawn, np.zeros(images)).interval()
+        return Figure(estimate, interval if members is None else widened(interval, estimate, units))
 
     answered = None
     if decided is not None and candidates is not None:

@@ -10,6 +10,7 @@ Dims: N images, C classes, R resamples, G distinct scores.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,6 +31,8 @@ BINS = 15
 
 _CHANCES = 10_000
 """Draws of the chance in a calibration error, each as large as there are bins."""
+_SWAPS = 4096
+"""Ways to swap that a randomisation test looks at: all, or so many drawn."""
 _CHANGED_BESIDES = 0.5
 """Images that are taken to change in a comparison, besides those that did."""
 
@@ -169,6 +172,7 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     groups: npt.NDArray[Any] | None = None,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Interval | None:
     """The percentile bootstrap: the interval that a statistic of resampled images falls into.
 
@@ -180,7 +184,9 @@ def bootstrap_interval(
         resamples: how many are drawn.
         level: share of the statistics that lies within, half of the rest on either side.
         groups: (N,), the patient or slide of each row. Whole groups are drawn then: the images of one patient
-            resemble each other, so drawing them one by one makes an interval too narrow.
+            resemble each other, so drawing them one by one makes an interval too narrow. Where they are few
+            it is `widened`.
+        bounds: what the statistic lies between.
 
     Returns:
         None where the statistic has no value in more than half of the resamples, and where there is one row
@@ -215,7 +221,41 @@ def bootstrap_interval(
     if 2 * np.isnan(values).sum() > resamples:
         return None
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+    interval, estimate = Interval(float(low), float(high)), statistic(*arrays)
+    if groups is None or estimate is None:
+        return interval
+    return widened(interval, estimate, len(sizes), level=level, bounds=bounds)
+
+
+def widened(
+    interval: Interval,
+    estimate: float,
+    units: int,
+    *,
+    level: float = LEVEL,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Interval:
+    """A bootstrap interval of few patients, as wide as so few have to make it.
+
+    Resamples of U units vary by sqrt((U - 1) / U) of what they should, and their quantiles are the normal
+    distribution's where Student's with U - 1 degrees of freedom count (Hesterberg, 2015, on narrowness). Of
+    two patients the plain interval reaches from one's figure to the other's, and holds the truth in half of
+    all cases; of fifty it is 3 % too narrow.
+
+    Args:
+        interval: by resamples of whole units.
+        estimate: the figure on the images as they are.
+        units: U, at least 2.
+        level: the interval's.
+        bounds: what the figure lies between.
+    """
+    from scipy.stats import norm  # type: ignore[import-untyped]  # ships no types
+    from scipy.stats import t as student
+
+    tail = (1 + level) / 2
+    times = float(student.ppf(tail, units - 1) / norm.ppf(tail)) * (units / (units - 1)) ** 0.5
+    low, high = (estimate + times * (end - estimate) for end in (interval.low, interval.high))
+    return Interval(max(bounds[0], min(interval.low, low)), min(bounds[1], max(interval.high, high)))
 
 
 def metric_intervals(
@@ -268,7 +308,9 @@ def metric_intervals(
         return weighted_mean(aucs, weights)
 
     def interval(statistic: Callable[..., float | None], *arrays: npt.NDArray[Any]) -> Interval | None:
-        found = bootstrap_interval(statistic, *arrays, seed=seed, resamples=resamples, groups=groups)
+        found = bootstrap_interval(
+            statistic, *arrays, seed=seed, resamples=resamples, groups=groups, bounds=(0.0, 1.0)
+        )
         return None if found is not None and not found.width and found.low in (0, 1) else found
 
     right, units = truth == predicted, len(truth) if groups is None else len(np.unique(groups))
@@ -301,7 +343,7 @@ def proportion_interval(successes: int, trials: int, level: float = LEVEL) -> In
 
     It stays honest at none and at all, where resampling gives an interval of no width.
     """
-    from scipy.stats import binomtest  # type: ignore[import-untyped]  # ships no types
+    from scipy.stats import binomtest
 
     if trials == 0:
         return Interval(0.0, 1.0, exact=True)
@@ -471,6 +513,22 @@ def mcnemar_p(lost: int, gained: int) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+
+
+def swapped_p(differences: npt.NDArray[Any]) -> float:
+    """The randomisation test of paired differences of whole units: the two-sided p of a sum as far from 0, if
+    each unit's two answers might as well have been swapped. Of units of one image it is McNemar's exact test.
+
+    Args:
+        differences: (U,), a sum for each patient or slide.
+    """
+    moved = np.asarray(differences, np.float64)
+    moved = moved[moved != 0]
+    generator, exact = np.random.default_rng(SEED), 2 ** len(moved) <= _SWAPS
+    ways = itertools.product((-1, 1), repeat=len(moved)) if exact else itertools.repeat(None, _SWAPS)
+    sums = [moved @ (generator.choice([-1, 1], len(moved)) if way is None else way) for way in ways]
+    as_far = np.abs(sums) >= abs(moved.sum()) - 1e-9
+    return float(as_far.mean() if exact else (as_far.sum() + 1) / (len(sums) + 1))
 
 
 def reliability(probabilities: npt.NDArray[Any], truth: npt.NDArray[Any], bins: int = BINS) -> Reliability:

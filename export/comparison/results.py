@@ -9,7 +9,7 @@ Dims: N images.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,11 +17,13 @@ import numpy as np
 
 from ...measures.predictions import Predictions
 from ...measures.uncertainty import (
+    LEVEL,
     RESAMPLES,
     Interval,
     bootstrap_interval,
     mcnemar_p,
     proportion_interval,
+    swapped_p,
 )
 from ...model.evaluation.paper import METRICS
 from ...model.evaluation.table import Row
@@ -71,13 +73,14 @@ class Difference:
     """A share, not above 0."""
     interval: Interval
     """95 %, of paired images, or of whole groups of them; exact where no image changes, and all that can be
-    where there is one image or group only."""
+    where there is one image or group only. It reaches 0 where the test's p is above 5 %: resampling some few
+    images that changed leaves too little doubt."""
     gained: int
     """Images that it has right and the best has not."""
     lost: int
     """Images that the best has right and it has not."""
-    p: float | None
-    """McNemar's exact test; None where images come in groups, of which it knows nothing."""
+    p: float
+    """McNemar's exact test; where images come in groups, the same of whole groups (`swapped_p`)."""
 
     @property
     def is_told(self) -> bool:
@@ -94,16 +97,28 @@ class Difference:
         change = right.astype(np.float64) - best_right
         groups = None if own.groups is None else np.array(own.groups)
         interval = bootstrap_interval(
-            lambda drawn: float(drawn.mean()), change, resamples=resamples, groups=groups
+            lambda drawn: float(drawn.mean()),
+            change,
+            resamples=resamples,
+            groups=groups,
+            bounds=(-1.0, 1.0),
         )
-        units = len(right) if groups is None else len(np.unique(groups))
+        units, p, reached = len(right), mcnemar_p(lost, gained), 0.0
+        if groups is not None:
+            members = np.unique(groups, return_inverse=True)[1]
+            sums = np.bincount(members, change)
+            units, p = len(sums), swapped_p(sums)
+        elif lost + gained:  # of the images that changed, the share that was lost may be as small as this
+            least = proportion_interval(lost, lost + gained).low
+            reached = (1 - 2 * least) * (lost + gained) / len(right)
         if units < 2:
             interval = Interval(-1.0, 1.0)
         elif not gained and not lost:  # resampling would show no doubt
             most = proportion_interval(0, units).high
             interval = Interval(-most, most, exact=True)
         assert interval is not None  # a mean has a value in every resample
-        p = mcnemar_p(lost, gained) if groups is None else None
+        if p > 1 - LEVEL:
+            interval = replace(interval, high=max(interval.high, reached))
         return cls((gained - lost) / len(right), interval, gained, lost, p)
 
 

@@ -186,7 +186,7 @@ def _record(comparison: Comparison, entry: Entry, on_front: bool) -> dict[str, A
         "to_best": None if difference is None else difference.value,
         "to_best_low": None if difference is None else difference.interval.low,
         "to_best_high": None if difference is None else difference.interval.high,
-        "mcnemar_p": None if difference is None else difference.p,
+        "p": None if difference is None else difference.p,
         "parameters": entry.parameters,
         "macs": entry.macs,
         "median_ms": None if latency is None else latency.median_ms,

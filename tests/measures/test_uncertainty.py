@@ -23,6 +23,8 @@ from msmamba.measures.uncertainty import (
     proportion_interval,
     reliability,
     resample,
+    swapped_p,
+    widened,
 )
 
 
@@ -310,6 +312,31 @@ def test_images_of_one_patient_widen_the_interval() -> None:
     shuffled = bootstrap_interval(np.mean, right[order], groups=patients[order])
     assert shuffled is not None
     assert ends(shuffled) == pytest.approx(ends(together))
+
+
+def test_few_patients_widen_the_interval_more_than_resampling_does() -> None:
+    right = np.repeat([1.0, 1, 1, 0], [60, 20, 20, 20])  # of four patients one is all wrong
+    patients = np.repeat(np.arange(4), [60, 20, 20, 20])
+    interval = bootstrap_interval(np.mean, right, groups=patients, bounds=(0, 1))
+    assert interval is not None
+    assert ends(interval) == (0, 1)
+    # Student's quantile of one degree of freedom, and twice the variance: 12.7062 / 1.95996 * sqrt(2).
+    assert ends(widened(Interval(0.52, 0.55), 0.53, 2)) == pytest.approx(
+        (0.53 - 0.09168, 0.53 + 0.18336), abs=1e-4
+    )
+    # Resamples that all lie on one side are not drawn away from there.
+    assert widened(Interval(0.54, 0.55), 0.53, 2).low == 0.54
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (4, 0), (5, 2), (1, 7)])
+def test_swapped_images_are_mcnemars_test(lost: int, gained: int) -> None:
+    assert swapped_p(np.repeat([-1, 0, 1], [lost, 3, gained])) == pytest.approx(mcnemar_p(lost, gained))
+
+
+def test_swapped_patients_count_as_one_each() -> None:
+    assert swapped_p(np.array([-10.0, -1, 0])) == 0.5  # 11 images of two patients
+    assert swapped_p(-np.ones(40)) == 1 / 4097  # as none of those drawn
+    assert swapped_p(np.tile([1.0, -1], 20)) == 1
 
 
 def test_a_statistic_without_a_value_is_left_out_or_leaves_no_interval() -> None:

@@ -44,7 +44,28 @@ def test_a_difference_is_of_paired_images() -> None:
     assert found.interval.low == pytest.approx(found.value - 0.02, abs=0.005)
 
 
-def test_groups_are_drawn_whole_and_have_no_mcnemar() -> None:
+@pytest.mark.parametrize("lost", range(4, 8))
+def test_what_mcnemar_does_not_tell_apart_is_not_told_apart(lost: int) -> None:
+    # Four images that changed, all for the worse, are no chance by resampling, and one of 1 in 8.
+    found = Difference.of(answers([False] * lost + [True] * 196), answers([True] * (lost + 196)))
+    assert found is not None
+    assert found.p == mcnemar_p(lost, 0)
+    assert found.is_told == (found.p < 0.05) == (lost > 5)
+    assert (found.interval.high > 0) == (lost < 6)
+
+
+def test_few_patients_tell_no_network_from_another() -> None:
+    # Three patients of three: the two answers of each, swapped by chance, come out so in 1 of 4.
+    best, worse = [True] * 30, ([False] * 3 + [True] * 7) * 3
+    groups = tuple("abc"[number // 10] for number in range(30))
+    found = Difference.of(answers(worse, groups), answers(best, groups))
+    assert found is not None
+    assert found.p == 0.25
+    assert found.interval.high == 0
+    assert not found.is_told
+
+
+def test_groups_are_drawn_whole() -> None:
     best, worse = [True] * 40, [True] * 20 + [False] * 10 + [True] * 10
     groups = tuple("abcd"[number // 10] for number in range(40))
     by_image, by_group = (Difference.of(answers(worse, each), answers(best, each)) for each in (None, groups))
@@ -52,7 +73,7 @@ def test_groups_are_drawn_whole_and_have_no_mcnemar() -> None:
     assert by_group is not None
     assert by_image.is_told
     assert not by_group.is_told  # it is one patient's images that are worse
-    assert by_group.p is None
+    assert by_group.p == 1
 
 
 def test_answers_alike_may_differ_elsewhere() -> None:
