@@ -12,6 +12,7 @@ Dims: L positions of a map, D inner channels, N states, R rank of the step size,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,8 +61,9 @@ class Complexity:
         return self.layer_macs + self.product_macs + self.projection_macs + scan
 
 
+@cache
 def complexity(arch: Architecture, image_size: int = 224) -> Complexity:
-    """Counts for one image of ``image_size`` pixels square; nothing is computed.
+    """Counts for one image of ``image_size`` pixels square; nothing is computed, and a network counted once.
 
     Raises:
         InputError: the network takes no such images.

@@ -150,7 +150,7 @@ def test_what_is_wrong_is_told_without_control_characters(arguments: list[str]) 
     assert "\x1b" not in result.stderr
 
 
-OUTPUTS = [["--version"], ["--help"], ["train", "--help"], ["networks"], ["doctor"]]
+OUTPUTS = [["--version"], ["--help"], ["train", "--help"], ["doctor"]]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")

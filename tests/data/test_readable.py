@@ -1,4 +1,4 @@
-"""A corrupt image in the middle of ten thousand: named, and left out only when asked for."""
+"""A corrupt image in the middle of two thousand: named, and left out only when asked for."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from msmamba.errors import DataError, ImageError
 from msmamba.images import Transform
 from msmamba.model.training.loading import Batches, EvaluationImages, Images
 
-COUNT, BAD = 10_000, 5_003
+COUNT, BAD = 2_000, 1_003
 pytestmark = pytest.mark.usefixtures("threads_as_before")
 PLAIN = Transform(8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 @pytest.fixture(scope="module")
-def ten_thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of small images, all of which differ; one is broken. Not to be changed."""
     root = tmp_path_factory.mktemp("many") / "cells"
     pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 4, 3), dtype=np.uint8)
@@ -36,29 +36,29 @@ def ten_thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_an_import_stops_at_it_or_skips_it(ten_thousand: Path, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"b/05003\.bmp' is truncated or corrupt"):
-        import_data_set("folder", ten_thousand, tmp_path / "out")
-    manifest = import_data_set("folder", ten_thousand, tmp_path / "out", ImportOptions(skip_bad=True))
-    assert list(manifest.skipped) == ["b/05003.bmp"]
+def test_an_import_stops_at_it_or_skips_it(two_thousand: Path, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"b/01003\.bmp' is truncated or corrupt"):
+        import_data_set("folder", two_thousand, tmp_path / "out")
+    manifest = import_data_set("folder", two_thousand, tmp_path / "out", ImportOptions(skip_bad=True))
+    assert list(manifest.skipped) == ["b/01003.bmp"]
     assert sum(sum(counts.values()) for counts in manifest.counts.values()) == COUNT - 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_stops_at_it_unless_it_was_left_out(ten_thousand: Path, workers: int) -> None:
-    data = read_training_folder(ten_thousand)
-    (bad,) = (name for name, samples in data.splits.items() if any("05003" in str(s.source) for s in samples))
+def test_a_loader_stops_at_it_unless_it_was_left_out(two_thousand: Path, workers: int) -> None:
+    data = read_training_folder(two_thousand)
+    (bad,) = (name for name, samples in data.splits.items() if any("01003" in str(s.source) for s in samples))
 
     def read(samples: object) -> int:
         images = EvaluationImages(Images(samples, 0), PLAIN)  # type: ignore[arg-type]
         return sum(len(labels) for _, labels in Batches(images, workers, batch_size=100))
 
-    with pytest.raises(ImageError, match=r"b/05003\.bmp'"):
+    with pytest.raises(ImageError, match=r"b/01003\.bmp'"):
         read(data.split(bad))
     whole = without(data, unreadable_images(data))
     assert read(whole.split(bad)) == len(data.split(bad)) - 1
-    assert list(whole.skipped) == ["b/05003.bmp"]
-    assert "05003.bmp' is truncated or corrupt" in whole.skipped["b/05003.bmp"]
+    assert list(whole.skipped) == ["b/01003.bmp"]
+    assert "01003.bmp' is truncated or corrupt" in whole.skipped["b/01003.bmp"]
 
 
 @pytest.fixture
