@@ -38,11 +38,16 @@ def test_characters_that_the_font_lacks_are_told_once(tmp_path: Path) -> None:
         write_confusion_matrix(tmp_path / "b.png", of(["α-β", "naïve"]), "test")
 
 
-@pytest.mark.parametrize(("classes", "cells"), [(5, 25), (100, 100)])
-def test_of_many_classes_zeros_are_left_out(
-    classes: int, cells: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("classes", "cells", "names", "lines"), [(5, 25, 5, 6), (100, 100, 100, 101), (101, 0, 51, 0)]
+)
+def test_of_many_classes_no_more_is_written_than_can_be_read(
+    classes: int, cells: int, names: int, lines: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(confusion, "write_figure", lambda path, figure: drawn.append(figure))
     write_confusion_matrix(tmp_path / "a.png", of([str(number) for number in range(classes)]), "test")
-    assert len(drawn[0].axes[0].texts) == cells
+    (axes,) = drawn[0].axes
+    assert len(axes.texts) == cells
+    assert len(axes.get_xticks()) == len(axes.get_yticks()) == names
+    assert len(axes.get_xticks(minor=True)) == len(axes.get_yticks(minor=True)) == lines
