@@ -6,6 +6,7 @@ Dims: N images.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
@@ -91,5 +92,5 @@ def _size(path: Path) -> Hashable:
 
 def _glimpse(path: Path) -> bytes:
     with open_file(path) as file:
-        file.seek(max(0, path.stat().st_size // 2 - _GLIMPSE // 2))
+        file.seek(max(0, os.fstat(file.fileno()).st_size // 2 - _GLIMPSE // 2))
         return hashlib.blake2b(file.read(_GLIMPSE), digest_size=16).digest()

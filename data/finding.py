@@ -9,10 +9,12 @@ our commands drew among the images, files of other kinds, links that lead nowher
 
 from __future__ import annotations
 
+import os
 from collections import Counter, deque
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import DataError, reason_of, some
 from ..files import as_utf8, open_file
@@ -104,7 +106,7 @@ def files_below(folder: Path, passed: Passed, *, within: Path | None = None) -> 
         here = waiting.pop() if waiting else links.popleft()
         try:
             status = here.stat()
-            found = [(path, path.is_symlink(), path.is_dir(), path.is_file()) for path in _entries(here)]
+            found = _entries(here)
         except OSError as error:
             raise DataError(f"the folder '{here}' cannot be read: {reason_of(error)}") from error
         if (status.st_dev, status.st_ino) in seen:
@@ -168,8 +170,8 @@ def class_folders(root: Path, passed: Passed) -> list[Path]:
         entries = _entries(root)
     except OSError as error:
         raise DataError(f"the folder '{root}' cannot be read: {reason_of(error)}") from error
-    for path in entries:
-        if path.is_dir():
+    for path, _, is_folder, _ in entries:
+        if is_folder:
             if reason := why_no_folder_of_images(path):
                 passed.add(reason, path.name)
             else:
@@ -228,8 +230,28 @@ def _is_drawn_by_us(path: Path) -> bool:
     return path.name.endswith(HEAT_MAPS) or (beside is not None and (path.parent / beside).is_file())
 
 
-def _entries(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir(), key=lambda path: path.name)
+class _Entry(NamedTuple):
+    """What is in a folder."""
+
+    path: Path
+    is_link: bool
+    is_folder: bool
+    is_file: bool
+
+
+def _entries(folder: Path) -> list[_Entry]:
+    """What is in a folder, by name.
+
+    The system says with the names what they are of, so none but links are asked about one by one: on a
+    network drive each question takes a way there and back.
+    """
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path, is_link = folder / entry.name, entry.is_symlink()
+            at: Path | os.DirEntry[str] = path if is_link else entry  # which raises of links in a ring
+            found.append(_Entry(path, is_link, at.is_dir(), at.is_file()))
+    return found
 
 
 def _check_link(source: Path, link: Path) -> None:

@@ -348,8 +348,9 @@ def _folder_of(
 ) -> ImageFolder:
     """The images of a layout with their groups, where a pattern or folders tell them."""
     labels = tuple(sorted({label for classes in layout.values() for label in classes}))
+    index = {label: place for place, label in enumerate(labels)}
     splits = {
-        name: tuple(Sample(path, labels.index(label)) for label, paths in classes.items() for path in paths)
+        name: tuple(Sample(path, index[label]) for label, paths in classes.items() for path in paths)
         for name, classes in layout.items()
     }
     everything = [sample for samples in splits.values() for sample in samples]
@@ -377,9 +378,10 @@ def _split_flat(root: Path, seed: int, group_by: re.Pattern[str] | None, dealing
     check_no_splits(root, labels)
     least = SMALLEST_CLASS if groups is None else sum(FOLDS.values())
     check_class_sizes(root, labels, _tally(samples, labels), least)
-    contents = _contents(samples) if dealing >= 1 else range(len(samples))
+    contents = _contents(samples)
     try:
-        names = deal_together(classes_of(samples), contents, groups, seed=seed, dealing=dealing)
+        alike = contents if dealing >= 1 else range(len(samples))
+        names = deal_together(classes_of(samples), alike, groups, seed=seed, dealing=dealing)
     except DataError as error:
         hint = f"; {FOLDERS_ARE_GROUPS}" if groups is not None and group_by is None else ""
         raise DataError(f"{root}: {error}{hint}") from error
@@ -396,18 +398,24 @@ def _split_flat(root: Path, seed: int, group_by: re.Pattern[str] | None, dealing
         splits={split: dealt(samples, split) for split in SPLITS},
         groups={} if groups is None else {split: dealt(groups, split) for split in SPLITS},
     )
-    return replace(data, notes=passed.notes() + _notes_on(data))
+    in_order = [content for split in SPLITS for content in dealt(contents, split)]
+    return replace(data, notes=passed.notes() + _notes_on(data, in_order))
 
 
 def _contents(samples: Sequence[Sample]) -> list[int]:
     return contents_of([sample.source for sample in samples if isinstance(sample.source, Path)])
 
 
-def _notes_on(data: ImageFolder) -> tuple[str, ...]:
-    """What there is to say of the images of a folder: groups that nobody asked for, copies, leaks."""
+def _notes_on(data: ImageFolder, contents: Sequence[int] | None = None) -> tuple[str, ...]:
+    """What there is to say of the images of a folder: groups that nobody asked for, copies, leaks.
+
+    Args:
+        data: the folder.
+        contents: equal for equal images, in the order of the splits; the files are compared where None.
+    """
     samples = [sample for own in data.splits.values() for sample in own]
     splits = [name for name, own in data.splits.items() for _ in own]
-    contents = _contents(samples)
+    contents = _contents(samples) if contents is None else contents
     names = [below(data.root, sample.source) for sample in samples]
     notes = notes_on_copies(names, [data.labels[sample.label] for sample in samples], contents)
     if data.groups:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msmamba.data import copies
 from msmamba.data.folders import (
     SPLITS,
     ImageFolder,
@@ -19,6 +21,7 @@ from msmamba.data.folders import (
 )
 from msmamba.data.published.folder import list_folder
 from msmamba.errors import DataError
+from msmamba.files import open_file
 
 EACH = ".+/.+"
 PATIENT = re.compile(r"^(P\d+)_")
@@ -416,6 +419,22 @@ def test_copies_share_a_split_of_a_flat_folder(tmp_path: Path) -> None:
     assert data.notes[0].startswith("15 images occur more than once: ")
     apart = read_training_folder(tmp_path, dealing=0)
     assert any("in more than one split" in note for note in apart.notes)
+
+
+def test_files_are_looked_into_once_for_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, *numbered("a", 5), *numbered("b", 5))
+    for path in tmp_path.rglob("*.png"):
+        path.write_text("of one size", "ascii")
+    opened: Counter[str] = Counter()
+
+    def counting(path: Path) -> BinaryIO:
+        opened[str(path)] += 1
+        return open_file(path)
+
+    monkeypatch.setattr(copies, "open_file", counting)
+    data = read_training_folder(tmp_path, group_by=re.compile(EACH), dealing=0)
+    assert data.notes[0].startswith("1 images occur more than once")
+    assert set(opened.values()) == {1}
 
 
 def test_what_left_a_class_so_few_images_is_told(tmp_path: Path) -> None:
