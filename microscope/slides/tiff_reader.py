@@ -1,14 +1,17 @@
 """TIFF of any size through tifffile: OME-TIFF, BigTIFF, pyramids in pages or SubIFDs, tiles or strips.
 
-No more is decoded than the tiles or strips under a region, of which each handle keeps the last ones.
+No more is decoded than the tiles or strips under a region. The handles of a slide keep the last ones
+together, at least those that a row of tiles across the slide lies in: else each tile would decode them anew.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 from xml.etree import ElementTree
 
@@ -25,7 +28,7 @@ from .slide import Bounds, Level, check_is_there, check_region
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_KEPT = 48 << 20  # bytes of decoded tiles or strips that a handle keeps
+_KEPT, _MOST_KEPT = 192 << 20, 512 << 20  # bytes of decoded tiles or strips that a slide's handles keep
 _LARGEST_SEGMENT = 256 << 20
 _AXES = ("YX", "YXS", "SYX")
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR = 0, 1, 2, 6
@@ -40,6 +43,52 @@ _SIDES = (_WIDTH, _HEIGHT, 278, *_TILE_SIDES)
 _COUNTS, _PLANES = ("SizeC", "SizeZ", "SizeT"), ("IFD", "PlaneCount")
 
 
+class _Segments:
+    """Decoded tiles or strips, the last ones that the handles of a slide have asked for, on any thread."""
+
+    def __init__(self) -> None:
+        self._room = _KEPT
+        self._bytes = 0
+        self._kept: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
+        self._lock = Lock()
+        self._turns: dict[tuple[int, int], Lock] = {}
+
+    def make_room(self, size: int) -> None:
+        """Keeps at least so many bytes from now on, within bounds."""
+        self._room = max(self._room, min(size, _MOST_KEPT))
+
+    def of(self, key: tuple[int, int], decode: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """One by its level and place; where several threads want one that is not there, the first decodes."""
+        with self._lock:
+            if (found := self._found(key)) is not None:
+                return found
+            turn = self._turns.setdefault(key, Lock())
+        with turn:
+            with self._lock:
+                if (found := self._found(key)) is not None:
+                    return found
+            try:
+                segment = decode()
+                self._keep(key, segment)
+            finally:
+                with self._lock:
+                    self._turns.pop(key, None)
+        return segment
+
+    def _found(self, key: tuple[int, int]) -> NDArray[Any] | None:
+        if (found := self._kept.get(key)) is not None:
+            self._kept.move_to_end(key)
+        return found
+
+    def _keep(self, key: tuple[int, int], segment: NDArray[Any]) -> None:
+        with self._lock:
+            if key not in self._kept:
+                self._bytes += segment.nbytes
+            self._kept[key] = segment
+            while self._bytes > self._room and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+
 class TiffReader:
     """A slide that tifffile reads.
 
@@ -49,7 +98,9 @@ class TiffReader:
 
     reader = "tifffile"
 
-    def __init__(self, path: Path, white_level: int, notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, path: Path, white_level: int, notes: tuple[str, ...] = (), segments: _Segments | None = None
+    ) -> None:
         self.path = path
         self._white_level = white_level
         self._notes = notes
@@ -82,8 +133,7 @@ class TiffReader:
         except Exception as error:  # tifffile meets damage with whatever it stumbles over
             self.close()
             raise _damaged(path, error) from error
-        self._kept: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
-        self._kept_bytes = 0
+        self._segments = segments or _Segments()
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A region out of the tiles or strips below it; see `Slide.read`."""
@@ -93,6 +143,8 @@ class TiffReader:
         out = np.empty((height, width, samples), page.dtype)
         high, wide = _segment_shape(page)
         across, down = -(-page.imagewidth // wide), -(-page.imagelength // high)
+        rows = (y + height - 1) // high - y // high + 1
+        self._segments.make_room(rows * across * high * wide * samples * page.dtype.itemsize)
         for plane in range(planes):
             into = out[..., plane : plane + 1] if planes > 1 else out
             for row in range(y // high, (y + height - 1) // high + 1):
@@ -117,17 +169,17 @@ class TiffReader:
 
     def reopened(self) -> TiffReader:
         """A handle of its own; see `Slide.reopened`."""
-        return TiffReader(self.path, self._white_level, self._notes)
+        return TiffReader(self.path, self._white_level, self._notes, self._segments)
 
     def close(self) -> None:
         """Frees the file and what is kept of it."""
         self._tiff.close()
 
     def _segment(self, level: int, index: int) -> NDArray[Any]:
-        """(h, w, samples): a decoded tile or strip."""
-        if (kept := self._kept.get((level, index))) is not None:
-            self._kept.move_to_end((level, index))
-            return kept
+        """(h, w, samples): a decoded tile or strip; not to be changed."""
+        return self._segments.of((level, index), lambda: self._decoded(level, index))
+
+    def _decoded(self, level: int, index: int) -> NDArray[Any]:
         page = self._pages[level]
         try:
             self._tiff.filehandle.seek(page.dataoffsets[index])
@@ -149,13 +201,8 @@ class TiffReader:
         if decoded is None:  # nothing was scanned there
             fill = 0 if page.photometric == _MIN_IS_WHITE else np.iinfo(page.dtype).max
             shape = (*_segment_shape(page), 1 if page.planarconfig == 2 else page.samplesperpixel)
-            segment = np.full(shape, fill, page.dtype)
-        else:
-            segment = decoded[0]
-        self._kept[level, index] = segment
-        self._kept_bytes += segment.nbytes
-        while self._kept_bytes > _KEPT and len(self._kept) > 1:
-            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+            return np.full(shape, fill, page.dtype)
+        segment: NDArray[Any] = decoded[0]
         return segment
 
     def _refuse_unknown_colours(self, page: Any) -> None:

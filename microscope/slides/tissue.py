@@ -148,8 +148,9 @@ def thumbnail(slide: Slide, longest: int) -> Thumbnail:
                 damaged[top : top + down, left : left + across] = True
                 continue
             pixels = np.pad(pixels, ((0, -height % factor), (0, -width % factor), (0, 0)), "edge")
-            squares = pixels.reshape(down, factor, across, factor, 3)
-            sums = squares.sum((1, 3), dtype=np.uint32)
+            # Down first, where neighbours lie side by side: by both at once takes sixteen times as long.
+            columns_of = pixels.reshape(down, factor, -1).sum(1, dtype=np.uint32)
+            sums = columns_of.reshape(down, across, factor, 3).sum(2)
             small[top : top + down, left : left + across] = (sums + factor**2 // 2) // factor**2
     return Thumbnail(small, factor * level.scale, damaged)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from numpy.typing import NDArray
 from PIL import Image
 from slide_files import HALF_A_MICRON, check_that_regions_outside_are_refused, tissue, with_tag, write_tiff
 
@@ -18,7 +21,8 @@ from msmamba.data.scale import scale_of
 from msmamba.errors import BackendError, ImageError, InputError
 from msmamba.images import read_image
 from msmamba.microscope import slides
-from msmamba.microscope.slides import open_slide
+from msmamba.microscope.slides import open_slide, tiff_reader
+from msmamba.microscope.slides.tiff_reader import TiffReader
 from msmamba.microscope.sources import open_source
 
 PIXELS = tissue()
@@ -201,12 +205,55 @@ def test_large_strips_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_what_is_kept_of_a_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msmamba.microscope.slides.tiff_reader._KEPT", 3 * 64 * 64 * 3)
+    for bound in ("_KEPT", "_MOST_KEPT"):
+        monkeypatch.setattr(tiff_reader, bound, 3 * 64 * 64 * 3)
     slide = open_slide(write_tiff(tmp_path / "a.tif", PIXELS, levels=2, sub=True))
     for _ in range(2):
         assert (slide.read(0, 0, 0, 420, 300) == PIXELS).all()
-    assert len(slide._kept) == 3  # type: ignore[attr-defined]
+    assert len(slide._segments._kept) == 3  # type: ignore[attr-defined]
     slide.close()
+
+
+def test_strips_are_decoded_once_for_a_row_of_tiles_on_any_handle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However wide the slide is: a strip of 100,000 pixels lies under 447 tiles of 224."""
+    monkeypatch.setattr(tiff_reader, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(tiff_reader, "_KEPT", 1)
+    path = write_tiff(tmp_path / "a.tif", PIXELS, tile=None, rowsperstrip=7, **HALF_A_MICRON)
+    slide = open_slide(path)
+    other = slide.reopened()
+    decoded: list[int] = []
+    decode = TiffReader._decoded
+
+    def counting(reader: TiffReader, level: int, index: int) -> Any:
+        decoded.append(index)
+        return decode(reader, level, index)
+
+    monkeypatch.setattr(TiffReader, "_decoded", counting)
+    for y in (0, 70, 140):
+        for x in range(0, 420, 70):
+            handle = other if x % 140 else slide
+            assert (handle.read(0, x, y, 70, 70) == PIXELS[y : y + 70, x : x + 70]).all()
+    assert decoded == [*range(30)]
+    slide.close()
+    other.close()
+
+
+def test_a_strip_that_two_threads_want_at_once_is_decoded_by_one() -> None:
+    segments, begun, go_on = tiff_reader._Segments(), Event(), Event()
+
+    def decode() -> NDArray[Any]:
+        begun.set()
+        assert go_on.wait(10)
+        return np.zeros(1)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(segments.of, (0, 0), decode)
+        assert begun.wait(10)
+        second = pool.submit(segments.of, (0, 0), lambda: np.ones(1))
+        go_on.set()
+        assert first.result() is second.result()
 
 
 def test_sixteen_bits_become_eight_by_the_rule_of_images(tmp_path: Path) -> None:
