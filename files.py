@@ -29,7 +29,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from threading import local
-from typing import IO, AnyStr, BinaryIO, TextIO, TypeVar
+from typing import IO, Any, AnyStr, BinaryIO, TextIO, TypeVar
 
 from .errors import InputError, TargetError, reason_of
 
@@ -40,11 +40,29 @@ LONGEST_LINE = 1 << 26
 _CHUNK = 1 << 20
 _PAUSE = 0.02  # seconds between looks whether a folder is free
 
-# What a device answers to a write; an OSError with another number in a caller's block (a source file it
-# could not open, say) is not about the target and passes through.
-_WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+# What a share answers that went away, or was mounted anew by whoever serves it.
+_AWAY = frozenset({errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH})
+# What a device or a share answers to a write, where the error names no file; another number in a caller's
+# block is not about the target and passes through, as does one that names another file.
+_WRITE_ERRORS = _AWAY | {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.ENODEV,
+    errno.ENXIO,
+}
+
+# What a file system answers to a call that it does not know, as some shares do not that of flushing a folder.
+_UNKNOWN = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 
 _CAUSES = {
+    **dict.fromkeys(_AWAY, "the share is gone: connect it again, or choose another place"),
+    errno.EIO: "the disk or share fails (input/output error): see to it, or choose another place",
+    **dict.fromkeys(
+        (errno.ENODEV, errno.ENXIO), "the device is gone: connect it again, or choose another place"
+    ),
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
     errno.EFBIG: "the file system or a limit of this process allows no file that large",
@@ -78,6 +96,28 @@ _LEFTOVER = re.compile(r"\..+\.msmamba-\d+\.tmp")
 
 
 _Made = TypeVar("_Made")
+
+
+class _Reading(io.FileIO):
+    """A file whose name is in what the system says while it is read; by itself that is in no such error."""
+
+    def __init__(self, descriptor: int, path: str | bytes) -> None:
+        super().__init__(descriptor, "rb")
+        self._path = path
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            error.filename = self._path
+            raise
+
+    def readall(self) -> bytes:
+        try:
+            return super().readall()
+        except OSError as error:
+            error.filename = self._path
+            raise
 
 
 def as_utf8(text: str) -> bytes:
@@ -115,17 +155,20 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         _refuse_what_is_no_file(os.fstat(descriptor).st_mode, path)
-        file = os.fdopen(descriptor, "rb")
+        file = io.BufferedReader(_Reading(descriptor, os.fspath(path)))
     except BaseException:  # an interruption, too, must leave nothing open or behind
         os.close(descriptor)
         raise
-    if file.peek(len(_LFS_POINTER)).startswith(_LFS_POINTER):
+    try:
+        if file.peek(len(_LFS_POINTER)).startswith(_LFS_POINTER):
+            raise OSError(
+                errno.EINVAL,
+                "it is a Git LFS pointer, not the file that it stands for: fetch it with 'git lfs pull'",
+                os.fspath(path),
+            )
+    except BaseException:  # as above
         file.close()
-        raise OSError(
-            errno.EINVAL,
-            "it is a Git LFS pointer, not the file that it stands for: fetch it with 'git lfs pull'",
-            os.fspath(path),
-        )
+        raise
     return file
 
 
@@ -241,13 +284,16 @@ def atomic_file(path: str | os.PathLike[str], *, through_links: bool = False) ->
             with file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                flush_to_device(file)
             temporary.replace(target)
             is_ours = False  # whoever writes the same target next may have the name by now
             _flush_folder(target.parent)
     finally:
         if is_ours:
-            temporary.unlink(missing_ok=True)
+            with suppress(
+                OSError
+            ):  # it would hide what went wrong; who writes the same name next takes it away
+                temporary.unlink(missing_ok=True)
         lock.close()
 
 
@@ -272,6 +318,22 @@ def write_atomically(
             content(file)
         else:
             file.write(content)
+
+
+def flush_to_device(file: int | IO[bytes]) -> None:
+    """Has what was written to a file, or into a folder, reach the device, where its file system can do that.
+
+    Args:
+        file: an open file, flushed, or a descriptor.
+
+    Raises:
+        OSError: the device fails.
+    """
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
 
 
 @contextmanager
@@ -390,19 +452,25 @@ def appended_lines(
             raise _target_error(shown, error) from error
 
     try:
-        size = os.fstat(descriptor).st_size
-        if size:
-            with target.open("rb") as file:
-                check(file.readline(LONGEST_LINE))
-                file.seek(size - 1)
-                cut = file.read(1) != b"\n"
-            if cut:
-                add("")
-        else:
+        try:
+            size = os.fstat(descriptor).st_size
+            if size:
+                with open_file(target) as file:
+                    check(file.readline(LONGEST_LINE))
+                    file.seek(size - 1)
+                    cut = file.read(1) != b"\n"
+        except OSError as error:
+            raise _target_error(shown, error) from error
+        if not size:
             add(head)
+        elif cut:
+            add("")
         yield add
     finally:
-        os.close(descriptor)
+        try:
+            os.close(descriptor)
+        except OSError as error:  # by which a share tells that it did not keep what it took
+            raise _target_error(shown, error) from error
 
 
 @contextmanager
@@ -448,7 +516,9 @@ def atomic_folder(
             with folder_turn(target):
                 _take_place(shown, content, target, force, marker)
     finally:
-        _remove_place(place)
+        with suppress(OSError):  # what it was to replace cannot be put back now: it stays for the next call
+            if _put_back(place, target):
+                _remove_place(place)
         lock.close()
 
 
@@ -593,7 +663,10 @@ class _Lock:
 
     def close(self) -> None:
         if self._descriptor is not None:
-            os.close(self._descriptor)
+            with suppress(
+                OSError
+            ):  # what was written is on the device by now, and the lock ends all the same
+                os.close(self._descriptor)
             self._descriptor = None
 
     def is_on(self, path: Path) -> bool:
@@ -821,9 +894,11 @@ def _mark(place: Path) -> None:
 
 def _remove_place(place: Path) -> None:
     """Removes a temporary folder, its mark last: what a kill leaves of it is still known."""
-    for name in (_CONTENT, _BEFORE):
-        shutil.rmtree(place / name, ignore_errors=True)
-    shutil.rmtree(place, ignore_errors=True)
+    parts = [place / name for name in (_CONTENT, _BEFORE)]
+    for part in parts:
+        shutil.rmtree(part, ignore_errors=True)
+    if not any(map(os.path.lexists, parts)):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _is_marked(place: Path) -> bool:
@@ -832,7 +907,8 @@ def _is_marked(place: Path) -> bool:
     if mark.is_symlink() or not mark.is_file():
         return not any(place.iterdir())
     # A kill while the mark was written leaves some of it.
-    return _MARKED.startswith(mark.read_bytes()[: len(_MARKED) + 1])
+    with open_file(mark) as file:
+        return _MARKED.startswith(file.read(len(_MARKED) + 1))
 
 
 def _put_back(place: Path, target: Path) -> bool:
@@ -911,13 +987,20 @@ def _take_place(shown: Path, content: Path, target: Path, force: bool, marker: s
         _refuse_unless_replaceable(shown, target, force, marker)
         before = content.with_name(_BEFORE)
         if _swap(content, target):
-            content.rename(before)
+            with suppress(OSError):  # it goes in either place
+                content.rename(before)
         else:
             target.rename(before)
             try:
                 content.rename(target)
-            except OSError:
-                before.rename(target)
+            except OSError as error:
+                try:
+                    before.rename(target)
+                except OSError:
+                    raise TargetError(
+                        f"cannot write '{shown}': {cause_of(error)}; what stood there is '{before}' now: "
+                        "the next call puts it back"
+                    ) from error
                 raise
     _flush_folder(target.parent)
 
@@ -961,7 +1044,7 @@ def _rename_at_once(one: Path, other: Path, flags: int) -> bool | None:
     if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), flags) == 0:
         return True
     number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL):
+    if number in _UNKNOWN:
         return None
     raise OSError(number, os.strerror(number), os.fspath(one), None, os.fspath(other))
 
@@ -972,8 +1055,8 @@ def _told_of(shown: Path, place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = (str(name) for name in (error.filename, error.filename2) if name is not None)
-        if error.errno in _WRITE_ERRORS or any(name.startswith(str(place)) for name in named):
+        named = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
+        if any(name.startswith(str(place)) for name in named) or (not named and error.errno in _WRITE_ERRORS):
             raise _target_error(shown, error) from error
         raise
 
@@ -981,16 +1064,19 @@ def _told_of(shown: Path, place: Path) -> Iterator[None]:
 def _flush_file(path: Path) -> None:
     # Windows flushes only what is open for writing; elsewhere a file that was copied may be read-only.
     with path.open("rb+" if sys.platform == "win32" else "rb") as file:
-        os.fsync(file.fileno())
+        flush_to_device(file)
 
 
 def _flush_folder(path: Path) -> None:
     """Makes the names in a folder durable; systems on which a folder cannot be opened have no such call."""
     if sys.platform == "win32":
         return
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # it may be written into and not be read, as drop boxes may
+        return
+    try:
+        flush_to_device(descriptor)
     finally:
         os.close(descriptor)
 

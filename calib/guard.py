@@ -360,9 +360,7 @@ def _without_copies(samples: Sequence[Sample]) -> tuple[Sequence[Sample], tuple[
     known: set[tuple[int, int]] = set()
     kept = []
     for sample, checksum in zip(samples, checksums_of(sources_of(samples)), strict=True):
-        if checksum is None:  # whoever reads it says why
-            kept.append(sample)
-        elif (checksum, sample.label) not in known:
+        if (checksum, sample.label) not in known:
             known.add((checksum, sample.label))
             kept.append(sample)
     left = len(samples) - len(kept)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
+from ..errors import Note, reason_of
 from ..files import open_file, sha256_of
 from .splitting import shared_groups
 
@@ -23,7 +24,7 @@ def contents_of(paths: Sequence[Path]) -> list[int]:
     """A number for each file, equal where the bytes are.
 
     Only files of one size are looked into, and only those that look alike in the middle are read. One that
-    cannot be read is no copy of anything: whoever reads it as an image says why, or leaves it out.
+    cannot be read is told, and no copy of anything: whoever reads it as an image refuses it or leaves it out.
     """
     same = [[*range(len(paths))]]
     for what in (_size, _glimpse, sha256_of):
@@ -81,8 +82,11 @@ def _parted(group: Iterable[int], paths: Sequence[Path], what: Callable[[Path], 
     """The places that agree in something with another one."""
     found: dict[Hashable, list[int]] = defaultdict(list)
     for place in group:
-        with suppress(OSError):
+        try:
             found[what(paths[place])].append(place)
+        except OSError as error:
+            why = f"'{paths[place]}' cannot be read: {reason_of(error)}"
+            warnings.warn(f"{why}, so nobody knows whether it is a copy of another image", Note, stacklevel=2)
     return [places for places in found.values() if len(places) > 1]
 
 

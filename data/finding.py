@@ -9,6 +9,7 @@ our commands drew among the images, files of other kinds, links that lead nowher
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter, deque
 from collections.abc import Collection, Iterator
@@ -45,6 +46,10 @@ _DRAWN_BESIDE = {
 }
 """The pictures of `eval`, `train` and `export`, and what lies beside each."""
 
+_IS_NONE = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENAMETOOLONG}
+)
+"""What opening a name answers where no file is, or something that is none."""
 _EXAMPLES = 5
 
 
@@ -196,10 +201,18 @@ def why_no_folder_of_images(folder: Path) -> str:
 
 
 def _begins_with(folder: Path, name: str, mark: bytes) -> bool:
-    """Whether a file of a folder holds a mark early on."""
-    with suppress(OSError), open_file(folder / name) as file:
-        return mark in file.read(_GLIMPSE)
-    return False
+    """Whether a file of a folder holds a mark early on.
+
+    Raises:
+        DataError: it is there and cannot be read, so that nobody knows what the folder is.
+    """
+    try:
+        with open_file(folder / name) as file:
+            return mark in file.read(_GLIMPSE)
+    except OSError as error:
+        if error.errno in _IS_NONE:
+            return False
+        raise DataError(f"'{folder / name}' cannot be read: {reason_of(error)}") from error
 
 
 def _is_written_by_us(folder: Path) -> bool:

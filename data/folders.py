@@ -128,12 +128,14 @@ class ImageFolder:
 
         A copy is the same bytes in a file, or the same pixels in a stack. None where each image counts:
         nothing is known of groups, and no image is there twice.
+
+        Raises:
+            ImageError: an image of a stack cannot be read.
         """
         groups, names, samples = self.groups_of(name), self.names(name), self.split(name)
         contents: Sequence[Hashable] = _contents(samples)
         if len(contents) < len(samples):  # of a stack
-            found = checksums_of(sources_of(samples))
-            contents = [names[place] if each is None else each for place, each in enumerate(found)]
+            contents = checksums_of(sources_of(samples))
         if len(set(contents)) == len(contents):
             return groups
         return tuple(together(groups or names, contents))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import some
+from ..errors import ImageError, reason_of, some
 from ..files import sha256_of
 from ..images import StackedImage
 from ..schema import Kind, record
@@ -44,7 +43,11 @@ class Seen:
 
     @classmethod
     def of(cls, trained_on: Iterable[Source], chose_the_epoch: Iterable[Source]) -> Seen:
-        """The checksums of images; one that cannot be read is left out."""
+        """The checksums of images.
+
+        Raises:
+            ImageError: one cannot be read.
+        """
         return cls(*(_distinct(checksums_of(each)) for each in (trained_on, chose_the_epoch)))
 
     def to_dict(self) -> dict[str, str]:
@@ -75,12 +78,15 @@ class Overlap:
 
     @classmethod
     def of(cls, sources: Iterable[Source], seen: Seen | None, guard: Checksums | None = None) -> Overlap:
-        """Looks images up; one that cannot be read was not seen: whoever reads it as an image says why.
+        """Looks images up.
 
         Args:
             sources: the images.
             seen: what training saw; None where that is not known.
             guard: what a guard was fitted on; None where there is none, or that is not known.
+
+        Raises:
+            ImageError: an image cannot be read.
         """
         lists = [None, None] if seen is None else [seen.trained_on, seen.chose_the_epoch]
         known = [set[int]() if each is None else set(each.tolist()) for each in (*lists, guard)]
@@ -124,26 +130,30 @@ class Overlap:
         )
 
 
-def checksums_of(sources: Iterable[Source]) -> list[int | None]:
-    """(N,): the checksum of each image; None where it cannot be read."""
-    found: list[int | None] = []
+def checksums_of(sources: Iterable[Source]) -> list[int]:
+    """(N,): the checksum of each image.
+
+    Raises:
+        ImageError: one cannot be read; it would be missing in silence where images are told apart by these.
+    """
+    found: list[int] = []
     stacks: dict[Path, npt.NDArray[np.uint8]] = {}
     for source in sources:
-        checksum = None
-        with suppress(OSError, IndexError, *NO_ARRAY):
+        try:
             if isinstance(source, StackedImage):
                 if source.stack not in stacks:
                     stacks[source.stack] = np.load(source.stack, mmap_mode="r", allow_pickle=False)
                 digest = hashlib.sha256(stacks[source.stack][source.index].tobytes()).digest()
             else:
                 digest = bytes.fromhex(sha256_of(source))
-            checksum = int.from_bytes(digest[: CHECKSUM.itemsize], "big")
-        found.append(checksum)
+        except (OSError, IndexError, *NO_ARRAY) as error:
+            raise ImageError(f"'{source}' cannot be read: {reason_of(error)}") from error
+        found.append(int.from_bytes(digest[: CHECKSUM.itemsize], "big"))
     return found
 
 
-def _distinct(checksums: Iterable[int | None]) -> Checksums:
-    return np.unique(np.array([each for each in checksums if each is not None], np.uint64))
+def _distinct(checksums: Iterable[int]) -> Checksums:
+    return np.unique(np.array([*checksums], np.uint64))
 
 
 def _as_text(checksums: Checksums) -> str:
@@ -168,7 +178,11 @@ _CALIBRATED = record({"images": Kind("checksums in base64", _are_checksums)})
 
 
 def calibrated(sources: Iterable[Source]) -> dict[str, str]:
-    """What a bundle holds of the images that its guard was fitted on; one that cannot be read is left out."""
+    """What a bundle holds of the images that its guard was fitted on.
+
+    Raises:
+        ImageError: one cannot be read.
+    """
     return {"images": _as_text(_distinct(checksums_of(sources)))}
 
 

@@ -29,6 +29,7 @@ from msmamba.files import (
     check_is_file,
     check_writable,
     check_writable_folder,
+    flush_to_device,
     folder_lock,
     folder_turn,
     make_folder,
@@ -275,6 +276,47 @@ def test_the_old_folder_comes_back_when_the_rename_fails(
         fill(target, b"new", force=True)
     assert (target / "manifest.json").read_bytes() == b"old"
     assert names(tmp_path) == ["bundle"]
+
+
+def test_an_old_folder_that_cannot_be_put_back_is_kept_and_put_back_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "bundle"
+    fill(target, b"old")
+    rename = Path.rename
+
+    def lose_the_share(self: Path, other: Path) -> Path:
+        if self != target:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self))
+        return rename(self, other)
+
+    with monkeypatch.context() as share:
+        share.setattr(files, "_rename_at_once", lambda one, other, flags: None)  # as a share of NFS
+        share.setattr(Path, "rename", lose_the_share)
+        with pytest.raises(TargetError, match=r"the share is gone: .*; what stood there is '.*before' now"):
+            fill(target, b"new", force=True)
+    with pytest.raises(ZeroDivisionError):
+        fill(target, b"new", force=True, fail=True)
+    assert (target / "manifest.json").read_bytes() == b"old"
+    assert names(tmp_path) == ["bundle"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that fails when it is read")
+def test_a_read_that_fails_names_its_file_and_not_the_target(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="/proc/self/mem") as caught, atomic_file(tmp_path / "result"):
+        open_file("/proc/self/mem")
+    assert caught.value.filename == "/proc/self/mem"
+    assert caught.value.errno == errno.EIO
+    assert names(tmp_path) == []
+
+
+def test_a_file_system_that_cannot_flush_is_written_to_all_the_same() -> None:
+    read, write = os.pipe()  # which knows no such call either
+    flush_to_device(write)
+    for each in (read, write):
+        os.close(each)
+    with pytest.raises(OSError, match="descriptor"):
+        flush_to_device(write)
 
 
 def test_a_resumable_folder_finds_what_was_done_and_then_appears(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ all. A line whose age when painted may still be reported waits for that.
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import TargetError
-from ...files import as_utf8, cause_of, make_folder, write_atomically
+from ...files import as_utf8, cause_of, flush_to_device, make_folder, write_atomically
 from ...schema import as_json
 from .channel import Changed, give_back
 from .loop import Result
@@ -218,7 +217,7 @@ class Record:
         if sync:
             with self._told():
                 for file in list(self._files.values()):
-                    os.fsync(file.fileno())
+                    flush_to_device(file)
 
     def _open(self, name: str) -> IO[bytes]:
         self._files[name] = (self.folder / name).open("ab")

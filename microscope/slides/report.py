@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...errors import ImageError, InputError
+from ...errors import ImageError, InputError, Note
 from ...files import as_utf8, write_atomically
 from ...images import read_image
 from ...pages.page import COMPARE, page_from_template, photograph
@@ -138,10 +140,14 @@ def certain_tiles(slide: Slide, rows: Path, labels: Sequence[str]) -> list[dict[
         slide: an open slide.
         rows: its CSV.
         labels: the classes.
+
+    Raises:
+        InputError: the CSV cannot be read.
     """
     groups = []
+    found = most_certain(read_rows(rows), len(labels), _TILES)
     try:
-        for label, results in zip(labels, most_certain(read_rows(rows), len(labels), _TILES), strict=True):
+        for label, results in zip(labels, found, strict=True):
             tiles = [
                 {
                     "x": each.tile.x,
@@ -152,7 +158,8 @@ def certain_tiles(slide: Slide, rows: Path, labels: Sequence[str]) -> list[dict[
                 for each in results
             ]
             groups.append({"label": label, "tiles": tiles})
-    except InputError:
+    except ImageError as error:
+        _tell_of_lack(f"tiles of '{slide.path}'", error)
         return []
     return groups
 
@@ -162,15 +169,24 @@ def _opened_for(
 ) -> list[dict[str, Any]]:
     """`certain_tiles` of a slide that an earlier call classified; none where it is not there any more."""
     try:
-        with closing(open_slide(facts["path"], white_level=white_level, scratch=scratch)) as slide:
-            return certain_tiles(slide, rows, labels)
-    except InputError:
+        slide = open_slide(facts["path"], white_level=white_level, scratch=scratch)
+    except InputError as error:
+        if os.path.lexists(facts["path"]):
+            _tell_of_lack(f"tiles of '{facts['path']}'", error)
         return []
+    with closing(slide):
+        return certain_tiles(slide, rows, labels)
 
 
 def _url_of(picture: Path) -> str | None:
     """A picture among the results; None where it is not there any more."""
     try:
         return photograph(Image.fromarray(read_image(picture)), _PICTURE)
-    except ImageError:
+    except ImageError as error:
+        if os.path.lexists(picture):
+            _tell_of_lack("picture", error)
         return None
+
+
+def _tell_of_lack(what: str, error: InputError) -> None:
+    warnings.warn(f"the report shows no {what}: {error}", Note, stacklevel=2)

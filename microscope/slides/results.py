@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import csv
+import errno
 import gzip
 import io
 import uuid
@@ -76,6 +77,8 @@ def read_rows(path: Path) -> Iterator[TileResult]:
                     guarded = cells[-len(_GUARD) :] == [*_GUARD]
                     classes = len(cells) - len(_FIXED) - 1 - guarded * len(_GUARD)
     except (OSError, ValueError, csv.Error) as error:
+        if isinstance(error, OSError) and error.errno != errno.EFBIG:  # that of a line without an end
+            raise InputError(f"'{path}' cannot be read: {reason_of(error)}") from error
         raise InputError(
             f"'{path}' is not what slide has written: row {number}: {reason_of(error)}: delete it, and run "
             "slide again"

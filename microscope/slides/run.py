@@ -36,6 +36,7 @@ from ...files import (
     as_path,
     as_utf8,
     cause_of,
+    flush_to_device,
     folder_lock,
     make_folder,
     open_file,
@@ -414,7 +415,7 @@ class _Run:
                         if done % batch == 0 or done == total:
                             file.flush()
                             self._progress(name, done, total)
-                os.fsync(file.fileno())
+                flush_to_device(file)
         except OSError as error:
             raise TargetError(f"cannot write '{partial}': {cause_of(error)}") from error
 

@@ -174,7 +174,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt", device="cpu") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file: {reason_of(error)}") from error
+    except (OSError, RuntimeError, MemoryError) as error:  # also PyTorch's, which opens it, and the mapping's
+        raise CheckpointError(f"{path}: cannot read the checkpoint: {reason_of(error)}") from error
     text = metadata.get(METADATA_KEY)
     return state, {} if text is None else read_description(text, path)

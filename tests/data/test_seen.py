@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from msmamba.data.seen import SEEN, Overlap, Seen, checksums_of
+from msmamba.errors import ImageError
 from msmamba.images import StackedImage
 
 
@@ -40,11 +41,14 @@ def test_an_image_of_a_stack_is_known_by_its_pixels(tmp_path: Path) -> None:
     assert Overlap.of(found, seen).trained_on == (3, 4)
 
 
-def test_what_cannot_be_read_was_not_seen(images: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["gone.png", "broken.npy", "folder"])
+def test_what_cannot_be_read_is_named_not_left_out(name: str, images: list[Path], tmp_path: Path) -> None:
     (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY")
-    broken = [tmp_path / "gone.png", StackedImage(tmp_path / "broken.npy", 0), tmp_path]
-    assert checksums_of(broken) == [None] * 3
-    assert Seen.of([*broken, images[0]], broken).trained_on.tolist() == checksums_of(images[:1])
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / name
+    source = StackedImage(path, 0) if path.suffix == ".npy" else path
+    with pytest.raises(ImageError, match=f"{name}.*' cannot be read: "):
+        Seen.of([images[0], source], [])
 
 
 def test_it_comes_back_from_its_text(images: list[Path]) -> None:
