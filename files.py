@@ -119,6 +119,13 @@ class _Reading(io.FileIO):
             error.filename = self._path
             raise
 
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            error.filename = self._path
+            raise
+
 
 def as_utf8(text: str) -> bytes:
     """The text as UTF-8. What is no Unicode in names of files (bytes that are no UTF-8; on Windows, halves of

@@ -1,4 +1,4 @@
-"""The campaign: mutated input of every kind through the library's doors, kills at random moments, and a soak.
+"""The campaign: mutated input through the library's doors, kills, faults of the system, and a soak.
 
     python fuzz/fuzz.py [TARGET…]        make fuzz
 
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import faults
 import kills
 import soak
 import stops
@@ -30,6 +31,7 @@ OUT = Path("fuzz-out")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or PyTorch's idle threads take the cores
 EXTRA: dict[str, Callable[..., Count]] = {
     **{f"kill-{command.name}": partial(kills.run, command) for command in kills.COMMANDS},
+    **{f"fault-{command.name}": partial(faults.run, command) for command in faults.COMMANDS},
     "stops": stops.run,
     "soak-runs": soak.run,
     "soak-opens": soak.run_opens,

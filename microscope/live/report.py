@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ...errors import InputError, reason_of
+from ...errors import InputError, Note, reason_of
 from ...files import as_utf8, lines_of, open_file, read_file, write_atomically
 from ...pages.page import data_url, page_from_template
 from ...runtime.quality import OUT_OF_FOCUS
@@ -308,7 +309,11 @@ def _thumbnails(session: _Session, paths: dict[str, Path]) -> list[dict[str, Any
         for name, line in own:
             try:
                 url = data_url(read_file(paths[name]), "image/jpeg")
-            except OSError:  # the session goes on, and a better one took its place
+            except FileNotFoundError:  # the session goes on, and a better one took its place
+                continue
+            except OSError as error:
+                why = f"'{paths[name]}' cannot be read: {reason_of(error)}"
+                warnings.warn(f"the report lacks a picture: {why}", Note, stacklevel=2)
                 continue
             facts = {"probability": line["probability"], "taken": line["taken"]}
             pictures.append({"url": url, "decided": line.get("decided", True), **facts})

@@ -399,9 +399,9 @@ class _Run:
             lacking, ways = zip(*((what, way) for what, way, asked in wanted_of_it if asked), strict=True)
             raise InputError(f"'{slide.path}': no tile has {' and '.join(lacking)}: {', or '.join(ways)}")
         first = header(self._labels, self._guarded)
-        there = _kept_rows(partial, first, tiles(), batch)
-        self._progress(name, there, total)
         try:
+            there = _kept_rows(partial, first, tiles(), batch)
+            self._progress(name, there, total)
             with open_to_extend(partial) as file:
                 file.seek(0, os.SEEK_END)
                 if not there:
