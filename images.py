@@ -30,7 +30,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
@@ -353,16 +353,39 @@ def load_image(
 
 
 class PartsSeen:
-    """Reads a picture in parts, and keeps what there is to say of all that was read: for one thread."""
+    """Reads a picture in parts, and keeps what there is to say of all that was read: for one thread.
 
-    def __init__(self, white_level: int) -> None:
+    Args:
+        white_level: as `read_image` takes it.
+        zero_is_white, premultiplied, white: what its file says of its samples (`Raster`).
+    """
+
+    def __init__(
+        self,
+        white_level: int,
+        *,
+        zero_is_white: bool = False,
+        premultiplied: bool = False,
+        white: int | None = None,
+    ) -> None:
         self._white_level = white_level
+        self._zero_is_white = zero_is_white
+        self._premultiplied = premultiplied
+        self._white = white
         self._largest = 0
         self._said: dict[str, None] = {}  # in the order in which it was said first
 
     def read(self, part: NDArray[Any]) -> NDArray[np.uint8]:
         """What `read_image` gives of a part, of any number of pixels."""
-        image = _shown(_from_array(part, part.size), self._white_level)
+        if part.ndim == 3 and part.shape[2] == 2:  # grey and alpha
+            part = part[..., (0, 0, 0, 1)]
+        raster = replace(
+            _from_array(part, part.size),
+            zero_is_white=self._zero_is_white,
+            premultiplied=self._premultiplied,
+            white=self._white,
+        )
+        image = _shown(raster, self._white_level)
         self._said |= {note: None for note in image.notes if image.largest is None or note == _TRANSPARENT}
         self._largest = max(self._largest, image.largest or 0)
         return image.pixels

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...data.scale import scale_of
 from ...errors import BackendError, ImageError, InputError, reason_of
 from ...files import alike, as_path, check_is_file
 from ...images import FULL_WHITE, check_white_level
@@ -58,8 +59,10 @@ def open_slide(
         tiff, vendor, header = stored(path), format_of(path), header_of(path)
     except OSError as error:
         raise ImageError(f"'{path}' cannot be read: {reason_of(error)}") from error
-    if vendor is not None and (vendor != _GENERIC or tiff is None or tiff.is_plain):
-        return OpenSlideReader(path, tiff.notes if tiff and vendor == _GENERIC else ())
+    if vendor is not None and (vendor != _GENERIC or tiff is None):
+        return OpenSlideReader(path)
+    if vendor is not None and tiff is not None and tiff.is_plain:
+        return OpenSlideReader(path, tiff.notes, scale_of(path))  # ImageJ's unit, too
     if tiff is not None and (tiff.in_levels or tiff.in_parts):
         return TiffReader(path, white_level, tiff.notes)
     if header is not None and header.is_large:

@@ -27,8 +27,17 @@ class OpenSlideReader:
         ImageError: OpenSlide knows the format but cannot open this file.
     """
 
-    def __init__(self, path: Path, notes: tuple[str, ...] = (), cache: Any = None) -> None:
-        """Opens it; handles of one slide share a cache of decoded tiles."""
+    def __init__(
+        self, path: Path, notes: tuple[str, ...] = (), scale: Scale | None = None, cache: Any = None
+    ) -> None:
+        """Opens it; handles of one slide share a cache of decoded tiles.
+
+        Args:
+            path: the file.
+            notes: what there is to say of it.
+            scale: what the file says of its scale, where OpenSlide does not know all of that; None takes its.
+            cache: another handle's.
+        """
         from openslide import OpenSlideCache
 
         self.path = path
@@ -38,7 +47,8 @@ class OpenSlideReader:
         handle = self._opened()
         found = handle.properties
         self.reader = f"OpenSlide ({found['openslide.vendor']})"
-        self.scale = Scale.of(_number(found.get("openslide.mpp-x")), _number(found.get("openslide.mpp-y")))
+        across, down = (_number(found.get(f"openslide.mpp-{axis}")) for axis in "xy")
+        self.scale = scale or Scale.of(across, down)
         self.levels = tuple(
             Level(width, height, scale)
             for (width, height), scale in zip(handle.level_dimensions, handle.level_downsamples, strict=True)
@@ -65,7 +75,7 @@ class OpenSlideReader:
 
     def reopened(self) -> OpenSlideReader:
         """A handle of its own; see `Slide.reopened`."""
-        return OpenSlideReader(self.path, self.notes, self._cache)
+        return OpenSlideReader(self.path, self.notes, self.scale, self._cache)
 
     def close(self) -> None:
         """Frees the file, and with the last handle the cache."""

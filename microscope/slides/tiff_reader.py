@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 _KEPT, _MOST_KEPT = 192 << 20, 512 << 20  # bytes of decoded tiles or strips that a slide's handles keep
 _LARGEST_SEGMENT = 256 << 20
 _AXES = ("YX", "YXS", "SYX")
-_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR = 0, 1, 2, 6
+_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_COLOURS = {_MIN_IS_WHITE: 1, _MIN_IS_BLACK: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
+_UNKNOWN, _MULTIPLIED, _ALPHA = 0, 1, 2  # what a sample beside the colours is
 _JPEG = frozenset({6, 7, 33007, 34892})
 _CONVERTED = _JPEG | {33003, 33005, 34712}  # JPEG 2000 too: what comes out of the decoder is RGB
 _BY_OPENSLIDE = frozenset({1, 5, 7, 8, 32773, 32946, 50000})  # of plain TIFF, by its libtiff
@@ -103,8 +105,7 @@ class TiffReader:
     ) -> None:
         self.path = path
         self._white_level = white_level
-        self._notes = notes
-        self._seen = PartsSeen(white_level)
+        self._other_notes = notes
         check_is_there(path)
         self._tiff = _opened(path)
         try:
@@ -121,6 +122,16 @@ class TiffReader:
                 self._refuse_unknown_colours(page)
                 self._refuse_missing_decoder(page)
                 self._refuse_missing_parts(page)
+            first, bits = self._pages[0], self._pages[0].bitspersample
+            extras = _extras(first)
+            left_out = ("a fourth channel of unknown meaning left out",) if extras == (_UNKNOWN,) else ()
+            self._notes = (*notes, *left_out)
+            self._seen = PartsSeen(
+                white_level,
+                zero_is_white=first.photometric == _MIN_IS_WHITE,
+                premultiplied=extras == (_MULTIPLIED,),
+                white=(1 << bits) - 1 if 8 < bits < 16 else None,
+            )
             self.scale = _scale(self._tiff, self._pages[0])
             width = self._pages[0].imagewidth
             self.levels = tuple(
@@ -156,8 +167,10 @@ class TiffReader:
                     into[y0 - y : y1 - y, x0 - x : x1 - x] = segment[
                         y0 - top : y1 - top, x0 - left : x1 - left
                     ]
-        if page.photometric == _MIN_IS_WHITE:
-            out = np.iinfo(out.dtype).max - out
+        if page.bitspersample < 8:
+            out *= 255 // ((1 << page.bitspersample) - 1)
+        if _extras(page) == (_UNKNOWN,):
+            out = out[..., :3]
         # No picture is a single pixel wide, but what is left of a tile at the border may be.
         whole = np.pad(out, ((0, height == 1), (0, width == 1), (0, 0)), "edge")
         return self._seen.read(whole)[:height, :width]
@@ -169,7 +182,7 @@ class TiffReader:
 
     def reopened(self) -> TiffReader:
         """A handle of its own; see `Slide.reopened`."""
-        return TiffReader(self.path, self._white_level, self._notes, self._segments)
+        return TiffReader(self.path, self._white_level, self._other_notes, self._segments)
 
     def close(self) -> None:
         """Frees the file and what is kept of it."""
@@ -199,7 +212,7 @@ class TiffReader:
                 f"'{self.path}' cannot be read: {what} {index} of level {level}: {error}"
             ) from error
         if decoded is None:  # nothing was scanned there
-            fill = 0 if page.photometric == _MIN_IS_WHITE else np.iinfo(page.dtype).max
+            fill = 0 if page.photometric == _MIN_IS_WHITE else (1 << page.bitspersample) - 1
             shape = (*_segment_shape(page), 1 if page.planarconfig == 2 else page.samplesperpixel)
             return np.full(shape, fill, page.dtype)
         segment: NDArray[Any] = decoded[0]
@@ -209,14 +222,20 @@ class TiffReader:
         name = f"'{self.path}'"
         if page.dtype not in (np.uint8, np.uint16):
             raise ImageError(f"{name} holds {page.dtype}: expected 8 or 16 bits a channel")
-        converted = page.photometric == _YCBCR and page.compression in _CONVERTED
-        grey = page.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK) and page.samplesperpixel == 1
-        colours = (page.photometric == _RGB or converted) and page.samplesperpixel in (3, 4)
-        if not (grey or colours):
+        colours, extras = _COLOURS.get(page.photometric), _extras(page)
+        known = page.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB)
+        known = known or (page.photometric == _YCBCR and page.compression in _CONVERTED)
+        # One unknown sample beside red, green and blue leaves them as they are; beside grey it may be colour.
+        meant = {(), (_ALPHA,), (_MULTIPLIED,)} | ({(_UNKNOWN,)} if colours == 3 else set())
+        if page.photometric == _MIN_IS_WHITE:
+            meant -= {(_MULTIPLIED,)}
+        if not (known and colours == page.samplesperpixel - len(extras) and extras in meant):
             raise ImageError(
                 f"{name} has {page.samplesperpixel} channels in colours of the kind {int(page.photometric)}: "
                 "expected grey, RGB or RGBA"
             )
+        if page.bitspersample not in (2, 4, *range(8, 17)):
+            raise ImageError(f"{name} has {page.bitspersample} bits a channel: expected 8 or 16")
         turned = page.tags.valueof("Orientation", 1)
         if turned != 1:
             raise ImageError(f"{name} is stored turned (orientation {int(turned)}): save it upright")
@@ -256,8 +275,8 @@ class Stored:
     """How a TIFF stores its pictures.
 
     Attributes:
-        is_plain: 8 bits a channel, upright, of a compression and tiles that OpenSlide reads, levels in pages
-            of their own, the largest first: what OpenSlide reads as it is.
+        is_plain: 8 bits a channel, colours alone, upright, of a compression and tiles that OpenSlide reads,
+            levels in pages of their own, the largest first: what OpenSlide reads as it is.
         in_levels: it is OME-TIFF or has levels in SubIFDs, of which OpenSlide sees one.
         in_parts: its largest picture is tiled, or has more pixels than are decoded at once.
         notes: what there is to say of other pictures in it.
@@ -287,13 +306,21 @@ def stored(path: Path) -> Stored | None:
             pixels = page.imagewidth * page.imagelength
             in_levels = bool(tiff.is_ome or page.subifds)
             upright = page.tags.valueof("Orientation", 1) == 1
-            taken = page.dtype == np.uint8 and upright and page.compression in _BY_OPENSLIDE
+            # OpenSlide's libtiff takes the first channel of several for grey, and any fourth one for alpha.
+            as_colours = page.bitspersample == 8 and _COLOURS.get(page.photometric) == page.samplesperpixel
+            taken = page.dtype == np.uint8 and upright and page.compression in _BY_OPENSLIDE and as_colours
             is_plain = number == 0 and taken and not in_levels and not any(map(_is_odd, tiff.pages))
             return Stored(is_plain, in_levels, page.is_tiled or pixels > MAX_PIXELS, notes)
     except ImageError:
         raise
     except Exception as error:  # tifffile meets damage with whatever it stumbles over
         raise _damaged(path, error) from error
+
+
+def _extras(page: Any) -> tuple[int, ...]:
+    """What the samples beside the colours are; unknown where the file does not say."""
+    beside = page.samplesperpixel - _COLOURS.get(page.photometric, page.samplesperpixel)
+    return tuple(map(int, page.extrasamples)) or (_UNKNOWN,) * beside
 
 
 def _is_odd(page: Any) -> bool:

@@ -41,6 +41,8 @@ KINDS: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
     "png": (Image.fromarray(PIXELS), "PNG", {"dpi": (50_800, 50_800)}),
     "png-grey": (Image.fromarray(GREY), "PNG", {}),
     "png-alpha": (Image.fromarray(np.dstack([PIXELS, PIXELS[..., 0]])), "PNG", {}),
+    "png-grey-alpha": (Image.fromarray(np.dstack([GREY, PIXELS[..., 0]])), "PNG", {}),
+    "png-grey-key": (Image.fromarray(GREY), "PNG", {"transparency": int(GREY[0, 0])}),
     "png-16": (Image.fromarray(GREY.astype(np.uint16) * 200), "PNG", {}),
     "png-palette": (Image.fromarray(PIXELS).quantize(200), "PNG", {}),
     "png-1": (Image.fromarray(GREY > 150), "PNG", {}),

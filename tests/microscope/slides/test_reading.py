@@ -11,6 +11,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import picture_variants
 import pytest
 import tifffile
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from slide_files import HALF_A_MICRON, check_that_regions_outside_are_refused, t
 
 from msmamba.data.scale import scale_of
 from msmamba.errors import BackendError, ImageError, InputError
-from msmamba.images import read_image
+from msmamba.images import load_image, read_image
 from msmamba.microscope import slides
 from msmamba.microscope.slides import open_slide, tiff_reader
 from msmamba.microscope.slides.tiff_reader import TiffReader
@@ -278,6 +279,44 @@ def test_sixteen_bits_of_a_plain_tiled_file_too_though_openslide_would_take_it(t
     slide.close()
 
 
+TILED = [
+    *((kind, bits) for kind in ("grey", "from-white") for bits in (2, 4, 8, 10, 12, 15, 16)),
+    *(
+        (kind, bits)
+        for kind in ("grey-alpha", "rgba", "rgba-premultiplied", "rgb-and-unknown")
+        for bits in (8, 16)
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "bits"), TILED)
+def test_a_tiled_file_shows_what_it_shows_as_a_picture(kind: str, bits: int, tmp_path: Path) -> None:
+    photometric, channels, extra = picture_variants.KINDS[kind]
+    samples = picture_variants.drawing(channels, bits).squeeze()
+    more: dict[str, Any] = {"compression": "zlib"} if bits in (8, 16) else {"bitspersample": bits}
+    if extra:
+        more["extrasamples"] = [extra]
+    path = tmp_path / "a.tif"
+    path.write_bytes(picture_variants.written(samples, photometric=photometric, tile=(16, 32), **more))
+    expected = load_image(path, white_level=4095)
+    slide = open_slide(path, white_level=4095)
+    found = slide.read(0, 0, 0, slide.levels[0].width, slide.levels[0].height)
+    assert (found == expected.pixels).all()
+    assert any("channel" in note for note in slide.notes) == (kind == "rgb-and-unknown")
+    slide.close()
+
+
+@pytest.mark.parametrize("kind", ["two-channels", "five-channels"])
+def test_channels_without_a_meaning_are_refused_in_a_tiled_file_too(kind: str, tmp_path: Path) -> None:
+    _, channels, extra = picture_variants.KINDS[kind]
+    samples = picture_variants.drawing(channels, 8)
+    more = {"extrasamples": [extra] * (channels - 1), "compression": "zlib", "tile": (16, 32)}
+    path = tmp_path / "a.tif"
+    path.write_bytes(picture_variants.written(samples, photometric="minisblack", **more))
+    with pytest.raises(ImageError, match=f"{channels} channels in colours of the kind 1: expected grey, RGB"):
+        open_slide(path)
+
+
 def test_a_resolution_without_a_unit_is_an_inchs(tmp_path: Path) -> None:
     deep = tissue().astype(np.uint16)
     path = write_tiff(tmp_path / "a.tif", deep, resolution=(50_800.0, 50_800.0), metadata=None)
@@ -288,6 +327,15 @@ def test_a_resolution_without_a_unit_is_an_inchs(tmp_path: Path) -> None:
     slide = open_slide(path)
     assert (slide.reader, slide.scale.microns) == ("tifffile", scale_of(path).microns) == ("tifffile", 0.5)
     slide.close()
+
+
+@pytest.mark.parametrize("tile", [(64, 64), None], ids=["openslide", "field"])
+def test_imagejs_unit_goes_before_the_files(tile: tuple[int, int] | None, tmp_path: Path) -> None:
+    said = {"description": "ImageJ=1.54f\nunit=micron\n", "resolution": (2, 2), "resolutionunit": "INCH"}
+    path = write_tiff(tmp_path / "a.tif", PIXELS, tile=tile, metadata=None, **said)
+    slide = open_slide(path)
+    assert slide.scale == scale_of(path)
+    assert (slide.scale.microns, slide.reopened().scale.microns) == (0.5, 0.5)
 
 
 def test_a_plain_tiled_file_that_is_turned_is_refused(tmp_path: Path) -> None:
