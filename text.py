@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 # writing; line and paragraph separators; bytes of names that are no UTF-8 and control characters in latin-1.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
 
+_ROUNDING = 1e-12  # of sums of shares
 _NARROWEST = 16  # columns that words are wrapped into
 _GAP = 2  # between two columns of a table that is cut
 
@@ -44,6 +45,21 @@ def as_cell(text: str) -> str:
     What looks as if it had such an apostrophe gets another, so that `from_cell` gives the text back.
     """
     return f"'{text}" if text[:1] in _FORMULA or _is_quoted(text) else text
+
+
+def share_as_text(share: float, decimals: int = 1, scale: float = 100) -> str:
+    """A share of so many decimals, in per cent by default, that is none or all only where the share is.
+
+    One image of 5,000 is ``<0.1`` % of them and the others ``>99.9`` %: 0.0 and 100.0 would say that there
+    is none. What sums of shares round to counts as none or all.
+    """
+    text = f"{scale * share:.{decimals}f}"
+    least = 10.0**-decimals
+    if share > _ROUNDING and float(text) == 0:
+        return f"<{least:.{decimals}f}"
+    if share < 1 - _ROUNDING and float(text) == scale:
+        return f">{scale - least:.{decimals}f}"
+    return text
 
 
 def as_word(text: str | os.PathLike[str]) -> str:

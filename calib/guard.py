@@ -54,7 +54,7 @@ from ..runtime.guard import LIMITED, REASONS, Guard, Verdict, metadata, network_
 from ..runtime.likeness import METADATA_KEY, Likeness
 from ..runtime.protobuf import encoded, fields
 from ..runtime.quality import Quality, quality_of
-from ..text import shown
+from ..text import share_as_text, shown
 from .guard_page import Evidence, write_page
 
 _METADATA, _KEY, _VALUE = 14, 1, 2  # of ModelProto and of StringStringEntryProto, onnx.proto3
@@ -138,7 +138,7 @@ class Calibration:
             f"{by_class}"
             f"promise            {guard.promise}\n"
             f"answered           {guard.answered} of {guard.images} "
-            f"({100 * guard.answered / guard.images:.1f} %), wrong {guard.errors} of them "
+            f"({share_as_text(guard.answered / guard.images)} %), wrong {guard.errors} of them "
             f"({_interval(guard.errors / guard.answered, found)})\n"
             f"withheld           {withheld or 'none'}\n"
             f"candidates         {self.mean_candidates:.2f} classes an image hold the true one in at least "
@@ -572,4 +572,4 @@ def _with_metadata(model: bytes, changes: Mapping[str, str | None]) -> bytes:
 
 
 def _interval(value: float, interval: Interval) -> str:
-    return f"{100 * value:.2f} % ({100 * interval.low:.2f} to {100 * interval.high:.2f})"
+    return f"{share_as_text(value, 2)} % ({100 * interval.low:.2f} to {100 * interval.high:.2f})"

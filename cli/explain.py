@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..text import share_as_text
 from .help import Command, option
 from .options import bar, described_options, let_idle_threads_sleep, names, tell, told, weights_option
 from .output import say
@@ -78,7 +79,7 @@ def explain(
     with told(), bar() as advance:
         results = explain_images(checkpoint, found, output, described=described, **chosen)
         for done, result in enumerate(results, start=1):
-            said = f"{result.label} {result.probability:.4f}  {result.picture}"
+            said = f"{result.label} {share_as_text(result.probability, 4, 1)}  {result.picture}"
             say(f"{result.image}  {f'error: {result.error}' if result.error else said}")
             failures += bool(result.error)
             advance(done, len(found))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..pages.figures import INK, write_figure
+from ..text import share_as_text
 from .metrics import Metrics
 
 _ZEROS_SHOWN = 30
@@ -39,7 +40,7 @@ def write_confusion_matrix(path: Path, metrics: Metrics, title: str) -> None:
         axes.text(
             column,
             row,
-            f"{count}\n{100 * share:.0f} %" if count and classes <= 12 else str(count),
+            f"{count}\n{share_as_text(share, 0)} %" if count and classes <= 12 else str(count),
             ha="center",
             va="center",
             fontsize=font_size,
@@ -59,7 +60,7 @@ def write_confusion_matrix(path: Path, metrics: Metrics, title: str) -> None:
     axes.set_yticks(named, labels, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    said = f"{title}: {metrics.images} images, accuracy {100 * metrics.accuracy:.1f} %"
+    said = f"{title}: {metrics.images} images, accuracy {share_as_text(metrics.accuracy)} %"
     figure.suptitle(said, parse_math=False)
     axes.tick_params(length=0)
     for spine in axes.spines.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..text import shown, table_lines, wrapped
+from ..text import share_as_text, shown, table_lines, wrapped
 from .decision import Change, Criterion, Decision, Proportion
 from .uncertainty import Interval
 
@@ -36,8 +36,8 @@ def figure_rows(decision: Decision) -> list[FigureRow]:
     return [
         FigureRow(
             "accuracy",
-            f"{100 * accuracy.reference:.2f} %",
-            f"{100 * accuracy.artefact:.2f} %",
+            f"{share_as_text(accuracy.reference, 2)} %",
+            f"{share_as_text(accuracy.artefact, 2)} %",
             f"{_signed(100 * accuracy.change, 2)} points",
             _signed_interval(accuracy.change_interval, 2, scale=100),
             *_verdict(criteria.get("accuracy drop")),
@@ -49,7 +49,7 @@ def figure_rows(decision: Decision) -> list[FigureRow]:
             "flips",
             "",
             "",
-            f"{flips} ({100 * flips / max(decided, 1):.2f} %)",
+            f"{flips} ({share_as_text(flips / max(decided, 1), 2)} %)",
             f"{100 * share.low:.2f} to {100 * share.high:.2f} %",
             *_verdict(criteria.get("flips")),
         ),
@@ -82,7 +82,7 @@ def _undecided_row(decision: Decision, criterion: Criterion | None) -> FigureRow
         "undecided",
         "",
         "",
-        f"{decision.undecided} ({100 * decision.undecided / decision.images:.2f} %)",
+        f"{decision.undecided} ({share_as_text(decision.undecided / decision.images, 2)} %)",
         f"{flips or 'none'} of them {'flips' if flips < 2 else 'flip'}",
         *_verdict(criterion),
     )
@@ -99,8 +99,8 @@ def _verdict(criterion: Criterion | None) -> tuple[str, str]:
 
 def _figures(change: Change) -> tuple[str, str, str, str]:
     return (
-        f"{change.reference:.4f}",
-        f"{change.artefact:.4f}",
+        share_as_text(change.reference, 4, 1),
+        share_as_text(change.artefact, 4, 1),
         _signed(change.change, 4),
         _signed_interval(change.change_interval, 4),
     )
@@ -142,8 +142,8 @@ def _tables(decision: Decision) -> Iterator[tuple[list[str], list[list[str]]]]:
         [
             shown(flip.image),
             shown(flip.truth),
-            f"{shown(flip.reference)} {flip.reference_probability:.2f}",
-            f"{shown(flip.artefact)} {flip.artefact_probability:.2f}",
+            f"{shown(flip.reference)} {share_as_text(flip.reference_probability, 2, 1)}",
+            f"{shown(flip.artefact)} {share_as_text(flip.artefact_probability, 2, 1)}",
             f"{flip.margin:.3g}",
             f"{flip.outcome}, undecided" if flip.undecided else flip.outcome,
         ]
@@ -155,4 +155,4 @@ def _tables(decision: Decision) -> Iterator[tuple[list[str], list[list[str]]]]:
 
 
 def _share(share: Proportion) -> str:
-    return "-" if share.value is None else f"{100 * share.value:.1f} %"
+    return "-" if share.value is None else f"{share_as_text(share.value)} %"

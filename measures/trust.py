@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..pages.figures import INK, TRAIN_COLOUR, VAL_COLOUR, write_figure
+from ..text import share_as_text
 from .metrics import log_softmax
 from .selective import certainty
 from .uncertainty import RESAMPLES, SEED, Interval, Resampled, calibration_error, proportion_interval, widened
@@ -44,7 +45,7 @@ class Figure:
     def to_text(self, scale: float = 100, unit: str = " %") -> str:
         """Both, in per cent by default."""
         low, high = (scale * end for end in (self.interval.low, self.interval.high))
-        return f"{scale * self.value:.2f}{unit} ({low:.2f} to {high:.2f})"
+        return f"{share_as_text(self.value, 2, scale)}{unit} ({low:.2f} to {high:.2f})"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from ..images import FULL_WHITE, ImageSource, read_image
 from ..machine import check_installed
+from ..text import share_as_text
 from .figures import check_can_draw
 
 COMPARE = Path(__file__).with_name("compare.js")
@@ -36,6 +37,8 @@ def check_can_write_pages() -> None:
 def page_from_template(template: Path, script: Path | None = None, /, **values: Any) -> str:
     """Fills a Jinja template; text is escaped, and a name that it uses but is not given is an error.
 
+    The filter ``share`` is `share_as_text`.
+
     Args:
         template: the page; its folder may hold what it includes.
         script: the one script that may run in the page, such as `COMPARE`; None for a page without.
@@ -53,6 +56,7 @@ def page_from_template(template: Path, script: Path | None = None, /, **values: 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["share"] = share_as_text
     code = script.read_text(encoding="utf-8") if script else ""
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     return environment.get_template(template.name).render(script=code, script_sha256=digest, **values)

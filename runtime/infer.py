@@ -22,7 +22,7 @@ from ..errors import ImageError, InputError, TargetError
 from ..files import as_utf8, atomic_file, standard_output
 from ..images import SUFFIXES
 from ..schema import as_json
-from ..text import as_cell, shown
+from ..text import as_cell, share_as_text, shown
 from .drift import DriftLog
 from .session import BATCH_SIZE, Prediction, Session
 
@@ -197,13 +197,15 @@ class _Table:
         self._top = top
 
     def header(self) -> str:
-        classes = f"{'class':<{self._label_width}}  {'prob.':<6}  " * self._top
+        classes = f"{'class':<{self._label_width}}  {'prob.':<7}  " * self._top
         return f"{'image':<{self._image_width}}  {classes}".rstrip() + "\n"
 
     def row(self, row: Row) -> str:
         if row.error:
             return f"{row.image:<{self._image_width}}  error: {row.error}\n"
-        classes = "  ".join(f"{label:<{self._label_width}}  {value:.4f}" for label, value in row.ranked)
+        classes = "  ".join(
+            f"{label:<{self._label_width}}  {share_as_text(value, 4, 1):<7}" for label, value in row.ranked
+        )
         notes = row.notes
         if row.reasons:
             notes = (f"undecided ({', '.join(row.reasons)}): {' or '.join(row.candidates)}", *notes)

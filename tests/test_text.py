@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from msmamba.errors import ArtefactError, SourceError
 from msmamba.microscope.sources import open_source
 from msmamba.runtime.artefact import recognise
-from msmamba.text import as_cell, as_row, as_word, from_cell, shown, table_lines, wrapped
+from msmamba.text import as_cell, as_row, as_word, from_cell, share_as_text, shown, table_lines, wrapped
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,24 @@ from msmamba.text import as_cell, as_row, as_word, from_cell, shown, table_lines
 )
 def test_control_characters_are_escaped_and_letters_are_not(name: str, said: str) -> None:
     assert shown(name) == said
+
+
+@pytest.mark.parametrize(
+    ("share", "asked", "said"),
+    [
+        (4999 / 5000, (), ">99.9"),
+        (1 / 5000, (), "<0.1"),
+        (1299 / 1300, (), "99.9"),
+        (1, (), "100.0"),
+        (sum([1 / 7] * 7), (), "100.0"),  # 0.9999999999999998
+        (0, (), "0.0"),
+        (0.9996, (0,), ">99"),
+        (0.99999, (4, 1), ">0.9999"),
+        (0.0005, (2,), "0.05"),
+    ],
+)
+def test_a_share_is_none_or_all_only_where_it_is(share: float, asked: tuple[int, ...], said: str) -> None:
+    assert share_as_text(share, *asked) == said
 
 
 @given(st.text())

@@ -7,6 +7,7 @@ from pathlib import Path
 from ...model.evaluation.table import UNKNOWN
 from ...model.training.figures import as_typed
 from ...pages.page import data_url, page_from_template
+from ...text import share_as_text
 from .plot import DARK, LIGHT, plot_of
 from .results import Comparison
 from .table import (
@@ -61,7 +62,7 @@ def page_of(comparison: Comparison) -> str:
 def _described(comparison: Comparison) -> str:
     """The plot in words, for whoever does not see it."""
     points = [
-        f"{entry.network} {100 * accuracy:.1f} % in {took:.3g} ms"
+        f"{entry.network} {share_as_text(accuracy)} % in {took:.3g} ms"
         for entry in comparison.entries
         if entry.point is not None
         for took, accuracy in (entry.point,)

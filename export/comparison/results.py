@@ -28,6 +28,7 @@ from ...measures.uncertainty import (
 from ...model.evaluation.paper import METRICS
 from ...model.evaluation.table import Row
 from ...model.training.recipe import Recipe
+from ...text import share_as_text
 from .latency import Latencies, Latency
 from .stages import Parity, Trained
 
@@ -226,7 +227,7 @@ class Comparison:
         if self.best is None or self.best.scores is None:
             return "No network is trained yet."
         images = self.counts[self.split]
-        accuracy = f"{100 * self.best.scores.accuracy:.1f} %"
+        accuracy = f"{share_as_text(self.best.scores.accuracy)} %"
         said = f"{self.best.network} is the most accurate on these {images} images, {accuracy}."
         if self.advised is None or self.advised.latency is None:
             return said

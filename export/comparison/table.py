@@ -7,6 +7,7 @@ from typing import Any
 from ...measures.uncertainty import Interval
 from ...model.evaluation.paper import METRICS
 from ...model.evaluation.table import MARK, NO_INTERVAL, UNKNOWN, Table, lacks_intervals
+from ...text import share_as_text
 from .results import Comparison, Entry
 from .stages import Parity
 
@@ -160,7 +161,7 @@ def doubts_of(comparison: Comparison) -> list[str]:
 def _with_interval(value: float | None, interval: Interval | None, scale: int, decimals: int) -> str:
     if value is None:
         return UNKNOWN
-    text = f"{scale * value:.{decimals}f}"
+    text = share_as_text(value, decimals, scale)
     if interval is None:
         return text
     return f"{text} [{scale * interval.low:.{decimals}f}, {scale * interval.high:.{decimals}f}]"

@@ -14,6 +14,7 @@ from ...measures.decision import Decision, Proportion
 from ...measures.decision_text import figure_rows
 from ...pages.figures import FAINT, INK, TRAIN_COLOUR, VAL_COLOUR
 from ...pages.page import data_url, page_from_template, thumbnail
+from ...text import share_as_text
 from .guarded import GuardParity, Ruling
 from .parity import Parity
 
@@ -75,7 +76,9 @@ def _proportion_text(share: Proportion) -> str:
     """A share with its interval, per cent."""
     if share.value is None:
         return "-"
-    return f"{100 * share.value:.1f} % ({100 * share.interval.low:.1f} to {100 * share.interval.high:.1f})"
+    return (
+        f"{share_as_text(share.value)} % ({100 * share.interval.low:.1f} to {100 * share.interval.high:.1f})"
+    )
 
 
 def _reliability_svg(decision: Decision) -> bytes:

@@ -36,7 +36,7 @@ from ...runtime.artefact import Kind, is_checkpoint, open_bundle, recognise
 from ...runtime.guard import Guard
 from ...runtime.quality import Quality
 from ...schema import as_json
-from ...text import shown
+from ...text import share_as_text, shown
 
 METRICS_FILE, CONFUSION_FILE, RISK_FILE = "metrics.json", "confusion.png", "risk.png"
 
@@ -89,16 +89,20 @@ class Evaluation:
             f"{shown(self.model)} on {shown(self.data)}, split {shown(self.split)}: {metrics.images} images "
             f"in {self.seconds:.1f} s, {self.ran_on}",
             "",
-            f"{'':{width}}  images  precision  recall      F1     AUC",
+            f"{'':{width}}  images  precision   recall       F1      AUC",
         ]
         for name, images, row in rows:
-            auc = "-" if row.auc is None else f"{row.auc:.4f}"
-            shares = f"{row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}"
+            auc = "-" if row.auc is None else share_as_text(row.auc, 4, 1)
+            shares = "  ".join(
+                f"{share_as_text(share, 4, 1):>{wide}}"
+                for share, wide in ((row.precision, 9), (row.recall, 7), (row.f1, 7))
+            )
             if not images:  # nothing is known of such, and it weighs nothing
-                shares = f"{'-':>9}  {'-':>6}  {'-':>6}"
-            lines.append(f"{name:{width}}  {images:6}  {shares}  {auc:>6}")
+                shares = f"{'-':>9}  {'-':>7}  {'-':>7}"
+            lines.append(f"{name:{width}}  {images:6}  {shares}  {auc:>7}")
         right = sum(row[index] for index, row in enumerate(metrics.confusion))
-        lines += ["", f"overall accuracy {metrics.accuracy:.4f} ({right} of {metrics.images})"]
+        accuracy = share_as_text(metrics.accuracy, 4, 1)
+        lines += ["", f"overall accuracy {accuracy} ({right} of {metrics.images})"]
         if self.guard is not None:
             lines.append(f"guard: {self.guard.promise}")
         lines += self.trust.to_text().splitlines()

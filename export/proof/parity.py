@@ -15,7 +15,7 @@ from ...measures.decision import Decision
 from ...measures.decision_text import FLIPS_SHOWN, decision_text
 from ...measures.margins import margins_of
 from ...schema import OBJECT, as_json, maybe, number, record, whole
-from ...text import shown, wrapped
+from ...text import share_as_text, shown, wrapped
 from .guarded import GuardParity
 
 NOT_FINITE = "not finite"
@@ -194,7 +194,7 @@ class Parity:
         if self.undecided_flips and self.undecided > self.bar.max_undecided:
             missed.append(
                 f"the reference does not decide {self.undecided} of {self.images} images "
-                f"({100 * self.undecided / self.images:.1f} %), allowed {self.bar.max_undecided} "
+                f"({share_as_text(self.undecided / self.images)} %), allowed {self.bar.max_undecided} "
                 f"where one flips, and {self.undecided_flips} {'do' if self.undecided_flips > 1 else 'does'} "
                 "(--max-undecided)"
             )
@@ -272,7 +272,7 @@ class Parity:
     def _undecided_lines(self, decided_from: float) -> dict[str, str]:
         allowed = f"allowed {self.bar.max_undecided}, {self.undecided_flips} of them flipped"
         flips = allowed if self.undecided_flips else "none of them flipped"
-        share = f"{100 * self.undecided / self.images:.2f} %{f', {flips}' if self.undecided else ''}"
+        share = f"{share_as_text(self.undecided / self.images, 2)} %{f', {flips}' if self.undecided else ''}"
         return {
             "undecided": f"{self.undecided} ({share}): margin below {decided_from:.3g}, twice the bar",
             **{f"  {answer.image}": answer.text for answer in self.undecided_images[:FLIPS_SHOWN]},

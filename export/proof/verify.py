@@ -244,8 +244,9 @@ def verify(
     if Path(artefact).is_dir():
         parity = _write_into_bundle(Path(artefact), parity, manifest, force)
     if page is not None:
-        if parity.decision is None:
-            raise ArtefactError(f"{artefact}: no page was written, because {parity.no_decision}")
+        if parity.decision is None:  # which has missed the bar: what is told of it goes before
+            note = f"{page}: no page was written, because {parity.no_decision}"
+            return replace(parity, notes=(*parity.notes, note))
         report("writing the page")
         write_page(page, parity, images.sources, manifest.transform.white_level)
     return parity
@@ -343,7 +344,8 @@ def _with_decision(
     assert images.truth is not None
     broken = int((~np.isfinite(expected + found).all(axis=1)).sum())
     if broken:
-        return replace(parity, no_decision=f"the logits of {broken} images are not finite")
+        of = "an image" if broken == 1 else f"{broken} images"
+        return replace(parity, no_decision=f"the logits of {of} are not finite")
     names = [str(source) for source in images.sources]
     decision = decide(
         expected,

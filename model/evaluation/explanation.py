@@ -31,6 +31,7 @@ from ...errors import ArtefactError, BackendError, ImageError, InputError, Note
 from ...files import as_utf8, make_folder
 from ...images import Transform, read_image
 from ...pages.figures import DOTS_PER_INCH, INK, write_figure
+from ...text import share_as_text
 from ..networks.checkpoint import load_checkpoint
 from ..networks.described import Described, described_by, notes_on
 from ..networks.family import CHANNELS_FIRST, MapLayout, Network
@@ -309,12 +310,12 @@ def _write_picture(target: Path, pixels: npt.NDArray[np.uint8], result: Explanat
     plain.imshow(shown, interpolation="nearest")
     laid_over.imshow(shown, interpolation="nearest")
     laid_over.imshow(spread, cmap=COLOURS, vmin=0, vmax=1, alpha=OPACITY * spread)
-    said = f"{result.label} {100 * result.probability:.1f} %"
+    said = f"{result.label} {share_as_text(result.probability)} %"
     plain.set_title(f"predicted: {said}", fontsize=10, color=INK, parse_math=False)
     of = result.explained
     evidence = f"evidence for {of}" if strongest > 0 else f"no evidence for {of}"
     if of != result.label:
-        evidence += f" ({100 * result.explained_probability:.1f} %)"
+        evidence += f" ({share_as_text(result.explained_probability)} %)"
     laid_over.set_title(evidence, fontsize=10, color=INK, parse_math=False)
     for axes in (plain, laid_over):
         axes.set_axis_off()

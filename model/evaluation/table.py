@@ -17,7 +17,7 @@ from typing import Any
 from ...errors import DataError, TrainingError
 from ...measures.predictions import PREDICTIONS, Predictions, read_predictions
 from ...measures.uncertainty import RESAMPLES, Interval
-from ...text import as_cell, as_row, shown, table_lines, wrapped
+from ...text import as_cell, as_row, share_as_text, shown, table_lines, wrapped
 from ..networks.complexity import complexity
 from ..networks.family import Architecture
 from ..networks.registry import family_of
@@ -423,7 +423,8 @@ def _figure(row: Row, name: str) -> str:
     if value is None:
         return UNKNOWN
     scale, decimals = {"parameters": (1, 2), "macs": (1, 2), "auc": (1, 4)}.get(name, (100, 2))
-    text = f"{scale * value:.{decimals}f}{MARK if row.doubt(name) else ''}"
+    figure = share_as_text(value, decimals, scale) if name in METRICS else f"{value:.{decimals}f}"
+    text = f"{figure}{MARK if row.doubt(name) else ''}"
     interval = row.intervals.get(name)
     if interval is None:
         return text
@@ -440,6 +441,8 @@ _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
     UNKNOWN: "--",
     MARK: r"\textsuperscript{\dag}",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...pages.figures import FAINT, INK, TRAIN_COLOUR, VAL_COLOUR, write_figure
+from ...text import share_as_text
 from .history import Epoch
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def write_training_curve(path: Path, history: Sequence[Epoch], best: Epoch) -> N
     )
     accuracy.plot(epochs, [100 * epoch.val_accuracy for epoch in history], color=VAL_COLOUR, marker=marker)
     accuracy.plot(best.number, 100 * best.val_accuracy, "o", color=VAL_COLOUR, clip_on=False)
-    accuracy.set_title(f"Accuracy, %: best {100 * best.val_accuracy:.1f} in epoch {best.number}")
+    accuracy.set_title(f"Accuracy, %: best {share_as_text(best.val_accuracy)} in epoch {best.number}")
     accuracy.set_ylim(top=100)
 
     rate.plot(epochs, [epoch.learning_rate for epoch in history], color=INK, marker=marker)

@@ -400,8 +400,16 @@ def test_logits_that_are_not_finite_are_no_decision(
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
     bias.CopyFrom(numpy_helper.from_array(np.full(3, np.nan, np.float32), "head.bias"))
     onnx.save(model, tmp_path / "nan.onnx")
-    parity = verify(tmp_path / "nan.onnx", checkpoint, [labelled], max_flips=ImageLimit(100, per_cent=True))
+    parity = verify(
+        *(tmp_path / "nan.onnx", checkpoint, [labelled]),
+        max_flips=ImageLimit(100, per_cent=True),
+        page=tmp_path / "page.html",
+    )
     assert parity.decision is None
+    assert parity.notes[-1].endswith(
+        "page.html: no page was written, because the logits of 24 images are not finite"
+    )
+    assert not (tmp_path / "page.html").exists()
     assert parity.failure.startswith("a logit is not finite")
     assert parity.no_decision == "the logits of 24 images are not finite"
 

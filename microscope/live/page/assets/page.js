@@ -15,7 +15,11 @@ const THEMES = ["system", "dark", "light"];
 const STEPS = { grab: "read", prepare: "resize", network: "network", quality: "judge", waiting: "wait" };
 
 const byId = (id) => document.getElementById(id);
-const percent = (part) => `${(100 * part).toFixed(1)}\u00a0%`;
+const percent = (part) => {
+  const text = (100 * part).toFixed(1);
+  const least = part > 0 && text === "0.0" ? "<0.1" : text;
+  return `${part < 1 && text === "100.0" ? ">99.9" : least}\u00a0%`; // none or all only where it is
+};
 const kept = {
   get: (name, otherwise) => {
     try {
