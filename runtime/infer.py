@@ -102,8 +102,13 @@ def find_images(arguments: Iterable[str | os.PathLike[str]], suffixes: Collectio
     for argument in (os.fspath(each) for each in arguments):
         if not os.path.lexists(argument) and glob.has_magic(argument):
             matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute ones
+            for folder in sorted({*_folders_looked_into(argument)}):
+                try:
+                    os.scandir(folder).close()
+                except OSError:  # which `glob` passes over without a word
+                    passed.add("folders that cannot be read", folder)
             if not matches:
-                raise InputError(f"the pattern '{argument}' matches nothing")
+                raise InputError("; ".join((f"the pattern '{argument}' matches nothing", *passed.notes())))
         else:
             matches = [argument]
         for match in map(Path, matches):
@@ -153,6 +158,16 @@ def infer(
             failures += bool(row.error)
     if failures:
         raise ImageError(f"{failures} of {len(images)} images could not be classified: their rows say why")
+
+
+def _folders_looked_into(pattern: str) -> Iterator[str]:
+    """The folders that `glob` lists for a pattern."""
+    parts = Path(pattern).parts
+    for place, part in enumerate(parts):
+        if glob.has_magic(part):
+            above = os.path.join(*parts[:place]) if place else "."  # noqa: PTH118  # with ** in it, and no Path.glob
+            below = [above, "**", ""] if part == "**" else [above, ""]
+            yield from glob.glob(os.path.join(*below), recursive=True)  # noqa: PTH118, PTH207  # as above
 
 
 def _images_below(folder: Path, passed: Passed) -> list[Path]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import __version__ as pillow_version
 
 from ...errors import DataError, InputError, some
-from ...files import alike, resumable_folder, sha256_of, write_atomically
+from ...files import alike, open_file, resumable_folder, sha256_of, write_atomically
 from ...images import FULL_WHITE, Tally, check_white_level, white_level_of, white_note
 from ...machine import threads_to_use
 from ...version import __version__
@@ -518,7 +518,7 @@ def _copy(image: Path, target: Path) -> None:
         ):
             return
         target.unlink()
-    with image.open("rb") as content:
+    with open_file(image) as content:
         write_atomically(target, lambda file: shutil.copyfileobj(content, file, 1 << 20))
     # The time of change says that the copy is whole: it is set last.
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

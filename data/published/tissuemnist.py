@@ -141,7 +141,7 @@ class Stacks:
         """A stack in pieces: read, not mapped, so that it takes no more memory than a piece."""
         shape = self.shapes[split]
         size = math.prod(shape[1:])
-        with (self.folder / f"{split}.npy").open("rb") as file:
+        with open_file(self.folder / f"{split}.npy") as file:
             _header_of(file, split)
             for start in range(0, shape[0], step := max(1, _BLOCK // size)):
                 count = min(step, shape[0] - start)

@@ -19,7 +19,7 @@ from ...data.published.importing import ImportOptions, import_listing
 from ...data.published.listing import Listed, Listing
 from ...data.scale import check_microns
 from ...errors import DataError, ImageError, InputError, reason_of, some
-from ...files import alike, sha256_of, write_atomically
+from ...files import alike, read_file, sha256_of, write_atomically
 from ...images import FULL_WHITE, is_image_size, resized
 from .opening import by_name, open_slide, require_libraries
 from .regions import check_annotations, file_of, labels_of, read_regions
@@ -153,7 +153,7 @@ def _work_folder(
                 raise ImageError(f"'{named[name]}' cannot be read: {why}") from error
             content["slides"][name] = [status.st_size, status.st_mtime_ns, sha256_of(file)]
     said = json.dumps(content, sort_keys=True).encode("utf-8", "surrogateescape")
-    if not (work / _CUT).is_file() or (work / _CUT).read_bytes() != said:
+    if not (work / _CUT).is_file() or read_file(work / _CUT) != said:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         write_atomically(work / _CUT, said)

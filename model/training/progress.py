@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BackendError
+from ...files import standard_output
 from ...images import FULL_WHITE
 from ...text import shown
 from .figures import as_typed
@@ -198,6 +199,7 @@ def shown_on(
 
     Raises:
         BackendError: TensorBoard is asked for and not installed.
+        TargetError: standard output cannot be written, while a listener writes it.
     """
     with ExitStack() as stack:
         listeners: list[Listener] = []
@@ -211,5 +213,10 @@ def shown_on(
         if console.is_terminal:
             listeners.append(stack.enter_context(BarProgress(console, plan)))
         else:
-            listeners.append(LineProgress(lambda line: print(line, file=console.file, flush=True), plan))
+
+            def print_line(line: str) -> None:
+                with standard_output():
+                    print(line, file=console.file, flush=True)
+
+            listeners.append(LineProgress(print_line, plan))
         yield listeners

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -73,6 +74,26 @@ def test_a_file_is_taken_whatever_its_suffix(slides: Path) -> None:
 def test_a_name_that_no_file_can_have_stops_no_other(slides: Path) -> None:
     there, long = slides / "a.png", slides / ("n" * 300)
     assert images(there, long) == [there, long]
+
+
+@pytest.mark.parametrize("pattern", ["*/*.png", "**/*.png"])
+def test_a_folder_that_a_pattern_cannot_look_into_is_told(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("locked", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").touch()
+    scandir = os.scandir
+
+    def refuse(folder: Any) -> Any:  # as to others than root, whom nothing is locked for
+        if Path(folder).name == "locked":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = find_images([f"{tmp_path}/{pattern}"])
+    assert found.images == [tmp_path / "open" / "a.png"]
+    assert found.notes == (f"passed over: folders that cannot be read, 1 ({tmp_path}/locked/)",)
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from msmamba.errors import BackendError
+from msmamba.errors import BackendError, TargetError
 from msmamba.images import Transform
 from msmamba.model.training.history import Epoch
 from msmamba.model.training.loop import Listener, Plan
@@ -65,6 +65,16 @@ def test_a_log_gets_one_plain_line_for_each_epoch(plan: Plan) -> None:
         "epoch  1/20  train loss 1.0500 acc 0.500  val loss 0.9000 acc 0.750 auc 0.8125 * lr 5.0e-05  2.5 s",
         "epoch  2/20  train loss 1.0500 acc 0.500  val loss 0.9000 acc 0.750 auc      -   lr 5.0e-05  2.5 s",
     ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
+def test_a_log_that_is_full_is_told_as_what_it_is(plan: Plan) -> None:
+    with (
+        io.TextIOWrapper(Path("/dev/full").open("wb", 0), write_through=True) as full,
+        shown_on(Console(file=full)) as listeners,
+        pytest.raises(TargetError, match="cannot write standard output: the disk is full"),
+    ):
+        run_through(listeners, plan)
 
 
 def test_a_resumed_run_says_so(plan: Plan) -> None:
