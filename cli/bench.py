@@ -8,7 +8,7 @@ import click
 
 from .help import Command, option
 from .options import EVERY_CORE, PROVIDERS, check_replaces_none, format_option, rounds_option, steps, tell
-from .output import columns, say, say_lines
+from .output import check_output, columns, say, say_lines
 
 _CASES = "What is measured (each may be given several times)"
 _MEASURING = "How it is measured"
@@ -104,6 +104,9 @@ def bench(
     ARTEFACTS are bundles, ONNX files or engines; ratios are to the first. Every combination of what is
     given under the first heading is measured.
     """
+    if output is None:
+        check_output("write the figures to a file, with -o")
+
     from ..files import as_utf8, check_writable, write_atomically
     from ..pages.figures import check_can_draw
     from ..runtime.benchmark import BenchmarkOptions, benchmark

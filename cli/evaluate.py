@@ -18,7 +18,7 @@ from .options import (
     tell,
     weights_option,
 )
-from .output import say_lines
+from .output import check_output, say_lines
 
 _RESULTS = "Results"
 _IMAGES = "The images"
@@ -83,6 +83,8 @@ def evaluate(
 
     Where MODEL carries a guard ('mmdeploy calibrate'), it is told what that answers and how much is wrong.
     """
+    if not output:
+        check_output("write the figures into a folder, with -o")
     let_idle_threads_sleep()
 
     from ..export.proof.evaluate import check_report_folder, evaluate_model

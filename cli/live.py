@@ -8,7 +8,7 @@ import click
 
 from .help import Command, option
 from .options import device_options, drift_logged, drift_option, given, guard_option, tell, white_option
-from .output import say
+from .output import check_output, say
 
 _SESSION = "The session"
 _PAGE = "The page"
@@ -184,6 +184,9 @@ def live(
     for name, value in (("--fps", fps), ("--batch-size", batch_size)):
         if value is not None and not sizes:
             raise click.UsageError(f"{name} is of tiles: give --grid, --tiles or --mpp, too")
+
+    if no_page and output is None:
+        check_output("keep the session in a folder, with -o")
 
     from ..microscope.live.grid import Grid
     from ..microscope.live.page.access import PORT, Address

@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from ..errors import TargetError
 from ..files import standard_output
 from ..text import shown
 
@@ -19,6 +20,19 @@ def columns() -> int | None:
     if "COLUMNS" in os.environ or (sys.stdout is not None and sys.stdout.isatty()):
         return max(shutil.get_terminal_size().columns, _FEWEST)
     return None
+
+
+def check_output(otherwise: str) -> None:
+    """Refuses, before the work, to print what would be lost with it.
+
+    Args:
+        otherwise: what to do where there is no standard output.
+
+    Raises:
+        TargetError: there is none.
+    """
+    if sys.stdout is None:
+        raise TargetError(f"standard output is closed: {otherwise}")
 
 
 def say(line: str, *, err: bool = False) -> None:

@@ -9,7 +9,7 @@ import click
 
 from .help import Command, option
 from .options import check_replaces_none, file_format_option, resamples_option, typed
-from .output import columns, say_lines
+from .output import check_output, columns, say_lines
 
 _ROWS = "Rows"
 _RESULTS = "Results"
@@ -50,6 +50,9 @@ def table(
     intervals; a † marks what the paper's other figures contradict. --published wants the columns dataset,
     network (t, s, b, "t --no-mifa", …), accuracy, auc and precision.
     """
+    if output is None:
+        check_output("write the table to a file, with -o")
+
     from ..files import as_utf8, check_writable, write_atomically
     from ..model.evaluation.table import ablations_table, compare
     from ..model.training.run import FILES

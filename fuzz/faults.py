@@ -119,6 +119,13 @@ COMMANDS = (
         takes=("small.fp32", "more"),
     ),
     Command("import", "data import folder {in}/more -o {out}", again="--force", takes=("more",)),
+    Command(
+        "import-slides",
+        "data import slides {in}/annotated --annotations {in}/annotations -o {out} --size 32 --assume-mpp 1 "
+        "--mpp 1 --threads 1",
+        again="--force",
+        takes=("annotated", "annotations"),
+    ),
     Command("check", "data check {in}/imported", takes=("imported",)),
     Command(
         "slide",
@@ -141,7 +148,9 @@ COMMANDS = (
         goes_on=True,
     ),
     Command("eval", "eval {in}/small.fp32 {in}/cells -o {out} --threads 1", goes_on=True),
-    Command("eval-imported", "eval {in}/small.fp32 {in}/imported", takes=("small.fp32", "imported")),
+    Command(
+        "eval-imported", "eval {in}/small.fp32 {in}/imported --threads 1", takes=("small.fp32", "imported")
+    ),
     Command(
         "verify",
         "verify {in}/small.fp32 --against {in}/small.safetensors --data {in}/cells --report {out} "
@@ -595,7 +604,7 @@ def _pristine(seeds: Seeds, out: Path) -> Path:
     for path in sorted(seeds.cells.glob("*/[012].png")):
         (folder / "cells" / path.parent.name).mkdir(parents=True, exist_ok=True)
         _copy(path, folder / "cells" / path.parent.name / path.name)
-    _slides(folder / "slides")
+    _slides(folder)
     _copy(folder / "small.fp32", folder / "calibrated")
     for words in (
         f"calibrate {folder}/calibrated {folder}/more --max-error 99%",
@@ -609,19 +618,34 @@ def _pristine(seeds: Seeds, out: Path) -> Path:
 
 
 def _slides(folder: Path) -> None:
-    """Two small slides in tiles and a field."""
+    """Small slides in tiles and a field; and slides with annotations of two classes."""
     import numpy as np
     import tifffile
     from PIL import Image
 
-    folder.mkdir()
     generator = np.random.default_rng(0)
-    for name in ("left", "right"):
-        pixels = generator.integers(0, 256, (128, 192, 3), np.uint8)
-        tifffile.imwrite(
-            folder / f"{name}.tif", pixels, tile=(64, 64), photometric="rgb", compression="deflate"
-        )
-    Image.fromarray(generator.integers(0, 256, (64, 96, 3), np.uint8)).save(folder / "field.png")
+    for names, place in ((("left", "right"), "slides"), ("abcdef", "annotated")):
+        (folder / place).mkdir()
+        for name in names:
+            pixels = generator.integers(0, 256, (128, 192, 3), np.uint8)
+            file = folder / place / f"{name}.tif"
+            tifffile.imwrite(file, pixels, tile=(64, 64), photometric="rgb", compression="deflate")
+    Image.fromarray(generator.integers(0, 256, (64, 96, 3), np.uint8)).save(folder / "slides" / "field.png")
+    (folder / "annotations").mkdir()
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [[[left, 0], [left + 96, 0], [left + 96, 128], [left, 128], [left, 0]]],
+            },
+            "properties": {"objectType": "annotation", "classification": {"name": label}},
+        }
+        for left, label in ((0, "gland"), (96, "stroma"))
+    ]
+    for name in "abcdef":
+        content = json.dumps({"type": "FeatureCollection", "features": features})
+        (folder / "annotations" / f"{name}.geojson").write_text(content, encoding="utf-8")
 
 
 _PARTS = ("cli", "runtime", "data", "export", "calib", "microscope", "model", "decoding", "pages", "measures")

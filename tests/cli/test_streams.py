@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from msmamba.cli import mmdeploy as cli
 from msmamba.errors import TargetError
 from msmamba.runtime import open_session
 from msmamba.runtime.infer import infer
@@ -67,6 +68,24 @@ def test_without_standard_output_nothing_is_classified_into_the_void(
     status, _, _ = mmdeploy("infer", artefact, images, "-o", tmp_path / "rows", closed=(0, 1, 2))
     assert status == 0
     assert len((tmp_path / "rows").read_bytes().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "a.fp32", "cells"],
+        ["table", "run"],
+        ["bench", "a.fp32"],
+        ["live", "a.fp32", "demo", "--no-page"],
+    ],
+    ids=lambda words: str(words[0]),
+)
+def test_without_standard_output_no_work_is_begun_that_would_be_lost(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli(words, standalone_mode=False) == 1
+    assert capsys.readouterr().err.startswith("error: standard output is closed: ")
 
 
 def test_without_standard_error_a_failure_is_told_by_the_status(tmp_path: Path) -> None:
