@@ -147,6 +147,13 @@ COMMANDS = (
         takes=("more",),
         goes_on=True,
     ),
+    Command(
+        "resume",
+        "train {in}/more -o {out} --resume --threads 1",
+        before="run",
+        takes=("run", "more"),
+        goes_on=True,
+    ),
     Command("eval", "eval {in}/small.fp32 {in}/cells -o {out} --threads 1", goes_on=True),
     Command(
         "eval-imported", "eval {in}/small.fp32 {in}/imported --threads 1", takes=("small.fp32", "imported")
