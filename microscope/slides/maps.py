@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _PIXELS_A_TILE = 8  # of the map, where tiles overlap
 _TILE = 256  # of the OME-TIFF; a level that fits into one is the last
+_TOGETHER = 64 << 20  # bytes of the maps that are made together
 _LONGEST = 1024  # side of a picture, pixels
 _HALF = 128  # of a map's levels, 1 to 255
 _HATCH, _LINE, _HATCH_COLOUR = 9, 2, (90, 90, 90)  # from one line to the next, and its width, pixels
@@ -76,39 +77,50 @@ class MapGrid:
         return np.outer(along, along).astype(np.float32)
 
 
-def class_map(results: Iterable[TileResult], index: int, grid: MapGrid) -> NDArray[np.uint8]:
-    """The map of one class.
+def class_maps(
+    results: Iterable[TileResult], classes: Sequence[int], grid: MapGrid
+) -> list[NDArray[np.uint8]]:
+    """The maps of some classes, made together: what is read of a slide's tiles is read for all of them.
 
     Args:
         results: the slide's tiles, row by row.
-        index: place of the class in the labels.
-        grid: the map's pixels.
+        classes: places of the classes in the labels.
+        grid: the maps' pixels.
 
     Returns:
-        (rows, columns) uint8: 0 where nothing was classified, elsewhere 1 for a probability of 0 to 255 for
-        one of 1.
+        For each class (rows, columns) uint8: 0 where nothing was classified, elsewhere 1 for a probability of
+        0 to 255 for one of 1.
     """
     rows, columns = grid.shape
     weights, step = grid.weights, grid.pixels_a_stride
     deep = len(weights)
-    out = np.zeros((rows + deep, columns), np.uint8)
-    # Of the sums no more is kept than the rows that the tiles at work reach.
-    sums = np.zeros((2, deep, columns + deep), np.float32)
+    out = np.zeros((len(classes), rows + deep, columns), np.uint8)
+    # Of the sums, the last of which is that of the weights, no more is kept than the rows that the tiles at
+    # work reach.
+    sums = np.zeros((len(classes) + 1, deep, columns + deep), np.float32)
     top = 0
     for y, tiles in groupby(results, lambda result: result.tile.y):
         at = y // grid.stride * step
         moved = min(at - top, deep)
-        out[top : top + moved] = _levels(sums[:, :moved, :columns])
+        out[:, top : top + moved] = _levels(sums[:, :moved, :columns])
         sums[:, : deep - moved] = sums[:, moved:].copy()
         sums[:, deep - moved :] = 0
         top = at
         for result in tiles:
             if not result.error:
                 left = result.tile.x // grid.stride * step
-                sums[0, :, left : left + deep] += weights * np.float32(result.probabilities[index])
-                sums[1, :, left : left + deep] += weights
-    out[top : top + deep] = _levels(sums[:, :, :columns])
-    return out[:rows]
+                shares = np.array([*(result.probabilities[each] for each in classes), 1.0], np.float32)
+                sums[:, :, left : left + deep] += weights * shares[:, None, None]
+    out[:, top : top + deep] = _levels(sums[:, :, :columns])
+    return [*out[:, :rows]]
+
+
+def in_turns(classes: int, grid: MapGrid) -> Iterator[range]:
+    """The classes in parts whose maps are made together: as many as are some megabytes in all."""
+    rows, columns = grid.shape
+    together = max(1, _TOGETHER // (rows * columns))
+    for first in range(0, classes, together):
+        yield range(first, min(first + together, classes))
 
 
 def write_map(path: Path, found: NDArray[np.uint8], microns: float | None, name: str) -> None:
@@ -116,7 +128,7 @@ def write_map(path: Path, found: NDArray[np.uint8], microns: float | None, name:
 
     Args:
         path: the file.
-        found: what `class_map` gives.
+        found: one of what `class_maps` gives.
         microns: the side of a map pixel; None where it is not known.
         name: the image's name; with the pixels it makes the file's identifier.
 
@@ -148,7 +160,7 @@ def undecided_map(results: Iterable[TileResult], grid: MapGrid) -> NDArray[np.bo
     withheld = (
         replace(result, probabilities=(float(not result.decided),)) for result in results if not result.error
     )
-    found: NDArray[np.bool_] = class_map(withheld, 0, grid) > _HALF
+    found: NDArray[np.bool_] = class_maps(withheld, [0], grid)[0] > _HALF
     return found
 
 
@@ -164,7 +176,7 @@ def overlay(
     In grey, since a stain would pass for a class, and change the colour of one.
 
     Args:
-        found: what `class_map` gives.
+        found: one of what `class_maps` gives.
         index: place of the class in the labels, for its colour.
         grid: the map's pixels.
         small: the thumbnail.
@@ -194,10 +206,10 @@ def picture_of(small: Thumbnail) -> Image.Image:
 
 
 def _levels(sums: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Weighted means as levels of 8 bits, 0 where there is no weight."""
-    weighted, weights = sums
+    """Weighted means as levels of 8 bits, 0 where there is no weight; the last sums are those of weights."""
+    weighted, weights = sums[:-1], sums[-1:]
     there = weights > 0
-    means = np.divide(weighted, weights, out=np.zeros_like(weighted), where=there)
+    means = np.divide(weighted, weights, out=np.zeros_like(weighted), where=there)  # of each class
     return np.where(there, 1 + np.rint(means * 254), 0).astype(np.uint8)
 
 

@@ -27,6 +27,7 @@ _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _FACTS = ("tiles", "unreadable", "tissue", "size", "microns_a_pixel", "tile", "reader")
 _PICTURE = 640  # longest side on the page, pixels
 _TILES, _TILE = 6, 168  # of each class, and their side in pixels
+_ROOM = 32 << 20  # characters of pictures on the page, of which a slide takes half a million or so
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ def write_report(
 ) -> None:
     """Writes the page, whole or not at all.
 
+    Slides are pictured in their order until the page is some dozens of megabytes: one with pictures of a
+    thousand opens nowhere. The others have their row of the table.
+
     Args:
         path: the file.
         artefact: its name.
@@ -74,14 +78,18 @@ def write_report(
     Raises:
         TargetError: it cannot be written.
     """
-    shown = []
+    shown, size, unpictured = [], 0, 0
     for name, facts in slides:
         done = name in rows and is_done(facts, labels)
+        pictured = done and size < _ROOM
+        unpictured += done - pictured
         # A slide with an error and rows was replaced: its file would give other pictures.
         tiles: list[dict[str, Any]] = []
-        if done and not facts.get("error"):
+        if pictured and not facts.get("error"):
             known = certain.get(name)
             tiles = _opened_for(facts, rows[name], labels, white_level, scratch) if known is None else known
+        own = _shown_pictures(pictures[name]) if pictured else {}
+        size += _size_of(tiles) + sum(map(len, filter(None, (own.get("slide"), *own.get("maps", ())))))
         shown.append(
             {
                 "name": name,
@@ -89,7 +97,8 @@ def write_report(
                 "shares": [facts["shares"][label] for label in labels] if done else [],
                 "notes": facts.get("notes", []),
                 **{each: facts.get(each) for each in (*_FACTS, "undecided")},
-                **(_shown_pictures(pictures[name]) if done else {}),
+                "pictured": pictured,
+                **own,
                 "certain": tiles,
             }
         )
@@ -101,8 +110,19 @@ def write_report(
         labels=labels,
         colours=[colour_of(index) for index in range(len(labels))],
         slides=shown,
+        unpictured=unpictured,
     )
     write_atomically(path, as_utf8(page))
+
+
+def has_room(certain: Mapping[str, list[dict[str, Any]]]) -> bool:
+    """Whether the page pictures a slide that comes after those whose `certain_tiles` these are."""
+    return sum(map(_size_of, certain.values())) < _ROOM
+
+
+def _size_of(certain: list[dict[str, Any]]) -> int:
+    """How many characters `certain_tiles` take on the page."""
+    return sum(len(tile["url"]) for group in certain for tile in group["tiles"])
 
 
 def is_done(facts: Mapping[str, Any], labels: Sequence[str]) -> bool:

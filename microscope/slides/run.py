@@ -54,10 +54,10 @@ from ...schema import by_name as object_of
 from ...text import as_cell, as_row
 from ...version import __version__
 from .engine import TileResult, Wanted, classify_tiles, scale_notes, transform_of, wanted_of
-from .maps import MapGrid, class_map, overlay, picture_of, undecided_map, write_map
+from .maps import MapGrid, class_maps, in_turns, overlay, picture_of, undecided_map, write_map
 from .opening import by_name, open_slide, require_libraries
 from .regions import Within, check_annotations, file_of, read_regions
-from .report import Pictures, certain_tiles, is_done, write_report
+from .report import Pictures, certain_tiles, has_room, is_done, write_report
 from .results import header, read_rows, row, write_geojson
 from .slide import Slide
 from .tiling import Keeps, Tile, grid, side_of, stride_of
@@ -351,7 +351,8 @@ class _Run:
                 geojson.unlink()
                 raise ImageError(f"'{path}': none of its {counts.tiles} tiles can be read: {counts.error}")
             self._write_maps(name, slide, partial, side, small)
-            self._certain[name] = certain_tiles(slide, partial, self._labels)
+            if has_room(self._certain):
+                self._certain[name] = certain_tiles(slide, partial, self._labels)
             shares = {label: counts.share(index) for index, label in enumerate(self._labels)}
             self._slides[name] = {
                 **facts,
@@ -427,12 +428,13 @@ class _Run:
         pixels = MapGrid(level.width, level.height, side, stride_of(side, self._options.overlap))
         hatched = undecided_map(read_rows(partial), pixels) if self._guarded else None
         microns = self._options.assume_mpp or slide.scale.microns
-        for index, label in enumerate(self._labels):
-            found = class_map(read_rows(partial), index, pixels)
-            file = self._map_of(name, index)
-            size = None if microns is None else microns * pixels.pixel
-            write_map(Path(f"{file}.ome.tif"), found, size, f"{name}: {label}")
-            _write_png(Path(f"{file}.png"), overlay(found, index, pixels, small, hatched))
+        size = None if microns is None else microns * pixels.pixel
+        for classes in in_turns(len(self._labels), pixels):
+            maps = class_maps(read_rows(partial), classes, pixels)
+            for index, found in zip(classes, maps, strict=True):
+                file = self._map_of(name, index)
+                write_map(Path(f"{file}.ome.tif"), found, size, f"{name}: {self._labels[index]}")
+                _write_png(Path(f"{file}.png"), overlay(found, index, pixels, small, hatched))
 
     def _map_of(self, name: str, index: int) -> Path:
         """The path of a class's map, without its suffix."""

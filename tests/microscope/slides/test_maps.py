@@ -11,8 +11,9 @@ import openslide
 import pytest
 import tifffile
 
+from msmamba.microscope.slides import maps
 from msmamba.microscope.slides.engine import TileResult
-from msmamba.microscope.slides.maps import MapGrid, class_map, overlay, write_map
+from msmamba.microscope.slides.maps import MapGrid, class_maps, in_turns, overlay, write_map
 from msmamba.microscope.slides.results import colour_of
 from msmamba.microscope.slides.tiling import Tile
 from msmamba.microscope.slides.tissue import Thumbnail
@@ -54,7 +55,7 @@ def direct(results: list[TileResult], grid: MapGrid) -> np.ndarray:
 def test_a_map_is_the_weighted_mean_of_the_tiles(side: int, stride: int) -> None:
     grid = MapGrid(150, 110, side, stride)
     results = tiles_of(grid, missing=0.4)
-    found = class_map(results, 0, grid)
+    found = class_maps(results, [0], grid)[0]
     assert found.shape == grid.shape
     assert np.abs(found - direct(results, grid)).max() <= 0.51
     assert (found == 0).any()
@@ -63,7 +64,7 @@ def test_a_map_is_the_weighted_mean_of_the_tiles(side: int, stride: int) -> None
 def test_rows_of_the_slide_without_a_tile_are_empty() -> None:
     grid = MapGrid(100, 900, 32, 16)
     results = [each for each in tiles_of(grid) if each.tile.y < 64 or each.tile.y > 700]
-    found = class_map(results, 0, grid)
+    found = class_maps(results, [0], grid)[0]
     assert np.abs(found - direct(results, grid)).max() <= 0.51
     assert not found[30:170].any()
     assert found[180:].all()
@@ -72,11 +73,24 @@ def test_rows_of_the_slide_without_a_tile_are_empty() -> None:
 def test_a_tile_that_could_not_be_read_counts_for_nothing() -> None:
     results = tiles_of(HALF)
     broken = [replace(results[0], probabilities=(), error="damaged"), *results[1:]]
-    assert (class_map(broken, 0, HALF) == class_map(results[1:], 0, HALF)).all()
+    assert (class_maps(broken, [0], HALF)[0] == class_maps(results[1:], [0], HALF)[0]).all()
+
+
+def test_maps_made_together_are_those_made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a slide are read once for many classes, and no more maps are in memory than are bounded."""
+    results = tiles_of(HALF, missing=0.2)
+    together = class_maps(results, [0, 1], HALF)
+    assert all((own == class_maps(results, [place], HALF)[0]).all() for place, own in enumerate(together))
+    rows, columns = HALF.shape
+    assert [*in_turns(5, HALF)] == [range(5)]
+    monkeypatch.setattr(maps, "_TOGETHER", 2 * rows * columns)
+    assert [*in_turns(5, HALF)] == [range(2), range(2, 4), range(4, 5)]
+    monkeypatch.setattr(maps, "_TOGETHER", 1)
+    assert len([*in_turns(5, HALF)]) == 5
 
 
 def test_no_seams_show_where_tiles_meet() -> None:
-    found = class_map(tiles_of(HALF), 0, HALF).astype(int)
+    found = class_maps(tiles_of(HALF), [0], HALF)[0].astype(int)
     step = HALF.pixels_a_stride
     assert round(HALF.side / HALF.pixel) == 8
     for steps in (np.abs(np.diff(found, axis=1)), np.abs(np.diff(found, axis=0)).T):
@@ -87,9 +101,9 @@ def test_no_seams_show_where_tiles_meet() -> None:
 
 @pytest.mark.parametrize("overlap", [HALF, MapGrid(1000, 700, 64, 48), MapGrid(1000, 700, 64, 64)])
 def test_a_cut_slide_has_the_same_map_but_for_a_tile_along_the_cut(overlap: MapGrid) -> None:
-    whole = class_map(tiles_of(overlap), 0, overlap)
+    whole = class_maps(tiles_of(overlap), [0], overlap)[0]
     cut = replace(overlap, width=overlap.stride * 9, height=overlap.stride * 7)
-    found = class_map(tiles_of(cut), 0, cut)
+    found = class_maps(tiles_of(cut), [0], cut)[0]
     margin = len(overlap.weights)
     rows, columns = found.shape[0] - margin, found.shape[1] - margin
     assert rows > 0
@@ -136,7 +150,7 @@ def test_a_picture_has_the_classes_colour_where_it_is_likely() -> None:
     values = (1.0, 0.0, 0.0, 1.0)
     results = [TileResult(Tile(100 * at, 0, 100), (value, 1 - value)) for at, value in enumerate(values)]
     small = Thumbnail(np.full((50, 100, 3), 250, np.uint8), 4.0, np.zeros((50, 100), bool))
-    pixels = np.asarray(overlay(class_map(results, 0, grid), 0, grid, small))
+    pixels = np.asarray(overlay(class_maps(results, [0], grid)[0], 0, grid, small))
     assert pixels.shape == (50, 100, 3)
     assert np.abs(pixels[12, 12].astype(int) - colour_of(0)).max() < 60
     assert (pixels[12, 80] == pixels[12, 12]).all()

@@ -28,11 +28,12 @@ from slide_files import HALF_A_MICRON, box, check_geojson, feature, tissue, writ
 import msmamba
 from msmamba.cli import mmdeploy
 from msmamba.errors import ImageError, InputError, Note, TargetError
-from msmamba.microscope.slides import classify_slide, open_slide, tiles
+from msmamba.microscope.slides import classify_slide, open_slide, report, tiles
 from msmamba.microscope.slides.engine import TileResult
 from msmamba.microscope.slides.report import most_certain
 from msmamba.microscope.slides.results import colour_of, header, read_rows, row
 from msmamba.microscope.slides.run import SlideOptions, classify_slides
+from msmamba.microscope.slides.slide import Slide
 from msmamba.microscope.slides.tiling import Tile
 from msmamba.microscope.slides.tissue import TissueOptions
 from msmamba.runtime.session import Session
@@ -731,6 +732,33 @@ def test_pictures_that_are_gone_or_damaged_are_left_out_of_the_page(
     with pytest.warns(Note, match=r"the report shows no picture: '.*left\.png' is not a"):
         again(session, bundles, slides, kept)
     assert (kept / "report.html").read_text().count("<img") == before - 2
+
+
+def test_the_page_of_many_slides_pictures_the_first(
+    session: Session,
+    bundles: dict[str, Path],
+    slides: list[Path],
+    kept: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thousand slides were half a gigabyte, and each call opened all of them anew."""
+    opened: list[str] = []
+
+    def counting(path: str, **options: Any) -> Slide:
+        opened.append(Path(path).name)
+        return open_slide(path, **options)
+
+    monkeypatch.setattr(report, "_ROOM", 1)
+    monkeypatch.setattr(report, "open_slide", counting)
+    again(session, bundles, slides, kept)
+    page = (kept / "report.html").read_text()
+    first, second = slides
+    assert opened == [first.name]
+    assert f"<h2>{first.stem}</h2>" in page
+    assert f"<h2>{second.stem}</h2>" not in page
+    assert f"<tr><td>{second.stem}</td>" in page
+    assert "1 of them has its row here alone" in page
+    assert not report.has_room({"left": [{"tiles": [{"url": "data:"}]}]})
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
