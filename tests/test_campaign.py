@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ FUZZ = Path(__file__).parents[1] / "fuzz"
 sys.path.insert(0, str(FUZZ))
 
 import campaign  # noqa: E402  after the path to it
+import relations  # noqa: E402
 from mutation import mutated, mutated_json, mutated_table  # noqa: E402
 from seeds import Seeds  # noqa: E402
 from targets import TARGETS  # noqa: E402
@@ -87,6 +89,39 @@ def contents(folder: Path, made: Path) -> dict[str, bytes]:
         path.relative_to(folder).as_posix(): b"" if path.suffix in timed else path.read_bytes()
         for path in files
     }
+
+
+def test_a_relation_that_is_broken_or_fails_is_a_finding_and_one_that_holds_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(lab: object, chance: random.Random, work: Path) -> Iterator[str]:
+        (work / "situation").write_text(str(chance.random()))
+        yield from relations.lab.differ("the two", 1, 2)
+
+    def failing(lab: object, chance: random.Random, work: Path) -> Iterator[str]:
+        yield from relations.lab.apart("the two", [0.5], [0.5])
+        raise ZeroDivisionError
+
+    def holds(lab: object, chance: random.Random, work: Path) -> Iterator[str]:
+        yield from relations.lab.apart("the two", [0.5], [0.5 + 1e-6])
+
+    tried = {each.__name__: each for each in (broken, failing, holds)}
+    monkeypatch.setitem(relations.AREAS, "a", tried)
+    count = relations.run("a", Seeds(tmp_path), tmp_path, scale=2, seed=3)
+    assert (count.tried, count.findings) == (6, 4)
+    kept = {path.name: (path / "said.txt").read_text() for path in (tmp_path / "findings").iterdir()}
+    assert {*kept} == {f"same-a-{name}-3-{number}" for name in ("broken", "failing") for number in (0, 1)}
+    assert kept["same-a-broken-3-1"] == "the two: 1, expected 2"
+    assert "ZeroDivisionError" in kept["same-a-failing-3-0"]
+    situation = (tmp_path / "findings" / "same-a-broken-3-1" / "situation").read_text()
+    assert situation == str(random.Random("a broken 3 1").random())
+
+
+def test_two_values_are_told_apart_by_their_shape_too() -> None:
+    assert [*relations.lab.apart("x", [1.0], [1.0, 2.0])] == ["x: of shape (1,), expected (2,)"]
+    assert [*relations.lab.apart("x", [1.0, float("nan")], [1.0, 2.0])] == [
+        "x: nan apart, at most 2e-06 expected"
+    ]
 
 
 class Failing:
