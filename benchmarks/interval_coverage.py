@@ -1,12 +1,13 @@
-"""How often the bootstrap's 95 % intervals hold the truth, where the truth is known.
+"""How often 95 % intervals hold the truth, where the truth is known.
 
-Scores of two classes are drawn from two normal distributions a given distance apart, so AUC and accuracy are
-known in closed form. Of the calibration error, logits are drawn from a normal distribution, and whether
+Of accuracy, AUC, flips and their change: scores of two classes are drawn from two normal distributions, of
+images by themselves or of patients who differ; another model's scores are these with noise, a shift and a
+shift of each patient's. Of the calibration error, logits are drawn from a normal distribution, and whether
 the answer is right by their softmax at another temperature. Of its change, another model's logits are these
 times a factor, with noise; images are independent, or there four times, or of patients of about 20 images
 whose answers are right by a temperature of their own. The figures stand in docs/verification.md.
 
-    python benchmarks/interval_coverage.py [--trials 1000] [--resamples 400]
+    python benchmarks/interval_coverage.py [--trials 1000] [--paired]
 """
 
 from __future__ import annotations
@@ -17,13 +18,26 @@ from itertools import product
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import norm  # type: ignore[import-untyped]  # ships no types
 
 from msmamba.measures.metrics import log_softmax
-from msmamba.measures.uncertainty import calibration_change, calibration_error, resample
+from msmamba.measures.paired import Auc, share_change, share_interval
+from msmamba.measures.uncertainty import calibration_change, calibration_error
 
-CASES = ((1, 60), (2, 60), (3, 60), (4, 60), (4, 105), (2, 20))
-"""Distance of the distributions in standard deviations, and images of each class."""
+APART = {"accuracy 89 %": 3.0, "98 %": 5.0}
+"""Distance of the two classes' scores, which deviate by 1 within a patient and by 0.7 among patients."""
+MOVED = {"float16": (0.0, 0.002), "int8": (0.02, 0.05), "bad int8": (0.2, 0.3)}
+"""Of the other model: the shift of all scores, and the deviation of each patient's shift and each image's."""
+DRAWN = {
+    "60 images": (60, 1),
+    "210 images": (210, 1),
+    "1,000 images": (1000, 1),
+    "10 patients of 20": (10, 20),
+    "30 patients of 20": (30, 20),
+    "100 patients of 10": (100, 10),
+}
+OF_ONE_CLASS = {"patients of both classes": False, "patients of one class": True}
+FIGURES = ("accuracy", "AUC", "flips", "change of accuracy", "change of AUC")
+BY_IMAGES = "change of accuracy, resampled by images"
 LAWS = ((1, 1.5, 5), (1, 4, 3), (0.7, 1.5, 5), (0.7, 4, 3), (0.4, 3, 8), (1.5, 1, 4))
 """What the logits are to be multiplied by to be right, their standard deviation, and classes."""
 IMAGES = (20, 60, 320, 1000)
@@ -42,24 +56,70 @@ PATIENTS_DIFFER = 0.5
 """Standard deviation of the logarithm of the patients' factors."""
 
 
-def coverage(distance: float, images: int, trials: int, resamples: int) -> dict[str, float]:
-    """The shares of data sets whose intervals hold the truth."""
-    known = {"auc": norm.cdf(distance / np.sqrt(2)), "accuracy": norm.cdf(distance / 2)}
-    held = {"auc": 0, "accuracy": 0, "auc by percentiles": 0}
-    truth = np.repeat([0, 1], images)
+def _scores(
+    units: int,
+    each: int,
+    one_class: bool,
+    apart: float,
+    moved: tuple[float, float],
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Classes, both models' scores and patients of images, as many of a patient as Poisson has it."""
+    counts = np.maximum(1, generator.poisson(each, units)) if each > 1 else np.ones(units, int)
+    patients = np.repeat(np.arange(units), counts)
+    sick = np.arange(units) % 2 if one_class else generator.beta(2, 2, units)
+    truth = (generator.random(len(patients)) < sick[patients]).astype(int)
+    differ = generator.normal(0, 0.7, units)[patients]
+    first = apart * (truth - 0.5) + differ + generator.normal(size=len(patients))
+    shift, deviation = moved
+    second = first + shift + generator.normal(0, deviation, units)[patients]
+    return truth, first, second + generator.normal(0, deviation, len(patients)), patients
+
+
+def _area(scores: np.ndarray, truth: np.ndarray, members: np.ndarray) -> Auc:
+    return Auc.of(np.stack([-scores, scores], axis=1), truth, members)
+
+
+def paired_coverage(
+    drawn: tuple[int, int], one_class: bool, apart: float, moved: tuple[float, float], trials: int
+) -> dict[str, tuple[float, float, float]]:
+    """Of each figure the truth, the share of data sets whose intervals hold it, and their mean width.
+
+    Beside them, of the change of accuracy, what 200 resamples by images hold, by percentiles, where an image
+    changes (elsewhere they show no doubt).
+    """
     generator = np.random.default_rng(0)
-    for trial in range(trials):
-        scores = generator.normal(size=2 * images) + distance * (truth - 0.5)
-        second = 1 / (1 + np.exp(-scores))
-        probabilities = np.stack([1 - second, second], axis=1)
-        (figures,) = resample([probabilities], truth, resamples=resamples, seed=trial)
-        for name, value in known.items():
-            interval = getattr(figures, name).interval()
-            held[name] += bool(interval.low <= value <= interval.high)
-        assert figures.auc is not None
-        low, high = np.quantile(figures.auc.values, [0.025, 0.975])
-        held["auc by percentiles"] += bool(low <= known["auc"] <= high)
-    return {name: count / trials for name, count in held.items()}
+    _, each = drawn
+    truth, first, second, patients = _scores(400_000 // each, each, one_class, apart, moved, generator)
+    right, after = (first > 0) == truth, (second > 0) == truth
+    areas = [_area(scores, truth, np.arange(len(truth))).value for scores in (first, second)]
+    change = float(after.mean() - right.mean())
+    known = right.mean(), areas[0], (right != after).mean(), change, areas[1] - areas[0]
+    true = dict(zip(FIGURES, map(float, known), strict=True))
+    true[BY_IMAGES] = change
+    held, width = dict.fromkeys(true, 0.0), dict.fromkeys(true, 0.0)
+    for _ in range(trials):
+        truth, first, second, patients = _scores(*drawn, one_class, apart, moved, generator)
+        if len(set(truth.tolist())) < 2:
+            continue
+        right, after = (first > 0) == truth, (second > 0) == truth
+        before = _area(first, truth, patients)
+        found = {
+            "accuracy": share_interval(right, patients),
+            "AUC": before.interval(),
+            "flips": share_interval(right != after, patients),
+            "change of accuracy": share_change(right & ~after, after & ~right, patients),
+            "change of AUC": before.change_interval(_area(second, truth, patients)),
+        }
+        ends = {name: (interval.low, interval.high) for name, interval in found.items()}
+        ends[BY_IMAGES] = ends["change of accuracy"]
+        if (moves := after.astype(float) - right).any():
+            weights = generator.multinomial(len(truth), np.full(len(truth), 1 / len(truth)), 200)
+            ends[BY_IMAGES] = tuple(np.quantile(weights @ moves / len(truth), [0.025, 0.975]))
+        for name, (low, high) in ends.items():
+            held[name] += (low - 1e-6 <= true[name] <= high + 1e-6) / trials
+            width[name] += (high - low) / trials
+    return {name: (true[name], held[name], width[name]) for name in true}
 
 
 def calibration_coverage(law: tuple[float, float, int], images: int, trials: int) -> tuple[float, float]:
@@ -144,20 +204,27 @@ def main() -> None:
     """Prints one row a case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--resamples", type=int, default=400)
+    parser.add_argument("--paired", action="store_true", help="accuracy, AUC, flips and their change alone")
     options = parser.parse_args()
-    table = Table("images", "AUC", "held, %", "by percentiles, %", "accuracy", "held, %")
-    for distance, images in CASES:
-        found = coverage(distance, images, options.trials, options.resamples)
-        table.add_row(
-            str(2 * images),
-            f"{norm.cdf(distance / np.sqrt(2)):.4f}",
-            f"{100 * found['auc']:.1f}",
-            f"{100 * found['auc by percentiles']:.1f}",
-            f"{norm.cdf(distance / 2):.4f}",
-            f"{100 * found['accuracy']:.1f}",
+    for of_class, one_class in OF_ONE_CLASS.items():
+        table = Table(
+            "accuracy", "other model", "of", *FIGURES, BY_IMAGES, title=f"held, % (width), {of_class}"
         )
-    Console().print(table)
+        for (name, apart), (other, moved), (of, drawn) in product(
+            APART.items(), MOVED.items(), DRAWN.items()
+        ):
+            if one_class and drawn[1] == 1:
+                continue
+            found = paired_coverage(drawn, one_class, apart, moved, options.trials)
+            table.add_row(
+                name,
+                other,
+                of,
+                *(f"{100 * held:.1f} ({100 * width:.3g})" for _, held, width in found.values()),
+            )
+        Console(width=150).print(table)
+    if options.paired:
+        return
     table = Table(
         "sure by", "spread", "classes", "calibration error, %", *(f"{n} images: held, %" for n in IMAGES)
     )
@@ -168,8 +235,8 @@ def main() -> None:
     heads = "sure by,spread,classes,change,alike,images,true,held %,width,of own bins %,resampled %"
     table = Table(*heads.split(","), title="change of the calibration error, points")
     for law, (name, change), alike, images in product(CHANGED, CHANGES.items(), ALIKE, IMAGES[1:]):
-        found = change_coverage(law, change, alike, images, options.trials // 5)
-        row = [100 * found[each] for each in ("true", "interval", "width", "own bins", "resampled")]
+        of_change = change_coverage(law, change, alike, images, options.trials // 5)
+        row = [100 * of_change[each] for each in ("true", "interval", "width", "own bins", "resampled")]
         table.add_row(*map(str, law), name, alike, str(images), *(f"{value:.2f}" for value in row))
     Console(width=140).print(table)
 

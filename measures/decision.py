@@ -23,20 +23,15 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .margins import margins_of
-from .metrics import ClassMetrics, Metrics, log_odds, log_softmax, metrics_of
+from .metrics import Metrics, log_odds, log_softmax, metrics_of
+from .paired import Auc, Flags, Members, mcnemar_p, members_of, share_change, share_interval
 from .uncertainty import (
     LEVEL,
-    RESAMPLES,
-    SEED,
     Interval,
     Reliability,
-    Resampled,
     calibration_change,
     calibration_error,
-    mcnemar_p,
-    proportion_interval,
     reliability,
-    resample,
 )
 
 
@@ -136,10 +131,17 @@ class Flip:
 
 @dataclass(frozen=True)
 class Proportion:
-    """A share with its exact interval; None where there is nothing to take a share of."""
+    """A share with its interval; None where there is nothing to take a share of."""
 
     value: float | None
     interval: Interval
+
+    @classmethod
+    def of(cls, flags: Flags, members: Members, among: Flags) -> Proportion:
+        """The share of those images ``among`` others that are flagged; all three are (N,)."""
+        counted = flags & among
+        value = float(counted.sum() / among.sum()) if among.any() else None
+        return cls(value, share_interval(counted, members, among))
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,8 @@ class Decision:
     """How an artefact's answers on labelled images compare with its reference's."""
 
     images: int
+    groups: int | None
+    """Patients, slides or the like that they are of, copies counted once; None where each image counts."""
     accuracy: Change
     auc: Change | None
     """The area under the curve, as `metrics_of` has it; None where the images are all of one class."""
@@ -203,7 +207,8 @@ class Decision:
     """Counted over all images, as are `gained`, `mcnemar_p` and all that follows but the criteria."""
     gained: int
     mcnemar_p: float
-    """Exact, two-sided: of a split into lost and gained as uneven as this, if neither model were better."""
+    """Exact, two-sided: of a split into lost and gained as uneven as this, if neither model were better; by
+    whole groups."""
     classes: tuple[ClassChange, ...]
     reference_confusion: tuple[tuple[int, ...], ...]
     """Images by true class (rows) and given class (columns)."""
@@ -215,8 +220,6 @@ class Decision:
     """What these images cannot tell."""
     level: float
     """Level of confidence of all intervals."""
-    resamples: int
-    seed: int
 
     @property
     def met(self) -> bool:
@@ -270,8 +273,6 @@ def decide(
     bar: DecisionBar = DecisionBar(),
     undecided: npt.NDArray[np.bool_] | None = None,
     groups: Sequence[str] | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
 ) -> Decision:
     """Compares two models' logits on labelled images.
 
@@ -284,29 +285,28 @@ def decide(
         bar: what must not be lost.
         undecided: (N,), the images that the reference does not decide, as `undecided_images` has them; None:
             there is no bar on logits to tell by, all flips count, and the number of these is not judged.
-        groups: (N,), the patient or slide of each image, for the intervals of the calibration error; None:
-            each image is its own.
-        resamples: how many the bootstrap draws.
-        seed: decides what the bootstrap draws.
+        groups: (N,), the patient or slide of each image; None: each image is its own.
 
     Raises:
         ValueError: shapes that do not fit together, no image, or logits that are not finite.
     """
     before, after = (metrics_of(logits, truth, labels) for logits in (reference, artefact))
     probabilities = [np.exp(log_softmax(logits)) for logits in (reference, artefact)]
-    scores = [log_odds(logits) for logits in (reference, artefact)]
-    figures = resample(probabilities, truth, scores=scores, resamples=resamples, seed=seed)
+    members = members_of(groups, len(truth))
     not_judged = np.zeros(len(truth), np.bool_) if undecided is None else undecided
     flips = _flips(probabilities, truth, labels, images, margins_of(reference), not_judged)
-    outcomes = Counter(flip.outcome for flip in flips)
-    lost, gained = outcomes["lost"], outcomes["gained"]
-    judged = int((~not_judged).sum())
+    given = [rows.argmax(axis=1) for rows in probabilities]
+    right = [labels_given == truth for labels_given in given]
+    lost, gained = right[0] & ~right[1], right[1] & ~right[0]
     auc = None
-    if figures[0].auc is not None and figures[1].auc is not None:
-        auc = _change(figures[0].auc, figures[1].auc)
+    if len(set(truth.tolist())) > 1:
+        auc = _auc_change(*(Auc.of(log_odds(logits), truth, members) for logits in (reference, artefact)))
+    of_reference, of_artefact = (share_interval(each, members) for each in right)
+    moved = share_change(lost, gained, members)
+    accuracy = Change(before.accuracy, after.accuracy, of_reference, of_artefact, moved)
+    judged = int((~not_judged).sum())
     judged_flips = sum(not flip.undecided for flip in flips)
-    flip_share = _proportion(judged_flips, judged)
-    accuracy = _accuracy_change(figures[0].accuracy, figures[1].accuracy, lost + gained)
+    flip_share = Proportion.of(given[0] != given[1], members, ~not_judged)
     criteria = [
         *_change_criteria(bar, accuracy, auc),
         _image_criterion("flips", bar.max_flips, judged_flips, judged, flip_share.interval.high),
@@ -314,61 +314,49 @@ def decide(
     # That share is of these images; on others it is theirs, so nothing is in doubt.
     if undecided is not None and judged_flips < len(flips):
         criteria.append(_image_criterion("undecided", bar.max_undecided, len(truth) - judged, len(truth)))
+    units = None if groups is None else int(members.max()) + 1
+    notes = [*_notes(bar, before, auc is not None, criteria)]
+    if units is not None:
+        drawn = f"{units} group{'' if units == 1 else 's'}"
+        notes.insert(0, f"intervals are by {drawn} (patients, slides, copies), not by images")
     return Decision(
         images=len(truth),
+        groups=units,
         accuracy=accuracy,
         auc=auc,
-        calibration_error=_calibration_change(probabilities, truth, groups),
+        calibration_error=_calibration_change(probabilities, truth, None if groups is None else members),
         flips=flips,
         flip_share=flip_share,
         undecided=len(truth) - judged,
-        lost=lost,
-        gained=gained,
-        mcnemar_p=mcnemar_p(lost, gained),
-        classes=tuple(_class_changes(before, after, flips)),
+        lost=int(lost.sum()),
+        gained=int(gained.sum()),
+        mcnemar_p=mcnemar_p(lost, gained, members),
+        classes=tuple(_class_changes(before, given, truth, members, flips)),
         reference_confusion=before.confusion,
         artefact_confusion=after.confusion,
         reference_reliability=reliability(probabilities[0], truth),
         artefact_reliability=reliability(probabilities[1], truth),
         criteria=tuple(criteria),
-        notes=tuple(_notes(bar, before, auc, criteria)),
+        notes=tuple(notes),
         level=LEVEL,
-        resamples=resamples,
-        seed=seed,
     )
 
 
-def _change(reference: Resampled, artefact: Resampled) -> Change:
+def _auc_change(reference: Auc, artefact: Auc) -> Change:
     return Change(
-        reference.estimate,
-        artefact.estimate,
+        reference.value,
+        artefact.value,
         reference.interval(),
         artefact.interval(),
-        (artefact - reference).interval(),
+        reference.change_interval(artefact),
     )
-
-
-def _accuracy_change(reference: Resampled, artefact: Resampled, differing: int) -> Change:
-    """`_change` with exact intervals where resampling has nothing to vary: it then knows no doubt."""
-    change = _change(reference, artefact)
-    images = len(reference.influence)
-    intervals = [change.reference_interval, change.artefact_interval]
-    for index, figure in enumerate((reference, artefact)):
-        if figure.estimate in (0, 1):
-            intervals[index] = proportion_interval(round(figure.estimate * images), images)
-    difference = change.change_interval
-    if not differing:  # neither the share of lost images nor that of gained ones can be larger than this
-        most = proportion_interval(0, images).high
-        difference = Interval(-most, most, exact=True)
-    return Change(change.reference, change.artefact, intervals[0], intervals[1], difference)
 
 
 def _calibration_change(
     probabilities: Sequence[npt.NDArray[np.float64]],
     truth: npt.NDArray[np.integer[Any]],
-    groups: Sequence[str] | None,
+    members: Members | None,
 ) -> Change:
-    members = None if groups is None else np.unique(np.array(groups), return_inverse=True)[1]
     sure = [rows.max(axis=1) for rows in probabilities]
     right = [rows.argmax(axis=1) == truth for rows in probabilities]
     (before, reference), (after, artefact) = (
@@ -406,35 +394,30 @@ def _flips(
     return tuple(sorted(flips, key=lambda flip: (flip.undecided, order.index(flip.outcome))))
 
 
-def _class_changes(before: Metrics, after: Metrics, flips: Sequence[Flip]) -> Iterator[ClassChange]:
+def _class_changes(
+    metrics: Metrics,
+    given: Sequence[npt.NDArray[np.integer[Any]]],
+    truth: npt.NDArray[np.integer[Any]],
+    members: Members,
+    flips: Sequence[Flip],
+) -> Iterator[ClassChange]:
     outcomes = Counter((flip.truth, flip.outcome) for flip in flips)
     totals = Counter(flip.truth for flip in flips)
-    for index, (old, new) in enumerate(zip(before.classes, after.classes, strict=True)):
+    for index, each in enumerate(metrics.classes):
+        of_it = truth == index
+        sensitivity = [Proportion.of(labels == index, members, of_it) for labels in given]
+        specificity = [Proportion.of(labels != index, members, ~of_it) for labels in given]
         yield ClassChange(
-            label=old.label,
-            images=old.images,
-            reference_sensitivity=_sensitivity(before, index),
-            artefact_sensitivity=_sensitivity(after, index),
-            reference_specificity=_specificity(before, old, index),
-            artefact_specificity=_specificity(after, new, index),
-            flips=totals[old.label],
-            lost=outcomes[old.label, "lost"],
-            gained=outcomes[old.label, "gained"],
+            label=each.label,
+            images=each.images,
+            reference_sensitivity=sensitivity[0],
+            artefact_sensitivity=sensitivity[1],
+            reference_specificity=specificity[0],
+            artefact_specificity=specificity[1],
+            flips=totals[each.label],
+            lost=outcomes[each.label, "lost"],
+            gained=outcomes[each.label, "gained"],
         )
-
-
-def _sensitivity(metrics: Metrics, index: int) -> Proportion:
-    return _proportion(metrics.confusion[index][index], metrics.classes[index].images)
-
-
-def _specificity(metrics: Metrics, result: ClassMetrics, index: int) -> Proportion:
-    others = metrics.images - result.images
-    mistaken = result.predicted - metrics.confusion[index][index]
-    return _proportion(others - mistaken, others)
-
-
-def _proportion(part: int, whole: int) -> Proportion:
-    return Proportion(part / whole if whole else None, proportion_interval(part, whole))
 
 
 def _change_criteria(bar: DecisionBar, accuracy: Change, auc: Change | None) -> Iterator[Criterion]:
@@ -468,16 +451,12 @@ def _image_criterion(
     return Criterion(name, 100 * found / images, allowed, worst, "%")
 
 
-def _notes(
-    bar: DecisionBar, metrics: Metrics, auc: Change | None, criteria: Sequence[Criterion]
-) -> Iterator[str]:
+def _notes(bar: DecisionBar, metrics: Metrics, has_auc: bool, criteria: Sequence[Criterion]) -> Iterator[str]:
     images = metrics.images
     absent = [result.label for result in metrics.classes if not result.images]
-    if auc is None:
+    if not has_auc:
         present = next(result.label for result in metrics.classes if result.images)
         yield f"AUC is not defined: all images are of class '{present}'; give images of another class too"
-    elif auc.change_interval.width == 0:
-        yield "AUC moves in no resample: these images do not tell how far it would on others"
     if absent:
         yield f"there are no images of {', '.join(absent)}, so nothing is said about such"
     if bar.max_accuracy_drop is not None and 100 / images > bar.max_accuracy_drop:
@@ -487,10 +466,10 @@ def _notes(
         )
     for criterion in criteria:
         if criterion.met and not criterion.certain and criterion.worst is not None:
+            worst = f"{float(f'{criterion.worst:.2g}'):g} {criterion.unit}".rstrip()
             yield (
-                f"{criterion.name}: met on these {images} images, which are too few to exclude "
-                f"{criterion.worst:.2g}{f' {criterion.unit}' if criterion.unit else ''} on others "
-                f"(allowed {criterion.allowed:g})"
+                f"{criterion.name}: met on these {images} images, which are too few to exclude {worst} on "
+                f"others (allowed {criterion.allowed:g})"
             )
 
 

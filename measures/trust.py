@@ -27,7 +27,15 @@ from ..pages.figures import INK, TRAIN_COLOUR, VAL_COLOUR, write_figure
 from ..text import share_as_text
 from .metrics import log_softmax
 from .selective import certainty
-from .uncertainty import RESAMPLES, SEED, Interval, Resampled, calibration_error, proportion_interval, widened
+from .uncertainty import (
+    RESAMPLES,
+    SEED,
+    Interval,
+    bias_corrected,
+    calibration_error,
+    proportion_interval,
+    widened,
+)
 
 CURVE_POINTS = 200
 
@@ -167,8 +175,7 @@ def trust_of(
             return Figure(figures[name](np.ones(images)), Interval(0.0, 1.0))
         drawn = values[name][np.isfinite(values[name])]
         estimate = figures[name](np.ones(images))
-        # No influence: bias-corrected, and not accelerated.
-        interval = Resampled(estimate, drawn, np.zeros(images)).interval()
+        interval = bias_corrected(estimate, drawn)
         return Figure(estimate, interval if members is None else widened(interval, estimate, units))
 
     answered = None

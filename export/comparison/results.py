@@ -13,18 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
+from ...measures.paired import mcnemar_p, members_of, share_change
 from ...measures.predictions import Predictions
-from ...measures.uncertainty import (
-    LEVEL,
-    RESAMPLES,
-    Interval,
-    bootstrap_interval,
-    mcnemar_p,
-    proportion_interval,
-    swapped_p,
-)
+from ...measures.uncertainty import LEVEL, RESAMPLES, Interval
 from ...model.evaluation.paper import METRICS
 from ...model.evaluation.table import Row
 from ...model.training.recipe import Recipe
@@ -73,15 +64,14 @@ class Difference:
     value: float
     """A share, not above 0."""
     interval: Interval
-    """95 %, of paired images, or of whole groups of them; exact where no image changes, and all that can be
-    where there is one image or group only. It reaches 0 where the test's p is above 5 %: resampling some few
-    images that changed leaves too little doubt."""
+    """95 %, of paired images, or of whole groups of them; all that can be where there is one only. It reaches
+    0 where the test's p is above 5 %."""
     gained: int
     """Images that it has right and the best has not."""
     lost: int
     """Images that the best has right and it has not."""
     p: float
-    """McNemar's exact test; where images come in groups, the same of whole groups (`swapped_p`)."""
+    """McNemar's exact test; where images come in groups, of whole ones."""
 
     @property
     def is_told(self) -> bool:
@@ -89,38 +79,18 @@ class Difference:
         return self.interval.high < 0
 
     @classmethod
-    def of(cls, own: Predictions, best: Predictions, resamples: int = RESAMPLES) -> Difference | None:
+    def of(cls, own: Predictions, best: Predictions) -> Difference | None:
         """The difference of two networks; None where they answered other images."""
         if own.images != best.images:
             return None
         right, best_right = (each.logits.argmax(axis=1) == each.truth for each in (own, best))  # (N,) each
-        gained, lost = int((right & ~best_right).sum()), int((best_right & ~right).sum())
-        change = right.astype(np.float64) - best_right
-        groups = None if own.groups is None else np.array(own.groups)
-        interval = bootstrap_interval(
-            lambda drawn: float(drawn.mean()),
-            change,
-            resamples=resamples,
-            groups=groups,
-            bounds=(-1.0, 1.0),
-        )
-        units, p, reached = len(right), mcnemar_p(lost, gained), 0.0
-        if groups is not None:
-            members = np.unique(groups, return_inverse=True)[1]
-            sums = np.bincount(members, change)
-            units, p = len(sums), swapped_p(sums)
-        elif lost + gained:  # of the images that changed, the share that was lost may be as small as this
-            least = proportion_interval(lost, lost + gained).low
-            reached = (1 - 2 * least) * (lost + gained) / len(right)
-        if units < 2:
-            interval = Interval(-1.0, 1.0)
-        elif not gained and not lost:  # resampling would show no doubt
-            most = proportion_interval(0, units).high
-            interval = Interval(-most, most, exact=True)
-        assert interval is not None  # a mean has a value in every resample
+        gained, lost = right & ~best_right, best_right & ~right
+        members = members_of(own.groups, len(right))
+        more, less = int(gained.sum()), int(lost.sum())
+        interval, p = share_change(lost, gained, members), mcnemar_p(lost, gained, members)
         if p > 1 - LEVEL:
-            interval = replace(interval, high=max(interval.high, reached))
-        return cls((gained - lost) / len(right), interval, gained, lost, p)
+            interval = replace(interval, high=max(interval.high, 0.0))
+        return cls((more - less) / len(right), interval, more, less, p)
 
 
 @dataclass(frozen=True)

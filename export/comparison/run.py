@@ -202,7 +202,7 @@ class _Run:
         known = self.differences.setdefault(best.network, {})
         for name, own in self.answers.items():
             if name not in known and name != best.network:
-                known[name] = Difference.of(own, self.answers[best.network], self.resamples)
+                known[name] = Difference.of(own, self.answers[best.network])
         entries = [replace(each, difference=known.get(each.network)) for each in self.comparison.entries]
         return replace(self.comparison, entries=tuple(entries))
 

@@ -107,7 +107,7 @@ def notes_on(comparison: Comparison) -> list[str]:
     notes = [
         f"{comparison.data}: {images} images{groups} of the {comparison.split} split, {size}x{size} pixels; "
         f"each network trained once, from scratch, by the same recipe.",
-        f"[low, high]: 95 % bootstrap interval over {drawn}, paired for differences (points); what another "
+        f"[low, high]: 95 % interval over {drawn}, paired for differences (points); what another "
         "training run could give is not in it.",
         f"params and GMACs with this many classes at {size}x{size}, attention and scans included.",
     ]

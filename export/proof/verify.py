@@ -233,7 +233,6 @@ def verify(
             ),
         )
     if images.truth is not None:
-        report("resampling")
         parity = _with_decision(parity, expected, found, undecided, images, manifest.labels, decision_bar)
     if not parity.passed and network is not None and not parity.bar.is_missing:
         report("looking for the module that departs")
