@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BackendError, InputError
+from ..errors import InputError
 from ..runtime.artefact import open_bundle
 from ..runtime.drift import (
     COMMANDS,
@@ -58,6 +58,10 @@ REST = 1 / 6
 shows one field alone: camera noise of two levels over a field of blood makes a tenth of what fields do."""
 DETECTED_D = 0.35
 """Where the pictures are too few to show a change as large as this, it is not said that there is none."""
+
+_MOST = 1000
+"""Values of a sample that are counted: of more, a D of `LEAST_D` is no chance either."""
+_ROUNDING = 1e-9
 
 _FOUND = (1, 7, 9, 11, 15, 20, 30, 50, 60)
 _WORTH = (1, 1, 3, 5, 8, 12, 22, 45, 60)
@@ -206,14 +210,7 @@ def drift_of(log: str | Path, against: str | Path | None = None) -> Drift:
     Raises:
         InputError: the log cannot be read, or holds nothing to compare.
         ArtefactError: the bundle cannot be read.
-        BackendError: SciPy is missing.
     """
-    try:
-        import scipy  # type: ignore[import-untyped]  # noqa: F401  # before anything is read; ships no types
-    except ImportError as error:
-        raise BackendError(
-            "to compare needs SciPy, which is not installed: pip install 'msmamba[calibrate]'"
-        ) from error
     logged = read_drift(log)
     origin = logged.origin if against is None else Origin.of(open_bundle(against).folder)
     if origin.calibrated is None:
@@ -224,7 +221,7 @@ def drift_of(log: str | Path, against: str | Path | None = None) -> Drift:
         )
     if not logged.pictures:
         raise InputError(f"'{log}' holds no line of a picture yet: let --drift write some first")
-    scores = _compared(logged, origin.calibrated)
+    scores = compared(logged, origin.calibrated)
     if not scores:
         raise InputError(f"'{log}' and the calibration have no score in common, so nothing can be compared")
     notes = []
@@ -253,8 +250,8 @@ def _listed(scores: Sequence[ScoreDrift]) -> str:
     return ", ".join(dict.fromkeys(score.words for score in ordered))
 
 
-def _compared(logged: Logged, calibrated: CalibratedScores) -> tuple[ScoreDrift, ...]:
-    """Each score that both have, those that changed marked."""
+def compared(logged: Logged, calibrated: CalibratedScores) -> tuple[ScoreDrift, ...]:
+    """Each score that a log and the calibration have, those that changed marked."""
     found: list[ScoreDrift] = []
     resting = _resting(logged, calibrated)
     for name in SCORES:
@@ -405,14 +402,26 @@ def _ranks(values: Floats) -> Floats:
 
 
 def chance(distance: float, worth: float, calibrated: int) -> float:
-    """The chance of a D at least as large by chance alone: Kolmogorov's law as Stephens (1970) has it.
+    """The chance of a D at least as large by chance alone: the exact law of two samples (Hodges, 1958).
+
+    All orders in which two samples can mix are as likely where both are distributed alike. An order is a path
+    over a grid, a step this way or that for each value, and D is how far the path strays from the diagonal:
+    those that stray less are counted.
 
     Args:
         distance: D.
-        worth: how many independent pictures there are.
+        worth: how many independent pictures there are; what is over whole ones is left out.
         calibrated: how many there were at the calibration.
     """
-    from scipy.special import kolmogorov  # type: ignore[import-untyped]  # ships no types
+    fewer, more = sorted(min(max(int(number), 1), _MOST) for number in (worth, calibrated))
+    shares = np.arange(more + 1) / more
 
-    root = np.sqrt(worth * calibrated / (worth + calibrated))
-    return float(kolmogorov((root + 0.12 + 0.11 / root) * distance))
+    def near(taken: int) -> npt.NDArray[np.bool_]:
+        """Where a path may be after so many steps along the shorter side."""
+        return np.abs(taken / fewer - shares) < distance - _ROUNDING
+
+    paths = near(0).astype(np.float64)  # to each place, of all that there are to the end of this line
+    for taken in range(1, fewer + 1):
+        inside = near(taken)
+        paths = np.where(inside, np.cumsum(np.where(inside, paths, 0.0)), 0.0) * (taken / (taken + more))
+    return max(0.0, 1.0 - float(paths[-1]))

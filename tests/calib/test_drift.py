@@ -384,12 +384,19 @@ def test_the_figure_is_the_largest_difference_of_shares() -> None:
     assert ks_distance(one, other) == pytest.approx(ks_2samp(one, other).statistic)
 
 
-def test_the_chance_is_that_of_as_many_independent_values() -> None:
-    from scipy.stats import kstwo
+def test_the_chance_is_that_of_two_samples() -> None:
+    from scipy.stats import ks_2samp
 
-    for distance, one, other in ((0.3, 50, 50), (0.45, 20, 20), (0.2, 100, 400)):
-        exact = kstwo.sf(distance, one * other // (one + other))
-        assert chance(distance, one, other) == pytest.approx(exact, rel=0.02)
+    generator = np.random.default_rng(11)
+    for one, other in ((50, 50), (20, 20), (12, 400), (37, 211), (1, 7)):
+        values = generator.normal(0, 1, one), generator.normal(0.6, 1, other)
+        found = ks_2samp(*values, method="exact")
+        assert chance(found.statistic, one, other) == pytest.approx(found.pvalue, rel=1e-6)
+        assert chance(found.statistic, other, one) == pytest.approx(found.pvalue, rel=1e-6)
+    assert chance(0.3, 50, 50) == pytest.approx(0.02171, abs=1e-5)  # of one sample it would be 0.017
+    assert chance(0.3, 50.9, 50) == chance(0.3, 50, 50)
+    assert chance(0, 3, 3) == 1
+    assert chance(LEAST_D, 100_000, 100_000) < 1e-9
 
 
 @pytest.mark.parametrize(
