@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..data.folders import below
+from ..data.seen import sha256_of_images
 from ..errors import DataError, some
-from ..files import sha256_of
 from ..images import FULL_WHITE, StackedImage, read_image
 
 Source: TypeAlias = Path | StackedImage
@@ -108,13 +108,13 @@ def choose(
     dealt = [sources[turn] for turn in rounds for sources in shuffled if turn < len(sources)][:count]
 
     images, plain = [], []
-    for source, label in dealt:
+    digests = sha256_of_images(source for source, _ in dealt)
+    for (source, label), digest in zip(dealt, digests, strict=True):
         pixels = read_image(source, white_level=white_level)
         name = below(Path(root), source)
         if (pixels == pixels[:1, :1]).all():
             plain.append(name)
-        is_stacked = isinstance(source, StackedImage)
-        digest = hashlib.sha256(pixels.tobytes()).hexdigest() if is_stacked else sha256_of(source)
+        assert digest is not None  # it was read
         images.append(CalibrationImage(source, name, label, digest))
     if plain and for_ranges:
         raise DataError(

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from ..errors import ImageError, reason_of, some
 from ..files import sha256_of
 from ..images import StackedImage
-from ..schema import Kind, record
+from ..schema import SHA256, Kind, by_name, record
 from .imported import NO_ARRAY
 from .samples import Source
 
@@ -75,27 +75,36 @@ class Overlap:
     """Those that were not trained on."""
     fitted_the_guard: tuple[int, ...] = ()
     """Those that an artefact's guard was fitted on, whatever else they were used for."""
+    made_int8: tuple[int, ...] = ()
+    """Those that an artefact's int8 was calibrated or judged on, whatever else they were used for."""
 
     @classmethod
-    def of(cls, sources: Iterable[Source], seen: Seen | None, guard: Checksums | None = None) -> Overlap:
+    def of(
+        cls,
+        sources: Iterable[Source],
+        seen: Seen | None,
+        guard: Checksums | None = None,
+        int8: Checksums | None = None,
+    ) -> Overlap:
         """Looks images up.
 
         Args:
             sources: the images.
             seen: what training saw; None where that is not known.
             guard: what a guard was fitted on; None where there is none, or that is not known.
+            int8: what int8 was calibrated and judged on; None where there is none, or that is not known.
 
         Raises:
             ImageError: an image cannot be read.
         """
         lists = [None, None] if seen is None else [seen.trained_on, seen.chose_the_epoch]
-        known = [set[int]() if each is None else set(each.tolist()) for each in (*lists, guard)]
+        known = [set[int]() if each is None else set(each.tolist()) for each in (*lists, guard, int8)]
         found = checksums_of(sources) if any(known) else []
-        trained_on, chose, fitted = (
+        trained_on, chose, fitted, quantised = (
             tuple(place for place, each in enumerate(found) if each in kept) for kept in known
         )
         trained = set(trained_on)
-        return cls(trained_on, tuple(place for place in chose if place not in trained), fitted)
+        return cls(trained_on, tuple(place for place in chose if place not in trained), fitted, quantised)
 
     def notes(self, names: Sequence[str]) -> list[str]:
         """A line for each use that flatters what is measured on the named images."""
@@ -103,6 +112,7 @@ class Overlap:
             self.trained_on_note(names): "the figures are better than they are on others",
             self.chosen_by_note(names): "the figures are a little better than they are on others",
             self.fitted_note(names): "what is told of its answers is better than it is on others",
+            self.int8_note(names): "it looks better on these than on others",
         }
         return [f"{note}: {how}" for note, how in better.items() if note]
 
@@ -129,6 +139,14 @@ class Overlap:
             f"the guard was fitted on {len(self.fitted_the_guard)} of these {len(names)} images ({examples})"
         )
 
+    def int8_note(self, names: Sequence[str]) -> str:
+        """How many of the named images int8 was calibrated or judged on, with examples; empty where none."""
+        if not self.made_int8:
+            return ""
+        examples = some([names[place] for place in self.made_int8])
+        made = len(self.made_int8)
+        return f"int8 was calibrated or judged on {made} of these {len(names)} images ({examples})"
+
 
 def checksums_of(sources: Iterable[Source]) -> list[int]:
     """(N,): the checksum of each image.
@@ -136,20 +154,33 @@ def checksums_of(sources: Iterable[Source]) -> list[int]:
     Raises:
         ImageError: one cannot be read; it would be missing in silence where images are told apart by these.
     """
-    found: list[int] = []
+    return [_checksum(each) for each in sha256_of_images(sources)]
+
+
+def sha256_of_images(sources: Iterable[Source]) -> list[str]:
+    """(N,): the SHA-256 of each image's file, or of its pixels in a stack.
+
+    Raises:
+        ImageError: one cannot be read.
+    """
+    found: list[str] = []
     stacks: dict[Path, npt.NDArray[np.uint8]] = {}
     for source in sources:
         try:
             if isinstance(source, StackedImage):
                 if source.stack not in stacks:
                     stacks[source.stack] = np.load(source.stack, mmap_mode="r", allow_pickle=False)
-                digest = hashlib.sha256(stacks[source.stack][source.index].tobytes()).digest()
+                digest = hashlib.sha256(stacks[source.stack][source.index].tobytes()).hexdigest()
             else:
-                digest = bytes.fromhex(sha256_of(source))
+                digest = sha256_of(source)
         except (OSError, IndexError, *NO_ARRAY) as error:
             raise ImageError(f"'{source}' cannot be read: {reason_of(error)}") from error
-        found.append(int.from_bytes(digest[: CHECKSUM.itemsize], "big"))
+        found.append(digest)
     return found
+
+
+def _checksum(digest: str) -> int:
+    return int(digest[: 2 * CHECKSUM.itemsize], 16)
 
 
 def _distinct(checksums: Iterable[int]) -> Checksums:
@@ -195,3 +226,18 @@ def calibrated_images(values: Mapping[str, str]) -> Checksums:
     if problems := _CALIBRATED.problems(values):
         raise ValueError("; ".join(problems))
     return _from_text(values["images"])
+
+
+_QUANTISED = record({}, {"files": by_name(SHA256), "judged": by_name(SHA256)})
+
+
+def quantised_images(values: Mapping[str, Any]) -> Checksums:
+    """The checksums of the images that int8 was calibrated and judged on, by its ``calibration.json``.
+
+    Raises:
+        ValueError: it is something else; every mismatch is named.
+    """
+    if problems := _QUANTISED.problems(values):
+        raise ValueError("; ".join(problems))
+    digests = {*values.get("files", {}).values(), *values.get("judged", {}).values()}
+    return _distinct(map(_checksum, digests))

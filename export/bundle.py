@@ -24,7 +24,7 @@ from ..files import as_utf8, atomic_folder
 from ..model.networks.checkpoint import Checkpoint, load_checkpoint
 from ..model.networks.described import Described, described_by, notes_on
 from ..model.networks.registry import family_of
-from ..runtime.artefact import MODEL_NAME, PARITY_NAME, SEEN_NAME, open_bundle
+from ..runtime.artefact import CALIBRATION_NAME, MODEL_NAME, PARITY_NAME, SEEN_NAME, open_bundle
 from ..runtime.manifest import Manifest
 from ..runtime.probe import checksums
 from ..version import __version__
@@ -36,7 +36,7 @@ from .graph.int8_options import Int8Options, Prepared, prepare
 from .graph.onnx_model import DEFAULT_OPSET, flat_model, onnx_from_network, scan_nodes
 from .graph.precision import PrecisionProof, fp16_from_fp32, precision_proof
 
-CALIBRATION_FILE, PLAN_FILE = "calibration.json", "plan.json"
+PLAN_FILE = "plan.json"
 SENSITIVITY_FILE, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
 PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
@@ -212,7 +212,7 @@ def _lost_with(path: Path) -> list[str]:
 
 def _write_int8(folder: Path, int8: Int8) -> None:
     """How the network was quantised, as files beside the model."""
-    (folder / CALIBRATION_FILE).write_bytes(as_utf8(int8.calibration_json()))
+    (folder / CALIBRATION_NAME).write_bytes(as_utf8(int8.calibration_json()))
     (folder / PLAN_FILE).write_text(int8.plan.to_json(), encoding="utf-8")
     if int8.sensitivity is not None:
         (folder / SENSITIVITY_FILE).write_text(int8.sensitivity.to_json(int8.plan), encoding="utf-8")

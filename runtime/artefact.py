@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import files
-from ..data.seen import Checksums, Seen, calibrated_images
+from ..data.seen import Checksums, Seen, calibrated_images, quantised_images
 from ..errors import ArtefactError, reason_of
 from ..schema import parsed
 from ..text import as_word
@@ -34,6 +34,8 @@ SEEN_NAME = "seen.json"
 """Which images the training saw (`data.seen`); bundles of checkpoints that do not say have none."""
 CALIBRATED_NAME = "calibrated.json"
 """Which images the guard was fitted on; bundles that earlier versions calibrated have none."""
+CALIBRATION_NAME = "calibration.json"
+"""With int8, the ranges and the images that it was calibrated and judged on."""
 SCORES_NAME = "scores.json"
 """Scores of the images that the bundle was calibrated on (`runtime.drift`)."""
 
@@ -91,13 +93,25 @@ class Bundle:
             CALIBRATED_NAME, calibrated_images, "fit the guard again with 'mmdeploy calibrate'"
         )
 
-    def parsed(self, name: str, made_of: Callable[[Any], Made], cure: str) -> Made | None:
+    @property
+    def quantised_on(self) -> Checksums | None:
+        """The images that int8 was calibrated and judged on; None of another precision.
+
+        Raises:
+            ArtefactError: as `seen`.
+        """
+        return self.parsed(CALIBRATION_NAME, quantised_images, "export the bundle again", names=True)
+
+    def parsed(
+        self, name: str, made_of: Callable[[Any], Made], cure: str, *, names: bool = False
+    ) -> Made | None:
         """What one of the bundle's JSON files holds, None where the bundle has none of that name.
 
         Args:
             name: the file.
             made_of: makes it of the file's value; raises ValueError where that is something else.
             cure: what to do then.
+            names: whether it holds names of files (see `schema.parsed`).
 
         Raises:
             ArtefactError: the file was changed, or holds something else.
@@ -105,7 +119,7 @@ class Bundle:
         if name not in self.manifest.files:
             return None
         try:
-            return made_of(parsed(self.read(name)))
+            return made_of(parsed(self.read(name), names=names))
         except ValueError as error:
             raise ArtefactError(f"'{self.folder / name}' cannot be used: {error}: {cure}") from error
 

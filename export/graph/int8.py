@@ -80,6 +80,7 @@ class Int8:
             "method": self.prepared.options.method,
             **self.prepared.calibration.to_dict(),
             "files": self.prepared.calibration.listing(),
+            "judged": self.prepared.judged.listing(),
             "ranges": self.ranges,
         }
         return as_json(content, indent=2) + "\n"

@@ -246,9 +246,9 @@ def evaluate_model(
         notes=(
             *classifier.notes,
             *folder.notes,
-            *Overlap.of(sources_of(samples), classifier.seen, classifier.calibrated_on).notes(
-                matched.names(name)
-            ),
+            *Overlap.of(
+                sources_of(samples), classifier.seen, classifier.calibrated_on, classifier.quantised_on
+            ).notes(matched.names(name)),
             *tally.lines(),
         ),
     )
@@ -266,6 +266,8 @@ class _Classifier:
     guard: Guard | None = None
     calibrated_on: Checksums | None = None
     """What that was fitted on, where it is known."""
+    quantised_on: Checksums | None = None
+    """What int8 was calibrated and judged on, where it is known."""
     features: list[npt.NDArray[np.float32]] = field(default_factory=list)
     """The features of each batch that was predicted, where the guard compares them."""
 
@@ -323,6 +325,7 @@ def _opened(
             None if bundle is None else bundle.seen,
             session.guard,
             None if bundle is None or session.guard is None else bundle.calibrated_on,
+            None if bundle is None else bundle.quantised_on,
             features,
         )
 

@@ -177,8 +177,9 @@ def verify(
         report("opening the reference")
         with _opened_reference(reference, manifest, str(artefact), weights_of) as opened:
             network = opened.network
-            seen = open_bundle(artefact).seen if Path(artefact).is_dir() else opened.seen
-            overlap = Overlap.of(images.sources, seen)
+            bundle = open_bundle(artefact) if Path(artefact).is_dir() else None
+            seen = opened.seen if bundle is None else bundle.seen
+            overlap = Overlap.of(images.sources, seen, int8=None if bundle is None else bundle.quantised_on)
             report(f"comparing {len(images.sources)} images")
             runs: list[Run] = [opened.run, session.run]
             if network is not None and precision == "fp16":

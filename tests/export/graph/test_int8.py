@@ -24,6 +24,7 @@ from msmamba.export.bundle import Export, ExportOptions, export_bundle
 from msmamba.export.graph.int8_options import Int8Options, Prepared, prepare
 from msmamba.export.graph.judging import Limits
 from msmamba.export.graph.plan import Plan
+from msmamba.export.proof.evaluate import evaluate_model
 from msmamba.export.proof.parity import Rise
 from msmamba.export.proof.verify import verify
 from msmamba.files import sha256_of
@@ -89,6 +90,7 @@ def test_a_bundle_says_how_it_was_quantised(exported: Export, checkpoint: Path, 
     for name, digest in listed["files"].items():
         assert sha256_of(labelled / name) == digest
         assert name.startswith("train/")
+    assert {name.split("/")[0] for name in listed["judged"]} == {"val"}
     named = {"model.onnx", "calibration.json", "plan.json", "sensitivity.json", "sensitivity.png"}
     assert set(manifest.files) >= named
     assert exported.bytes < checkpoint.stat().st_size
@@ -115,6 +117,9 @@ def test_it_runs_and_is_verified(exported: Export, checkpoint: Path, labelled: P
     parity = verify(bundle, checkpoint, [labelled], split="val", max_flips=ImageLimit(12))
     assert parity.precision == "int8"
     assert parity.max_abs_error < 0.5
+    assert any("int8 was calibrated or judged on 12 of these 12 images" in note for note in parity.notes)
+    measured = evaluate_model(bundle, labelled, split="train").notes
+    assert any("int8 was calibrated or judged on 9 of these" in note for note in measured)
 
 
 @pytest.mark.parametrize(
