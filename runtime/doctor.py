@@ -89,6 +89,8 @@ class Ability:
         found: what was found; empty where the cause is another ability's.
         fix: what to do about it; empty when it works, and where the cause is another ability's.
         needs: the name of the ability whose cause keeps this one from working; empty otherwise.
+        is_wrong: whether something is there that does not do what it should, so that answers may be others;
+            what is missing is no error.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Ability:
     found: str = ""
     fix: str = ""
     needs: str = ""
+    is_wrong: bool = False
 
     def waiting(self, name: str) -> Ability:
         """Another ability, which does not work because this one does not."""
@@ -122,10 +125,26 @@ class Report:
         return self._works(_CLASSIFY)
 
     @property
+    def wrong(self) -> tuple[Ability, ...]:
+        """What there is that does not do what it should."""
+        return tuple(ability for ability in self.abilities if ability.is_wrong)
+
+    @property
+    def failure(self) -> str:
+        """Why answers here may not be those that were proven, or the artefact gives none; empty otherwise."""
+        if self.unopened:
+            return self.unopened
+        said = "; ".join(f"{each.name}: no, {each.found}: {each.fix}" for each in self.wrong)
+        return f"answers may be others here than those that were proven: {said}" if said else ""
+
+    @property
     def best_for(self) -> str:
         """What this machine is best for, in words: the fastest way to classify, and what else it can do."""
         if not self.can_infer:
             return "This machine cannot classify images yet: see the first 'no' below."
+        if self.wrong:
+            names = " and ".join(f"'{ability.name}'" for ability in self.wrong)
+            return f"This machine may answer otherwise than was proven: see {names} below."
         engines = [title for title in ENGINE_LIBRARIES.values() if self._works(_runs(title))]
         if engines:
             best = f"This machine is best for classifying on its GPU, by {engines[0]} engines."
@@ -245,7 +264,7 @@ def _one_onnxruntime() -> Ability:
     imported = f"{onnxruntime.__version__}, with {', '.join(onnxruntime.get_available_providers())}"
     if len(found) > 1 or (found and onnxruntime.__version__ not in installed.values()):
         said = f"{' and '.join(found)} installed, in one folder; what imports is {imported}"
-        return Ability(name, False, said, onnxruntime_library.how_to_install())
+        return Ability(name, False, said, onnxruntime_library.how_to_install(), is_wrong=True)
     return Ability(name, True, (found or [f"onnxruntime {onnxruntime.__version__}"])[0])
 
 
@@ -278,7 +297,7 @@ def _pictures() -> Ability:
     name = "prepare pictures as everywhere"
     found = probe.differences_here()
     if found:
-        return Ability(name, False, "; ".join(found), _OTHER_DECODERS)
+        return Ability(name, False, "; ".join(found), _OTHER_DECODERS, is_wrong=True)
     resize = "resize in NumPy" if why_no_native_resize() else f"native resize ({cpu.kernels()})"
     decoders = (f"{library} {version(library)}" for _, library in probe.PICTURES.values())
     return Ability(name, True, f"{', '.join(decoders)}, {resize}")
@@ -309,7 +328,7 @@ def _pictures_of(artefact: str, manifest: Manifest | None, unopened: str) -> Abi
         return Ability(name, False, f"'{artefact}' carries no probe", fix)
     said = "; ".join([*probe.differences(manifest), *manifest.notes])
     if probe.differences(manifest):
-        return Ability(name, False, said, _OTHER_DECODERS)
+        return Ability(name, False, said, _OTHER_DECODERS, is_wrong=True)
     return Ability(name, True, said or f"'{artefact}': the same values of {', '.join(manifest.probe)}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,3 +179,17 @@ def test_doctor_fails_where_the_artefact_cannot_be_opened(probed: Path, tmp_path
     assert "prepare pictures as its exporter" in missing.stdout
     assert missing.stderr.startswith("error: ")
     assert "none' does not exist" in missing.stderr
+
+
+def test_doctor_fails_where_pictures_become_others(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle(probe={"probe_1.jpg": {"pixels": "0" * 64, "tensor": "0" * 64}})
+    result = CliRunner().invoke(mmdeploy, ["doctor", str(bundle)])
+    assert result.exit_code == 1
+    name = "'prepare pictures as its exporter'"
+    assert result.stdout.startswith(f"This machine may answer otherwise than was proven: see {name} below")
+    assert re.fullmatch(
+        r"error: answers may be others here than those that were proven: "
+        r"prepare pictures as its exporter: no, "
+        r"simplejpeg \S+ here decodes JPEG to other pixels than the machine that exported it: install .*\n",
+        result.stderr,
+    )
