@@ -45,6 +45,7 @@ from .splitting import (
     folder_groups,
     group_in,
     notes_on_absent,
+    on_empty_classes,
     shared_groups,
     together,
 )
@@ -200,6 +201,7 @@ def read_training_folder(
         passed = Passed()
         layout = _read_splits(root, passed)
         _check_classes(root, layout)
+        _check_none_empty(root, layout)
         data = _folder_of(root, layout, group_by)
         data.split("train")
         if not data.splits.get("val"):
@@ -238,7 +240,8 @@ def read_evaluation_folder(
         layout = _read_splits(root, passed)
         notes = passed.notes() + _notes_on(_folder_of(root, layout))
         # The classes of the other splits need not be known to whom this one is for.
-        data = replace(_folder_of(root, {name: layout[name]} if name in layout else layout), notes=notes)
+        data, empty = _filled(root, {name: layout[name]} if name in layout else layout)
+        data = replace(data, notes=notes + empty)
     else:
         if split is not None:
             raise DataError(
@@ -246,8 +249,8 @@ def read_evaluation_folder(
                 "images"
             )
         passed, name = Passed(), WHOLE
-        data = _folder_of(root, {name: _read_classes(root, passed)})
-        data = replace(data, notes=passed.notes() + _notes_on(data))
+        data, empty = _filled(root, {name: _read_classes(root, passed)})
+        data = replace(data, notes=passed.notes() + _notes_on(data) + empty)
     groups = {name: data.groups[name]} if name in data.groups else {}
     return replace(data, splits={name: data.split(name)}, groups=groups)
 
@@ -345,6 +348,24 @@ def _check_classes(root: Path, layout: Mapping[str, _Classes]) -> None:
         )
 
 
+def _empty_classes(layout: Mapping[str, _Classes]) -> str:
+    folders = [label for classes in layout.values() for label in classes]
+    return on_empty_classes(
+        folders, (label for own in layout.values() for label, paths in own.items() if paths)
+    )
+
+
+def _check_none_empty(root: Path, layout: Mapping[str, _Classes]) -> None:
+    if said := _empty_classes(layout):
+        raise DataError(f"{root}: {said}")
+
+
+def _filled(root: Path, layout: Mapping[str, _Classes]) -> tuple[ImageFolder, tuple[str, ...]]:
+    """What a model is measured on: the classes that have images, and a note on the others."""
+    filled = {split: {label: paths for label, paths in own.items() if paths} for split, own in layout.items()}
+    return _folder_of(root, filled), tuple(filter(None, [_empty_classes(layout)]))
+
+
 def _folder_of(
     root: Path, layout: Mapping[str, _Classes], group_by: re.Pattern[str] | None = None
 ) -> ImageFolder:
@@ -374,7 +395,9 @@ def _by_split(splits: Mapping[str, Sequence[Sample]], values: Sequence[str]) -> 
 
 def _split_flat(root: Path, seed: int, group_by: re.Pattern[str] | None, dealing: int) -> ImageFolder:
     passed = Passed()
-    whole = _folder_of(root, {WHOLE: _read_classes(root, passed)}, group_by)
+    layout = {WHOLE: _read_classes(root, passed)}
+    _check_none_empty(root, layout)
+    whole = _folder_of(root, layout, group_by)
     labels, samples = whole.labels, whole.splits[WHOLE]
     groups = whole.groups.get(WHOLE)
     check_no_splits(root, labels)

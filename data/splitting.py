@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +229,24 @@ def notes_on_absent(names: Names, classes: npt.NDArray[np.integer], labels: Sequ
         if len(own) and absent:
             notes.append(f"the {split} split has no image of {some(absent)}")
     return notes
+
+
+def on_empty_classes(folders: Iterable[str], labels: Iterable[str]) -> str:
+    """What to say of classes' folders without an image; empty where each has one.
+
+    It refuses what is to be trained on, since a class would be missing there, and is a note of what a model
+    is measured on.
+
+    Args:
+        folders: the names of the folders, of all splits.
+        labels: the classes of the images that were found.
+    """
+    empty = sorted(set(folders) - set(labels))
+    if not empty:
+        return ""
+    has = "has" if len(empty) == 1 else "have"
+    named = some([repr(name) for name in empty])
+    return f"{named} {has} no image ({COUNTED}): add some, or take the folder away"
 
 
 def check_class_sizes(

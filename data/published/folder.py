@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ...errors import DataError, some
-from ..finding import Passed
+from ..finding import Passed, class_folders
 from ..imported import is_imported, read_manifest
 from ..labels import check_labels
-from ..splitting import SPLITS, check_no_splits, folder_groups, group_in
+from ..splitting import SPLITS, check_no_splits, folder_groups, group_in, on_empty_classes
 from .listing import Listed, Listing, check_source, images_below
 
 BY_FOLDER = "folder"
@@ -27,8 +28,8 @@ def list_folder(source: Path, group_by: re.Pattern[str] | None = None) -> Listin
             ``/``, in place of the folders.
 
     Raises:
-        DataError: no images in classes, names of classes that are no UTF-8 or those of splits, images
-            without a group, or an import whose groups would be lost.
+        DataError: no images in classes, or in one of them, names of classes that are no UTF-8 or those of
+            splits, images without a group, or an import whose groups would be lost.
     """
     root = check_source(source)
     if group_by is None and is_imported(root) and (kept := read_manifest(root).grouped_by):
@@ -58,6 +59,8 @@ def list_folder(source: Path, group_by: re.Pattern[str] | None = None) -> Listin
         found = f"; {'; '.join(passed.notes())}" if passed.notes() else ""
         raise DataError(f"{source}: has no images in folders of classes{found}; expected {LAYOUT}")
     labels = tuple(sorted({image.label for image in images}))
+    if empty := on_empty_classes(_class_names(root, has_splits), labels):
+        raise DataError(f"{source}: {empty}")
     check_labels(source, labels)
     if not has_splits:
         check_no_splits(source, labels)
@@ -78,3 +81,12 @@ def list_folder(source: Path, group_by: re.Pattern[str] | None = None) -> Listin
         notes=list(dict.fromkeys(notes)),
         keeps_split=has_splits,
     )
+
+
+def _class_names(root: Path, has_splits: bool) -> list[str]:
+    """The names of the classes' folders, whatever they hold."""
+    names = []
+    for place in [root / split for split in SPLITS if (root / split).is_dir()] if has_splits else [root]:
+        with suppress(DataError):  # a split without any
+            names += [folder.name for folder in class_folders(place, Passed())]
+    return names

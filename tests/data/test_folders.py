@@ -174,11 +174,17 @@ def test_groups_that_leak_in_the_authors_layout_are_named(tmp_path: Path) -> Non
     assert read_training_folder(tmp_path).labels == ("a", "b")
 
 
+EMPTY = r"'b' has no image \(files ending in \.bmp, .* count\): add some, or take the folder away"
+
 REFUSED = {
     "nothing-there": ([], "has no class folders"),
     "files-only": (["a.png"], "has no class folders"),
     "one-class": (numbered("a", 9), "has one class, 'a'; training needs at least two"),
-    "an-empty-class": ([*numbered("a", 9), "b/readme.txt"], "at least 4 images, but 'b' has 0"),
+    "an-empty-class": ([*numbered("a", 9), "b/readme.txt"], EMPTY),
+    "an-empty-class-of-splits": (
+        [name for split in SPLITS for name in (*numbered(f"{split}/a", 3), f"{split}/b/readme.txt")],
+        EMPTY,
+    ),
     "one-image": ([*numbered("a", 9), *numbered("b", 1)], "at least 4 images, but 'b' has 1"),
     "one-training-image": (
         [name for split in SPLITS for name in (*numbered(f"{split}/a", 3), f"{split}/b/x.png")],
@@ -223,6 +229,17 @@ REFUSED = {
 def test_folders_that_cannot_be_trained_on(tmp_path: Path, names: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_training_folder(make(tmp_path, *names))
+
+
+def test_an_empty_class_is_told_by_one_sentence_everywhere(tmp_path: Path) -> None:
+    make(tmp_path / "flat", *numbered("a", 9), *numbered("c", 9), "b/readme.txt")
+    make(tmp_path / "splits", *numbered("test/a", 2), *numbered("train/c", 2), "test/b/readme.txt")
+    for root in (tmp_path / "flat", tmp_path / "splits"):
+        with pytest.raises(DataError, match=f"^{re.escape(str(root))}: {EMPTY}$"):
+            list_folder(root)
+        data = read_evaluation_folder(root)
+        assert "b" not in data.labels
+        assert re.fullmatch(EMPTY, data.notes[-1])
 
 
 def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
