@@ -208,7 +208,8 @@ def calibrate(
         ((chosen, samples),) = found.splits.items()
         truth = classes_of(samples)
         _check_classes(found, chosen, truth)
-        notes = (*found.notes, *_on_what_training_saw(opened.seen, found, chosen, samples))
+        of_int8 = Overlap.of(sources_of(samples), None, int8=opened.quantised_on).notes(found.names(chosen))
+        notes = (*found.notes, *_on_what_training_saw(opened.seen, found, chosen, samples), *of_int8)
         samples, on_copies = _without_copies(samples)
         truth, notes = classes_of(samples), (*notes, *on_copies)
         done = 0

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -164,15 +164,22 @@ def test_images_that_training_saw_are_refused(pictures: Path, tmp_path: Path) ->
 
 def test_where_nobody_knows_what_training_saw_it_is_said(pictures: Path, tmp_path: Path) -> None:
     data, bundle = in_splits(pictures, tmp_path / "data"), write_bundle(tmp_path / "bundle")
+    int8 = [sha256_of(path) for path in sorted((data / "val").rglob("*.png"))[:2]]
+    add_file(bundle, "calibration.json", {"files": {"a": int8[0]}, "judged": {"b": int8[1]}})
     told = calibrate(bundle, data, "--max-error=20%").stderr
+    assert f"int8 was calibrated or judged on 2 of these {IMAGES} images (val/blue/" in told
     assert "does not say which images training saw" in told
     assert "the 'val' images chose the training's epoch" in told
 
 
 def add_seen(bundle: Path, seen: Seen) -> None:
-    (bundle / "seen.json").write_text(json.dumps(seen.to_dict()))
+    add_file(bundle, "seen.json", seen.to_dict())
+
+
+def add_file(bundle: Path, name: str, values: Mapping[str, Any]) -> None:
+    (bundle / name).write_text(json.dumps(values))
     sealed = open_bundle(bundle).manifest
-    files = {**sealed.files, "seen.json": sha256_of(bundle / "seen.json")}
+    files = {**sealed.files, name: sha256_of(bundle / name)}
     (bundle / "manifest.json").write_text(replace(sealed, files=files).to_json())
 
 
