@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,9 +90,12 @@ def test_a_stale_cache_is_refused_and_says_what_changed(
     before = cache.read_bytes()
     fewer = CalibrationSet(images.images[:3], images.seed, images.available)
     darker = Transform(32, (0.5, 0.5, 0.7), TRANSFORM.std)
+    white, whiter = (replace(TRANSFORM, white_level=level) for level in (4095, 1023))
+    measure(model, VALUES[1:2], fewer, white, tmp_path / "white")
     calls: dict[str, Callable[[], object]] = {
         "the images changed": lambda: measure(model, VALUES, fewer, TRANSFORM, cache),
         "the preprocessing changed": lambda: measure(model, VALUES, images, darker, cache),
+        "the preprocessing": lambda: measure(model, VALUES[1:2], fewer, whiter, tmp_path / "white"),
         "the model and the images": lambda: measure(b"other", VALUES, fewer, TRANSFORM, cache),
         "the list of activations": lambda: measure(model, VALUES[:2], images, TRANSFORM, cache),
     }
@@ -127,6 +131,30 @@ def test_a_cache_damaged_anywhere_is_refused_or_as_good_as_whole(
         except InputError:
             refused += 1
     assert refused > 50
+
+
+def test_a_cache_of_other_arrays_is_refused(
+    model: bytes, images: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    measure(model, VALUES, images, TRANSFORM, cache)
+    with np.load(cache) as arrays:
+        held = {name: arrays[name] for name in arrays.files}
+    for name, other in (
+        ("counts", held["counts"][:1]),
+        ("counts", held["counts"].astype(np.float64)),
+        ("widths", held["widths"][:, None]),
+        ("largest", held["largest"].astype(np.int64)),
+    ):
+        with cache.open("wb") as file:
+            np.savez(file, **{**held, name: other})
+        with pytest.raises(InputError, match="its arrays are of other shapes or types"):
+            measure(model, VALUES, images, TRANSFORM, cache)
+    with cache.open("wb") as file:
+        np.savez(file, **held)
+    monkeypatch.setattr("msmamba.calib.activations._MOST_BYTES", 1000)
+    with pytest.raises(InputError, match="it is larger than any cache"):
+        measure(model, VALUES, images, TRANSFORM, cache)
 
 
 def test_another_npz_file_is_refused(model: bytes, images: CalibrationSet, tmp_path: Path) -> None:
