@@ -282,6 +282,7 @@ def test_what_cannot_be_measured_is_refused(bundle: Path, bare: Path, tmp_path: 
     bare.write_bytes(classifier(batch=1).SerializeToString())
     with pytest.raises(InputError, match="at most 1, not 2"):
         benchmark([bare], dataclasses.replace(QUICK, batch_sizes=(2,)))
+    assert benchmark([bare], QUICK).results[0].case.batch_size == 1
     with pytest.raises(InputError, match="no threads"):
         BenchmarkOptions(threads=())
     with pytest.raises(InputError, match="0 rounds"):
