@@ -25,9 +25,9 @@ from .parity import Departure, Rise
 
 Floats = npt.NDArray[np.floating[Any]]
 Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-FLOOR_ULPS = 32
-"""The bar is never below this many float32 units in the last place of the largest logit."""
-_FLOOR = FLOOR_ULPS * float(np.finfo(np.float32).eps)
+FLOOR_EPSILONS = 32
+"""The bar is never below this many of float32's epsilon, 2^-23, times the largest logit."""
+_FLOOR = FLOOR_EPSILONS * float(np.finfo(np.float32).eps)
 
 
 class _RoundedToHalf(TorchDispatchMode):

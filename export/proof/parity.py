@@ -282,8 +282,8 @@ class Parity:
         reach = self.bar.decided_from
         judged = "reported, not judged" if reach is None else "allowed 0"
         lines = {
-            "guard": f"answers {guard.artefact_answered} of {guard.images}, of the reference's logits "
-            f"{guard.reference_answered}; {guard.differing} decided otherwise ({judged})",
+            "guard": f"by certainty answers {guard.artefact_answered} of {guard.images}, of the reference's "
+            f"logits {guard.reference_answered}; {guard.differing} decided otherwise ({judged})",
             # One blank more than flips have, which may be the same images.
             **{f"   {ruling.image}": ruling.text for ruling in guard.differing_images[:FLIPS_SHOWN]},
         }
@@ -293,7 +293,7 @@ class Parity:
                 f"within {reach:.3g} of the guard's threshold, twice the bar"
             )
             lines |= {f"   {ruling.image}": ruling.text for ruling in guard.at_threshold_images[:FLIPS_SHOWN]}
-        lines["candidates"] = f"{guard.candidates_differing} images with others"
+        lines["candidates"] = f"{guard.candidates_differing} images with others, or in another order"
         return lines
 
     @property

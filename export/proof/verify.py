@@ -41,7 +41,7 @@ from ...schema import parsed
 from ...text import as_word
 from .compared_images import ComparedImages, images_to_compare, spread
 from .decision_page import write_page
-from .departure import FLOOR_ULPS, OwnError, Run, first_departure, half_errors_of, run_of, steepest_rise
+from .departure import FLOOR_EPSILONS, OwnError, Run, first_departure, half_errors_of, run_of, steepest_rise
 from .guarded import compare_guarded
 from .parity import PROOF, Bar, Parity, compare
 
@@ -381,7 +381,8 @@ def _error_bound(own: OwnError | None, max_error: float | None, precision: str) 
     return (
         own.logit_bound,
         f"twice the network's own {precision} error against float64 ({own.logits:.3g}) plus its float32 "
-        f"error ({own.float32_logits:.3g}), at least {FLOOR_ULPS} float32 ulp of the largest logit",
+        f"error ({own.float32_logits:.3g}), at least {FLOOR_EPSILONS}/2^23 of the largest logit "
+        f"({own.largest_logit:.3g})",
     )
 
 

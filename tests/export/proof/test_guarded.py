@@ -105,7 +105,7 @@ def test_a_decision_that_differs_loses_parity_where_there_is_a_bar(bar: float | 
     assert parity.passed is passed
     assert ("the guard decides 1 of 2 images otherwise" in parity.failure) is not passed
     text = parity.to_text()
-    assert "answers 1 of 2, of the reference's logits 2; 1 decided otherwise" in text
+    assert "by certainty answers 1 of 2, of the reference's logits 2; 1 decided otherwise" in text
     assert "answered -> withheld, +0.6 from the threshold" in text
     assert ("reported, not judged" in text) is passed
     assert json.loads(parity.to_json())["guard"]["differing_images"][0]["image"] == "a.png"
