@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter, deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +82,9 @@ class Passed:
         """Counts a file that is none of those that were looked for."""
         self._suffixes[path.name if path.name == "Thumbs.db" else path.suffix.lower() or "other"] += 1
 
+    def looked_into(self, folder: Path, names: Iterable[str]) -> None:
+        """Is told of each folder that is read, and of the names in it."""
+
     def notes(self) -> tuple[str, ...]:
         """A line for each reason."""
         others = [f"{count:,} {suffix}" for suffix, count in sorted(self._suffixes.items())]
@@ -118,6 +121,7 @@ def files_below(folder: Path, passed: Passed, *, within: Path | None = None) -> 
             passed.add("links to folders that are read already", _below(folder, here))
             continue
         seen.add((status.st_dev, status.st_ino))
+        passed.looked_into(here, (each.path.name for each in found))
         inner: list[Path] = []
         for path, is_link, is_folder, is_file in found:
             if is_folder and (reason := why_no_folder_of_images(path)):
@@ -162,6 +166,11 @@ def images_below(
                 yield path
         elif path not in tables:
             passed.add_other(path)
+
+
+def is_image_by_name(path: Path) -> bool:
+    """Whether `images_below` gives a file that lies in a folder that it reads."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not _is_drawn_by_us(path)
 
 
 def class_folders(root: Path, passed: Passed) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 
 from msmamba.errors import ImageError, InputError, SourceError
 from msmamba.images import load_image
-from msmamba.microscope.sources import Frame, Source, demo, open_source
+from msmamba.microscope.sources import Frame, Source, demo, open_source, stills
 from msmamba.microscope.sources.demo import Demo
 from msmamba.microscope.sources.stills import Watched
 
@@ -215,6 +216,39 @@ def test_a_damaged_file_is_named_and_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes(save(tmp_path / "a.txt.png", 1).read_bytes()[:40])
     found = [awaited(items), awaited(items)]
     assert sorted(type(item).__name__ for item in found) == ["Frame", "ImageError"]
+
+
+def test_files_that_are_there_are_not_looked_at_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session of a day leaves a million, of which each look took ten seconds."""
+    (tmp_path / "old").mkdir()
+    for number in range(100):
+        (tmp_path / "old" / f"{number}.png").write_bytes(b"what was there before")
+    monkeypatch.setattr(stills, "_BETWEEN", 1e6)
+    asked: Counter[str] = Counter()
+    stamp_of = stills._stamp_of
+
+    def counting(path: Path) -> Any:
+        asked[path.parent.name] += 1
+        return stamp_of(path)
+
+    items = Watched(tmp_path, 65535, rest=0.05).frames()
+    next(items)
+    monkeypatch.setattr(stills, "_stamp_of", counting)
+    (tmp_path / "old" / "late.png").touch()  # which stays empty for a while
+    assert next(items) is None
+    save(tmp_path / "old" / "new.png", 5)
+    assert getattr(awaited(items), "name", "") == str(tmp_path / "old" / "new.png")
+    save(tmp_path / "old" / "late.png", 6)
+    assert getattr(awaited(items), "name", "") == str(tmp_path / "old" / "late.png")
+    assert asked["old"] < 100  # some looks at two files
+    (tmp_path / "come").mkdir()
+    save(tmp_path / "come" / "first.png", 7)  # all are looked at once, for what is in a folder that came
+    assert getattr(awaited(items), "name", "") == str(tmp_path / "come" / "first.png")
+    assert 100 <= asked["old"] < 200
+    save(tmp_path / "come" / "second.png", 8)
+    assert getattr(awaited(items), "name", "") == str(tmp_path / "come" / "second.png")
 
 
 def test_a_folder_that_vanished_and_came_back_is_read_on(tmp_path: Path) -> None:
