@@ -20,6 +20,7 @@ import math
 import os
 import secrets
 import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -284,7 +285,7 @@ def read_drift(path: str | os.PathLike[str]) -> Logged:
     Raises:
         InputError: it cannot be read, or is no log.
     """
-    rows: list[list[float]] = []
+    rows = array("d")  # numbers alone, not objects: a log may have a million lines
     by: list[int] = []
     sessions: list[int] = []
     times: list[str] = []
@@ -307,7 +308,7 @@ def read_drift(path: str | os.PathLike[str]) -> Logged:
                     unread += 1
                     continue
                 scores = values["scores"]
-                rows.append([np.nan if scores.get(name) is None else scores[name] for name in SCORES])
+                rows.extend(np.nan if scores.get(name) is None else scores[name] for name in SCORES)
                 by.append(COMMANDS.index(values["by"]))
                 sessions.append(known.setdefault(values["session"], len(known)))
                 times = [times[0] if times else values["time"], values["time"]]

@@ -25,6 +25,7 @@ from msmamba.calib.drift import (
     holm,
     independent,
     ks_distance,
+    parted,
 )
 from msmamba.cli import mmdeploy
 from msmamba.errors import InputError
@@ -320,6 +321,14 @@ def test_slides_that_differ_count_by_the_slide(normal: Path, tmp_path: Path) -> 
     alike = [generator.normal(0, 1, 200) for _ in range(8)]
     write_session(tmp_path / "alike.jsonl", normal, alike, by="slide")
     assert drift_of(tmp_path / "alike.jsonl").verdict == "unchanged"
+
+
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_groups_are_parted_in_order(count: int) -> None:
+    groups = np.random.default_rng(count).integers(0, 5, count) * 3
+    found = parted(groups)
+    assert [*found] == np.unique(groups).tolist()
+    assert all((places == np.flatnonzero(groups == group)).all() for group, places in found.items())
 
 
 def test_the_design_effect_of_groups() -> None:
