@@ -577,10 +577,15 @@ def _pillow_samples(image: Image.Image, name: str) -> NDArray[Any]:
         raise ImageError(
             f"{name} holds {kind}: expected 8 or 16 bits a channel: save it as 8 or 16-bit first"
         )
-    if "transparency" in image.info or image.mode == "PA":
-        image = image.convert("RGBA")
-    elif image.mode not in ("L", "LA", "RGB", "RGBA", "RGBa"):
-        image = image.convert("RGB")
+    if image.mode == "LAB":  # some versions of Pillow convert it
+        raise ImageError(f"{name} holds L*a*b* colours: expected RGB or grey")
+    try:
+        if "transparency" in image.info or image.mode == "PA":
+            image = image.convert("RGBA")
+        elif image.mode not in ("L", "LA", "RGB", "RGBA", "RGBa"):
+            image = image.convert("RGB")
+    except ValueError as error:
+        raise ImageError(f"{name} is of Pillow's mode {image.mode}: expected RGB or grey") from error
     return pixels_of(image)
 
 

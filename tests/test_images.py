@@ -244,6 +244,14 @@ def test_arrays_follow_the_same_rules_as_files(array: np.ndarray, expected: np.n
     assert not np.shares_memory(pixels, array)
 
 
+@pytest.mark.parametrize(
+    ("mode", "said"), [("LAB", r"holds L\*a\*b\* colours"), ("La", "is of Pillow's mode La")]
+)
+def test_pillow_images_without_a_meaning_in_rgb_are_refused(mode: str, said: str) -> None:
+    with pytest.raises(ImageError, match=rf"the image {said}: expected RGB or grey"):
+        read_image(Image.new(mode, (3, 2)))
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA"])
 def test_pillow_images_follow_the_same_rules_as_files(mode: str) -> None:
     image = Image.fromarray(RGB).convert(mode)
