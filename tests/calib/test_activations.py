@@ -150,6 +150,15 @@ def test_a_cache_of_other_arrays_is_refused(
             np.savez(file, **{**held, name: other})
         with pytest.raises(InputError, match="its arrays are of other shapes or types"):
             measure(model, VALUES, images, TRANSFORM, cache)
+    for name, other in (
+        ("counts", held["counts"] - 1),
+        ("widths", held["widths"] * np.nan),
+        ("largest", -held["largest"]),
+    ):
+        with cache.open("wb") as file:
+            np.savez(file, **{**held, name: other})
+        with pytest.raises(InputError, match="it counts below 0, or measured what is no number"):
+            measure(model, VALUES, images, TRANSFORM, cache)
     with cache.open("wb") as file:
         np.savez(file, **held)
     monkeypatch.setattr("msmamba.calib.activations._MOST_BYTES", 1000)
