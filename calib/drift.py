@@ -127,7 +127,7 @@ class Drift:
     calibrated: int
     """Images that the artefact was calibrated on."""
     times: tuple[str, ...]
-    """When the first and the last line were written."""
+    """The earliest and the latest at which a line was written."""
     scores: tuple[ScoreDrift, ...]
     notes: tuple[str, ...]
 
@@ -152,7 +152,7 @@ class Drift:
         answers = [score for score in self.scores if score.changed and score.name not in PICTURE_SCORES]
         if pictures:
             found = _listed(pictures)
-            also = f"; and {_listed(answers)}" if answers else "; the answers are as certain as before"
+            also = f"; and {_listed(answers)}" if answers else "; the answers show none"
             return (
                 "the microscope has changed, or what is shown to it: the pictures are others than at the "
                 f"calibration ({found}){also}: look at lamp, white balance, focus and stain, or calibrate "
@@ -160,11 +160,14 @@ class Drift:
             )
         if answers:
             return (
-                "the pictures are as at the calibration, but the network answers otherwise "
+                "the pictures show no change, but the network answers otherwise "
                 f"({_listed(answers)}): another kind of specimen, or another mix of classes"
             )
         if self.verdict == "unchanged":
-            return "the microscope has not changed: pictures and answers are as at the calibration"
+            return (
+                "no change of the microscope shows: by any score a D of "
+                f"{DETECTED_D:g} from the calibration's pictures and answers would have"
+            )
         return (
             "no change to be seen, but these pictures are too few, or too alike, to show one: they are "
             f"worth {min(score.worth for score in self.scores):.0f} independent ones"

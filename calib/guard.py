@@ -119,6 +119,8 @@ class Calibration:
     """Candidates an image."""
     withheld: Mapping[str, int]
     """How many of the images are withheld, by the reason; some have more than one."""
+    groups: int | None = None
+    """How many patients, slides or the like the images are of; None where nothing is known of such."""
     notes: tuple[str, ...] = ()
     """What there is to say of the images, a line each."""
 
@@ -210,7 +212,15 @@ def calibrate(
         _check_classes(found, chosen, truth)
         of_int8 = Overlap.of(sources_of(samples), None, int8=opened.quantised_on).notes(found.names(chosen))
         notes = (*found.notes, *_on_what_training_saw(opened.seen, found, chosen, samples), *of_int8)
+        known = found.groups_of(chosen) or [""] * len(samples)
+        group_of = {
+            (sample.source, sample.label): group for sample, group in zip(samples, known, strict=True)
+        }
         samples, on_copies = _without_copies(samples)
+        patients = [group_of[sample.source, sample.label] for sample in samples]
+        groups = len(set(patients)) if any(patients) else None
+        if groups is not None and groups < len(samples):
+            on_copies = (*on_copies, _of_groups(groups))
         truth, notes = classes_of(samples), (*notes, *on_copies)
         done = 0
         qualities: list[Quality] = []
@@ -249,18 +259,20 @@ def calibrate(
             logits, features, qualities, truth, max_error, confidence, network_sha256(model), str(data)
         )
         given = logits.argmax(axis=1)
+        everything, drawn = np.ones(len(truth), np.bool_), None if groups is None else patients
         calibration = Calibration(
             guard=guard,
             data=str(data),
             split=chosen,
-            errors=_errors(logits, truth, guard.temperature, np.ones(len(truth), np.bool_)),
+            errors=_errors(logits, truth, guard.temperature, everything, drawn),
             errors_by_class={
-                label: _errors(logits, truth, guard.temperature, given == index)
+                label: _errors(logits, truth, guard.temperature, given == index, drawn)
                 for index, label in enumerate(manifest.labels)
                 if (given == index).any()
             },
             mean_candidates=float(np.mean([len(each.candidates) for each in verdicts])),
             withheld=_counts(verdicts),
+            groups=groups,
             notes=(*of_the_artefact, *notes, *((_NO_FEATURES,) if features is None else ())),
         )
         turn.enter_context(folder_turn(bundle))  # a proof that is written meanwhile would be lost
@@ -285,6 +297,7 @@ def calibrate(
                     truth=truth,
                     verdicts=verdicts,
                     white_level=manifest.white_level,
+                    groups=groups,
                 ),
                 {label: errors.to_text() for label, errors in calibration.errors_by_class.items()},
                 bundle=Path(bundle).name,
@@ -315,12 +328,14 @@ def _errors(
     truth: npt.NDArray[np.integer[Any]],
     temperature: float,
     chosen: npt.NDArray[np.bool_],
+    groups: Sequence[str] | None = None,
 ) -> CalibrationErrors:
-    """The calibration errors of the images that are chosen, of (N, C) logits and (N,) true classes."""
+    """The calibration errors of the images that are chosen, of (N, C) logits and (N,) classes and groups."""
     rows = np.asarray(logits[chosen], np.float64)
     right = rows.argmax(axis=1) == truth[chosen]
     confidences = (np.exp(log_softmax(rows / scale)).max(axis=1) for scale in (1, temperature))
-    before, after = (calibration_error(each, right) for each in confidences)
+    members = None if groups is None else np.unique(np.array(groups)[chosen], return_inverse=True)[1]
+    before, after = (calibration_error(each, right, members) for each in confidences)
     return CalibrationErrors(len(rows), *before, *after)
 
 
@@ -350,6 +365,15 @@ def _on_what_training_saw(
     if overlap.chose_the_epoch:
         notes.append(f"{len(overlap.chose_the_epoch)} of the {len(names)} images {_FLATTERS}")
     return notes
+
+
+def _of_groups(groups: int) -> str:
+    """What there is to say of a promise that counts images which come in so many groups."""
+    of = "a single patient or slide" if groups == 1 else f"{groups:,} patients, slides or the like"
+    return (
+        f"the images are of {of}, and the promise counts each as if it came alone: where patients differ in "
+        "how often the model is wrong it is kept less often than asked, the more so the fewer they are"
+    )
 
 
 def _without_copies(samples: Sequence[Sample]) -> tuple[Sequence[Sample], tuple[str, ...]]:

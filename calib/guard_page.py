@@ -46,6 +46,8 @@ class Evidence:
     """(N,), class indices."""
     verdicts: Sequence[Verdict]
     white_level: int
+    groups: int | None = None
+    """How many patients, slides or the like the images are of; None where nothing is known of such."""
 
     @property
     def given(self) -> npt.NDArray[np.intp]:
@@ -125,6 +127,7 @@ def write_page(
     page = page_from_template(
         _TEMPLATE,
         guard=evidence.guard,
+        groups=evidence.groups,
         rows=rows,
         counts={reason: len(found) for reason, found in by_reason.items() if found},
         withheld=int((~decided).sum()),

@@ -208,15 +208,20 @@ _HEAD = (
 )
 
 
+def _ms(value: float) -> str:
+    """Milliseconds to a tenth, below one of them to a hundredth: 0.14 is 0.1 no more than 0.05 is."""
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
 def _cells(result: Result) -> list[str]:
     case, network = result.case, result.network_ms
     steps = (result.preprocessing_ms, result.postprocessing_ms)
     return [
         shown(case.artefact),
         *map(str, (result.image_size, case.batch_size, case.threads, case.sessions)),
-        *(f"{value:.1f}" for value in (network.median, network.p90, network.p99, network.min, network.max)),
+        *(_ms(value) for value in (network.median, network.p90, network.p99, network.min, network.max)),
         f"{result.images_per_second:.1f}",
-        *("-" if step is None else f"{step.median:.1f}" for step in steps),
+        *("-" if step is None else _ms(step.median) for step in steps),
         f"{result.peak_memory_mb:.0f}" if result.peak_memory_mb else "-",
         *(f"{value:.2f}" for value in (result.ratio, result.ratio_of_minima)),
         result.executed_by,

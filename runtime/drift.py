@@ -262,7 +262,7 @@ class Logged:
         scores: by name, in the order of the lines; NaN where a picture has none.
         by: the command of each line, as a place in `COMMANDS`.
         session: the slide or session of each line, counted from 0.
-        times: when the first and the last line were written, as they say; empty where there is none.
+        times: the earliest and the latest at which lines say they were written; empty where there is none.
         unread: lines that are not whole, or of another artefact.
     """
 
@@ -311,7 +311,7 @@ def read_drift(path: str | os.PathLike[str]) -> Logged:
                 rows.extend(np.nan if scores.get(name) is None else scores[name] for name in SCORES)
                 by.append(COMMANDS.index(values["by"]))
                 sessions.append(known.setdefault(values["session"], len(known)))
-                times = [times[0] if times else values["time"], values["time"]]
+                times = [min([*times, values["time"]]), max([*times, values["time"]])]
     except OSError as error:
         raise InputError(f"'{path}': cannot read the log: {reason_of(error)}") from error
     table = np.array(rows, np.float64).reshape(-1, len(SCORES))

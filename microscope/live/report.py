@@ -153,6 +153,8 @@ class _Session:
     def summary(self) -> dict[str, Any]:
         """What the page says."""
         taken, classes = np.array(self.taken), np.array(self.classes)
+        # Where the clock was set back, time goes on from there: the session took no hour for that.
+        taken -= np.cumsum(np.minimum(np.diff(taken, prepend=taken[:1]), 0))
         count, seconds = len(taken), float(taken.max() - taken.min())
         dropped = int(sum(self.dropped))
         probability, focus = np.array(self.probability), np.array(self.focus)

@@ -89,7 +89,7 @@ def logged(bundle: Path, pictures: Path, log: Path) -> Path:
 def test_the_calibrations_own_images_are_no_change(bundle: Path, pictures: Path, tmp_path: Path) -> None:
     result = command("drift", logged(bundle, pictures, tmp_path / "log.jsonl"))
     assert result.exit_code == 0
-    assert "unchanged: the microscope has not changed" in result.stdout
+    assert "unchanged: no change of the microscope shows" in result.stdout
     found = drift_of(tmp_path / "log.jsonl")
     assert (found.pictures, found.calibrated) == (120, 120)
     assert max(score.distance for score in found.scores) < 0.02
@@ -411,14 +411,14 @@ def test_the_chance_is_that_of_two_samples() -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        pytest.param(("focus",), r"\(sharper, .*\); the answers are as certain as before", id="pictures"),
+        pytest.param(("focus",), r"\(sharper, .*\); the answers show none", id="pictures"),
         pytest.param(("focus", "certainty"), r"\(sharper, .*\); and more certain answers: look", id="both"),
         pytest.param(
             ("energy", "certainty"),
-            r"pictures are as at .* answers otherwise \(more certain answers, stronger answers\)",
+            r"pictures show no change, .* answers otherwise \(more certain answers, stronger answers\)",
             id="answers",
         ),
-        pytest.param((), "the microscope has not changed: pictures and answers are as", id="nothing"),
+        pytest.param((), "no change of the microscope shows: by any score a D of 0.35", id="nothing"),
     ],
 )
 def test_the_sentence_tells_pictures_from_answers(changed: tuple[str, ...], words: str) -> None:

@@ -433,8 +433,19 @@ def test_copies_promise_nothing(pictures: Path, tmp_path: Path) -> None:
     some = shutil.copytree(pictures, tmp_path / "some")
     shutil.copy(some / "red" / "1.png", some / "red" / "copy.png")
     shutil.copy(some / "red" / "1.png", some / "green" / "copy.png")
-    result = calibrate(bundle, some, "--format", "json")
+    for place, path in enumerate(sorted(some.glob("*/*.png"))):  # of five patients
+        patient = path.parent / ("p4" if path.parent.name == "red" else f"p{place % 4}")
+        patient.mkdir(exist_ok=True)
+        path.rename(patient / path.name)
+    result = calibrate(bundle, some, "--format", "json", "--report", str(tmp_path / "page.html"))
     told = json.loads(result.stdout)
+    assert told["groups"] == 5
+    # All that are given red are of one patient, but for a copy: by image it would end at 0.12.
+    assert told["errors_by_class"]["red"]["after_interval"]["high"] > 0.3
+    assert (
+        "the images are of 5 patients, slides or the like, and the promise counts each as if" in result.stderr
+    )
+    assert "These are of 5 patients, slides or the like" in (tmp_path / "page.html").read_text()
     assert told["guard"]["images"] == 3 * IMAGES + 1  # with the one that was given two classes
     assert "1 of 182 images are copies of others and count once" in result.stderr
     assert any("copies" in note for note in told["notes"])

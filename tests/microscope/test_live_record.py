@@ -183,6 +183,15 @@ def test_the_report_has_the_session(tmp_path: Path) -> None:
     assert page.count('src="data:image/jpeg') == 1 + len(pictures(tmp_path / "s"))
 
 
+def test_a_clock_that_is_set_back_makes_no_session_an_hour_longer(tmp_path: Path) -> None:
+    with recording(tmp_path / "s", FACTS, 60.0, silent) as record:
+        for number, taken in enumerate(("18:00:00", "18:00:01", "17:00:02", "17:00:03")):
+            shown = result(number, number)
+            record.add(shown, line_of(shown) | {"taken": f"2026-11-27T{taken}+00:00"})
+    page = write_session_report(tmp_path / "s").read_text(encoding="utf-8")
+    assert "length 2.0 s pictures shown 4 1.5 a second" in re.sub(r"(\s|<[^>]+>)+", " ", page)
+
+
 def test_the_time_line_has_what_was_seen_when(tmp_path: Path) -> None:
     with recording(tmp_path / "s", FACTS, 60.0, silent) as record:
         for number, (second, label, focus) in enumerate(
