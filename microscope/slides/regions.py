@@ -37,6 +37,7 @@ _AREAS = frozenset({"Polygon", "MultiPolygon", "GeometryCollection"})
 _LARGEST = 1 << 30  # bytes of GeoJSON, decompressed
 _FARTHEST = 1e12  # pixels: beyond lies no slide, and areas are no longer exact, or overflow
 _TILES_AT_ONCE = 4096
+_BOXES_AT_ONCE = 8  # that are laid over a shape as it is
 
 
 @dataclass(frozen=True)
@@ -231,10 +232,33 @@ def _best(tiles: Sequence[Tile], shapes: Sequence[Any], min_cover: float | None)
             own[:] = shapely.contains_xy(shape, x + side / 2, y + side / 2)
             continue
         boxes = shapely.box(x, y, x + side, y + side)
-        touched = shapely.intersects(shape, boxes)
-        own[touched] = shapely.area(shapely.intersection(shape, boxes[touched])) / side[touched] ** 2
+        own[shapely.contains_properly(shape, boxes)] = 1
+        border = shapely.intersects(shape, boxes) & (own == 0)
+        own[border] = _covered(shape, boxes[border]) / side[border] ** 2
     least = 0.5 if min_cover is None else min_cover - 1e-9  # areas are rounded
     return np.where(shares.max(0) >= least, shares.argmax(0), -1).tolist()
+
+
+def _covered(shape: Any, boxes: NDArray[Any]) -> NDArray[np.float64]:
+    """The area of each box that a shape covers.
+
+    Half of the boxes need no more of the shape than what lies below them, and half of these no more than
+    that: an outline of 100,000 points would be followed whole for each of them.
+    """
+    import shapely
+
+    if len(boxes) <= _BOXES_AT_ONCE:
+        return np.asarray(shapely.area(shapely.intersection(shape, boxes)), np.float64)
+    bounds = shapely.bounds(boxes)
+    axis = int(np.ptp(bounds[:, 1]) > np.ptp(bounds[:, 0]))
+    order = np.argsort(bounds[:, axis], kind="stable")
+    areas = np.empty(len(boxes))
+    for half in np.array_split(order, 2):
+        left, top = bounds[half, :2].min(0)
+        right, bottom = bounds[half, 2:].max(0)
+        below = shapely.intersection(shape, shapely.box(left, top, right, bottom))
+        areas[half] = _covered(below, boxes[half])
+    return areas
 
 
 def _features(path: Path) -> list[Any]:

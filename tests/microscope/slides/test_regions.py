@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 from click.testing import CliRunner
 from slide_files import (
     HALF_A_MICRON,
@@ -25,7 +26,16 @@ from msmamba.cli import mmdeploy
 from msmamba.data.imported import read_index
 from msmamba.errors import InputError
 from msmamba.images import read_image
-from msmamba.microscope.slides import Bounds, Tile, Within, open_slide, read_regions, tiles, tissue_mask
+from msmamba.microscope.slides import (
+    Bounds,
+    Tile,
+    Within,
+    open_slide,
+    read_regions,
+    regions,
+    tiles,
+    tissue_mask,
+)
 from msmamba.microscope.slides.cutting import CutOptions, import_slides
 from msmamba.microscope.slides.regions import check_annotations, file_of, labels_of
 from msmamba.microscope.slides.results import read_rows
@@ -296,3 +306,26 @@ def test_annotations_are_where_qupath_shows_them(tmp_path: Path) -> None:
         assert row.label == ("a" if left < 64 else "b")
         stored = read_image(tmp_path / "data" / row.file)
         assert (stored == noise[top : top + 32, left : left + 32]).all()
+
+
+def test_what_a_shape_of_many_points_covers_is_found_without_following_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An outline of 50,000 points was followed whole for each tile: ten thousand tiles took 27 seconds."""
+    angles = np.linspace(0, 2 * np.pi, 2000, endpoint=False)
+    radii = 400 * (1 - 0.05 * np.random.default_rng(0).random(2000))
+    shape = shapely.Polygon(500 + np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1))
+    x, y = (each.ravel() for each in np.meshgrid(range(0, 1000, 25), range(0, 1000, 25)))
+    boxes = shapely.box(x, y, x + 25, y + 25)
+    expected = shapely.area(shapely.intersection(shape, boxes))
+    followed = 0
+    intersection = shapely.intersection
+
+    def counting(one: Any, others: Any) -> Any:
+        nonlocal followed
+        followed += shapely.get_num_coordinates(one) * np.size(others)
+        return intersection(one, others)
+
+    monkeypatch.setattr(shapely, "intersection", counting)
+    assert np.allclose(regions._covered(shape, boxes), expected, rtol=0, atol=1e-9 * 25**2)
+    assert followed < 2000 * len(boxes) / 10
