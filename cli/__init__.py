@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from contextlib import suppress
 from typing import Any
 
 import click
@@ -109,8 +108,7 @@ def _told(error: MsmambaError | OSError) -> str:
 
 def _say(line: str) -> None:
     """Says it on standard error; where that is full or gone, the exit status says the rest."""
-    with suppress(OSError):
-        say(line, err=True)
+    say(line, err=True)
 
 
 @click.group(cls=_Commands, context_settings=SETTINGS, example=_EXAMPLE)

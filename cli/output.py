@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import suppress
 
 import click
 
@@ -38,12 +39,14 @@ def check_output(otherwise: str) -> None:
 def say(line: str, *, err: bool = False) -> None:
     """Prints one line, whose control characters are escaped.
 
+    Where standard error is full or gone, what is said there is lost, and the work goes on.
+
     Raises:
         TargetError: standard output cannot be written.
-        OSError: standard error cannot.
     """
     if err:
-        click.echo(shown(line), err=True)
+        with suppress(OSError):
+            click.echo(shown(line), err=True)
         return
     with standard_output():
         click.echo(shown(line))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BackendError
@@ -62,7 +62,8 @@ class Notes:
 
     def on_start(self, plan: Plan) -> None:
         for note in plan.notes:
-            print(f"note: {shown(note)}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # where it is full or gone, the training goes on
+                print(f"note: {shown(note)}", file=sys.stderr, flush=True)
 
     def on_step(self, epoch: int, step: int, loss: float) -> None:
         """Nothing."""
@@ -215,7 +216,7 @@ def shown_on(
         else:
 
             def print_line(line: str) -> None:
-                with standard_output():
+                with suppress(OSError) if console.stderr else standard_output():  # as of notes
                     print(line, file=console.file, flush=True)
 
             listeners.append(LineProgress(print_line, plan))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from msmamba.cli import mmdeploy as cli
+from msmamba.cli.output import say
 from msmamba.errors import TargetError
 from msmamba.runtime import open_session
 from msmamba.runtime.infer import infer
@@ -90,6 +92,13 @@ def test_without_standard_output_no_work_is_begun_that_would_be_lost(
 
 def test_without_standard_error_a_failure_is_told_by_the_status(tmp_path: Path) -> None:
     assert mmdeploy("infer", tmp_path / "none", "none.png", closed=(2,))[0] == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
+def test_what_a_full_standard_error_cannot_take_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    with io.TextIOWrapper(Path("/dev/full").open("wb", 0), write_through=True) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        say("left: 6 of 24 tiles", err=True)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
