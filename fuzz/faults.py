@@ -37,7 +37,7 @@ from typing import NamedTuple
 from campaign import Count
 from seeds import SIDE, Seeds
 
-EACH = 12
+EACH, EACH_SLOW = 12, 3
 """Faults of each command at a scale of 1."""
 SECONDS = 180.0
 """For one run under strace: that of the slowest, many times over."""
@@ -86,6 +86,8 @@ class Command:
     """Files of the result that say when, where or how fast it was made."""
     goes_on: bool = False
     """Whether the result grows where it stands."""
+    is_slow: bool = False
+    """Whether fewer faults have to do, and no surroundings."""
     is_new: bool = False
     """Whether the next call needs another target."""
 
@@ -97,12 +99,17 @@ COMMANDS = (
     Command("infer-pattern", "infer {in}/small.fp32 {in}/cells/*/*.png {in}/cells/**/1.tif --threads 1"),
     Command("infer-drift", "infer {in}/small.fp32 {in}/cells --drift {out} --threads 1", goes_on=True),
     Command(
-        "export", "export {in}/small.safetensors -o {out}", again="--force", takes=("small.safetensors",)
+        "export",
+        "export {in}/small.safetensors -o {out}",
+        again="--force",
+        is_slow=True,
+        takes=("small.safetensors",),
     ),
     Command(
         "replace",
         "export {in}/small.safetensors -o {out} --force",
         before="small.fp32",
+        is_slow=True,
         takes=("small.safetensors", "small.fp32"),
     ),
     Command(
@@ -110,6 +117,7 @@ COMMANDS = (
         "export {in}/small.safetensors -o {out} --int8 --calib {in}/cells --max-flips 100% "
         "--max-accuracy-drop 100 --calib-images 6",
         again="--force",
+        is_slow=True,
         takes=("small.safetensors", "cells"),
     ),
     Command(
@@ -144,6 +152,7 @@ COMMANDS = (
         "train",
         f"train {{in}}/more -o {{out}} {_QUICK} --image-size {SIDE}",
         again="--resume",
+        is_slow=True,
         takes=("more",),
         goes_on=True,
     ),
@@ -551,7 +560,7 @@ def _disturb(command: Command, seeds: Seeds, out: Path, scale: float, seed: int)
     place = _Place(work / "place", _pristine(seeds, out), command)
     whole = _Whole(place)
     tried = findings = failed = 0
-    for where in SURROUNDINGS:
+    for where in () if command.is_slow else SURROUNDINGS:
         place.begin()
         seen: Seen | None = place.run(where=where)
         tried += 1
@@ -570,7 +579,7 @@ def _disturb(command: Command, seeds: Seeds, out: Path, scale: float, seed: int)
     faults += [(call, f"{error}+") for call, error in faults if error in _LASTING]
     faults = _mixed(faults, random.Random(f"{command.name} {seed}"))
     seen = None
-    for call, error in faults[: max(1, round(EACH * scale))]:
+    for call, error in faults[: max(1, round((EACH_SLOW if command.is_slow else EACH) * scale))]:
         place.begin(anew=seen is not None and seen.inputs != whole.inputs)
         before = _content(place.target)
         seen = _disturbed(place, call, error, log)

@@ -134,6 +134,14 @@ def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         list(images_below(tmp_path / "absent", Passed()))
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that fails when it is read")
+def test_a_folder_of_which_nobody_can_tell_what_it_is_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "imported").mkdir()
+    (tmp_path / "imported" / "dataset.json").symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match=r"dataset\.json' cannot be read: input/output error"):
+        [*images_below(tmp_path, Passed())]
+
+
 def test_copies_are_told_by_their_bytes(tmp_path: Path) -> None:
     head, tail = bytes(range(256)) * 40, bytes(5000)
     contents = [

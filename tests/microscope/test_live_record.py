@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from msmamba.cli import mmdeploy
-from msmamba.errors import InputError, TargetError
+from msmamba.errors import InputError, Note, TargetError
 from msmamba.microscope import Result
 from msmamba.microscope.live.record import Record, recording
 from msmamba.microscope.live.report import write_session_report
@@ -259,6 +259,16 @@ def test_lines_that_are_torn_or_damaged_are_counted_and_left_out(tmp_path: Path)
     page = write_session_report(folder).read_text(encoding="utf-8")
     assert "5 lines are not counted" in page
     assert "<dd>15<" in page
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that fails when it is read")
+def test_a_picture_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    folder = kept(tmp_path / "s")
+    lost = sorted((folder / "thumbnails").iterdir())[-1]
+    lost.unlink()
+    lost.symlink_to("/proc/self/mem")
+    with pytest.warns(Note, match=rf"the report lacks a picture: '.*{lost.name}' cannot be read: input/out"):
+        write_session_report(folder)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
