@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from .. import files
 from ..data.seen import Checksums, Seen, calibrated_images, quantised_images
@@ -198,7 +198,7 @@ def _kind_of(path: Path) -> Kind:
                 f"'{path}' is a checkpoint, and the runtime needs an exported artefact: "
                 f"export it: mmdeploy export {as_word(path)} -o BUNDLE"
             )
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with _mapped(file, path) as content:
             if is_onnx(content, str(path)):
                 return Kind.ONNX
     raise ArtefactError(f"'{path}' is neither a bundle nor an ONNX file nor a TensorRT engine")
@@ -254,9 +254,18 @@ def model_bytes(path: str | Path) -> int:
         OSError: it cannot be read.
     """
     path = Path(path)
-    with files.open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with files.open_file(path) as file, _mapped(file, path) as content:
         beside = [] if content[:4] in ENGINE_MAGICS else _files_beside(content)
         return len(content) + sum((path.parent / name).stat().st_size for name in beside)
+
+
+def _mapped(file: BinaryIO, path: Path) -> mmap.mmap:
+    """A file's content in memory; that it cannot be, as on some shares, is an error about the file."""
+    try:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
 
 
 def _files_beside(content: Buffer) -> set[str]:
