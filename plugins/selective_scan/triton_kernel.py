@@ -7,10 +7,11 @@ in the kernels ``STATES`` is N, ``BLOCK`` the channels of one program, ``STEPS``
 
 The state of a program, (N, BLOCK) float32, never leaves its registers. A tile of step sizes, inputs, B and
 C is loaded while the tile before it is computed; softplus runs once per element on the tile as it was
-loaded, and only then are its columns dealt out, one per step of the recurrence. What is dealt out as it was
-loaded (B, C) is widened where the turn before ends: just before the dealing-out, Triton 3.7 would move the
-conversion behind it, where every lane converts copies of its own. Maps are channels last, so neighbouring
-lanes read neighbouring channels in whichever direction the positions are walked.
+loaded, and only then are its columns dealt out, one per step of the recurrence. What is narrower than
+float32 is widened where a turn of the loop ends, and carried to the next: Triton before 3.9 moves a
+conversion that stands before the dealing-out behind it, 3.6 with softplus, and each lane would compute
+copies of its own. Maps are channels last, so neighbouring lanes read neighbouring channels in whichever
+direction the positions are walked.
 """
 
 from __future__ import annotations
@@ -144,9 +145,15 @@ def _load_inputs(
 
 
 @triton.jit
+def _widened(inputs):
+    """What `_load_inputs` loaded, in float32."""
+    return inputs[0].to(tl.float32), inputs[1].to(tl.float32), inputs[2].to(tl.float32)
+
+
+@triton.jit
 def _step_sizes(raw, bias, inside):
     """delta' of a tile (BLOCK, STEPS); zero outside, where it leaves the state alone."""
-    return tl.where(inside[None, :], _softplus(raw.to(tl.float32) + bias[:, None]), 0.0)
+    return tl.where(inside[None, :], _softplus(raw + bias[:, None]), 0.0)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -177,30 +184,28 @@ def chunk_state(
     first = 0
     position, inside = _tile_positions(direction, line, first, height, width, STEPS)
     present = real[:, None] & inside[None, :]
-    x, raw, b_ahead = _load_inputs(
-        x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
-    )
+    ahead = _load_inputs(x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES)
+    x, raw, b = _widened(ahead)
 
     h = tl.zeros([STATES, BLOCK], dtype=tl.float32)
     decay = tl.zeros([BLOCK, STEPS], dtype=tl.float32)
-    b = b_ahead.to(tl.float32)
     for _ in range(tiles):
         delta = _step_sizes(raw, bias, inside)
         decay += delta
         deltas = _columns(delta, BLOCK, STEPS)
-        inputs = _columns(delta * x.to(tl.float32), BLOCK, STEPS)
+        inputs = _columns(delta * x, BLOCK, STEPS)
         bs = _columns(b, STATES, STEPS)
 
         line, first = _next_tile(line, first, length, STEPS)
         position, inside = _tile_positions(direction, line, first, height, width, STEPS)
         present = real[:, None] & inside[None, :]
-        x, raw, b_ahead = _load_inputs(
+        ahead = _load_inputs(
             x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
         )
 
         for i in tl.static_range(STEPS):
             h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i][:, None]
-        b = b_ahead.to(tl.float32)
+        x, raw, b = _widened(ahead)
 
     slot = (plane.to(tl.int64) * (tl.num_programs(0) + 1) + chunk) * channels
     tl.store(state_ptr + (slot + channel)[None, :] * STATES + state[:, None], h, mask=real[None, :])
@@ -247,19 +252,15 @@ def scan(
     first = 0
     position, inside = _tile_positions(direction, line, first, height, width, STEPS)
     present = real[:, None] & inside[None, :]
-    x, raw, b_ahead = _load_inputs(
-        x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
-    )
-    c_ahead = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
+    ahead = _load_inputs(x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES)
+    x, raw, b = _widened(ahead)
+    c = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :]).to(tl.float32)
 
-    b = b_ahead.to(tl.float32)
-    c = c_ahead.to(tl.float32)
     for _ in range(tiles):
-        u = x.to(tl.float32)
-        skipped = skip[:, None] * u
+        skipped = skip[:, None] * x
         delta = _step_sizes(raw, bias, inside)
         deltas = _columns(delta, BLOCK, STEPS)
-        inputs = _columns(delta * u, BLOCK, STEPS)
+        inputs = _columns(delta * x, BLOCK, STEPS)
         bs = _columns(b, STATES, STEPS)
         cs = _columns(c, STATES, STEPS)
         target = partial_ptr + position[None, :] * channels + channel[:, None]
@@ -268,7 +269,7 @@ def scan(
         line, first = _next_tile(line, first, length, STEPS)
         position, inside = _tile_positions(direction, line, first, height, width, STEPS)
         present = real[:, None] & inside[None, :]
-        x, raw, b_ahead = _load_inputs(
+        ahead = _load_inputs(
             x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
         )
         c_ahead = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
@@ -279,7 +280,7 @@ def scan(
             y = tl.sum(h * cs[i][:, None], axis=0)
             outputs = outputs + (y,)  # noqa: RUF005  Triton has no unpacking
         tl.store(target, _tile(outputs, BLOCK, STEPS) + skipped, mask=writes)
-        b = b_ahead.to(tl.float32)
+        x, raw, b = _widened(ahead)
         c = c_ahead.to(tl.float32)
 
 
@@ -341,30 +342,28 @@ def tile_states(
     first = 0
     position, inside = _tile_positions(direction, line, first, height, width, STEPS)
     present = real[:, None] & inside[None, :]
-    x, raw, b_ahead = _load_inputs(
-        x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
-    )
+    ahead = _load_inputs(x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES)
+    x, raw, b = _widened(ahead)
 
     h = tl.zeros([STATES, BLOCK], dtype=tl.float32)
-    b = b_ahead.to(tl.float32)
     for _ in range(lines * tl.cdiv(length, STEPS)):
         tl.store(states_ptr + slot, h, mask=real[None, :])
         states_ptr += STATES * channels
         delta = _step_sizes(raw, bias, inside)
         deltas = _columns(delta, BLOCK, STEPS)
-        inputs = _columns(delta * x.to(tl.float32), BLOCK, STEPS)
+        inputs = _columns(delta * x, BLOCK, STEPS)
         bs = _columns(b, STATES, STEPS)
 
         line, first = _next_tile(line, first, length, STEPS)
         position, inside = _tile_positions(direction, line, first, height, width, STEPS)
         present = real[:, None] & inside[None, :]
-        x, raw, b_ahead = _load_inputs(
+        ahead = _load_inputs(
             x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
         )
 
         for i in tl.static_range(STEPS):
             h = tl.exp2(deltas[i][None, :] * rate) * h + inputs[i][None, :] * bs[i][:, None]
-        b = b_ahead.to(tl.float32)
+        x, raw, b = _widened(ahead)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -421,27 +420,22 @@ def scan_backward(
     kept = (tiles - 1).to(tl.int64) * STATES * channels
     position, inside = _tile_positions(direction, line, first, height, width, STEPS)
     present = real[:, None] & inside[None, :]
-    x, raw, b_ahead = _load_inputs(
-        x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
-    )
-    c_ahead = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
-    grad_ahead = _load(grad_ptr, position, channels, channel, present)
+    ahead = _load_inputs(x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES)
+    x, raw, b = _widened(ahead)
+    c = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :]).to(tl.float32)
+    dy = _load(grad_ptr, position, channels, channel, present).to(tl.float32)
     h = tl.load(states_ptr + kept, mask=real[None, :], other=0.0)
 
     g = tl.zeros([STATES, BLOCK], dtype=tl.float32)
     da = tl.zeros([STATES, BLOCK], dtype=tl.float32)
     dd = tl.zeros([BLOCK, STEPS], dtype=tl.float32)
     dbias = tl.zeros([BLOCK, STEPS], dtype=tl.float32)
-    b = b_ahead.to(tl.float32)
-    c = c_ahead.to(tl.float32)
-    dy = grad_ahead.to(tl.float32)
     for _ in range(tiles):
-        u = x.to(tl.float32)
         delta = _step_sizes(raw, bias, inside)
-        slope = _sigmoid(raw.to(tl.float32) + bias[:, None])
-        dd += dy * u
+        slope = _sigmoid(raw + bias[:, None])
+        dd += dy * x
         deltas = _columns(delta, BLOCK, STEPS)
-        inputs = _columns(delta * u, BLOCK, STEPS)
+        inputs = _columns(delta * x, BLOCK, STEPS)
         dys = _columns(dy, BLOCK, STEPS)
         bs = _columns(b, STATES, STEPS)
         cs = _columns(c, STATES, STEPS)
@@ -460,7 +454,7 @@ def scan_backward(
         line, first = _tile_before(line, first, last_first, STEPS)
         position, inside = _tile_positions(direction, line, first, height, width, STEPS)
         present = real[:, None] & inside[None, :]
-        x, raw, b_ahead = _load_inputs(
+        ahead = _load_inputs(
             x_ptr, delta_ptr, b_ptr, position, present, inside, channel, state, channels, STATES
         )
         c_ahead = _load(c_ptr, position, DIRECTIONS * STATES, state, inside[None, :])
@@ -484,7 +478,7 @@ def scan_backward(
 
         through_input = _tile(into, BLOCK, STEPS)
         through_decay = _tile(rates, BLOCK, STEPS) * LN_2
-        ddelta = (u * through_input + through_decay) * slope
+        ddelta = (x * through_input + through_decay) * slope
         ddelta = tl.where(exist[None, :], ddelta, 0.0)
         dbias += ddelta
         of_map = at[None, :] * channels + channel[:, None]
@@ -495,7 +489,7 @@ def scan_backward(
         of_states = at[None, :] * (DIRECTIONS * STATES) + state[:, None]
         tl.store(b_partial_ptr + of_states, _tile(dbs, STATES, STEPS), mask=exist[None, :])
         tl.store(c_partial_ptr + of_states, _tile(dcs, STATES, STEPS), mask=exist[None, :])
-        b = b_ahead.to(tl.float32)
+        x, raw, b = _widened(ahead)
         c = c_ahead.to(tl.float32)
         dy = grad_ahead.to(tl.float32)
 

@@ -54,6 +54,14 @@ def test_the_loop_needs_the_exponentials_of_the_cost_model_and_no_more(table: Mo
     assert table.machine_code("scan", "float16", 87).special == 32 + 4
 
 
+@pytest.mark.parametrize("element_type", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kernel", ["chunk_state", "scan", "tile_states", "scan_backward"])
+def test_narrower_values_are_widened_once(table: ModuleType, kernel: str, element_type: str) -> None:
+    """As they were loaded, and not by every lane that they are dealt out to."""
+    narrow, wide = (table.machine_code(kernel, each, 90).loop for each in (element_type, "float32"))
+    assert narrow.total() < 1.1 * wide.total()
+
+
 def test_the_gradients_loop_needs_one_exponential_an_update(table: ModuleType) -> None:
     """16 updates a lane and tile, one softplus of two operations, and its slope by the same exponential."""
     assert table.machine_code("scan_backward", "float32", 87).special == 16 + 3
