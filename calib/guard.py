@@ -13,7 +13,7 @@ import importlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ..data.folders import WHOLE, ImageFolder, match_labels, read_evaluation_fol
 from ..data.samples import Sample, classes_of, sources_of
 from ..data.seen import Overlap, Seen, calibrated, checksums_of
 from ..errors import ArtefactError, BackendError, DataError, InputError, some
-from ..files import atomic_folder, check_writable, folder_turn, sha256_of
+from ..files import as_utf8, atomic_folder, check_writable, folder_turn, sha256_of
 from ..measures.evaluation import BATCH_SIZE, logits_of
 from ..measures.metrics import log_softmax
 from ..measures.selective import (
@@ -43,6 +43,7 @@ from ..runtime.artefact import (
     CALIBRATED_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
+    PARITY_NAME,
     SCORES_NAME,
     Bundle,
     Kind,
@@ -54,6 +55,7 @@ from ..runtime.guard import LIMITED, REASONS, Guard, Verdict, metadata, network_
 from ..runtime.likeness import METADATA_KEY, Likeness
 from ..runtime.protobuf import encoded, fields
 from ..runtime.quality import Quality, quality_of
+from ..schema import as_json, parsed
 from ..text import share_as_text, shown
 from .guard_page import Evidence, write_page
 
@@ -78,7 +80,12 @@ _TESTED = (
     "the 'test' images fit the guard from now on, so what 'eval' and 'verify' say of it on them flatters it: "
     "keep other images for that"
 )
-
+_VERIFY_AGAIN = (
+    "what the bundle's proof said of its guard was of the guard before, and went with it: 'mmdeploy verify' "
+    "proves this one"
+)
+_OF_GUARD = "guard_decides_otherwise"
+"""What the manifest says of the guard in the bundle's proof."""
 
 _NO_FEATURES = (
     "the bundle tells no features (it is of an earlier version), so the guard does not see whether an image "
@@ -278,6 +285,8 @@ def calibrate(
         turn.enter_context(folder_turn(bundle))  # a proof that is written meanwhile would be lost
         _copy(Path(bundle), folder)
         manifest = _check_copy(folder, manifest, str(bundle))
+        if _proves_another(manifest, guard):
+            calibration = replace(calibration, notes=(*calibration.notes, _VERIFY_AGAIN))
         answers = answer_scores(logits, guard.temperature)
         unlike = (
             [{}] * len(answers) if distances is None else [unlikeness(each) for each in distances.tolist()]
@@ -556,6 +565,12 @@ def _check_copy(folder: Path, calibrated: Manifest, bundle: str) -> Manifest:
     return copied.manifest
 
 
+def _proves_another(manifest: Manifest, guard: Guard) -> bool:
+    """Whether a bundle's proof says something of another guard."""
+    parity = manifest.precision_proven.get("parity")
+    return isinstance(parity, Mapping) and _OF_GUARD in parity and manifest.guard != guard.facts
+
+
 def _write(
     folder: Path,
     manifest: Manifest,
@@ -564,7 +579,10 @@ def _write(
     scores: CalibratedScores,
     images: Mapping[str, str],
 ) -> None:
-    """Puts the guard into a copied bundle's manifest and the one inside its model, and the rest beside."""
+    """Puts the guard into a copied bundle's manifest and the one inside its model, and the rest beside.
+
+    What a proof says of another guard is taken out.
+    """
     facts = guard.facts
     likeness = {METADATA_KEY: guard.likeness.to_text() if guard.likeness else None}
     inner = Manifest.from_metadata(metadata(model), f"'{MODEL_NAME}'")
@@ -573,13 +591,27 @@ def _write(
         SCORES_NAME: json.dumps(scores.to_dict()).encode("ascii"),
         CALIBRATED_NAME: json.dumps(images).encode("ascii"),
     }
+    proven = dict(manifest.precision_proven)
+    if _proves_another(manifest, guard):
+        proven["parity"] = {name: value for name, value in proven["parity"].items() if name != _OF_GUARD}
+        if PARITY_NAME in manifest.files:
+            contents[PARITY_NAME] = _without_guard((folder / PARITY_NAME).read_bytes())
     for name, content in contents.items():
         (folder / name).unlink(missing_ok=True)  # it may be a link
         (folder / name).write_bytes(content)
     changed = {name: sha256_of(folder / name) for name in contents}
-    sealed = replace(manifest, guard=facts, files={**manifest.files, **changed})
+    sealed = replace(manifest, guard=facts, files={**manifest.files, **changed}, precision_proven=proven)
     (folder / MANIFEST_NAME).unlink()
     (folder / MANIFEST_NAME).write_text(sealed.to_json(), encoding="utf-8")
+
+
+def _without_guard(proof: bytes) -> bytes:
+    """A proof less what it says of a guard; what is no proof stays as it is."""
+    with suppress(ValueError):
+        found = parsed(proof, names=True)
+        if isinstance(found, dict) and found.get("guard") is not None:
+            return as_utf8(as_json({**found, "guard": None}, indent=2) + "\n")
+    return proof
 
 
 def _with_metadata(model: bytes, changes: Mapping[str, str | None]) -> bytes:

@@ -316,6 +316,29 @@ def test_a_proof_that_comes_while_a_bundle_is_calibrated_is_kept(pictures: Path,
     assert found.read("parity.json") == b"{}"
 
 
+@pytest.mark.parametrize("words", [(), ("--max-error", "40%")], ids=["the same", "another"])
+def test_what_a_proof_says_of_another_guard_goes_with_it(
+    words: tuple[str, ...], guarded: Path, pictures: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(guarded, tmp_path / "bundle"))
+    proof = {"passed": True, "images": 9, "guard": {"differing": 1}}
+    (bundle / "parity.json").write_text(json.dumps(proof))
+    before = open_bundle(bundle).manifest
+    files = {**before.files, "parity.json": sha256_of(bundle / "parity.json")}
+    said = {"passed": True, "images": 9, "guard_decides_otherwise": 1}
+    proven = replace(before, files=files, precision_proven={"parity": said})
+    (bundle / "manifest.json").write_text(proven.to_json())
+
+    result = calibrate(bundle, pictures, *words)
+    assert result.exit_code == 0, result.stderr
+    found = open_bundle(bundle)
+    is_other = found.manifest.guard != before.guard
+    assert is_other == bool(words)
+    assert ("'mmdeploy verify' proves this one" in result.output) == is_other
+    assert json.loads(found.read("parity.json")) == {**proof, "guard": None if is_other else proof["guard"]}
+    assert ("guard_decides_otherwise" in found.manifest.precision_proven["parity"]) != is_other
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a folder that is locked keeps its place there")
 def test_who_changes_a_bundle_waits_until_its_guard_is_in_place(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
