@@ -96,6 +96,8 @@ _KEPT = record(
 )
 """What ``run.json`` holds of an earlier call, so far as it is read again."""
 _CHANGED = "was changed"
+_FEW = 50
+"""Slides of which each is told by ``run.json`` at once."""
 _NO_NAME = re.compile(r"[^\w.-]+")  # what of a class's name does not go into a file's
 
 
@@ -223,6 +225,9 @@ class _Run:
         self._progress = progress
         self._slides: dict[str, dict[str, Any]] = _earlier(folder, identity)
         self._certain: dict[str, list[dict[str, Any]]] = {}  # of slides that were open anyhow
+        self._is_saved = False  # whether run.json says what there is to say
+        self._tiles = 0  # classified since it was written
+        self._whole: dict[Path, Path] = {}  # files of rows that are whole, and where they go once it says so
 
     def classify(self, named: dict[str, Path]) -> None:
         """Every slide that is not done, then the summary.
@@ -242,13 +247,17 @@ class _Run:
             _make_folder(self._folder / below, by_us=True)
             remove_leftovers(self._folder / below)
         remove_leftovers(self._folder)
-        for name, path in named.items():
-            try:
-                self._classify_one(name, path)
-            except InputError as error:
-                facts = self._slides.get(name, {})
-                self._slides[name] = {**facts, "path": os.fspath(path), "error": str(error)}
+        try:
+            for name, path in named.items():
+                try:
+                    self._classify_one(name, path)
+                except InputError as error:
+                    facts = self._slides.get(name, {})
+                    self._note(name, {**facts, "path": os.fspath(path), "error": str(error)})
+        except BaseException:
+            with suppress(TargetError, OSError):  # what is told is what happened first
                 self._save(interrupted=True)
+            raise
         self._save(interrupted=False)
         told = [*named, *self._done_before(named)]
         self._summarise(told)
@@ -286,8 +295,8 @@ class _Run:
         _check_name(geojson, path)
         roi = _roi_of(path, options.roi)
         content = _content_of(path, roi)
-        if before.get("content", content) != content:
-            if done.exists():
+        if before.get("content") != content:
+            if before.get("content") and done.exists():
                 changed = f"'{path}' is not the file{' with the regions' if roi else ''}"
                 raise InputError(f"{changed} that '{done}' is of: delete that to replace it")
             partial.unlink(missing_ok=True)
@@ -323,8 +332,7 @@ class _Run:
                 "tissue": None if mask is None else round(mask.share, 6),
                 "notes": [*self._wanted.notes, *notes, *read, *(regions.notes if regions else ())],
             }
-            self._slides[name] = facts
-            self._save(interrupted=True)
+            self._note(name, facts)
             wanted = mask if regions is None else Within(regions, mask)
             self._write_rows(name, slide, partial, side, wanted)
             counts = _Counts(len(self._labels))
@@ -354,7 +362,7 @@ class _Run:
             if has_room(self._certain):
                 self._certain[name] = certain_tiles(slide, partial, self._labels)
             shares = {label: counts.share(index) for index, label in enumerate(self._labels)}
-            self._slides[name] = {
+            found = {
                 **facts,
                 "tiles": counts.tiles,
                 "unreadable": counts.unreadable,
@@ -362,8 +370,8 @@ class _Run:
                 "shares": shares,
                 "seconds": round(time.monotonic() - started, 3),
             }
-            self._save(interrupted=True)
-        partial.replace(done)
+        self._whole[partial] = done
+        self._note(name, found)
 
     def _check_done(self, done: Path, facts: dict[str, Any]) -> None:
         """Looks at what an earlier call, or somebody else, has left of a slide.
@@ -401,7 +409,7 @@ class _Run:
             raise InputError(f"'{slide.path}': no tile has {' and '.join(lacking)}: {', or '.join(ways)}")
         first = header(self._labels, self._guarded)
         try:
-            there = _kept_rows(partial, first, tiles(), batch)
+            told = there = _kept_rows(partial, first, tiles(), batch)
             self._progress(name, there, total)
             with open_to_extend(partial) as file:
                 file.seek(0, os.SEEK_END)
@@ -416,6 +424,8 @@ class _Run:
                         if done % batch == 0 or done == total:
                             file.flush()
                             self._progress(name, done, total)
+                            self._tiles, told = self._tiles + done - told, done
+                            self._save_in_time()
                 flush_to_device(file)
         except OSError as error:
             raise TargetError(f"cannot write '{partial}': {cause_of(error)}") from error
@@ -440,10 +450,28 @@ class _Run:
         """The path of a class's map, without its suffix."""
         return self._folder / "heat-maps" / name / f"{index}-{_NO_NAME.sub('_', self._labels[index])}"
 
+    def _note(self, name: str, facts: dict[str, Any]) -> None:
+        """Keeps what there is to say of a slide."""
+        self._slides[name], self._is_saved = facts, False
+        self._save_in_time()
+
+    def _save_in_time(self) -> None:
+        """Writes ``run.json`` if it lacks something, of few slides at once, of many after some tiles.
+
+        It grows with them: written twice for each of ten thousand fields, it would be 100 GB.
+        """
+        if not self._is_saved and 2 * self._tiles + _FEW >= len(self._slides):
+            self._save(interrupted=True)
+
     def _save(self, *, interrupted: bool) -> None:
+        """Writes ``run.json``, and puts into place what is whole."""
         content = {**self._identity, "interrupted": interrupted, "slides": self._slides}
         text = as_json(content, indent=1)
         write_atomically(self._folder / _RUN, as_utf8(text + "\n"))
+        self._is_saved, self._tiles = True, 0
+        while self._whole:
+            partial, done = self._whole.popitem()
+            partial.replace(done)
 
     def _summarise(self, told: list[str]) -> None:
         undecided = ("undecided",) if self._guarded else ()

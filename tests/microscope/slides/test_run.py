@@ -28,7 +28,7 @@ from slide_files import HALF_A_MICRON, box, check_geojson, feature, tissue, writ
 import msmamba
 from msmamba.cli import mmdeploy
 from msmamba.errors import ImageError, InputError, Note, TargetError
-from msmamba.microscope.slides import classify_slide, open_slide, report, tiles
+from msmamba.microscope.slides import classify_slide, open_slide, report, run, tiles
 from msmamba.microscope.slides.engine import TileResult
 from msmamba.microscope.slides.report import most_certain
 from msmamba.microscope.slides.results import colour_of, header, read_rows, row
@@ -238,6 +238,50 @@ def test_stopped_at_any_moment_it_ends_with_the_same_bytes(
                 partial.write_bytes(content[: len(content) - int(generator.integers(0, 120))])
     assert stops >= 3
     assert outputs(tmp_path / "out") == outputs(results)
+
+
+def test_of_many_slides_what_was_found_is_told_after_some_tiles(
+    session: Session,
+    bundles: dict[str, Path],
+    slides: list[Path],
+    results: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run, "_FEW", -1_000_000)  # as if slides were so many
+    killed = tmp_path / "killed"
+
+    def copied(name: str, done: int, total: int) -> None:
+        if name == "right" and done and not killed.exists():
+            shutil.copytree(tmp_path / "out", killed)
+
+    def stop(name: str, done: int, total: int) -> None:
+        if name == "right" and done:
+            raise Stop
+
+    classify_slides(session, bundles["fp32"], slides, tmp_path / "out", OPTIONS, copied)
+    assert outputs(tmp_path / "out") == outputs(results)
+
+    # What a kill would have left: the first slide's rows, of which nobody says what file they are of.
+    assert json.loads((killed / "run.json").read_text())["slides"] == {}
+    assert (killed / "partial" / "left.csv").exists()
+    shutil.copytree(killed, tmp_path / "of another")
+    (tmp_path / "other").mkdir()
+    other = Path(shutil.copy(slides[1], tmp_path / "other" / "left.tif"))
+    classify_slides(session, bundles["fp32"], [other], tmp_path / "of another", OPTIONS)
+    found, expected = (
+        folder / "model-outputs-csv" / f"{name}.csv"
+        for folder, name in ((tmp_path / "of another", "left"), (results, "right"))
+    )
+    assert found.read_bytes() == expected.read_bytes()
+    classify_slides(session, bundles["fp32"], slides, killed, OPTIONS)
+    assert outputs(killed) == outputs(results)
+
+    # An error tells what was found before it.
+    with pytest.raises(Stop):
+        classify_slides(session, bundles["fp32"], slides, tmp_path / "stopped", OPTIONS, stop)
+    assert "shares" in json.loads((tmp_path / "stopped" / "run.json").read_text())["slides"]["left"]
+    assert (tmp_path / "stopped" / "model-outputs-csv" / "left.csv").exists()
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(
