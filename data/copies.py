@@ -26,9 +26,15 @@ def contents_of(paths: Sequence[Path]) -> list[int]:
     Only files of one size are looked into, and only those that look alike in the middle are read. One that
     cannot be read is told, and no copy of anything: whoever reads it as an image refuses it or leaves it out.
     """
-    same = [[*range(len(paths))]]
+    same, unread = [[*range(len(paths))]], dict[Path, str]()
     for what in (_size, _glimpse, sha256_of):
-        same = [alike for group in same for alike in _parted(group, paths, what)]
+        same = [alike for group in same for alike in _parted(group, paths, what, unread)]
+    if unread:
+        ((first, why), *_), count = unread.items(), len(unread)
+        said = f"'{first}' cannot be read: {why}, so nobody knows whether it is a copy of another image"
+        if count > 1:
+            said = f"{count:,} files cannot be read, such as {said}"
+        warnings.warn(said, Note, stacklevel=2)
     numbers = list(range(len(paths)))
     for group in same:
         for place in group:
@@ -78,15 +84,16 @@ def note_on_leaks(what: str, values: Sequence[Hashable], splits: Sequence[str], 
     return [f"{len(shared):,} {what} are in more than one split{example}: figures on this split are too high"]
 
 
-def _parted(group: Iterable[int], paths: Sequence[Path], what: Callable[[Path], Hashable]) -> list[list[int]]:
-    """The places that agree in something with another one."""
+def _parted(
+    group: Iterable[int], paths: Sequence[Path], what: Callable[[Path], Hashable], unread: dict[Path, str]
+) -> list[list[int]]:
+    """The places that agree in something with another one. ``unread`` gets what cannot be read, and why."""
     found: dict[Hashable, list[int]] = defaultdict(list)
     for place in group:
         try:
             found[what(paths[place])].append(place)
         except OSError as error:
-            why = f"'{paths[place]}' cannot be read: {reason_of(error)}"
-            warnings.warn(f"{why}, so nobody knows whether it is a copy of another image", Note, stacklevel=2)
+            unread[paths[place]] = reason_of(error)
     return [places for places in found.values() if len(places) > 1]
 
 
