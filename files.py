@@ -297,9 +297,8 @@ def atomic_file(path: str | os.PathLike[str], *, through_links: bool = False) ->
             _flush_folder(target.parent)
     finally:
         if is_ours:
-            with suppress(
-                OSError
-            ):  # it would hide what went wrong; who writes the same name next takes it away
+            # It would hide what went wrong; who writes the same name next takes it away.
+            with suppress(OSError):
                 temporary.unlink(missing_ok=True)
         lock.close()
 
@@ -670,9 +669,7 @@ class _Lock:
 
     def close(self) -> None:
         if self._descriptor is not None:
-            with suppress(
-                OSError
-            ):  # what was written is on the device by now, and the lock ends all the same
+            with suppress(OSError):  # what was written is on the device, and the lock ends all the same
                 os.close(self._descriptor)
             self._descriptor = None
 
