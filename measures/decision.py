@@ -215,6 +215,7 @@ class Decision:
     artefact_confusion: tuple[tuple[int, ...], ...]
     reference_reliability: Reliability
     artefact_reliability: Reliability
+    """In the bins of the reference's confidence, as `calibration_error` is."""
     criteria: tuple[Criterion, ...]
     notes: tuple[str, ...]
     """What these images cannot tell."""
@@ -335,7 +336,7 @@ def decide(
         reference_confusion=before.confusion,
         artefact_confusion=after.confusion,
         reference_reliability=reliability(probabilities[0], truth),
-        artefact_reliability=reliability(probabilities[1], truth),
+        artefact_reliability=reliability(probabilities[1], truth, binned_by=probabilities[0]),
         criteria=tuple(criteria),
         notes=tuple(notes),
         level=LEVEL,

@@ -419,17 +419,27 @@ def _deviation(weights: Floats, covariance: Floats) -> float:
     return float(np.sqrt(max(0.0, float(weights @ covariance @ weights))))
 
 
-def reliability(probabilities: npt.NDArray[Any], truth: npt.NDArray[Any], bins: int = BINS) -> Reliability:
+def reliability(
+    probabilities: npt.NDArray[Any],
+    truth: npt.NDArray[Any],
+    bins: int = BINS,
+    *,
+    binned_by: npt.NDArray[Any] | None = None,
+) -> Reliability:
     """How well a model's confidence says how often it is right (Guo et al., 2017).
 
     Args:
         probabilities: (N, C).
         truth: (N,), class indices.
         bins: how many bins of equal width there are.
+        binned_by: (N, C), the probabilities of the model whose confidence tells in which bin an image lies;
+            None: its own.
     """
     rows = np.asarray(probabilities, np.float64)
     confidence, right = rows.max(axis=1), rows.argmax(axis=1) == truth
-    places = _bins_of(confidence, bins)
+    places = _bins_of(
+        confidence if binned_by is None else np.asarray(binned_by, np.float64).max(axis=1), bins
+    )
     counts = np.bincount(places, minlength=bins)
 
     def sums(values: npt.NDArray[Any]) -> Floats:

@@ -82,7 +82,7 @@ def _proportion_text(share: Proportion) -> str:
 
 
 def _reliability_svg(decision: Decision) -> bytes:
-    """Accuracy against confidence by bins, both models, above the number of images in each bin."""
+    """Accuracy against confidence by the reference's bins, both models, above the images in each."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
@@ -91,9 +91,9 @@ def _reliability_svg(decision: Decision) -> bytes:
     axes.text(0.03, 0.09, "as often right as sure", color="#8a8a8a", fontsize=8, rotation=33)
     reference, artefact = decision.reference_reliability, decision.artefact_reliability
     width = reference.edges[1] - reference.edges[0]
-    for each, colour, marker, name, shift in (
-        (reference, VAL_COLOUR, "o", "reference", -0.2),
-        (artefact, TRAIN_COLOUR, "s", "artefact", 0.2),
+    for each, colour, marker, name in (
+        (reference, VAL_COLOUR, "o", "reference"),
+        (artefact, TRAIN_COLOUR, "s", "artefact"),
     ):
         points = [
             (confidence, accuracy, images)
@@ -109,12 +109,8 @@ def _reliability_svg(decision: Decision) -> bytes:
             alpha=0.85,
             label=f"{name}: calibration error {each.error:.3f}",
         )
-        counts.bar(
-            [edge + width * (0.5 + shift) for edge in each.edges[:-1]],
-            each.images,
-            width=0.4 * width,
-            color=colour,
-        )
+    centres = [edge + width / 2 for edge in reference.edges[:-1]]
+    counts.bar(centres, reference.images, width=0.8 * width, color=FAINT)
     axes.set_ylabel("accuracy of the bin")
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     axes.set_ylim(-0.03, 1.03)

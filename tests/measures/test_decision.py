@@ -162,6 +162,16 @@ def test_a_calibration_error_that_may_be_chance_has_an_interval_from_0() -> None
     assert of_patients.reference_interval != error.reference_interval
 
 
+def test_the_diagram_counts_calibration_errors_as_the_table_does() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2, (60, 3))
+    coarse = logits + generator.normal(0, 0.1, (60, 3))
+    found = decided(logits, coarse, generator.integers(0, 3, 60).tolist())
+    assert found.reference_reliability.error == pytest.approx(found.calibration_error.reference)
+    assert found.artefact_reliability.error == pytest.approx(found.calibration_error.artefact)
+    assert found.artefact_reliability.images == found.reference_reliability.images
+
+
 def test_one_class_alone_says_that_auc_is_not_defined() -> None:
     found = decided(logits_of(1, 1, 0), logits_of(1, 1, 1), [1, 1, 1], bar=INT8_BAR)
     assert found.auc is None
