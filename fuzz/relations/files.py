@@ -13,6 +13,8 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
+from msmamba.text import share_as_text
+
 from .lab import Lab, Pixels, Relation, apart, at_home, differ, save
 
 _NAMES = (
@@ -288,7 +290,8 @@ def same_formats(lab: Lab, chance: random.Random, work: Path) -> Iterator[str]:
             suffix = f"_{place}" if place > 1 else ""
             yield from differ("label", row[f"label{suffix}"], each["label"])
             yield from differ("probability", float(row[f"probability{suffix}"]), each["probability"])
-            if f"{each['label']:<{max(map(len, lab.session.labels))}}  {each['probability']:.4f}" not in line:
+            label = f"{each['label']:<{max(map(len, lab.session.labels))}}"
+            if f"{label}  {share_as_text(each['probability'], 4, 1)}" not in line:
                 yield f"table: {line!r} has not {each}"
         if "decided" in other:
             yield from differ("decided", row["decided"], "yes" if other["decided"] else "no")
