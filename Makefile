@@ -66,7 +66,7 @@ test-screen: $(VENV)/test.stamp
 test-ray: .venv-ray/test.stamp
 	OMP_WAIT_POLICY=passive .venv-ray/bin/python -m pytest tests/microscope/slides/test_ray.py
 
-# Damaged and hostile input, kills, faults of the system and a soak; more with FUZZ_SCALE=10, other input with FUZZ_SEED=1.
+# Damaged and hostile input, kills, faults of the system and a soak: about twenty minutes; more with FUZZ_SCALE=10, other input with FUZZ_SEED=1.
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python fuzz/fuzz.py $(TARGETS)
 
