@@ -63,7 +63,7 @@ class _Commands(Group):
         try:
             return super().make_context(*arguments, **settings)
         except MsmambaError as error:
-            _say(f"error: {error}")
+            say(f"error: {error}", err=True)
             raise click.exceptions.Exit(1) from error
 
     def invoke(self, context: click.Context) -> Any:
@@ -76,7 +76,7 @@ class _Commands(Group):
         except (MsmambaError, OSError) as error:
             if context.params["debug"]:
                 raise
-            _say(f"error: {_told(error)}")
+            say(f"error: {_told(error)}", err=True)
             context.exit(1)
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
@@ -84,17 +84,20 @@ class _Commands(Group):
                 raise
             name = context.invoked_subcommand
             wanted = _WANTED.get(name or "", "'msmamba[train]'")
-            _say(f"error: 'mmdeploy {name}' needs {package}, which is not installed: pip install {wanted}")
+            say(
+                f"error: 'mmdeploy {name}' needs {package}, which is not installed: pip install {wanted}",
+                err=True,
+            )
             context.exit(1)
         except (KeyboardInterrupt, RuntimeError) as error:
             # An interrupt that comes while a lock is waited for may end as an error of that lock.
             stop = error.__context__ if isinstance(error, RuntimeError) else error
             if isinstance(stop, Terminated):
-                _say(f"ended by {stop}")
+                say(f"ended by {stop}", err=True)
                 context.exit(128 + stop.number)
             if not isinstance(stop, KeyboardInterrupt):
                 raise
-            _say("interrupted")
+            say("interrupted", err=True)
             context.exit(_INTERRUPTED)
 
 
@@ -104,11 +107,6 @@ def _told(error: MsmambaError | OSError) -> str:
         return str(error)
     said = reason_of(error)
     return said if error.filename is None else f"'{error.filename}' cannot be used: {said}"
-
-
-def _say(line: str) -> None:
-    """Says it on standard error; where that is full or gone, the exit status says the rest."""
-    say(line, err=True)
 
 
 @click.group(cls=_Commands, context_settings=SETTINGS, example=_EXAMPLE)
@@ -150,7 +148,7 @@ def main() -> None:
 
     def show_note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, Note):
-            _say(f"note: {message}")
+            say(f"note: {message}", err=True)
         else:
             show(message, category, *where, **more)
 

@@ -20,13 +20,13 @@ Dims: N images, C classes, U units, K classes that are judged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .uncertainty import LEVEL, Interval
+from .uncertainty import LEVEL, Interval, proportion_interval
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -64,7 +64,7 @@ def share_interval(flags: Flags, members: Members, among: Flags | None = None) -
     if len(flags) > 1 and not members.any():
         return Interval(0.0, 1.0)
     worth = _worth(flags, members)
-    return Interval(*_clopper_pearson(flags.mean() * worth, worth), exact=worth == len(flags))
+    return replace(proportion_interval(flags.mean() * worth, worth), exact=worth == len(flags))
 
 
 def share_change(lost: Flags, gained: Flags, members: Members) -> Interval:
@@ -80,8 +80,8 @@ def share_change(lost: Flags, gained: Flags, members: Members) -> Interval:
     """
     if not members.any():
         return Interval(-1.0, 1.0)
-    (less, (less_low, less_high)), (more, (more_low, more_high)) = (
-        (float(flags.mean()), _clopper_pearson(flags.mean() * worth, worth))
+    (less, of_lost), (more, of_gained) = (
+        (float(flags.mean()), proportion_interval(flags.mean() * worth, worth))
         for flags, worth in ((each, _worth(each, members)) for each in (lost, gained))
     )
     alike = min(0.0, _correlation(lost, gained, members))  # unlike ones make their difference less sure
@@ -90,8 +90,8 @@ def share_change(lost: Flags, gained: Flags, members: Members) -> Interval:
         return float(np.sqrt(max(0.0, one * one + other * other - 2 * alike * one * other)))
 
     change = more - less
-    low = change - reach(more - more_low, less_high - less)
-    high = change + reach(more_high - more, less - less_low)
+    low = change - reach(more - of_gained.low, of_lost.high - less)
+    high = change + reach(of_gained.high - more, less - of_lost.low)
     return Interval(max(-1.0, low), min(1.0, high), exact=not (lost | gained).any())
 
 
@@ -240,15 +240,6 @@ def _as_many(sums: Floats) -> float:
     squares = np.square(sums)
     fourth = float(squares @ squares)
     return float(squares.sum()) ** 2 / fourth if fourth > 0 else 1.0
-
-
-def _clopper_pearson(counted: float, trials: float) -> tuple[float, float]:
-    """The exact interval of a share, of numbers that need not be whole."""
-    from scipy.stats import beta
-
-    low = 0.0 if counted <= 0 else float(beta.ppf(_TAIL, counted, trials - counted + 1))
-    high = 1.0 if counted >= trials else float(beta.ppf(1 - _TAIL, counted + 1, trials - counted))
-    return low, high
 
 
 def _correlation(one: Flags, other: Flags, members: Members) -> float:

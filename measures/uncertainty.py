@@ -254,17 +254,18 @@ def _auc_of_ranks(positive: npt.NDArray[np.bool_], ranks: npt.NDArray[Any]) -> f
     return float(positives @ below / pairs)
 
 
-def proportion_interval(successes: int, trials: int, level: float = LEVEL) -> Interval:
+def proportion_interval(successes: float, trials: float, level: float = LEVEL) -> Interval:
     """The exact (Clopper-Pearson) interval of a proportion; [0, 1] where nothing was tried.
 
-    It stays honest at none and at all, where resampling gives an interval of no width.
+    It stays honest at none and at all, where resampling gives an interval of no width. Numbers need not be
+    whole, as those of images are not that count for less than one each.
     """
-    from scipy.stats import binomtest
+    from scipy.stats import beta
 
-    if trials == 0:
-        return Interval(0.0, 1.0, exact=True)
-    interval = binomtest(successes, trials).proportion_ci(level, method="exact")
-    return Interval(float(interval.low), float(interval.high), exact=True)
+    tail = (1 - level) / 2
+    low = 0.0 if successes <= 0 else float(beta.ppf(tail, successes, trials - successes + 1))
+    high = 1.0 if successes >= trials else float(beta.ppf(1 - tail, successes + 1, trials - successes))
+    return Interval(low, high, exact=True)
 
 
 def calibration_error(
