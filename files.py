@@ -24,7 +24,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -285,22 +285,120 @@ def atomic_file(path: str | os.PathLike[str], *, through_links: bool = False) ->
         temporary, (file, lock) = _claimed(target, _remove_left_file, _new_file)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name; links in a circle
         raise _target_error(shown, error) from error
-    is_ours = True
+    whole = _WholeFile(shown, target, temporary, lock)
     try:
-        with _told_of(shown, temporary):
-            with file:
-                yield file
-                file.flush()
-                flush_to_device(file)
-            temporary.replace(target)
-            is_ours = False  # whoever writes the same target next may have the name by now
-            _flush_folder(target.parent)
-    finally:
-        if is_ours:
+        with _told_of(shown, temporary), file:
+            yield file
+            file.flush()
+            flush_to_device(file)
+        if _together.files is not None:
+            _together.files.append(whole)
+            return
+        whole.take_name()
+    except BaseException:  # an interruption, too, must leave nothing open or behind
+        whole.close()
+        raise
+    whole.close()
+
+
+class _WholeFile:
+    """A file under its temporary name, which is to take the target's."""
+
+    def __init__(self, shown: Path, target: Path, temporary: Path, lock: _Lock) -> None:
+        self._shown, self.target, self._temporary, self._lock = shown, target, temporary, lock
+        self._has_name = False
+        self._before: _WholeFile | None = None
+
+    def take_name(self) -> None:
+        """Replaces what stands at the target.
+
+        Raises:
+            TargetError: it cannot be done.
+        """
+        with _told_of(self._shown, self._temporary):
+            self._temporary.replace(self.target)
+            self._has_name = True  # whoever writes the same target next may have the temporary one by now
+            _flush_folder(self.target.parent)
+
+    def put_aside(self) -> None:
+        """Takes away what stands at the target, for as long as this is not closed.
+
+        Raises:
+            TargetError: it cannot be done.
+        """
+        try:
+            if os.path.lexists(self.target):
+                aside, (file, lock) = _claimed(self.target, _remove_left_file, _new_file)
+                file.close()
+                self._before = _WholeFile(self._shown, self.target, aside, lock)
+                self.target.replace(aside)
+        except OSError as error:
+            raise _target_error(self._shown, error) from error
+
+    def put_back(self) -> None:
+        """Gives what was put aside its name again, unless something has taken it."""
+        if self._before is not None and not os.path.lexists(self.target):
+            with suppress(TargetError):
+                self._before.take_name()
+
+    def close(self) -> None:
+        """Takes away what has no name of its own."""
+        if self._before is not None:
+            self._before.close()
+        if not self._has_name:
             # It would hide what went wrong; who writes the same name next takes it away.
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        lock.close()
+                self._temporary.unlink(missing_ok=True)
+        self._lock.close()
+
+
+class _Together(local):
+    """The files of a thread that are whole and wait for others to be; None where they need not."""
+
+    def __init__(self) -> None:
+        self.files: list[_WholeFile] | None = None
+
+
+_together = _Together()
+
+
+@contextmanager
+def written_together() -> Iterator[None]:
+    """Has the files that this thread writes in the block take their names only when all of them are whole.
+
+    What is written there by `atomic_file`, each path once, belongs together. Where one cannot be written, all
+    stay as they were. Files of before and of now are never side by side: all but the first are taken away
+    before the first gets its name, so a kill in the few steps from there on leaves some missing, which
+    the next call makes.
+
+    Raises:
+        TargetError: one cannot be written; the message names it and the cause.
+    """
+    waiting = _together.files = []
+    try:
+        try:
+            yield
+        finally:
+            _together.files = None
+        if waiting:
+            _take_names(*waiting)
+    finally:
+        for each in waiting:
+            each.close()
+
+
+def _take_names(first: _WholeFile, *others: _WholeFile) -> None:
+    try:
+        for each in others:
+            each.put_aside()
+        first.take_name()
+    except BaseException:  # an interruption, too, must lose nothing
+        for each in others:
+            each.put_back()
+        raise
+    with ExitStack() as rest:  # which ends what is begun, whatever happens to one of them
+        for each in reversed(others):
+            rest.callback(each.take_name)
 
 
 def write_atomically(
@@ -515,7 +613,7 @@ def atomic_folder(
         with _told_of(shown, place):
             content = place / _CONTENT
             yield content
-            for item in sorted(content.rglob("*")):
+            for item in sorted(all_below(content)):
                 if item.is_file():
                     _flush_file(item)
             _flush_folder(content)
@@ -627,6 +725,20 @@ def folder_turn(folder: str | os.PathLike[str]) -> Iterator[None]:
     finally:
         _turns.held.remove((target, lock))
         lock.close()
+
+
+def all_below(folder: Path) -> Iterator[Path]:
+    """All files and folders below a folder; no link is followed.
+
+    Raises:
+        OSError: a folder cannot be read, which `os.walk` and `Path.rglob` pass over without a word.
+    """
+    with os.scandir(folder) as entries:
+        found = [(folder / each.name, each.is_dir(follow_symlinks=False)) for each in entries]
+    for path, is_folder in found:
+        yield path
+        if is_folder:
+            yield from all_below(path)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -825,9 +937,8 @@ def _take_up(shown: Path, place: Path, target: Path) -> _Lock:
         )
     try:
         if not _is_marked(place) or any(
-            Path(folder, name).is_symlink()  # msmamba makes none, and would write through them
-            for folder, folders, files in os.walk(place)
-            for name in (*folders, *files)
+            path.is_symlink()  # msmamba makes none, and would write through them
+            for path in all_below(place)
         ):
             raise foreign
         if _put_back(place, target):

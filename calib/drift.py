@@ -224,12 +224,15 @@ def drift_of(log: str | Path, against: str | Path | None = None) -> Drift:
         )
     if not logged.pictures:
         raise InputError(f"'{log}' holds no line of a picture yet: let --drift write some first")
+    logged, repeated = without_repeats(logged)
     scores = compared(logged, origin.calibrated)
     if not scores:
         raise InputError(f"'{log}' and the calibration have no score in common, so nothing can be compared")
     notes = []
     if logged.unread:
         notes.append(f"lines passed over, as they are not whole or of another artefact: {logged.unread:,}")
+    if repeated:
+        notes.append(f"lines of pictures that another run had logged already, which count once: {repeated:,}")
     if origin.artefact != logged.origin.artefact:
         notes.append(
             "the log is of another network than --against, whose answers may differ without any change"
@@ -245,6 +248,29 @@ def drift_of(log: str | Path, against: str | Path | None = None) -> Drift:
         scores=scores,
         notes=tuple(notes),
     )
+
+
+def without_repeats(logged: Logged) -> tuple[Logged, int]:
+    """The log with each picture as often as that run has it which has it most often; and how many lines go.
+
+    A folder that is classified again is logged again. Its pictures are known by their scores, which are the
+    same to the last of five digits; those that are black or white all over have none to be known by.
+    """
+    rows = np.ascontiguousarray(np.column_stack([logged.scores[name] for name in PICTURE_SCORES]))
+    known = np.isfinite(logged.scores["focus"])
+    for name in ("black", "white"):
+        known &= logged.scores[name] < 1
+    (lines,) = known.nonzero()
+    _, pictures = np.unique(rows[lines].view(f"V{rows.itemsize * rows.shape[1]}")[:, 0], return_inverse=True)
+    times = np.zeros(len(lines), np.int64)  # that the line's run had the picture before
+    for places in parted(pictures * (logged.session.max(initial=0) + 1) + logged.session[lines]).values():
+        times[places] = np.arange(len(places))
+    _, first = np.unique(np.column_stack([pictures, times]), axis=0, return_index=True)
+    kept = ~known
+    kept[lines[first]] = True
+    scores = {name: values[kept] for name, values in logged.scores.items()}
+    left = replace(logged, scores=scores, by=logged.by[kept], session=logged.session[kept])
+    return left, int((~kept).sum())
 
 
 def _listed(scores: Sequence[ScoreDrift]) -> str:

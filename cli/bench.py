@@ -107,7 +107,7 @@ def bench(
     if output is None:
         check_output("write the figures to a file, with -o")
 
-    from ..files import as_utf8, check_writable, write_atomically
+    from ..files import as_utf8, check_writable, write_atomically, written_together
     from ..pages.figures import check_can_draw
     from ..runtime.benchmark import BenchmarkOptions, benchmark
 
@@ -121,10 +121,11 @@ def bench(
     options = BenchmarkOptions(**{name: value for name, value in chosen.items() if value not in (None, ())})
     with steps() as report:
         result = benchmark(artefacts, options, report=report)
-    if output is not None:
-        write_atomically(output, as_utf8(result.to_json()), through_links=True)
-    if plot is not None:
-        write_atomically(plot, result.to_png(), through_links=True)
+    with written_together():
+        if output is not None:
+            write_atomically(output, as_utf8(result.to_json()), through_links=True)
+        if plot is not None:
+            write_atomically(plot, result.to_png(), through_links=True)
     tell(result.notes)
     say_lines(result.to_json() if output_format == "json" else result.to_text(columns()))
     if result.warning:

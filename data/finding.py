@@ -10,7 +10,10 @@ our commands drew among the images, files of other kinds, links that lead nowher
 from __future__ import annotations
 
 import errno
+import fnmatch
+import glob
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
@@ -18,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError, reason_of, some
-from ..files import as_utf8, open_file
+from ..files import all_below, as_utf8, open_file
 from ..images import SUFFIXES
 
 LEFT_BY_PROGRAMS = frozenset(
@@ -168,6 +171,73 @@ def images_below(
             passed.add_other(path)
 
 
+def matching(pattern: str, passed: Passed) -> list[Path]:
+    """What a pattern matches, by name: as `glob.glob` has it, hidden names only where the pattern begins so.
+
+    `glob.glob` passes over folders that cannot be read as if they were empty. Here they are told.
+
+    Args:
+        pattern: with ``*``, ``?``, ``[…]``, and ``**`` for any number of folders, links to some among them.
+        passed: is told of folders that cannot be read.
+    """
+    anchor, parts = Path(pattern).anchor, Path(pattern).parts
+    parts = parts[1:] if anchor else parts
+    found = {Path(anchor): True}  # whether each is a folder
+    for number, part in enumerate(parts, start=1):
+        if part == "**":
+            steps = (each for place in found for each in _any_depth(place, found[place], (), passed))
+        elif glob.has_magic(part):
+            fits = re.compile(fnmatch.translate(os.path.normcase(part))).match
+            steps = (
+                (path, is_folder)
+                for place in found
+                for path, is_folder in _listed(place, passed)
+                if fits(os.path.normcase(path.name)) and part.startswith(".") >= path.name.startswith(".")
+            )
+        else:
+            below = (place / part for place in found)
+            steps = ((path, os.path.isdir(path)) for path in below if os.path.lexists(path))  # noqa: PTH112  # which raises nothing
+        only_folders = number < len(parts) or pattern.endswith(("/", os.sep))
+        found = {path: is_folder for path, is_folder in steps if is_folder or not only_folders}
+    return sorted(found.keys() - {Path()})
+
+
+def _any_depth(
+    path: Path, is_folder: bool, above: tuple[tuple[int, int], ...], passed: Passed
+) -> Iterator[tuple[Path, bool]]:
+    """A path, and all below it but what is hidden; no link is followed to a folder that it lies in."""
+    yield path, is_folder
+    if not is_folder:
+        return
+    with suppress(OSError):  # which listing it meets, too, and tells
+        status = path.stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
+        above = (*above, here)
+    for inner, is_folder_too in _listed(path, passed):
+        if not inner.name.startswith("."):
+            yield from _any_depth(inner, is_folder_too, above, passed)
+
+
+def _listed(folder: Path, passed: Passed) -> list[tuple[Path, bool]]:
+    """What is in a folder, and whether it is one; what cannot be read is told."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path, is_folder = folder / entry.name, False
+                try:
+                    is_folder = path.is_dir() if entry.is_symlink() else entry.is_dir()
+                except OSError:
+                    passed.add("links that cannot be followed", str(path))
+                found.append((path, is_folder))
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            passed.add("folders that cannot be read", str(folder))
+    return found
+
+
 def is_image_by_name(path: Path) -> bool:
     """Whether `images_below` gives a file that lies in a folder that it reads."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not _is_drawn_by_us(path)
@@ -238,7 +308,7 @@ def _is_written_by_us(folder: Path) -> bool:
 def _holds_drawings_alone(folder: Path) -> bool:
     """Whether there are images below a folder, and all of them are pictures that our commands drew."""
     found = False
-    for path in folder.rglob("*"):  # ends at the first that is none
+    for path in all_below(folder):  # ends at the first that is none
         if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             if not _is_drawn_by_us(path):
                 return False

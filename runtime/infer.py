@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
-from ..data.finding import Passed, images_below
+from ..data.finding import Passed, images_below, matching
 from ..errors import ImageError, InputError, TargetError
 from ..files import as_utf8, atomic_file, standard_output
 from ..images import SUFFIXES
@@ -101,17 +101,12 @@ def find_images(arguments: Iterable[str | os.PathLike[str]], suffixes: Collectio
     passed = Passed(suffixes)
     for argument in (os.fspath(each) for each in arguments):
         if not os.path.lexists(argument) and glob.has_magic(argument):
-            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute ones
-            for folder in sorted({*_folders_looked_into(argument)}):
-                try:
-                    os.scandir(folder).close()
-                except OSError:  # which `glob` passes over without a word
-                    passed.add("folders that cannot be read", folder)
+            matches = matching(argument, passed)
             if not matches:
                 raise InputError("; ".join((f"the pattern '{argument}' matches nothing", *passed.notes())))
         else:
-            matches = [argument]
-        for match in map(Path, matches):
+            matches = [Path(argument)]
+        for match in matches:
             # Unlike Path.is_dir it raises nothing for a name that is too long or in a locked folder.
             is_folder = os.path.isdir(match)  # noqa: PTH112  # as above
             found.extend(_images_below(match, passed) if is_folder else [match])
@@ -158,16 +153,6 @@ def infer(
             failures += bool(row.error)
     if failures:
         raise ImageError(f"{failures} of {len(images)} images could not be classified: their rows say why")
-
-
-def _folders_looked_into(pattern: str) -> Iterator[str]:
-    """The folders that `glob` lists for a pattern."""
-    parts = Path(pattern).parts
-    for place, part in enumerate(parts):
-        if glob.has_magic(part):
-            above = os.path.join(*parts[:place]) if place else "."  # noqa: PTH118  # with ** in it, and no Path.glob
-            below = [above, "**", ""] if part == "**" else [above, ""]
-            yield from glob.glob(os.path.join(*below), recursive=True)  # noqa: PTH118, PTH207  # as above
 
 
 def _images_below(folder: Path, passed: Passed) -> list[Path]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, BinaryIO
@@ -40,6 +40,7 @@ from msmamba.files import (
     resumable_folder,
     sha256_of,
     write_atomically,
+    written_together,
 )
 
 on_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks, pipes and kills")
@@ -181,6 +182,79 @@ def test_a_read_only_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(TargetError, match="read-only"):
         write_atomically(tmp_path / "out", b"")
+
+
+TOGETHER = """
+    folder, kills_at, replace, taken = Path(sys.argv[1]), sys.argv[2], os.replace, [0]
+    def counted(*names):
+        if taken[0] == int(kills_at):
+            kill()
+        taken[0] += 1
+        replace(*names)
+    os.replace = counted
+    with written_together():
+        for name in "abc":
+            write_atomically(folder / name, b"new")
+    kill()
+"""
+
+
+@on_posix
+@pytest.mark.parametrize("kills_at", range(6))
+def test_a_kill_leaves_no_new_file_beside_an_old_one_of_the_same_writing(
+    kills_at: int, tmp_path: Path
+) -> None:
+    for name in "abc":
+        write_atomically(tmp_path / name, b"old")
+    kill_within(TOGETHER, tmp_path, Path(str(kills_at)))
+    found = {path.read_bytes() for path in tmp_path.iterdir() if path.name in "abc"}
+    assert found == {b"old" if kills_at < 3 else b"new"}
+    with written_together():
+        for name in "abc":
+            write_atomically(tmp_path / name, b"newer")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys("abc", b"newer")
+
+
+@pytest.mark.parametrize("fails", ["writing", "putting-aside", "naming"])
+def test_of_what_is_written_together_all_or_nothing_is_replaced(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        write_atomically(tmp_path / name, b"old")
+    replaced, replace = list[Path](), Path.replace
+
+    def full(file: BinaryIO) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def refuse(source: Path, target: Path) -> Path:
+        replaced.append(source)
+        if len(replaced) == {"writing": 0, "putting-aside": 2, "naming": 3}[fails]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(source), None, str(target))
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+
+    def write_all() -> None:
+        with written_together():
+            for name in "abc":
+                write_atomically(tmp_path / name, b"new" if name < "c" or fails != "writing" else full)
+
+    with pytest.raises(TargetError, match=r"cannot write '.*[abc]': the disk"):
+        write_all()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys("abc", b"old")
+
+
+def test_what_is_written_together_is_new_or_replaced(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "b", b"old")
+    with written_together():
+        for name in "abc":
+            write_atomically(tmp_path / name, b"new")
+        assert names(tmp_path)[-1] == "b"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys("abc", b"new")
+    with written_together():
+        pass
+    write_atomically(tmp_path / "a", b"alone")
+    assert (tmp_path / "a").read_bytes() == b"alone"
 
 
 def test_a_folder_appears_when_complete(tmp_path: Path) -> None:
@@ -566,6 +640,28 @@ def test_a_partial_folder_that_would_be_written_through_is_refused(tmp_path: Pat
         begin()
     with pytest.raises(TargetError, match="in the way"), resumable_folder(tmp_path / "out"):
         pytest.fail("the block must not run")
+
+
+def test_what_cannot_be_looked_at_is_not_taken_up_or_taken_for_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is passed over may hold a link to write through, or what has not reached the device."""
+    with suppress(ZeroDivisionError), resumable_folder(tmp_path / "out") as folder:
+        (folder / "inner").mkdir()
+        raise ZeroDivisionError
+    scandir = os.scandir
+
+    def refuse(folder: Any) -> Any:
+        if str(folder).endswith("inner"):  # what removes gives it numbers
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(TargetError, match="permission denied"), resumable_folder(tmp_path / "out"):
+        pytest.fail("the block must not run")
+    with pytest.raises(TargetError, match="permission denied"), atomic_folder(tmp_path / "new") as folder:
+        (folder / "inner").mkdir()
+    assert names(tmp_path) == [".out.partial"]
 
 
 def test_an_empty_partial_folder_is_taken(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import __version__ as pillow_version
 
 from ...errors import DataError, InputError, some
-from ...files import alike, open_file, resumable_folder, sha256_of, write_atomically
+from ...files import alike, all_below, open_file, resumable_folder, sha256_of, write_atomically
 from ...images import FULL_WHITE, Tally, check_white_level, white_level_of, white_note
 from ...machine import threads_to_use
 from ...version import __version__
@@ -526,7 +526,7 @@ def _copy(image: Path, target: Path) -> None:
 
 def _keep_only(folder: Path, files: set[str]) -> None:
     """Removes what earlier attempts left, and the journal."""
-    for path in sorted(folder.rglob("*"), reverse=True):
+    for path in sorted(all_below(folder), reverse=True):
         if path.is_dir():
             if not any(path.iterdir()):
                 path.rmdir()

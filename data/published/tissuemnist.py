@@ -202,7 +202,10 @@ def _find(source: Path) -> Path:
         return source
     if not source.is_dir():
         raise DataError(f"{source}: does not exist; expected tissuemnist.npz, or the folder it is in")
-    found = sorted(source.glob("tissuemnist*.npz"))
+    try:
+        found = sorted(each for each in source.iterdir() if each.match("tissuemnist*.npz"))
+    except OSError as error:
+        raise DataError(f"the folder '{source}' cannot be read: {reason_of(error)}") from error
     if len(found) != 1:
         which = f"holds {some([path.name for path in found])}: give the one to use" if found else "holds none"
         raise DataError(f"{source}: {which}; expected tissuemnist.npz, or _64, _128 or _224")

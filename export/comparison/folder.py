@@ -24,7 +24,14 @@ from typing import Any
 from ...data.folders import ImageFolder
 from ...data.splitting import DEALING
 from ...errors import TargetError, TrainingError
-from ...files import folder_lock, make_folder, read_file, remove_leftovers, write_atomically
+from ...files import (
+    folder_lock,
+    make_folder,
+    read_file,
+    remove_leftovers,
+    write_atomically,
+    written_together,
+)
 from ...model.training.recipe import Recipe
 from ...model.training.run import RECIPE, RunFolder, differences, flat
 from ...schema import LABELS, TEXT, by_name, listed, maybe, number, parsed, record, whole
@@ -161,13 +168,14 @@ class ComparisonFolder:
             return None
 
     def write(self, texts: Mapping[str, bytes]) -> None:
-        """Writes files by name, each whole or not at all.
+        """Writes files by name that belong together, whole or not at all.
 
         Raises:
             TargetError: one cannot be written.
         """
-        for name, content in texts.items():
-            write_atomically(self.path / name, content)
+        with written_together():
+            for name, content in texts.items():
+                write_atomically(self.path / name, content)
 
     def _write(self, name: str, text: str) -> None:
         self.write({name: text.encode()})

@@ -23,7 +23,14 @@ from ...data.readable import telling_of_skip_bad, unreadable_images, without
 from ...data.samples import classes_of, sources_of
 from ...data.seen import Checksums, Overlap, Seen
 from ...errors import ArtefactError, BackendError, InputError, TargetError
-from ...files import as_utf8, check_writable_folder, folder_turn, make_folder, write_atomically
+from ...files import (
+    as_utf8,
+    check_writable_folder,
+    folder_turn,
+    make_folder,
+    write_atomically,
+    written_together,
+)
 from ...images import Transform, noting
 from ...measures.confusion import write_confusion_matrix
 from ...measures.evaluation import BATCH_SIZE, Predictor, logits_of
@@ -113,7 +120,8 @@ class Evaluation:
     def write(self, folder: str | Path) -> None:
         """Writes `metrics.json`, `confusion.png` and `risk.png` into a folder, which is made if need be.
 
-        Who writes into it at the same time waits: the three belong together.
+        The three belong together: all are of this evaluation in the end, or none is, and who writes into the
+        folder at the same time waits.
 
         Raises:
             TargetError: it cannot be written, or holds a run.
@@ -125,9 +133,10 @@ class Evaluation:
         make_folder(folder, parents=True)
         with folder_turn(folder):
             _refuse_run(folder)  # which may have begun meanwhile
-            write_atomically(folder / METRICS_FILE, as_utf8(self.to_json()))
-            write_confusion_matrix(folder / CONFUSION_FILE, self.metrics, title)
-            write_risk_coverage(folder / RISK_FILE, self.trust, title, promised)
+            with written_together():
+                write_atomically(folder / METRICS_FILE, as_utf8(self.to_json()))
+                write_confusion_matrix(folder / CONFUSION_FILE, self.metrics, title)
+                write_risk_coverage(folder / RISK_FILE, self.trust, title, promised)
 
 
 def check_report_folder(folder: str | Path) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import TargetError
-from ...files import as_utf8, cause_of, flush_to_device, make_folder, write_atomically
+from ...files import as_utf8, cause_of, flush_to_device, make_folder, write_atomically, written_together
 from ...schema import as_json
 from .channel import Changed, give_back
 from .loop import Result
@@ -127,8 +127,9 @@ class Record:
         Image.fromarray(result.frame.pixels).save(content, "PNG", compress_level=1)
         with self._changed:
             text = as_json(line, indent=2)
-        write_atomically(path.with_suffix(".json"), as_utf8(text + "\n"))
-        write_atomically(path, content.getvalue())
+        with written_together():
+            write_atomically(path.with_suffix(".json"), as_utf8(text + "\n"))
+            write_atomically(path, content.getvalue())
         return f"{SNAPSHOTS}/{path.name}"
 
     def keep(self) -> None:
@@ -174,8 +175,8 @@ class Record:
             for each, pixels in pictures:
                 assert pixels is not None
                 write_atomically(self.folder / THUMBNAILS / _name(each), _jpeg(pixels))
-            for path in (self.folder / THUMBNAILS).glob("*.jpg"):
-                if path.name not in wanted:
+            for path in [*(self.folder / THUMBNAILS).iterdir()]:
+                if path.suffix == ".jpg" and path.name not in wanted:
                     path.unlink(missing_ok=True)
 
     def close(self) -> None:

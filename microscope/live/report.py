@@ -82,7 +82,7 @@ def write_session_report(folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
     facts = _facts(folder)
     session = _Session(facts["labels"])
-    thumbnails = {path.stem: path for path in (folder / THUMBNAILS).glob("*.jpg")}
+    thumbnails = {path.stem: path for path in _files_in(folder / THUMBNAILS, ".jpg")}
     for line in _lines(folder / SESSION_NAME):
         session.add(line, f"{line['number']:07}" in thumbnails if line else False)
     if not session.taken:
@@ -324,9 +324,23 @@ def _thumbnails(session: _Session, paths: dict[str, Path]) -> list[dict[str, Any
     return groups
 
 
+def _files_in(folder: Path, suffix: str) -> list[Path]:
+    """The files of a kind in a folder, by name; none where there is no such folder.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return sorted(each for each in folder.iterdir() if each.suffix == suffix)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"the folder '{folder}' cannot be read: {reason_of(error)}") from error
+
+
 def _snapshots(folder: Path) -> dict[str, Any]:
     """The snapshots in the order of the frames, small."""
-    paths = sorted(folder.glob("*.png"))
+    paths = _files_in(folder, ".png")
     shown = []
     for path in paths[:_SNAPSHOTS]:
         try:

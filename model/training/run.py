@@ -37,6 +37,7 @@ from ...files import (
     read_file,
     remove_leftovers,
     write_atomically,
+    written_together,
 )
 from ...images import FULL_WHITE, LEAST_WHITE, MAX_SIZE
 from ...measures.confusion import write_confusion_matrix
@@ -430,11 +431,12 @@ class RunFolder:
         write_training_curve(self.path / CURVE, history, best_of(history))
 
     def write_result(self, result: Result, predictions: Mapping[str, Predictions]) -> None:
-        """Writes `predictions.csv`, by split, and `metrics.json`, and draws `confusion.png`."""
-        write_predictions(self.path / PREDICTIONS, predictions)
-        self._write_json(METRICS, result.to_dict())
+        """Writes `predictions.csv`, by split, `confusion.png`, and `metrics.json`, which says it is done."""
         metrics, split = (result.val, "validation") if result.test is None else (result.test, "test")
-        write_confusion_matrix(self.path / CONFUSION, metrics, title=f"{split} split".capitalize())
+        with written_together():
+            write_predictions(self.path / PREDICTIONS, predictions)
+            write_confusion_matrix(self.path / CONFUSION, metrics, title=f"{split} split".capitalize())
+            self._write_json(METRICS, result.to_dict())
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         write_atomically(self.path / name, (json.dumps(values, indent=2) + "\n").encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,33 @@ def test_the_calibrations_own_images_are_no_change(bundle: Path, pictures: Path,
     assert (found.pictures, found.calibrated) == (120, 120)
     assert max(score.distance for score in found.scores) < 0.02
     assert {score.name for score in found.scores} == {*SCORES} - {UNLIKENESS}  # the network tells no features
+
+
+def test_pictures_that_are_logged_again_count_once(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    log = logged(bundle, pictures / "red", tmp_path / "log.jsonl")
+    once = drift_of(log)
+    logged(bundle, pictures, log)
+    result = command("drift", log)
+    assert "pictures that another run had logged already, which count once: 40\n" in result.stderr
+    assert drift_of(log).scores == drift_of(logged(bundle, pictures, tmp_path / "whole.jsonl")).scores
+    assert once.pictures == 40
+
+
+def test_copies_in_one_run_and_pictures_of_nothing_count_each(
+    bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    one, log = pictures / "red" / "0.png", tmp_path / "log.jsonl"
+    for copies in (3, 2):
+        for number in range(copies):
+            shutil.copy(one, tmp_path / f"{number}.png")
+        logged(bundle, tmp_path / "*.png", log)
+        (tmp_path / "2.png").unlink(missing_ok=True)
+    assert drift_of(log).pictures == 3
+    for _ in range(2):
+        Image.new("RGB", (SIZE, SIZE), "black").save(tmp_path / "black.bmp")
+        logged(bundle, tmp_path / "black.bmp", log)
+    assert drift_of(log).pictures == 5
+    assert any("count once: 2" in note for note in drift_of(log).notes)
 
 
 def test_other_images_of_the_same_kind_are_no_change(bundle: Path, tmp_path: Path) -> None:

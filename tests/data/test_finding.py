@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from PIL import Image
 
 from msmamba.cli import mmdeploy
 from msmamba.data.copies import contents_of
-from msmamba.data.finding import HEAT_MAPS, Passed, class_folders, images_below
+from msmamba.data.finding import HEAT_MAPS, Passed, class_folders, images_below, matching
 from msmamba.data.published.folder import list_folder
 from msmamba.errors import DataError, Note
 from msmamba.model.evaluation.explanation import METHODS
@@ -214,3 +217,88 @@ def test_pictures_that_commands_drew_among_images_are_passed_over(tmp_path: Path
 
 def test_heat_maps_are_known_by_what_explain_calls_them() -> None:
     assert tuple(f".{method}.png" for method in METHODS) == HEAT_MAPS
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("*", "*/", "*/*.png", "**", "**/", "**/*.png", "a/**", "a/**/b/*.png", "**/b/**", "*/b/x.png"),
+        *(
+            ".*",
+            "**/.*",
+            ".hidden/*",
+            "*/[bc]/?.png",
+            "./a/*",
+            "nowhere/*",
+            "a/x.png/*",
+            "*/../*.png",
+            "**/**",
+        ),
+        *("linked/**/*.png", "*/nowhere", "a/[x", "dangling*", "[!a]*/*"),
+    ],
+)
+@pytest.mark.parametrize("is_absolute", [False, True], ids=["relative", "absolute"])
+def test_a_pattern_matches_what_glob_has_it_match(
+    pattern: str, is_absolute: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(
+        tmp_path,
+        "x.png",
+        "a/x.png",
+        "a/b/x.png",
+        "a/b/c/y.png",
+        "a/.z.png",
+        ".hidden/x.png",
+        "d/b/x.png",
+        "a/[x",
+    )
+    (tmp_path / "linked").symlink_to("a")
+    (tmp_path / "dangling").symlink_to("nothing")
+    monkeypatch.chdir(tmp_path)
+    whole = f"{tmp_path}/{pattern}" if is_absolute else pattern
+    passed = Passed()
+    expected = glob.glob(whole, recursive=True)  # noqa: PTH207  # it is the definition, and takes absolute ones
+    assert matching(whole, passed) == sorted({*map(Path, expected)} - {Path()})
+    assert passed.notes() == ()
+
+
+def test_links_in_a_ring_end_a_pattern(tmp_path: Path) -> None:
+    make(tmp_path, "a/b/x.png")
+    (tmp_path / "a" / "b" / "round").symlink_to("../..")
+    assert matching(f"{tmp_path}/**/*.png", Passed()) == [tmp_path / "a" / "b" / "x.png"]
+
+
+def test_what_cannot_be_looked_into_is_told_of_a_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "a/x.png", "b/c/y.png")
+    (tmp_path / "link").symlink_to("b")
+    is_dir = Path.is_dir
+
+    def refuse(path: Path) -> bool:
+        if path.name == "link":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    passed = Passed()
+    assert matching(f"{tmp_path}/*/*.png", passed) == [tmp_path / "a" / "x.png"]
+    assert passed.notes() == (f"passed over: links that cannot be followed, 1 ({tmp_path}/link)",)
+
+
+def test_a_folder_that_cannot_be_read_makes_none_of_drawings_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one with images in it would be passed over as what we have drawn."""
+    make(tmp_path, f"maps/a/1{HEAT_MAPS[0]}", "maps/b/image.png")
+    scandir, refused = os.scandir, list[str]()
+
+    def refuse(folder: Any) -> Any:
+        if Path(folder).name == "b" and not refused:
+            refused.append(folder)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    images, _ = found(tmp_path)
+    assert "maps/b/image.png" in images

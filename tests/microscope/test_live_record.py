@@ -17,6 +17,7 @@ from threading import Thread
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from full_disk import no_file_larger_than
 from PIL import Image
 
 from msmamba.cli import mmdeploy
@@ -27,6 +28,7 @@ from msmamba.microscope.live.report import write_session_report
 from msmamba.microscope.slides.results import colour_of
 from msmamba.microscope.sources import Frame
 from msmamba.runtime.quality import Quality
+from msmamba.schema import as_json
 
 LABELS = ["basophil", "eosinophil", "lymphocyte"]
 FACTS = {
@@ -110,6 +112,16 @@ def test_a_snapshot_is_the_picture_pixel_for_pixel(tmp_path: Path) -> None:
         assert (np.asarray(picture) == shown.frame.pixels).all()
     kept = json.loads((tmp_path / "s" / "snapshots" / "0000012.json").read_bytes())
     assert kept == line_of(shown)
+
+
+def test_a_snapshot_that_finds_no_room_leaves_no_answer_without_its_picture(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)  # which nothing compresses
+    shown = replace(result(12), frame=replace(result(12).frame, pixels=pixels))
+    with recording(tmp_path / "s", FACTS, 0.0, silent) as record:
+        add(record, shown)
+        with no_file_larger_than(len(as_json(line_of(shown), indent=2)) + 10), pytest.raises(TargetError):
+            record.snapshot(shown, line_of(shown))
+    assert list((tmp_path / "s" / "snapshots").iterdir()) == []
 
 
 def test_a_session_that_showed_nothing_leaves_no_folder(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from full_disk import no_file_larger_than
 from PIL import Image
 
 from msmamba import machine
@@ -253,7 +254,12 @@ def test_the_command_writes_its_files(bundle: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout.startswith("artefact")
     assert json.loads(record.read_text())["rounds"] == 2
-    assert plot.read_bytes().startswith(b"\x89PNG")
+    before = plot.read_bytes()
+    assert before.startswith(b"\x89PNG")
+    record.write_bytes(b"of the chart")
+    with no_file_larger_than(len(before) // 2):
+        result = CliRunner().invoke(mmdeploy, [*arguments, "-o", str(record), "--plot", str(plot)])
+    assert (result.exit_code, record.read_bytes(), plot.read_bytes()) == (1, b"of the chart", before)
 
 
 def test_what_a_chart_lacks_is_said_before_anything_is_measured(

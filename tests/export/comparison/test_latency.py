@@ -7,7 +7,9 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+from full_disk import no_file_larger_than
 
+from msmamba.errors import TargetError
 from msmamba.export.comparison.folder import ComparisonFolder
 from msmamba.export.comparison.latency import latencies
 from msmamba.export.comparison.stages import Watch
@@ -31,3 +33,11 @@ def test_it_is_measured_where_only_the_package_for_gpus_is_installed(
     kept = folder.read("bench.json")
     assert kept["measured"]["versions"]["onnxruntime"] == onnxruntime.__version__
     assert kept["benchmark"]["versions"]["onnxruntime"] == onnxruntime.__version__
+
+
+def test_what_a_comparison_came_to_is_written_together(tmp_path: Path) -> None:
+    folder = ComparisonFolder(tmp_path)
+    folder.write({"results.json": b"{}", "report.html": b"of before"})
+    with no_file_larger_than(10), pytest.raises(TargetError, match=r"report\.html"):
+        folder.write({"results.json": b"[]", "report.html": b"of what comes after"})
+    assert (folder.read("results.json"), (tmp_path / "report.html").read_bytes()) == ({}, b"of before")

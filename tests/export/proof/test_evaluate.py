@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from full_disk import no_file_larger_than
 from PIL import Image
 
 from msmamba.cli import mmdeploy
@@ -301,6 +302,19 @@ def test_what_belongs_together_is_written_by_one_at_a_time(
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert sorted(after) == ["confusion.png", "metrics.json", "risk.png"]
     assert all(after[name] != before[name] for name in after)
+
+
+def test_where_one_of_the_three_finds_no_room_all_stay_as_they_were(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    found, folder = evaluate_model(checkpoint, photos), tmp_path / "measured"
+    found.write(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    room = len(before["metrics.json"]) + 100  # which no picture is as small as
+    assert room < min(len(before["confusion.png"]), len(before["risk.png"]))
+    with no_file_larger_than(room), pytest.raises(TargetError, match=r"confusion\.png"):
+        replace(found, split="other").write(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -395,12 +395,21 @@ def test_a_worker_that_the_system_ends_is_told_in_one_line(
 
 
 def test_a_finished_run_resumes_to_the_same_results(
-    finished: Path, data: ImageFolder, small: Architecture
+    finished: Path, data: ImageFolder, small: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = (finished / "metrics.json").read_text()
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise TargetError(f"cannot write '{path}'")
+
+    before = {name: (finished / name).read_bytes() for name in ("metrics.json", "predictions.csv")}
     (finished / "metrics.json").unlink()
+    (finished / "predictions.csv").write_bytes(b"of before")
+    with monkeypatch.context() as patched:
+        patched.setattr("msmamba.model.training.run.write_confusion_matrix", refuse)
+        with pytest.raises(TargetError):
+            train(data, finished, small, QUICK, hardware=ONE_THREAD, resume=True)
+    assert (finished / "predictions.csv").read_bytes() == b"of before"  # beside which no other file is new
     train(data, finished, small, QUICK, hardware=ONE_THREAD, resume=True)
-    assert (finished / "metrics.json").read_text() == before
+    assert {name: (finished / name).read_bytes() for name in before} == before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="making links needs rights there")
