@@ -80,7 +80,7 @@ def read_png(file: BinaryIO, name: str, max_pixels: int) -> Raster:
         palette = _palette(others, int(samples.max()), name)
         return Raster(samples, palette, orientation=orientation, notes=notes)
     if b"tRNS" in others and colour in (_GREY, _RGB):
-        samples = _with_alpha(samples, others[b"tRNS"], name)
+        samples = _with_alpha(samples, others[b"tRNS"], depth, name)
     if depth < 8:
         samples[..., 0] *= 255 // ((1 << depth) - 1)
     return Raster(samples, orientation=orientation, notes=notes)
@@ -221,11 +221,14 @@ def _palette(others: dict[bytes, bytes], largest: int, name: str) -> NDArray[np.
     return np.column_stack([colours, np.pad(alpha, (0, len(colours) - len(alpha)), constant_values=255)])
 
 
-def _with_alpha(samples: NDArray[Any], key: bytes, name: str) -> NDArray[Any]:
-    """(H, W, C + 1): with an alpha that is 0 where a pixel has the colour the file calls transparent."""
+def _with_alpha(samples: NDArray[Any], key: bytes, depth: int, name: str) -> NDArray[Any]:
+    """(H, W, C + 1): with an alpha that is 0 where a pixel has the colour the file calls transparent.
+
+    Of that colour's 16 bits those of the picture's depth count; what stands above them is to be masked.
+    """
     if len(key) != 2 * samples.shape[2]:
         raise damaged(name, "its transparent colour is of another kind than its pixels")
-    opaque = (samples != np.frombuffer(key, ">u2")).any(axis=2)
+    opaque = (samples != np.frombuffer(key, ">u2") & ((1 << depth) - 1)).any(axis=2)
     full = np.iinfo(samples.dtype).max
     return np.dstack([samples, opaque.astype(samples.dtype) * full])
 

@@ -303,4 +303,6 @@ def _share(text: str, where: str) -> float:
         raise InputError(f"{where}: {text!r} is no number") from error
     if not 0 <= value <= 100:
         raise InputError(f"{where}: {text} is neither a share nor in per cent")
-    return round(value / 100, 12) if value > 1 else value  # 0.8544, not 0.8543999999999999
+    if value > 1 or text.endswith("%"):
+        return round(value / 100, 12)  # 0.8544, not 0.8543999999999999
+    return value

@@ -206,6 +206,15 @@ def test_results_that_make_no_sense_are_refused(content: str, message: str | Non
         read_published(path)
 
 
+def test_results_are_shares_or_per_cent(tmp_path: Path) -> None:
+    path = tmp_path / "paper.csv"
+    path.write_text("dataset,network,accuracy,auc,precision\nrpe,t,88.41,0.9829,0.5%\nmhist,t,1,100%,0\n")
+    assert read_published(path) == {
+        ("rpe", "t"): {"accuracy": 0.8841, "auc": 0.9829, "precision": 0.005},
+        ("mhist", "t"): {"accuracy": 1, "auc": 1, "precision": 0},
+    }
+
+
 def test_the_command_takes_runs_or_ablations(run: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     assert runner.invoke(mmdeploy, ["table"]).exit_code == 2
