@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scanner_files import Part, write_czi_of
 from slide_files import check_that_regions_outside_are_refused, tissue
 
 from msmamba.errors import ImageError
@@ -83,6 +84,72 @@ def test_other_pixels_are_read_by_the_rules_of_images(kind: str, tmp_path: Path)
     pixels = pixels if kind == "grey" else pixels.astype(np.uint16) * 16 + 5
     slide = CziReader(write_czi(tmp_path / "a.czi", pixels), 4095)
     assert (slide.read(0, 0, 0, 420, 300) == read_image(pixels, white_level=4095)).all()
+    slide.close()
+
+
+def in_tiles(pixels: np.ndarray, side: int, scale: int = 1) -> list[Part]:
+    """Parts of a picture, from -30, 50 on."""
+    rows, columns = range(0, pixels.shape[0], side), range(0, pixels.shape[1], side)
+    return [
+        Part(pixels[y : y + side, x : x + side], scale * x - 30, scale * y + 50, scale)
+        for y in rows
+        for x in columns
+    ]
+
+
+def test_levels_are_read_as_they_are_stored(tmp_path: Path) -> None:
+    coarse, coarser = 255 - PIXELS[::2, ::2], PIXELS[1::4, 1::4]
+    parts = [*in_tiles(coarser, 64, 4), *in_tiles(PIXELS, 64), *in_tiles(coarse, 64, 2)]
+    slide = open_slide(write_czi_of(tmp_path / "a.czi", parts))
+    for level, pixels in enumerate((PIXELS, coarse, coarser)):
+        height, width, _ = pixels.shape
+        assert (slide.levels[level].width, slide.levels[level].height) == (width, height)
+        assert (slide.read(level, 0, 0, width, height) == pixels).all()
+    slide.close()
+
+
+def test_a_level_of_which_a_part_is_missing_is_left_out(tmp_path: Path) -> None:
+    """LibCZI leaves white what is not there, and reads a scene that has no such level from a finer one."""
+    levels = [*in_tiles(PIXELS, 64), *in_tiles(PIXELS[::2, ::2], 64, 2)]
+    slide = open_slide(write_czi_of(tmp_path / "a.czi", levels[:-1]))
+    assert len(slide.levels) == 1
+    slide.close()
+    first = [part._replace(place={"S": 0}) for part in levels]
+    second = Part(np.full((64, 64, 3), 7, np.uint8), 600, 50, place={"S": 1})
+    slide = open_slide(write_czi_of(tmp_path / "b.czi", [*first, second]))
+    assert len(slide.levels) == 2
+    assert (slide.read(1, 315, 0, 32, 32) == 7).all()
+    slide.close()
+
+
+@pytest.mark.parametrize("dimension", "ZTCRIHVB")
+def test_several_planes_of_any_kind_are_refused(dimension: str, tmp_path: Path) -> None:
+    """Phases, illuminations, views, …, of which libCZI reads the first."""
+    parts = [Part(PIXELS, 0, 0, place={dimension: place}) for place in range(2)]
+    with pytest.raises(ImageError, match=rf"holds several planes \(2 of {dimension}\)"):
+        open_slide(write_czi_of(tmp_path / "a.czi", parts))
+
+
+def test_pixels_of_several_kinds_are_refused(tmp_path: Path) -> None:
+    """LibCZI takes samples of 8 bits among those of 16 as they are: black."""
+    parts = [Part(PIXELS.astype(np.uint16), 0, 0), Part(PIXELS, 500, 0)]
+    with pytest.raises(ImageError, match=r"holds pixels of several kinds \(Bgr48 and Bgr24\)"):
+        open_slide(write_czi_of(tmp_path / "a.czi", parts))
+
+
+@pytest.mark.parametrize("sorted_bytes", [True, False], ids=["sorted", "as-they-are"])
+def test_deep_colour_with_sorted_bytes_is_refused(sorted_bytes: bool, tmp_path: Path) -> None:
+    """LibCZI 6.1 unpacks a third of it, and leaves what memory held before in the rest."""
+    deep, path = PIXELS.astype(np.uint16) * 257, tmp_path / "a.czi"
+    options = "zstd1:ExplicitLevel=1" + ";PreProcess=HiLoByteUnpack" * sorted_bytes
+    with czi.create_czi(str(path), compression_options=options) as file:
+        file.write(np.ascontiguousarray(deep[..., ::-1]))
+    if sorted_bytes:
+        with pytest.raises(ImageError, match=r"with high and low bytes apart, which libCZI 6\.1 reads wrong"):
+            open_slide(path)
+        return
+    slide = open_slide(path)
+    assert (slide.read(0, 0, 0, 420, 300) == PIXELS).all()
     slide.close()
 
 
