@@ -12,7 +12,7 @@ from PIL import Image
 
 from ...data.scale import Scale
 from ...errors import ImageError, reason_of
-from .slide import Bounds, Level, check_region
+from .slide import Bounds, Level, check_region, is_copy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,6 +54,12 @@ class OpenSlideReader:
             for (width, height), scale in zip(handle.level_dimensions, handle.level_downsamples, strict=True)
         )
         self.bounds = _bounds(found, self.levels[0])
+        if found["openslide.vendor"] == "dicom":
+            try:
+                self._refuse_several(found)
+            except ImageError:
+                self.close()
+                raise
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """A region on white; see `Slide.read`."""
@@ -82,6 +88,32 @@ class OpenSlideReader:
         if self._handle is not None:
             self._handle.close()
         self._handle = None
+
+    def _refuse_several(self, found: Mapping[str, str]) -> None:
+        """DICOM with several frames for a place, or levels of several pictures, which OpenSlide mixes.
+
+        Raises:
+            ImageError: it is such a file.
+        """
+        first, *others = self.levels
+        frames, rows, columns, paths = (
+            max(1, int(found.get(f"dicom.{name}", "1")))
+            for name in ("NumberOfFrames", "Rows", "Columns", "NumberOfOpticalPaths")
+        )
+        paths = max(paths, 1 + ("dicom.OpticalPathSequence[1].OpticalPathIdentifier" in found))
+        tiles = -(-first.width // columns) * -(-first.height // rows)
+        if paths > 1 or frames > tiles:
+            raise ImageError(
+                f"'{self.path}' holds several planes ({paths} optical paths, {frames} frames for {tiles} "
+                "places): expected one: save the one that is meant as a series of its own"
+            )
+        strange = [each for each in others if not is_copy(each.width, each.height, first.width, first.height)]
+        if strange:
+            raise ImageError(
+                f"'{self.path}' is of a series with several pictures, of {first.width} x {first.height} and "
+                f"{strange[0].width} x {strange[0].height} pixels: move each, with its levels, into a folder "
+                "of its own"
+            )
 
     def _opened(self) -> Any:
         """The handle; a new one where the last has met an error."""

@@ -18,6 +18,8 @@ from ...files import check_is_file
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_ROUNDED = 2  # pixels of a level by which its sides may be off
+
 
 @dataclass(frozen=True)
 class Level:
@@ -111,6 +113,14 @@ def check_region(slide: Slide, level: int, x: int, y: int, width: int, height: i
             f"'{slide.path}': {width} x {height} pixels at {x}, {y} do not lie in level {level}, which has "
             f"{within.width} x {within.height}"
         )
+
+
+def is_copy(width: int, height: int, of_width: int, of_height: int) -> bool:
+    """Whether a picture's sides are those of another, divided by a number and rounded in any way.
+
+    A level that has another shape is of something else, or of a part, and its pixels lie elsewhere.
+    """
+    return abs(width * of_height - height * of_width) <= _ROUNDED * (of_width + of_height)
 
 
 def check_is_there(path: Path) -> None:
