@@ -22,7 +22,8 @@ _MICRONS = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4,
 _IMAGEJ_MICRONS = frozenset({"micron", "microns", "µm", "μm", "um", "\\u00b5m"})
 _MICRONS_OF_UNIT = {2: 25_400.0, 3: 10_000.0}  # an inch, a centimetre
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_WIDTH, _IMAGE_DESCRIPTION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 256, 270, 282, 283, 296
+_WIDTH, _HEIGHT, _IMAGE_DESCRIPTION = 256, 257, 270
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 
 
 @dataclass(frozen=True)
@@ -50,25 +51,22 @@ class Scale:
         return cls((across + down) / 2)
 
     @classmethod
-    def of_ome(cls, xml: str, width: int) -> Scale:
-        """What OME-XML says of its image that is as wide as the one that is read."""
+    def of_ome(cls, xml: str, page: int, width: int, height: int) -> Scale:
+        """What OME-XML says of the picture on a page; see `ome_pixels`."""
+        found = {cls._of_pixels(pixels) for pixels in ome_pixels(xml, page, width, height)}
+        return found.pop() if len(found) == 1 else cls.of(None, None)
+
+    @classmethod
+    def _of_pixels(cls, pixels: ElementTree.Element) -> Scale:
         try:
-            root = ElementTree.fromstring(xml)
-        except ElementTree.ParseError:
+            across, down = (
+                float(pixels.get(f"PhysicalSize{axis}", "nan"))
+                * _MICRONS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), math.nan)
+                for axis in "XY"
+            )
+        except ValueError:
             return cls.of(None, None)
-        for pixels in root.iter():
-            if pixels.tag.endswith("}Pixels") and pixels.get("SizeX") == str(width):
-                try:
-                    across, down = (
-                        float(pixels.get(f"PhysicalSize{axis}", "nan"))
-                        * _MICRONS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), math.nan)
-                        for axis in "XY"
-                    )
-                except ValueError:
-                    continue
-                if math.isfinite(across) and math.isfinite(down):
-                    return cls.of(across, down)
-        return cls.of(None, None)
+        return cls.of(across, down) if math.isfinite(across) and math.isfinite(down) else cls.of(None, None)
 
     @classmethod
     def of_resolution(cls, across: float, down: float, unit: int, description: str = "") -> Scale:
@@ -93,6 +91,62 @@ class Scale:
         """What Pillow's ``info["dpi"]`` says: two numbers or rationals of EXIF, or nothing."""
         across, down = map(_number, dots if isinstance(dots, tuple) and len(dots) == 2 else (0, 0))
         return cls.of(25_400 / across, 25_400 / down) if across and down else cls.of(None, None)
+
+
+def ome_pixels(xml: str, page: int, width: int, height: int) -> list[ElementTree.Element]:
+    """What OME-XML says of the picture on a page: of several of its size that whose planes are there.
+
+    Args:
+        xml: the description of the file's first page.
+        page: the page's place in the file, from 0.
+        width: the picture's width, pixels as stored.
+        height: its height.
+
+    Returns:
+        One ``Pixels``; several where the XML does not say which of them lies there; none where none can.
+    """
+    try:
+        root = ElementTree.fromstring(xml)
+    except ElementTree.ParseError:
+        return []
+    sides = str(width), str(height)
+    alike = [
+        pixels
+        for pixels in root.iter()
+        if pixels.tag.endswith("}Pixels") and (pixels.get("SizeX"), pixels.get("SizeY")) == sides
+    ]
+    begins = {place: _first_page(pixels, page, root.get("UUID")) for place, pixels in enumerate(alike)}
+    there = {place: first for place, first in begins.items() if first is not None}
+    # An extent that runs on beyond its picture ends where the next one begins.
+    return [alike[max(there, key=lambda place: there[place])]] if there else alike
+
+
+def _first_page(pixels: ElementTree.Element, page: int, file: str | None) -> int | None:
+    """Where a run of a picture's planes begins in which a page of this file lies; None: in none."""
+    for planes in pixels:
+        named = [each.text for each in planes if each.tag.endswith("}UUID")]
+        if not planes.tag.endswith("}TiffData") or (named and file and named[0] != file):
+            continue
+        try:
+            first = int(planes.get("IFD", "0"))
+            count = int(planes.get("PlaneCount", 1 if "IFD" in planes.attrib else planes_of(pixels)))
+        except ValueError:
+            continue
+        if first <= page < first + count:
+            return first
+    return None
+
+
+def planes_of(pixels: ElementTree.Element, samples: int = 1) -> int:
+    """How many planes OME-XML gives a picture, of so many samples a pixel at least.
+
+    Raises:
+        ValueError: it does not say that in numbers.
+    """
+    channels = [each for each in pixels if each.tag.endswith("}Channel")]
+    together = max([samples, *(int(each.get("SamplesPerPixel", "1")) for each in channels)])
+    counts = (int(pixels.get(f"Size{axis}", "1")) for axis in "CZT")
+    return -(-math.prod(counts) // together)
 
 
 def scale_of(path: Path) -> Scale:
@@ -120,7 +174,8 @@ def _scale_of_tiff(file: BinaryIO, path: Path) -> Scale:
     said = (each.content(_IMAGE_DESCRIPTION) for each in (tags, next(directories(file))))
     description, first = (text.rstrip(b"\0").decode("utf-8", "replace") for text in said)
     if "<OME" in first:  # which tells of the pictures on later pages, too
-        return Scale.of_ome(first, tags.integer(_WIDTH))  # as stored: not turned by its orientation
+        sides = tags.integer(_WIDTH), tags.integer(_HEIGHT)  # as stored: not turned by its orientation
+        return Scale.of_ome(first, tags.page, *sides)
     across, down = tags.number(_X_RESOLUTION), tags.number(_Y_RESOLUTION)
     return Scale.of_resolution(across, down, tags.integer(_RESOLUTION_UNIT, 2), description)
 

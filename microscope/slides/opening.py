@@ -64,7 +64,7 @@ def open_slide(
     if vendor is not None and tiff is not None and tiff.is_plain:
         return OpenSlideReader(path, tiff.notes, scale_of(path))  # ImageJ's unit, too
     if tiff is not None and (tiff.in_levels or tiff.in_parts):
-        return TiffReader(path, white_level, tiff.notes)
+        return TiffReader(path, white_level, tiff.page, tiff.notes)
     if header is not None and header.is_large:
         return LargeField(path, header, white_level, scratch)
     return Field.of_file(path, white_level)

@@ -17,13 +17,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ...data.scale import Scale
+from ...data.scale import Scale, ome_pixels, planes_of
 from ...decoding.directory import MOST_DIRECTORIES, Directory, DirectoryError, directories
 from ...decoding.tiff import largest_picture
 from ...errors import ImageError
 from ...files import open_file
 from ...images import MAX_PIXELS, PartsSeen
-from .slide import Bounds, Level, check_is_there, check_region
+from .slide import Bounds, Level, check_is_there, check_region, is_copy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,30 +101,38 @@ class TiffReader:
     reader = "tifffile"
 
     def __init__(
-        self, path: Path, white_level: int, notes: tuple[str, ...] = (), segments: _Segments | None = None
+        self,
+        path: Path,
+        white_level: int,
+        page: int = 0,
+        notes: tuple[str, ...] = (),
+        segments: _Segments | None = None,
     ) -> None:
+        """Opens it.
+
+        Args:
+            path: the file.
+            white_level: the value of white in 16-bit pictures.
+            page: the place of the picture among the file's pages.
+            notes: what there is to say of other pictures in the file.
+            segments: the decoded parts that another handle of the slide keeps; None begins anew.
+        """
         self.path = path
         self._white_level = white_level
+        self._page = page
         self._other_notes = notes
         check_is_there(path)
         self._tiff = _opened(path)
         try:
-            series = max(self._tiff.series, key=lambda each: each.levels[0].pages[0].keyframe.size)
-            # Pages of one size that say nothing of each other ("I") are pictures of their own.
-            if series.axes.removeprefix("I") not in _AXES:
-                raise ImageError(
-                    f"'{path}' holds a picture with the axes {series.axes} of {series.shape}: expected one "
-                    f"plane, grey or RGB ({', '.join(_AXES)}): save the plane that is meant, or all channels "
-                    "as one picture in RGB, as a file of its own"
-                )
-            self._pages = [level.pages[0].aspage() for level in series.levels]
-            for page in self._pages:
-                self._refuse_unknown_colours(page)
-                self._refuse_missing_decoder(page)
-                self._refuse_missing_parts(page)
+            self._pages, left_out = self._pyramid()
+            for each in self._pages:
+                self._refuse_unknown_colours(each)
+                self._refuse_missing_decoder(each)
+                self._refuse_missing_parts(each)
             first, bits = self._pages[0], self._pages[0].bitspersample
             extras = _extras(first)
-            left_out = ("a fourth channel of unknown meaning left out",) if extras == (_UNKNOWN,) else ()
+            if extras == (_UNKNOWN,):
+                left_out.append("a fourth channel of unknown meaning left out")
             self._notes = (*notes, *left_out)
             self._seen = PartsSeen(
                 white_level,
@@ -132,7 +140,7 @@ class TiffReader:
                 premultiplied=extras == (_MULTIPLIED,),
                 white=(1 << bits) - 1 if 8 < bits < 16 else None,
             )
-            self.scale = _scale(self._tiff, self._pages[0])
+            self.scale = _scale(self._tiff, self._page, first)
             width = self._pages[0].imagewidth
             self.levels = tuple(
                 Level(page.imagewidth, page.imagelength, width / page.imagewidth) for page in self._pages
@@ -182,11 +190,48 @@ class TiffReader:
 
     def reopened(self) -> TiffReader:
         """A handle of its own; see `Slide.reopened`."""
-        return TiffReader(self.path, self._white_level, self._other_notes, self._segments)
+        return TiffReader(self.path, self._white_level, self._page, self._other_notes, self._segments)
 
     def close(self) -> None:
         """Frees the file and what is kept of it."""
         self._tiff.close()
+
+    def _pyramid(self) -> tuple[list[Any], list[str]]:
+        """The pages of the levels, the finest first, and what there is to say of others in their place.
+
+        Raises:
+            ImageError: it is a stack, or one of several planes.
+        """
+        base = self._tiff.pages[self._page].aspage()
+        holding = (each for each in self._tiff.series if any(_is_at(page, self._page) for page in each))
+        series = next(holding, None)  # OME-XML need not speak of every page
+        axes, shape = (series or base).axes, (series or base).shape
+        # Pages of one size that say nothing of each other ("I") are pictures of their own.
+        if axes.removeprefix("I") not in _AXES:
+            raise ImageError(
+                f"'{self.path}' holds a picture with the axes {axes} of {shape}: expected one "
+                f"plane, grey or RGB ({', '.join(_AXES)}): save the plane that is meant, or all channels "
+                "as one picture in RGB, as a file of its own"
+            )
+        if self._tiff.is_ome and (series is None or series.kind != "ome"):
+            self._refuse_one_of_several(base)
+        levels = series.levels[1:] if series is not None and _is_at(series[0], self._page) else ()
+        below = [level.pages[0].aspage() for level in levels]
+        pages = sorted((base, *below), key=lambda page: page.imagewidth * page.imagelength, reverse=True)
+        others = [page for page in pages if not _is_level(page, pages[0])]
+        sides = ", ".join(f"{page.imagewidth} x {page.imagelength}" for page in others)
+        note = f"smaller pictures that are no copies of the largest left out ({sides} pixels)"
+        return [page for page in pages if page not in others], [note] if others else []
+
+    def _refuse_one_of_several(self, page: Any) -> None:
+        """What OME-XML calls a plane of a stack whose other planes are in other files."""
+        said = ome_pixels(self._tiff.ome_metadata, self._page, page.imagewidth, page.imagelength)
+        planes = min((planes_of(each, page.samplesperpixel) for each in said), default=1)
+        if planes > 1:
+            raise ImageError(
+                f"'{self.path}' holds one of {planes} planes, by its OME-XML: expected one plane, grey or "
+                "RGB: save all channels as one picture in RGB, as a file of its own"
+            )
 
     def _segment(self, level: int, index: int) -> NDArray[Any]:
         """(h, w, samples): a decoded tile or strip; not to be changed."""
@@ -279,12 +324,14 @@ class Stored:
             levels in pages of their own, the largest first: what OpenSlide reads as it is.
         in_levels: it is OME-TIFF or has levels in SubIFDs, of which OpenSlide sees one.
         in_parts: its largest picture is tiled, or has more pixels than are decoded at once.
+        page: that picture's place among the file's pages.
         notes: what there is to say of other pictures in it.
     """
 
     is_plain: bool
     in_levels: bool
     in_parts: bool
+    page: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -309,12 +356,35 @@ def stored(path: Path) -> Stored | None:
             # OpenSlide's libtiff takes the first channel of several for grey, and any fourth one for alpha.
             as_colours = page.bitspersample == 8 and _COLOURS.get(page.photometric) == page.samplesperpixel
             taken = page.dtype == np.uint8 and upright and page.compression in _BY_OPENSLIDE and as_colours
+            taken = taken and page.imagedepth == 1
             is_plain = number == 0 and taken and not in_levels and not any(map(_is_odd, tiff.pages))
-            return Stored(is_plain, in_levels, page.is_tiled or pixels > MAX_PIXELS, notes)
+            is_plain = is_plain and all(_is_level(each, page) for each in tiff.pages if _is_below(each))
+            return Stored(is_plain, in_levels, page.is_tiled or pixels > MAX_PIXELS, number, notes)
     except ImageError:
         raise
     except Exception as error:  # tifffile meets damage with whatever it stumbles over
         raise _damaged(path, error) from error
+
+
+def _is_at(page: Any, place: int) -> bool:
+    """Whether a page of a series, which may be in another file, has a place among the file's pages."""
+    return page is not None and bool(page.index == place)
+
+
+def _is_below(page: Any) -> bool:
+    """Whether OpenSlide takes a page of plain TIFF for a level."""
+    return bool(page.is_tiled and page.is_reduced)
+
+
+def _is_level(page: Any, of: Any) -> bool:
+    """Whether a page may be a coarser level of another: of its shape and its kind of samples."""
+    if not is_copy(page.imagewidth, page.imagelength, of.imagewidth, of.imagelength):
+        return False
+    one, other = (
+        (each.dtype, each.bitspersample, _COLOURS.get(each.photometric), _extras(each), each.photometric == 0)
+        for each in (page, of)
+    )
+    return one == other and page.imagedepth == 1
 
 
 def _extras(page: Any) -> tuple[int, ...]:
@@ -405,9 +475,9 @@ def _segment_shape(page: Any) -> tuple[int, int]:
     return min(page.rowsperstrip, page.imagelength), page.imagewidth
 
 
-def _scale(tiff: Any, page: Any) -> Scale:
+def _scale(tiff: Any, place: int, page: Any) -> Scale:
     if tiff.is_ome:
-        return Scale.of_ome(tiff.ome_metadata, page.imagewidth)
+        return Scale.of_ome(tiff.ome_metadata, place, page.imagewidth, page.imagelength)
     across, down = (_fraction(page.tags.valueof(f"{axis}Resolution", (0, 1))) for axis in "XY")
     unit = int(page.tags.valueof("ResolutionUnit", 2))  # TIFF's own default: an inch
     return Scale.of_resolution(across, down, unit, page.description)

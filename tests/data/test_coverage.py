@@ -142,9 +142,39 @@ def test_a_camera_says_it_in_the_rationals_of_exif(dots: int, microns: float | N
     assert found.microns == (None if microns is None else pytest.approx(microns, rel=1e-3))
 
 
-@pytest.mark.parametrize("xml", ["<OME", "<OME/>", '<O xmlns="x"><Pixels SizeX="30" PhysicalSizeX="a"/></O>'])
+@pytest.mark.parametrize(
+    "xml", ["<OME", "<OME/>", '<O xmlns="x"><Pixels SizeX="30" SizeY="20" PhysicalSizeX="a"/></O>']
+)
 def test_damaged_xml_says_nothing(xml: str) -> None:
-    assert Scale.of_ome(xml, 30).microns is None
+    assert Scale.of_ome(xml, 0, 30, 20).microns is None
+
+
+OME_IMAGE = (
+    '<Image><Pixels SizeX="30" SizeY="20" SizeC="3" PhysicalSizeX="{mpp}" PhysicalSizeY="{mpp}">'
+    '<Channel SamplesPerPixel="3"/>{planes}</Pixels></Image>'
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ('<TiffData IFD="0"/>', '<TiffData IFD="1"/>', (0.25, 4.0)),
+        ('<TiffData IFD="1"/>', '<TiffData IFD="0"/>', (4.0, 0.25)),
+        ("<TiffData/>", '<TiffData IFD="1" PlaneCount="1"/>', (0.25, 4.0)),
+        ('<TiffData IFD="0" PlaneCount="3"/>', '<TiffData IFD="1"/>', (0.25, 4.0)),
+        ('<TiffData IFD="0"><UUID>b</UUID></TiffData>', "<TiffData><UUID>a</UUID></TiffData>", (4.0, None)),
+        ("", "", (None, None)),
+        ('<TiffData IFD="x"/>', '<TiffData IFD="1"/>', (None, 4.0)),
+    ],
+    ids=["in-order", "swapped", "all-planes", "too-many", "other-file", "not-said", "no-number"],
+)
+def test_of_pictures_of_one_size_ome_says_which_is_meant(
+    first: str, second: str, expected: tuple[float | None, float | None]
+) -> None:
+    images = (OME_IMAGE.format(mpp=mpp, planes=each) for mpp, each in ((0.25, first), (4.0, second)))
+    xml = f'<OME xmlns="x" UUID="a">{"".join(images)}</OME>'
+    assert tuple(Scale.of_ome(xml, page, 30, 20).microns for page in range(2)) == expected
+    assert Scale.of_ome(xml, 0, 30, 21).microns is None
 
 
 def test_what_is_no_image_is_one_line(tmp_path: Path) -> None:

@@ -551,6 +551,95 @@ def test_without_the_extra_it_is_said_what_to_install(pyramid: Path, monkeypatch
         open_slide(pyramid)
 
 
+BELOW: dict[str, tuple[NDArray[Any], dict[str, Any]]] = {
+    "of-another-shape": (PIXELS[:150, :150], {}),
+    "grey": (PIXELS[::2, ::2, 0], {"photometric": "minisblack"}),
+    "of-other-bits": (PIXELS[::2, ::2].astype(np.uint16), {}),
+}
+
+
+@pytest.mark.parametrize("sub", [True, False], ids=["sub", "page"])
+@pytest.mark.parametrize("kind", BELOW)
+def test_a_smaller_picture_that_is_no_copy_is_no_level(kind: str, sub: bool, tmp_path: Path) -> None:
+    """Its pixels lie elsewhere, or mean something else: OpenSlide and tifffile take it for one."""
+    path, options = tmp_path / "a.tif", {"tile": (64, 64), "compression": "deflate", "photometric": "rgb"}
+    below, more = BELOW[kind]
+    with tifffile.TiffWriter(path, ome=sub) as file:
+        file.write(PIXELS, subifds=int(sub), metadata={} if sub else None, **options)
+        file.write(below, subfiletype=1, metadata=None, **{**options, **more})
+    slide = open_slide(path)
+    assert [(each.width, each.height) for each in slide.levels] == [(420, 300)]
+    assert (slide.read(0, 0, 0, 420, 300) == PIXELS).all()
+    sides = f"{below.shape[1]} x {below.shape[0]}"
+    note = f"smaller pictures that are no copies of the largest left out ({sides} pixels)"
+    assert slide.notes == ((note,) if sub else ())
+    slide.close()
+
+
+def test_levels_are_the_finest_first_however_they_are_stored(tmp_path: Path) -> None:
+    path, options = tmp_path / "a.tif", {"tile": (64, 64), "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(PIXELS, subifds=2, **{**options, "metadata": OME_NM})
+        for step in (4, 2):
+            file.write(PIXELS[::step, ::step], subfiletype=1, **options)
+    slide = open_slide(path)
+    assert [each.scale for each in slide.levels] == [1, 2, 4]
+    assert (slide.read(1, 0, 0, 210, 150) == PIXELS[::2, ::2]).all()
+    slide.close()
+
+
+@pytest.mark.parametrize("grey_first", [True, False], ids=["grey-first", "colour-first"])
+def test_of_several_pictures_the_one_that_is_told_is_read(grey_first: bool, tmp_path: Path) -> None:
+    """The one of most pixels, as a picture: that of colour has more samples."""
+    path, grey, colour = tmp_path / "a.tif", PIXELS[..., 1], PIXELS[:200, :300]
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for pixels in (grey, colour) if grey_first else (colour, grey):
+            microns = 0.5 if pixels is grey else 4.0
+            said = {"PhysicalSizeX": microns, "PhysicalSizeY": microns}
+            file.write(pixels, tile=(64, 64), metadata=said)
+    slide = open_slide(path)
+    assert (slide.levels[0].width, slide.levels[0].height) == (420, 300)
+    assert (slide.read(0, 0, 0, 420, 300) == grey[..., None]).all()
+    assert (load_image(path).pixels == grey[..., None]).all()
+    assert slide.scale.microns == scale_of(path).microns == 0.5
+    slide.close()
+
+
+def test_a_picture_that_ome_xml_says_nothing_of_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(PIXELS[:60, :70], metadata={"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5})
+    tifffile.imwrite(path, PIXELS, append="force", tile=(64, 64), photometric="rgb", metadata=None)
+    slide = open_slide(path)
+    assert (slide.read(0, 0, 0, 420, 300) == PIXELS).all()
+    assert slide.scale.microns is None
+    slide.close()
+
+
+_PLANE = '<TiffData FirstC="{0}" IFD="0"><UUID FileName="{0}.ome.tif">urn:uuid:{0}</UUID></TiffData>'
+
+
+def test_one_plane_of_a_stack_in_several_files_is_refused(tmp_path: Path) -> None:
+    planes = "".join(_PLANE.format(channel) for channel in range(3))
+    sizes = 'DimensionOrder="XYCZT" SizeX="420" SizeY="300" SizeC="3" SizeZ="1" SizeT="1" Type="uint8"'
+    xml = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+        f'UUID="urn:uuid:1"><Image><Pixels {sizes}>{planes}</Pixels></Image></OME>'
+    )
+    path = write_tiff(
+        tmp_path / "1.ome.tif", PIXELS[..., 0], photometric="minisblack", description=xml, metadata=None
+    )
+    with pytest.raises(ImageError, match=r"1\.ome\.tif' holds one of 3 planes, by its OME-XML"):
+        open_slide(path)
+
+
+def test_a_volume_is_refused(tmp_path: Path) -> None:
+    path, planes = tmp_path / "a.tif", np.zeros((4, 64, 64), np.uint8)
+    tifffile.imwrite(path, planes, volumetric=True, tile=(2, 64, 64), photometric="minisblack", metadata=None)
+    with pytest.raises(ImageError, match="holds a picture with the axes ZYX"):
+        open_slide(path)
+
+
 def test_the_public_names() -> None:
     assert set(slides.__all__) == {
         *("Bounds", "Level", "Mask", "Slide", "Tile", "TileResult", "TissueOptions", "classify_slide"),
