@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from .frame import Frame
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
     from av.container import InputContainer
+    from numpy.typing import NDArray
 
 SUFFIXES = frozenset(
     {
@@ -297,12 +299,24 @@ def _frame(picture: VideoFrame, name: str, number: int, taken: float, white_leve
             pixels, notes = image.pixels, image.notes
         else:
             pixels = np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
-        # As phones film upright; players turn it, and so does EXIF's orientation a photograph.
-        if turns := round(picture.rotation / 90) % 4:
-            pixels = np.ascontiguousarray(np.rot90(pixels, turns))
+        pixels = _upright(pixels, picture)
     except (av.FFmpegError, ValueError) as error:
         return ImageError(f"{name} cannot be made RGB from {picture.format.name}: {_reason(error, False)}")
     return Frame(pixels, number, taken, (time.monotonic() - began) * 1e3, name, notes=notes)
+
+
+def _upright(pixels: NDArray[np.uint8], picture: VideoFrame) -> NDArray[np.uint8]:
+    """As phones film upright, and mirrored; players turn it, and so does EXIF's orientation a photograph."""
+    try:
+        matrix: Any = picture.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18 knows no EXIF, which FFmpeg puts beside a JPEG's picture, and gives nothing
+        return np.ascontiguousarray(np.rot90(pixels, round(picture.rotation / 90) % 4))
+    if matrix is None:
+        return pixels
+    across, across_down, _, down_across, down = struct.unpack_from("=5i", bytes(matrix))  # where x, y lead
+    if abs(across) + abs(down) < abs(across_down) + abs(down_across):
+        pixels, across, down = pixels.transpose(1, 0, 2), down_across, across_down
+    return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
 def _taken(packet: Packet[Any], came: float) -> float:

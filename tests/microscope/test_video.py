@@ -111,14 +111,25 @@ def test_grey_of_16_bits_is_read_by_the_white_level(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("across", "down", "turns"),
-    [((0, 1), (-1, 0), 3), ((-1, 0), (0, -1), 2), ((0, -1), (1, 0), 1)],
-    ids=["right", "upside-down", "left"],
+    ("across", "down", "expected"),
+    [
+        ((0, 1), (-1, 0), lambda pixels: np.rot90(pixels, 3)),
+        ((-1, 0), (0, -1), lambda pixels: np.rot90(pixels, 2)),
+        ((0, -1), (1, 0), np.rot90),
+        ((-1, 0), (0, 1), lambda pixels: pixels[:, ::-1]),
+        ((1, 0), (0, -1), lambda pixels: pixels[::-1]),
+        ((0, 1), (1, 0), lambda pixels: pixels.transpose(1, 0, 2)),
+        ((0, -1), (-1, 0), lambda pixels: np.rot90(pixels, 2).transpose(1, 0, 2)),
+    ],
+    ids=["right", "upside-down", "left", "mirrored", "flipped", "right-mirrored", "left-mirrored"],
 )
 def test_a_video_is_turned_as_its_file_says(
-    across: tuple[int, int], down: tuple[int, int], turns: int, tmp_path: Path
+    across: tuple[int, int],
+    down: tuple[int, int],
+    expected: Callable[[np.ndarray], np.ndarray],
+    tmp_path: Path,
 ) -> None:
-    """By the matrix of its track (ISO 14496-12, 8.3.2), as phones write it that are held upright."""
+    """By the matrix of its track (ISO 14496-12, 8.3.2), as phones write it, held upright or mirrored."""
     pixels = flat(20)
     pixels[:24, :32] = 220
     path = write_video(tmp_path / "a.mp4", "mpeg4", "yuv420p", [pixels] * 2)
@@ -128,7 +139,19 @@ def test_a_video_is_turned_as_its_file_says(
     at = content.index(upright, content.index(b"tkhd"))
     path.write_bytes(content[:at] + turned + content[at + len(turned) :])
     (first, *_) = (item for item in open_source(path, keep_all=True).frames() if isinstance(item, Frame))
-    assert np.allclose(first.pixels, np.rot90(pixels, turns), atol=30)
+    assert np.allclose(first.pixels, expected(pixels), atol=30)
+
+
+def test_mjpeg_is_turned_as_the_exif_of_its_pictures_says(tmp_path: Path) -> None:
+    pixels = flat(20)
+    pixels[:24, :32] = 220
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[274] = 6
+    Image.fromarray(pixels).save(content, "JPEG", quality=95, exif=exif)
+    (tmp_path / "a.mjpg").write_bytes(content.getvalue() * 2)
+    (first, *_) = open_source(tmp_path / "a.mjpg", keep_all=True).frames()
+    assert isinstance(first, Frame)
+    assert np.allclose(first.pixels, np.rot90(pixels, 3), atol=30)
 
 
 def test_damaged_pictures_of_a_video_are_left_out(tmp_path: Path) -> None:
