@@ -324,7 +324,7 @@ class Stored:
             levels in pages of their own, the largest first: what OpenSlide reads as it is.
         in_levels: it is OME-TIFF or has levels in SubIFDs, of which OpenSlide sees one.
         in_parts: its largest picture is tiled, or has more pixels than are decoded at once.
-        page: that picture's place among the file's pages.
+        page: the largest picture's place among the file's pages.
         notes: what there is to say of other pictures in it.
     """
 
