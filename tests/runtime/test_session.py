@@ -358,7 +358,7 @@ def test_a_fixed_batch_of_one_is_classified_one_by_one(tmp_path: Path, colours: 
     path = bare(tmp_path / "m.onnx", batch=1, metadata=manifest().to_metadata())
     with open_session(path) as session:
         assert session.max_batch == 1
-        assert [prediction.label for prediction in session.classify(colours)] == ["red", "green", "blue"]
+        assert [each.label for each in session.classify(colours, batch_size=3)] == ["red", "green", "blue"]
         with pytest.raises(InputError, match="at most 1"):
             session.run(batch(2))
 
@@ -871,4 +871,16 @@ def test_a_second_output_that_is_no_features_is_refused(tmp_path: Path) -> None:
     model.graph.output[1].name = model.graph.node[0].output[0] = model.graph.node[1].input[0] = "map"
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ArtefactError, match=r"1 inputs and 2 outputs: .* with 'features' as a second output"):
+        open_session(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("dims", [("batch", 3, 1), ("batch",)], ids=["a-dim-more", "a-dim-less"])
+def test_features_that_are_no_rows_are_refused(dims: tuple[int | str, ...], tmp_path: Path) -> None:
+    model = classifier(features=True)
+    shape = model.graph.output[1].type.tensor_type.shape
+    del shape.dim[:]
+    for each in dims:
+        shape.dim.add(**{"dim_value" if isinstance(each, int) else "dim_param": each})
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ArtefactError, match=r"'features' has shape .*expected \(batch, features\)"):
         open_session(tmp_path / "m.onnx")
