@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import configparser
+import ctypes
 import json
 import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -301,6 +303,57 @@ def test_without_a_gpu_engines_do_not_run(no_gpu: None, name: str) -> None:
     assert not found.works
     assert found.needs == "NVIDIA GPU"
     assert ability("NVIDIA GPU").fix
+
+
+class PlayedDriver:
+    """The CUDA driver's library as `ctypes` calls it, with some GPUs, or one that does not start."""
+
+    GPUS = ((b"NVIDIA L4", {75: 8, 76: 9}), (b"Tesla T4", {75: 7, 76: 5}))
+
+    def __init__(self, status: int, gpus: int) -> None:
+        self._status, self._gpus = status, self.GPUS[:gpus]
+
+    def cuInit(self, flags: int) -> int:
+        return self._status
+
+    def cuDriverGetVersion(self, number: Any) -> int:
+        number._obj.value = 12080
+        return 0
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = len(self._gpus)
+        return 0
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        device._obj.value = 100 + ordinal
+        return 0
+
+    def cuDeviceGetName(self, label: Any, size: int, device: Any) -> int:
+        name, _ = self._gpus[device.value - 100]
+        assert len(name) < size <= len(label)
+        label.value = name
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
+        value._obj.value = self._gpus[device.value - 100][1][attribute]
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("status", "gpus", "found", "fix"),
+    [
+        (0, 1, "CUDA 12.8; NVIDIA L4 (compute capability 8.9)", ""),
+        (0, 2, "CUDA 12.8; NVIDIA L4 (compute capability 8.9), Tesla T4 (compute capability 7.5)", ""),
+        (0, 0, "CUDA 12.8, but no device", "check nvidia-smi and CUDA_VISIBLE_DEVICES"),
+        (100, 1, "the driver does not start: cuInit gives 100", "check nvidia-smi"),
+    ],
+    ids=["one", "two", "none", "does-not-start"],
+)
+def test_the_gpus_of_a_driver_are_told(
+    status: int, gpus: int, found: str, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda library: PlayedDriver(status, gpus))
+    assert doctor._cuda_driver() == doctor.Ability("NVIDIA GPU", not fix, found, fix)
 
 
 def test_a_gpu_without_scan_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
