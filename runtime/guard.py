@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..errors import ArtefactError
+from ..errors import ArtefactError, some
 from ..measures.selective import TEMPERATURES, certainty, masses_above
 from ..schema import SHA256, by_name, listed, maybe, number, record, whole
 from .likeness import METADATA_KEY, Floats, Likeness
@@ -69,6 +69,16 @@ GUARD = record(
 """What a manifest holds of a guard."""
 
 
+def is_of_format_2(facts: Mapping[str, Any]) -> bool:
+    """Whether a guard has what readers of a manifest's first format pass over, and so withhold otherwise.
+
+    Args:
+        facts: what the manifest holds of it; empty without one.
+    """
+    quality = facts.get("quality", {})
+    return facts.get("largest") is not None or (isinstance(quality, Mapping) and "coarse_focus" in quality)
+
+
 class Verdict(NamedTuple):
     """What the guard says of one image."""
 
@@ -115,13 +125,26 @@ class Guard:
     likeness: Likeness | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> Guard | None:
-        """The guard that a manifest states, None where it has none."""
-        return (
-            cls(**{item.name: facts[item.name] for item in fields(cls) if item.name in facts})
-            if facts
-            else None
-        )
+    def of(cls, facts: Mapping[str, Any], name: str = "the artefact") -> Guard | None:
+        """The guard that a manifest states, None where it has none.
+
+        Args:
+            facts: what the manifest states.
+            name: what messages call the artefact.
+
+        Raises:
+            ArtefactError: it has what is not known here: answers may be given that it does not give.
+        """
+        if not facts:
+            return None
+        known = [item.name for item in fields(cls)]
+        unknown = sorted({*facts} - {*known}) + sorted({*facts.get("quality", {})} - {*LIMITED})
+        if unknown:
+            raise ArtefactError(
+                f"the guard of '{name}' has what this msmamba does not apply ({some(unknown)}), made by a "
+                "newer one: upgrade msmamba, or leave the guard out with --no-guard (guard=False)"
+            )
+        return cls(**{item: facts[item] for item in known if item in facts})
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -27,17 +27,17 @@ from ..schema import (
     TRUTH,
     Kind,
     by_name,
-    is_whole,
     listed,
     one_of,
     parsed,
     record,
     whole,
 )
-from .guard import GUARD
+from .guard import GUARD, is_of_format_2
 
-FORMAT_VERSION = 1
-"""Version of the manifest's format that this package writes, and the newest that it reads."""
+FORMAT_VERSION = 2
+"""The newest version of the manifest's format; a manifest has the oldest that is read as it is meant. Who reads
+version 1 alone applies a part of some guards, without a word, which makes these 2 (`is_of_format_2`)."""
 
 METADATA_KEY = "msmamba.manifest"
 """Key of the manifest in an ONNX file's ``metadata_props``."""
@@ -100,7 +100,6 @@ class Manifest:
         guard: when an answer is to be trusted, as `msmamba.runtime.guard.Guard` names it; empty without one.
         weights_of: which of the checkpoint's weights it has, ``model`` or ``ema``, their moving average;
             empty in artefacts of earlier versions.
-        format_version: the version of this format.
     """
 
     labels: tuple[str, ...]
@@ -122,12 +121,19 @@ class Manifest:
     covers: Mapping[str, Any] = field(default_factory=dict)
     guard: Mapping[str, Any] = field(default_factory=dict)
     weights_of: str = ""
-    format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        problems = _MANIFEST.problems(asdict(self))
+        problems = _MANIFEST.problems(self._values())
         if problems:
             raise ArtefactError(f"the manifest is not valid: {'; '.join(problems)}")
+
+    @property
+    def format_version(self) -> int:
+        """The version of the format, which those who are older refuse."""
+        return 2 if is_of_format_2(self.guard) else 1
+
+    def _values(self) -> dict[str, Any]:
+        return {**asdict(self), "format_version": self.format_version}
 
     @property
     def transform(self) -> Transform:
@@ -153,11 +159,12 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest as indented JSON with sorted keys, for ``manifest.json``."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(self._values(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return text + "\n"
 
     def to_metadata(self) -> dict[str, str]:
         """The manifest as one entry of an ONNX file's ``metadata_props``."""
-        compact = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        compact = json.dumps(self._values(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return {METADATA_KEY: compact}
 
     @classmethod
@@ -236,9 +243,7 @@ def _is_capability(value: Any) -> bool:
 
 _MANIFEST = record(
     {
-        "format_version": Kind(
-            str(FORMAT_VERSION), lambda value: is_whole(value, FORMAT_VERSION, FORMAT_VERSION)
-        ),
+        "format_version": whole(1, FORMAT_VERSION),
         "labels": Kind(LABELS.words, are_labels),
         "image_size": Kind(f"1 to {MAX_SIZE} pixels", is_image_size),
         "mean": Kind("three finite numbers", are_means),

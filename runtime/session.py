@@ -677,7 +677,7 @@ def open_session(
             asked.append(channels_as_asked("mean", transform.mean, manifest.mean))
             asked.append(channels_as_asked("std", transform.std, manifest.std))
         notes += filter(None, asked)
-        applied = Guard.of(manifest.guard) if manifest and guard else None
+        applied = Guard.of(manifest.guard, name) if manifest and guard else None
         if applied is not None:
             content = bundle.read(MODEL_NAME) if bundle else read_file(name)
             applied.check_network(content, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from msmamba.errors import InputError
+from msmamba.errors import ArtefactError, InputError
 from msmamba.runtime import open_session
 from msmamba.runtime.guard import (
     EMPTY,
@@ -23,6 +24,7 @@ from msmamba.runtime.guard import (
     Guard,
     network_sha256,
 )
+from msmamba.runtime.manifest import Manifest
 from msmamba.runtime.quality import quality_of
 
 from .conftest import classifier, manifest
@@ -118,10 +120,34 @@ def test_a_finer_camera_makes_no_picture_emptier_or_less_sharp(times: float) -> 
 
 
 def test_a_guard_of_an_earlier_version_judges_no_pictures() -> None:
-    facts = {name: value for name, value in vars(guard()).items() if name != "quality"}
+    facts = {name: value for name, value in guard().facts.items() if name != "quality"}
     before = Guard.of(manifest(guard=facts).guard)
     assert before is not None
     assert before.judge(np.array(SURE), [quality_of(np.zeros((64, 64, 3), np.uint8))])[0].reasons == ()
+
+
+def test_a_guard_is_of_the_format_whose_readers_apply_all_of_it() -> None:
+    """Version 0.2.0, which reads format 1, passes over limits that it does not know."""
+    assert manifest(guard=guard().facts).format_version == 1
+    coarse = guard(quality={**RANGES, "coarse_focus": [0.4, None]})
+    for later in (coarse, guard(largest=240)):
+        said = manifest(guard=later.facts)
+        values = json.loads(said.to_json())
+        assert values["format_version"] == said.format_version == 2
+        for version in (1, 2):  # 1: of the days between
+            assert Manifest.from_json(json.dumps({**values, "format_version": version})) == said
+
+
+@pytest.mark.parametrize(
+    "change", [{"angle": 3}, {"quality": {**RANGES, "hue": [0, 1]}}], ids=["field", "limit"]
+)
+def test_a_guard_with_something_unknown_is_not_applied(guarded: Path, change: dict[str, object]) -> None:
+    network = network_sha256(classifier().SerializeToString())
+    said = manifest(guard={**guard(network_sha256=network).facts, **change})
+    guarded.write_bytes(classifier(metadata=said.to_metadata()).SerializeToString())
+    with pytest.raises(ArtefactError, match=r"does not apply \((angle|hue)\), made by a newer one: upgrade"):
+        open_session(guarded)
+    open_session(guarded, guard=False).close()
 
 
 def test_the_reasons_are_those_that_are_documented() -> None:
@@ -139,7 +165,7 @@ def test_the_reasons_are_those_that_are_documented() -> None:
 def guarded(tmp_path: Path) -> Path:
     path = tmp_path / "guarded.onnx"
     applied = guard(network_sha256=network_sha256(classifier().SerializeToString()), threshold=None)
-    path.write_bytes(classifier(metadata=manifest(guard=vars(applied)).to_metadata()).SerializeToString())
+    path.write_bytes(classifier(metadata=manifest(guard=applied.facts).to_metadata()).SerializeToString())
     return path
 
 
