@@ -36,7 +36,7 @@ from ..schema import (
 from .guard import GUARD, is_of_format_2
 
 FORMAT_VERSION = 2
-"""The newest version of the manifest's format; a manifest has the oldest that is read as it is meant. Who reads
+"""The newest version of a manifest's format. Each has the oldest that is read as it is meant: who reads
 version 1 alone applies a part of some guards, without a word, which makes these 2 (`is_of_format_2`)."""
 
 METADATA_KEY = "msmamba.manifest"
