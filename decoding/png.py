@@ -38,6 +38,7 @@ _DEPTHS = {
 _TWINS = {(16, _GREY): (8, _GREY_ALPHA), (16, _GREY_ALPHA): (8, _RGBA)}
 # Adam7: where each pass begins and the steps it takes, in rows and columns.
 _PASSES = ((0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1))
+_NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _KEPT = (b"PLTE", b"tRNS", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"acTL")
 _LARGEST_KEPT = 1 << 24
 _RAW_PROFILE = re.compile(rb"\n\s*(?:exif|APP1)\n\s*\d+\n([0-9a-fA-F\s]+)")
@@ -100,6 +101,8 @@ def _chunks(file: BinaryIO, name: str) -> Iterator[tuple[bytes, bytes]]:
         length, kind = struct.unpack(">I4s", head)
         if length > 0x7FFFFFFF or not kind.isalpha():
             raise damaged(name, "a chunk's length or name cannot be")
+        if kind[0] < 96 and kind not in _NEEDED:  # an upper-case letter: needed to understand the picture
+            raise damaged(name, f"the chunk {kind.decode('ascii')} is unknown, but needed")
         kept, checksum = [], zlib.crc32(kind)
         left = length
         while left:
@@ -111,8 +114,6 @@ def _chunks(file: BinaryIO, name: str) -> Iterator[tuple[bytes, bytes]]:
                 yield kind, block
             elif (kind == b"IHDR" or kind in _KEPT) and length <= _LARGEST_KEPT:
                 kept.append(block)
-            elif kind[0] < 96 and kind != b"IEND":  # an upper-case letter: needed to understand the picture
-                raise damaged(name, f"the chunk {kind.decode('ascii')} is unknown, but needed")
         if file.read(4) != struct.pack(">I", checksum):
             raise damaged(name, f"the checksum of the chunk {kind.decode('ascii')} is wrong")
         if kind != b"IDAT":

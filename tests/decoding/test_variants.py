@@ -23,7 +23,7 @@ from picture_variants import (
     with_tag,
     written,
 )
-from PIL import Image
+from PIL import Image, ImageOps
 from slide_files import tissue, write_tiff
 
 from msmamba.errors import ImageError
@@ -113,6 +113,50 @@ def test_every_kind_of_png_is_exact(transparent: bool, interlaced: bool) -> None
         np.testing.assert_array_equal(read_image(content), on_white(shown, alpha), f"{depth} {colour}")
 
 
+def exif_of(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+def raw_profile(orientation: int, name: bytes = b"exif") -> bytes:
+    """An EXIF block as older ImageMagick writes it into a text, in lines of 72 digits."""
+    digits = exif_of(orientation).hex().encode()
+    lines = [digits[start : start + 72] for start in range(0, len(digits), 72)]
+    return b"\n%s\n%8d\n" % (name, len(digits) // 2) + b"\n".join(lines) + b"\n"
+
+
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+TURNED = {
+    "profile": (chunk(b"tEXt", b"Raw profile type exif\0" + raw_profile(8)), 8),
+    "profile-packed": (chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw_profile(5))), 5),
+    "profile-of-a-jpeg": (chunk(b"tEXt", b"Raw profile type APP1\0" + raw_profile(3, b"APP1")), 3),
+    "xmp": (chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP), 6),
+    "another-text": (chunk(b"iTXt", b"Comment\0\0\0\0\0" + XMP), 1),
+}
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+@pytest.mark.parametrize(("text", "orientation"), TURNED.values(), ids=TURNED)
+def test_a_png_that_says_in_text_how_to_turn_it_is_turned(text: bytes, orientation: int) -> None:
+    found = read_image(png(drawing(3, 8), 8, 2, False, text))
+    np.testing.assert_array_equal(found, turned(drawing(3, 8), orientation))
+
+
+def test_a_jpeg_is_turned_as_its_xmp_says_unless_its_exif_does() -> None:
+    for exif in (b"", exif_of(8)):
+        file = io.BytesIO()
+        Image.fromarray(drawing(3, 8)).save(file, "JPEG", exif=exif, xmp=XMP)
+        with Image.open(file) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image))
+        np.testing.assert_array_equal(read_image(file.getvalue()), expected)
+
+
 def test_filtered_png_of_16_bits_is_exact() -> None:
     for channels in (1, 2, 3, 4):
         samples = drawing(channels, 16)
@@ -150,6 +194,73 @@ def test_a_progressive_jpeg_without_its_last_scans_is_refused() -> None:
         read_image(content[: content.rindex(b"\xff\xc4", 0, last)] + b"\xff\xd9")
 
 
+HEAD, END = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 8, 3, 0, 0, 0)), chunk(b"IEND", b"")
+PALETTE, ROWS = chunk(b"PLTE", bytes(9)), b"\0\0\1\0\1\2"
+DAMAGED_PNGS = {
+    "no-header": ([PALETTE, HEAD], ROWS, END, "does not begin with a header"),
+    "three-bits": (
+        [chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 3, 3, 0, 0, 0)), PALETTE],
+        *(ROWS, END, "no kind of PNG"),
+    ),
+    "no-end": ([HEAD, PALETTE], ROWS, b"", "ends before its end mark"),
+    "a-row-less": ([HEAD, PALETTE], ROWS[:3], END, "end before the last row"),
+    "a-byte-more": ([HEAD, PALETTE], ROWS + b"\0", END, "beyond the last row"),
+    "no-palette": ([HEAD], ROWS, END, "palette has 0 colours"),
+    "colour-beyond": ([HEAD, chunk(b"PLTE", bytes(6))], ROWS, END, "palette has 2 colours"),
+    "part-of-a-colour": ([HEAD, chunk(b"PLTE", bytes(10))], ROWS, END, "palette has 3.33333 colours"),
+    "more-alpha-than-colours": ([HEAD, PALETTE, chunk(b"tRNS", bytes(4))], ROWS, END, "fewer colours than"),
+    "unknown-but-needed": ([HEAD, PALETTE, chunk(b"NEED", b"x")], ROWS, END, "NEED is unknown"),
+    "needed-and-empty": ([HEAD, PALETTE, chunk(b"NEED", b"")], ROWS, END, "NEED is unknown"),
+}
+
+
+@pytest.mark.parametrize(("before", "rows", "end", "message"), DAMAGED_PNGS.values(), ids=DAMAGED_PNGS)
+def test_a_png_whose_checksums_are_right_may_be_damaged(
+    before: list[bytes], rows: bytes, end: bytes, message: str
+) -> None:
+    assert (
+        read_image(b"\x89PNG\r\n\x1a\n" + HEAD + PALETTE + chunk(b"IDAT", zlib.compress(ROWS)) + END).any()
+        == 0
+    )
+    with pytest.raises(ImageError, match=message):
+        read_image(b"\x89PNG\r\n\x1a\n" + b"".join(before) + chunk(b"IDAT", zlib.compress(rows)) + end)
+
+
+def test_a_png_with_data_behind_their_end_mark_is_refused() -> None:
+    rows = chunk(b"IDAT", zlib.compress(ROWS) + b"more")
+    with pytest.raises(ImageError, match="beyond their end mark"):
+        read_image(b"\x89PNG\r\n\x1a\n" + HEAD + PALETTE + rows + END)
+
+
+def test_a_png_whose_transparent_colour_is_of_another_kind_is_refused() -> None:
+    with pytest.raises(ImageError, match="of another kind than its pixels"):
+        read_image(png(drawing(1, 8), 8, 0, False, chunk(b"tRNS", bytes(6))))
+
+
+def old_bmp(samples: np.ndarray, bits: int, palette: bytes = b"") -> bytes:
+    """A BMP with the header of OS/2, of 12 bytes, which nobody writes any more; rows from the bottom up."""
+    rows = b"".join(row.tobytes() + bytes(-row.nbytes % 4) for row in samples[::-1])
+    data_at = 26 + len(palette)
+    head = struct.pack("<2sIII", b"BM", data_at + len(rows), 0, data_at)
+    return head + struct.pack("<IHHHH", 12, WIDTH, HEIGHT, 1, bits) + palette + rows
+
+
+def test_bmp_of_os2_is_exact_or_refused() -> None:
+    samples, numbers = drawing(3, 8), drawing(1, 4)[..., 0]
+    np.testing.assert_array_equal(read_image(old_bmp(samples[..., ::-1], 24)), samples)
+    colours = np.random.default_rng(2).integers(0, 256, (256, 3), np.uint8)
+    content = old_bmp(numbers, 8, colours[:, ::-1].tobytes())
+    np.testing.assert_array_equal(read_image(content), colours[numbers])
+    for broken, message in (
+        (content[:25], "inside its header"),
+        (content[:14] + b"\x10" + content[15:], "no kind of BMP"),
+        (content[:-1], "fewer data"),
+        (content[:10] + bytes(4) + content[14:], "fewer data"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            read_image(broken)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
 def test_bmp_is_exact(mode: str) -> None:
     image = Image.fromarray(drawing(3, 8)).convert(mode)
@@ -175,6 +286,12 @@ DEFINED_BY_NOBODY = {
     "old-jpeg": (259, 259, 6, "old-style JPEG"),
     "unknown-compression": (259, 259, 777, "number 777"),
     "compressed-colours": (262, 262, 6, "YCbCr"),
+    "colours-of-no-name": (262, 262, 77, "the colours 77"),
+    "more-colours-than-samples": (262, 262, 5, "3 samples for 4 colours"),
+    "planes-of-no-kind": (284, 284, 3, "planar configuration is 3"),
+    "differences-of-no-kind": (296, 317, 4, "predictor is 4"),
+    "bits-in-no-order": (296, 266, 3, "order of bits is 3"),
+    "strips-of-no-rows": (278, 278, 0, "no rows"),
 }
 
 
