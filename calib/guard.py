@@ -28,6 +28,7 @@ from ..errors import ArtefactError, BackendError, DataError, InputError, some
 from ..files import as_utf8, atomic_folder, check_writable, folder_turn, sha256_of
 from ..measures.evaluation import BATCH_SIZE, logits_of
 from ..measures.metrics import log_softmax
+from ..measures.paired import members_of, share_interval
 from ..measures.selective import (
     candidate_bound,
     certainty,
@@ -37,7 +38,7 @@ from ..measures.selective import (
     select,
     temperature,
 )
-from ..measures.uncertainty import Interval, calibration_error, proportion_interval
+from ..measures.uncertainty import Interval, calibration_error
 from ..runtime import Manifest, open_session
 from ..runtime.artefact import (
     CALIBRATED_NAME,
@@ -122,6 +123,8 @@ class Calibration:
     errors: CalibrationErrors
     errors_by_class: Mapping[str, CalibrationErrors]
     """The same, by the class that was given; a class that none was given has none."""
+    wrong_interval: Interval
+    """Of the share of wrong answers among those that are given."""
     mean_candidates: float
     """Candidates an image."""
     withheld: Mapping[str, int]
@@ -134,7 +137,6 @@ class Calibration:
     def to_text(self) -> str:
         """For a terminal, with a line end."""
         guard = self.guard
-        found = proportion_interval(guard.errors, guard.answered)
         withheld = ", ".join(f"{reason} {count}" for reason, count in self.withheld.items())
         by_class = "".join(
             f"  {shown(label)} ({errors.images} images): {errors.to_text()}\n"
@@ -148,7 +150,7 @@ class Calibration:
             f"promise            {guard.promise}\n"
             f"answered           {guard.answered} of {guard.images} "
             f"({share_as_text(guard.answered / guard.images)} %), wrong {guard.errors} of them "
-            f"({_interval(guard.errors / guard.answered, found)})\n"
+            f"({_interval(guard.errors / guard.answered, self.wrong_interval)})\n"
             f"withheld           {withheld or 'none'}\n"
             f"candidates         {self.mean_candidates:.2f} classes an image hold the true one in at least "
             f"{100 - 100 * guard.max_error:g} %\n"
@@ -262,21 +264,33 @@ def calibrate(
                 look=look,
             )
         features = np.concatenate(taken) if taken else None
+        members = None if groups is None else members_of(patients, len(truth))
         guard, verdicts, distances = fit_guard(
-            logits, features, qualities, truth, max_error, confidence, network_sha256(model), str(data)
+            logits,
+            features,
+            qualities,
+            truth,
+            max_error,
+            confidence,
+            network_sha256(model),
+            str(data),
+            members=members,
         )
-        given = logits.argmax(axis=1)
-        everything, drawn = np.ones(len(truth), np.bool_), None if groups is None else patients
+        given, decided = logits.argmax(axis=1), np.array([not each.reasons for each in verdicts])
+        everything = np.ones(len(truth), np.bool_)
         calibration = Calibration(
             guard=guard,
             data=str(data),
             split=chosen,
-            errors=_errors(logits, truth, guard.temperature, everything, drawn),
+            errors=_errors(logits, truth, guard.temperature, everything, members),
             errors_by_class={
-                label: _errors(logits, truth, guard.temperature, given == index, drawn)
+                label: _errors(logits, truth, guard.temperature, given == index, members)
                 for index, label in enumerate(manifest.labels)
                 if (given == index).any()
             },
+            wrong_interval=share_interval(
+                decided & (given != truth), members_of(members, len(truth)), decided
+            ),
             mean_candidates=float(np.mean([len(each.candidates) for each in verdicts])),
             withheld=_counts(verdicts),
             groups=groups,
@@ -337,14 +351,14 @@ def _errors(
     truth: npt.NDArray[np.integer[Any]],
     temperature: float,
     chosen: npt.NDArray[np.bool_],
-    groups: Sequence[str] | None = None,
+    members: npt.NDArray[np.intp] | None,
 ) -> CalibrationErrors:
-    """The calibration errors of the images that are chosen, of (N, C) logits and (N,) classes and groups."""
+    """The calibration errors of the images that are chosen, by (N, C) logits, (N,) classes and patients."""
     rows = np.asarray(logits[chosen], np.float64)
     right = rows.argmax(axis=1) == truth[chosen]
     confidences = (np.exp(log_softmax(rows / scale)).max(axis=1) for scale in (1, temperature))
-    members = None if groups is None else np.unique(np.array(groups)[chosen], return_inverse=True)[1]
-    before, after = (calibration_error(each, right, members) for each in confidences)
+    drawn = None if members is None else members_of(members[chosen], len(rows))
+    before, after = (calibration_error(each, right, drawn) for each in confidences)
     return CalibrationErrors(len(rows), *before, *after)
 
 
@@ -378,10 +392,14 @@ def _on_what_training_saw(
 
 def _of_groups(groups: int) -> str:
     """What there is to say of a promise that counts images which come in so many groups."""
-    of = "a single patient or slide" if groups == 1 else f"{groups:,} patients, slides or the like"
+    if groups == 1:
+        return (
+            "the images are of a single patient or slide, and so is what is promised: of others it says "
+            "nothing"
+        )
     return (
-        f"the images are of {of}, and the promise counts each as if it came alone: where patients differ in "
-        "how often the model is wrong it is kept less often than asked, the more so the fewer they are"
+        f"the images are of {groups:,} patients, slides or the like, and the promise allows for patients who "
+        "differ in how often the model is wrong by as much as these may"
     )
 
 
@@ -426,6 +444,8 @@ def fit_guard(
     confidence: float,
     network: str,
     data: str,
+    *,
+    members: npt.NDArray[np.intp] | None = None,
 ) -> tuple[Guard, list[Verdict], npt.NDArray[np.float64] | None]:
     """The guard of labelled images, what it says of each, and how far (N,) each is from the others.
 
@@ -438,6 +458,7 @@ def fit_guard(
         confidence: as `calibrate` takes it.
         network: the network's SHA-256.
         data: what messages call the images.
+        members: (N,), the patient or slide of each, from 0 on; None: each image is its own.
 
     Raises:
         DataError: these images can promise nothing; it says how many would.
@@ -467,14 +488,16 @@ def fit_guard(
     # The promise is of the images that no other gate withholds: to withhold more may well leave worse ones.
     passing = np.array([not each.reasons for each in guard.judge(logits, qualities, distances)])
     scores, right = certainty(logits)[passing], logits.argmax(axis=1)[passing] == truth[passing]
-    selection = select(scores, right, max_error, confidence)
+    among = None if members is None else members_of(members[passing], len(scores))
+    selection = select(scores, right, max_error, confidence, among)
     if selection is None:
-        needed = images_needed(scores, right, max_error, confidence)
+        needed = images_needed(scores, right, max_error, confidence, among)
+        more = "such images" if among is None else "images of as many more such patients"
         advice = (
             "and no number would, as the most certain answers are wrong too often: train a better model, or "
             "allow more with --max-error"
             if needed is None
-            else f"about {needed} such images would: add some, or allow more with --max-error"
+            else f"about {needed} {more} would: add some, or allow more with --max-error"
         )
         raise DataError(
             f"{data}: {len(truth)} images cannot promise an error of at most {100 * max_error:g} % at "

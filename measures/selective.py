@@ -13,16 +13,21 @@ which mostly agree. The largest that passes settles all before it, and those aft
 themselves, at the higher level that fewer tests allow; and so on (a fixed sequence of hypotheses, "the
 promise is broken from here on": Angelopoulos et al., "Learn then Test", 2021).
 
+Where images are of patients, or slides, who differ in how often the model is wrong, errors come in heaps, and
+so does the coin's luck. So the coin errs as they do: each patient has a rate of its own, about the promised
+one by a gamma distribution that varies as much as these patients may, and its walks are drawn.
+
 Neither the certainty nor the masses above depend on the temperature: that is fitted on the same images, and
 a promise holds for scores that were settled before their labels were seen.
 
-Dims: N images, C classes.
+Dims: N images, C classes, U patients, P prefixes, W walks.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +42,12 @@ PREFIXES = 80
 """Prefixes that are tested, in equal ratios: two neighbours differ by some per cent of the images."""
 SEARCHED = 4.0
 """By about how much the search for a threshold lowers the doubt that a single test may leave."""
+WALKS = 10_000
+"""Walks of a coin whose errors come by patients: of a doubt of 5 % they are wrong by 0.2 % (deviation)."""
+DIFFERING = 0.8
+"""How surely patients differ no more than they are taken to."""
+LIKE_THESE = 64
+"""By how many times as many images and patients it is looked for how many would do."""
 TEMPERATURES = (0.02, 50.0)
 """The least and the largest temperature that is looked for."""
 
@@ -104,7 +115,11 @@ def temperature(logits: npt.NDArray[Any], truth: npt.NDArray[np.integer[Any]]) -
 
 
 def select(
-    scores: Floats, right: npt.NDArray[np.bool_], max_error: float, confidence: float
+    scores: Floats,
+    right: npt.NDArray[np.bool_],
+    max_error: float,
+    confidence: float,
+    members: npt.NDArray[np.intp] | None = None,
 ) -> Selection | None:
     """The threshold that answers most images while it keeps a promise.
 
@@ -113,6 +128,8 @@ def select(
         right: (N,), whether the likeliest class is the true one.
         max_error: the risk that is promised, in (0, 1).
         confidence: how surely, in (0, 1): the share of calibration sets whose threshold keeps the promise.
+        members: (N,), the patient or slide of each image, from 0 on; None: each image is its own. Of a single
+            patient the promise is of its other images.
 
     Returns:
         None where no threshold can be promised to.
@@ -130,10 +147,25 @@ def select(
     answered = np.array(
         [images if size == images else np.searchsorted(-ordered, -ordered[size]) for size in sizes]
     )
+    alone = members is None or int(members.max()) + 1 == images
+    patients = None if members is None or alone else _by_appearance(members[order])
+    differ = 0.0 if patients is None else _patients_differ(~right[order], patients)
+    allowed: Callable[[int], npt.NDArray[np.int64]]
+    if patients is None or not differ:
+
+        def allowed(first: int) -> npt.NDArray[np.int64]:
+            return errors_allowed(tuple(answered[first:].tolist()), max_error, doubt)
+
+    else:
+        walks = _walks(answered, patients, max_error, differ)
+        fewest = np.sort(walks, axis=0)
+
+        def allowed(first: int) -> npt.NDArray[np.int64]:
+            return _errors_allowed_on(walks[:, first:], fewest[:, first:], doubt)
+
     best = -1
     while best + 1 < len(sizes):
-        tested = answered[best + 1 :]
-        passed = np.flatnonzero(wrong[tested] <= errors_allowed(tuple(tested.tolist()), max_error, doubt))
+        passed = np.flatnonzero(wrong[answered[best + 1 :]] <= allowed(best + 1))
         if not len(passed):
             break
         best += 1 + int(passed[-1])
@@ -142,6 +174,86 @@ def select(
     count = int(answered[best])
     threshold = None if sizes[best] == images else float(ordered[sizes[best]])
     return Selection(threshold, images, count, int(wrong[count]))
+
+
+def _by_appearance(members: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """(N,): the same patients, counted as they come, so that what is drawn does not hang on their names."""
+    _, first, places = np.unique(members, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[places]
+
+
+def _patients_differ(wrong: npt.NDArray[np.bool_], members: npt.NDArray[np.intp]) -> float:
+    """The squared coefficient of variation of the patients' error rates, and no less than these may have.
+
+    That of a patient is its errors over those expected of images as certain as its own. What they vary by,
+    more than chance has images vary, is known the less the fewer they are: taken is the upper end of an
+    interval, as by a chi-squared distribution. A patient of many images counts for more than one of few.
+
+    Args:
+        wrong: (N,), from the most certain image on.
+        members: (N,), the patient of each.
+
+    Returns:
+        0 of a single patient, and where images tell no difference.
+    """
+    from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]  # ships no types
+    from scipy.stats import chi2  # type: ignore[import-untyped]  # ships no types
+
+    rates = isotonic_regression(wrong.astype(np.float64)).x  # less certain answers are not more often right
+    errors, expected, chance = (
+        np.bincount(members, values) for values in (wrong, rates, rates * (1 - rates))
+    )
+    squares = float(expected @ expected)
+    if squares == 0:
+        return 0.0
+    patients = float(expected.sum()) ** 2 / squares
+    if patients <= 1:
+        return 0.0
+    apart = errors - expected
+    spread = float(apart @ apart) * patients / float(chi2.ppf(1 - DIFFERING, patients - 1))
+    return max(0.0, (spread - float(chance.sum())) / squares)
+
+
+def _walks(
+    answered: npt.NDArray[np.int64], members: npt.NDArray[np.intp], max_error: float, differ: float
+) -> npt.NDArray[np.int64]:
+    """(W, P): the errors in each prefix of coins that err at the promised rate, by patients that differ.
+
+    Args:
+        answered: (P,), the prefixes' sizes, not descending.
+        members: (N,), the patient of each image, from the most certain one on.
+        max_error: the rate at which the coins err, over all patients.
+        differ: the squared coefficient of variation of the patients' rates, above 0.
+    """
+    throws = np.diff(answered, prepend=0)
+    prefix = np.repeat(np.arange(len(answered)), throws)
+    patients = int(members.max()) + 1
+    counts = np.zeros((patients, len(answered)))
+    np.add.at(counts, (members[: len(prefix)], prefix), 1)
+    generator = np.random.default_rng(0)
+    at_once = max(1, 10_000_000 // patients)  # 80 MB
+    walks = []
+    for first in range(0, WALKS, at_once):
+        drawn = generator.gamma(1 / differ, differ, (min(at_once, WALKS - first), patients))
+        rates = np.minimum(1, max_error * drawn) @ counts / np.maximum(throws, 1)
+        walks.append(np.cumsum(generator.binomial(throws, np.clip(rates, 0, 1)), axis=1))
+    return np.concatenate(walks)
+
+
+def _errors_allowed_on(
+    walks: npt.NDArray[np.int64], fewest: npt.NDArray[np.int64], doubt: float
+) -> npt.NDArray[np.int64]:
+    """`errors_allowed` of coins by their (W, P) walks, and these by prefixes from the fewest errors on."""
+    prefixes = walks.shape[1]
+
+    def at(level: float) -> npt.NDArray[np.int64]:
+        return fewest[int(level * len(walks))] - 1  # no more walks than the level allows have so few
+
+    low, high = doubt / prefixes, doubt
+    while high / low > 1.001:
+        level = math.sqrt(low * high)
+        low, high = (level, high) if (walks <= at(level)).any(axis=1).mean() <= doubt else (low, level)
+    return at(low)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -156,7 +268,7 @@ def errors_allowed(answered: tuple[int, ...], max_error: float, doubt: float) ->
     Returns:
         As many whole numbers; -1 where no number would do. Each leaves the same doubt, if tested alone.
     """
-    from scipy.stats import binom  # type: ignore[import-untyped]  # ships no types
+    from scipy.stats import binom
 
     sizes = np.array(answered)
 
@@ -189,12 +301,24 @@ def _passing(sizes: npt.NDArray[np.int64], allowed: npt.NDArray[np.int64], max_e
 
 
 def images_needed(
-    scores: Floats, right: npt.NDArray[np.bool_], max_error: float, confidence: float
+    scores: Floats,
+    right: npt.NDArray[np.bool_],
+    max_error: float,
+    confidence: float,
+    members: npt.NDArray[np.intp] | None = None,
 ) -> int | None:
     """How many images would let `select` keep a promise, were they right as often as these.
 
+    Args:
+        scores: (N,), as `select` takes it.
+        right: (N,), likewise.
+        max_error: likewise.
+        confidence: likewise.
+        members: (N,), likewise; more images are of more patients, who differ as these do.
+
     Returns:
-        None where no number would: of the most certain ones, too, more than ``max_error`` are wrong.
+        None where no number would: of the most certain ones, too, more than ``max_error`` are wrong. By
+        patients at most 64 times as many images, also where these would not do yet.
     """
     from scipy.stats import binom
 
@@ -210,7 +334,15 @@ def images_needed(
             answered = math.ceil(1.05 * answered)
         if risk < max_error:
             needed.append(math.ceil(answered * images / size))
-    return min(needed, default=None)
+    if members is None or not needed:
+        return min(needed, default=None)
+    times, patients = 1, int(members.max()) + 1
+    while times < LIKE_THESE:
+        times = math.ceil(1.2 * times)
+        more = np.add.outer(patients * np.arange(times), members).ravel()
+        if select(np.tile(scores, times), np.tile(right, times), max_error, confidence, more) is not None:
+            break
+    return times * images
 
 
 def limits(values: Floats, share: float) -> tuple[float, float]:

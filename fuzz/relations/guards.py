@@ -107,7 +107,7 @@ def less_is_answered(lab: Lab, chance: random.Random, work: Path) -> Iterator[st
 
 
 def same_arithmetic(lab: Lab, chance: random.Random, work: Path) -> Iterator[str]:
-    """Logits times a number or plus one, classes and images in another order: the guard goes along."""
+    """Logits times a number or plus one, classes in another order, other names: the guard goes along."""
     from msmamba.calib.guard import fit_guard
     from msmamba.runtime.quality import quality_of
 
@@ -122,18 +122,13 @@ def same_arithmetic(lab: Lab, chance: random.Random, work: Path) -> Iterator[str
     qualities = [quality_of(lab.drawn(chance, 24, 24)) for _ in range(12)]
     qualities = [qualities[place % 12] for place in range(images)]
     most, sure = chance.choice((0.05, 0.1, 0.2)), 0.95
+    patients = chance.choice((None, 4, 12, 40))
+    members = None if patients is None else noise.permutation(np.arange(images) % patients)
 
-    def fitted(rows: Any, kinds: Any, which: Any = None) -> tuple[Any, list[Any]]:
-        which = np.arange(images) if which is None else which
+    def fitted(rows: Any, kinds: Any, names: Any = None) -> tuple[Any, list[Any]]:
+        of = members if members is None or names is None else names[members]
         guard, verdicts, _ = fit_guard(
-            rows[which],
-            features[which],
-            [qualities[i] for i in which],
-            kinds[which],
-            most,
-            sure,
-            "0" * 64,
-            "x",
+            rows, features, qualities, kinds, most, sure, "0" * 64, "x", members=of
         )
         return guard, [(each.reasons, sorted(each.candidates)) for each in verdicts]
 
@@ -154,6 +149,9 @@ def same_arithmetic(lab: Lab, chance: random.Random, work: Path) -> Iterator[str
     moved, said = fitted(logits + noise.normal(0, 5, (images, 1)).round(), truth)
     yield from apart("temperature when moved", moved.temperature, guard.temperature, 1e-6)
     yield from differ("decided when moved", said, verdicts)
+    if patients is not None:
+        renamed, _ = fitted(logits, truth, noise.permutation(patients))
+        yield from differ("answered when patients are renamed", renamed.answered, guard.answered)
     order = noise.permutation(classes)
     back = np.argsort(order)
     turned, said = fitted(logits[:, order], back[truth])

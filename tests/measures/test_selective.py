@@ -164,3 +164,58 @@ def test_no_number_helps_where_the_most_certain_are_wrong_too() -> None:
     right = np.arange(1000) % 2 == 0
     assert select(np.arange(1000.0), right, 0.05, 0.95) is None
     assert images_needed(np.arange(1000.0), right, 0.05, 0.95) is None
+
+
+def _by_patients(seed: int, patients: int, differ: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """1,000 certainties, which are right, and of whom they are: 6 % are wrong, the less certain the more."""
+    generator = np.random.default_rng(seed)
+    members = np.arange(1000) % patients
+    scores = generator.exponential(2, 1000)
+    factors = generator.gamma(1, 1, patients)[members] if differ else 1.0
+    return scores, generator.random(1000) >= 0.18 * np.exp(-scores) * factors, members
+
+
+def test_a_promise_is_kept_of_patients_who_differ() -> None:
+    # Of the answers above t a share of 0.06 exp(-t) is wrong over all patients: 5 % at t = log(1.2).
+    broken = {"by image": 0, "by patient": 0}
+    for seed in range(30):
+        scores, right, members = _by_patients(seed, 5, differ=True)
+        for way, of in zip(broken, (None, members), strict=True):
+            selection = select(scores, right, 0.05, 0.95, of)
+            assert selection is not None or of is not None
+            if selection is not None:
+                broken[way] += selection.threshold is None or selection.threshold < np.log(1.2)
+    assert broken["by patient"] <= 1 < 5 <= broken["by image"]
+
+
+def test_patients_who_are_alike_cost_little() -> None:
+    found = []
+    for seed in range(5):
+        scores, right, members = _by_patients(seed, 50, differ=False)
+        found.append([select(scores, right, 0.05, 0.95, of) for of in (None, members)])
+    by_image, by_patient = (
+        np.mean([0 if each is None else each.answered for each in way]) for way in zip(*found, strict=True)
+    )
+    assert 0.97 * by_image < by_patient <= by_image
+
+
+def test_images_of_one_patient_each_promise_as_images_do() -> None:
+    scores, right, _ = _by_patients(0, 5, differ=False)
+    by_image = select(scores, right, 0.05, 0.95)
+    assert select(scores, right, 0.05, 0.95, np.arange(1000)) == by_image
+    assert select(scores, right, 0.05, 0.95, np.zeros(1000, np.intp)) == by_image  # of itself
+
+
+def test_more_patients_promise_what_few_do_not() -> None:
+    members = np.repeat(np.arange(4), 50)
+    right = np.ones(200, np.bool_)
+    right[:10] = False  # of the first patient one image in five
+    scores = np.random.default_rng(8).permutation(np.arange(200.0))
+    assert select(scores, right, 0.1, 0.95) is not None
+    assert select(scores, right, 0.1, 0.95, members) is None
+    needed = images_needed(scores, right, 0.1, 0.95, members)
+    assert needed is not None
+    times = needed // 200
+    more = np.add.outer(4 * np.arange(times), members).ravel()
+    assert times > 1
+    assert select(np.tile(scores, times), np.tile(right, times), 0.1, 0.95, more) is not None
