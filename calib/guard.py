@@ -124,7 +124,7 @@ class Calibration:
     errors_by_class: Mapping[str, CalibrationErrors]
     """The same, by the class that was given; a class that none was given has none."""
     wrong_interval: Interval
-    """Of the share of wrong answers among those that are given."""
+    """The 95 % interval of the share of wrong answers among those that are given."""
     mean_candidates: float
     """Candidates an image."""
     withheld: Mapping[str, int]

@@ -310,11 +310,12 @@ def images_needed(
     """How many images would let `select` keep a promise, were they right as often as these.
 
     Args:
-        scores: (N,), as `select` takes it.
-        right: (N,), likewise.
-        max_error: likewise.
-        confidence: likewise.
-        members: (N,), likewise; more images are of more patients, who differ as these do.
+        scores: (N,), the images' `certainty`.
+        right: (N,), whether the likeliest class is the true one.
+        max_error: the risk that is promised, in (0, 1).
+        confidence: how surely, in (0, 1).
+        members: (N,), the patient or slide of each image, from 0 on; None: each image is its own. More images
+            are of more patients then, who differ as these do.
 
     Returns:
         None where no number would: of the most certain ones, too, more than ``max_error`` are wrong. By
