@@ -15,13 +15,14 @@ from pathlib import Path
 from campaign import Count
 from seeds import Seeds
 
-from . import doors, files, guards, slides, surroundings, training
+from . import doors, files, guards, readers, slides, surroundings, training
 from .lab import Lab, Relation
 
 AREAS: dict[str, dict[str, Relation]] = {
     "files": files.RELATIONS,
     "doors": doors.RELATIONS,
     "slides": slides.RELATIONS,
+    "readers": readers.RELATIONS,
     "guards": guards.RELATIONS,
     "training": training.RELATIONS,
     "surroundings": surroundings.RELATIONS,
