@@ -90,14 +90,19 @@ def test_only_what_classifies_is_split_into_steps(found: Benchmark) -> None:
 
 
 @pytest.mark.skipif(machine.peak_memory_bytes() is None, reason="this system does not tell")
-def test_the_peak_memory_is_a_processes_own(found: Benchmark, bundle: Path) -> None:
+def give_a_guard(bundle: Path) -> None:
+    """One of another network, with which the bundle does not open unless the guard is left out."""
     written = json.loads((bundle / "manifest.json").read_text())
-    written["guard"] = {  # of another network: nothing here asks the guard
+    written["guard"] = {
         "network_sha256": "ab" * 32,
         **dict.fromkeys(("max_error", "confidence", "temperature", "threshold", "candidate_bound"), 0.5),
         **dict.fromkeys(("images", "answered", "errors"), 1),
     }
     (bundle / "manifest.json").write_text(json.dumps(written))
+
+
+def test_the_peak_memory_is_a_processes_own(found: Benchmark, bundle: Path) -> None:
+    give_a_guard(bundle)
     held = np.ones(300_000_000, np.uint8)  # by this process: the probe must not count it
     for result in found.results:
         peak = measure_peak_memory(result.case, "auto")
@@ -149,14 +154,30 @@ def test_the_case_of_most_images_a_second_is_named(bundle: Path) -> None:
 
 
 def test_rounds_are_interleaved(bundle: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[str] = []
+    ran: list[tuple[str, bool]] = []
     once = module._Run.once
     monkeypatch.setattr(
-        module._Run, "once", lambda self, counted: (ran.append(self.case.artefact), once(self, counted))
+        module._Run,
+        "once",
+        lambda self, counted: (ran.append((self.case.artefact, counted)), once(self, counted)),
     )
     benchmark([bundle, bare], dataclasses.replace(QUICK, rounds=6))
-    rounds = [set(ran[start : start + 2]) for start in range(0, len(ran), 2)]
-    assert rounds == [{str(bundle), str(bare)}] * 7
+    rounds = [tuple(name for name, _ in ran[start : start + 2]) for start in range(0, len(ran), 2)]
+    assert [set(each) for each in rounds] == [{str(bundle), str(bare)}] * 7
+    assert len(set(rounds[1:])) == 2  # in an order shuffled anew
+    assert [counted for _, counted in ran] == [False] * 2 + [True] * 12
+
+
+def test_sessions_run_as_asked(bundles: dict[str, Path]) -> None:
+    options = dataclasses.replace(QUICK, rounds=1, warmup=0, kernels=("functions", "native"))
+    plain, native = benchmark([bundles["fp32"]], options).results
+    assert plain.executed_by == "onnxruntime CPU, ONNX functions (asked for)"
+    assert native.executed_by.startswith("onnxruntime CPU, native kernels ")
+
+
+def test_a_guard_that_nothing_asks_is_left_out(bundle: Path) -> None:
+    give_a_guard(bundle)
+    assert benchmark([bundle], dataclasses.replace(QUICK, rounds=1, warmup=0)).rounds == 1
 
 
 def test_time_ends_the_rounds_but_five_are_measured(bundle: Path) -> None:
