@@ -600,6 +600,9 @@ def test_of_several_pictures_the_one_that_is_told_is_read(grey_first: bool, tmp_
     slide = open_slide(path)
     assert (slide.levels[0].width, slide.levels[0].height) == (420, 300)
     assert (slide.read(0, 0, 0, 420, 300) == grey[..., None]).all()
+    other = slide.reopened()
+    assert (other.read(0, 0, 0, 420, 300) == grey[..., None]).all()
+    other.close()
     assert (load_image(path).pixels == grey[..., None]).all()
     assert slide.scale.microns == scale_of(path).microns == 0.5
     slide.close()
