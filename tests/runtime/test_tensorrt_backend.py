@@ -566,6 +566,17 @@ def test_where_they_cannot_be_kept_it_is_said_once(
         session.run(images(2))
 
 
+def test_where_they_cannot_be_written_the_answers_come_and_it_is_said_once(
+    engine_file: Path, tmp_path: Path, driver: RecordingDriver
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "msmamba").symlink_to(tmp_path / "gone")
+    with open_session(engine_file) as session:
+        with pytest.warns(RuntimeWarning, match="compile its kernels again in the next process"):
+            session.run(images(1))
+        session.run(images(2))  # a second warning would be an error
+
+
 def test_without_a_home_there_is_no_cache_and_an_answer(
     engine_file: Path, driver: RecordingDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
