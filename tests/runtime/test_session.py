@@ -418,6 +418,27 @@ def test_another_number_of_rows_than_images_is_an_error(
         session.run(batch(images))
 
 
+def test_a_network_that_fails_while_it_runs_is_an_error_in_one_line(tmp_path: Path) -> None:
+    second = onnx.helper.make_node("Gather", ["logits", "last"], ["y"], axis=0)
+    (tmp_path / "m.onnx").write_bytes(answering(second, promised=("rows", 3)))
+    with open_session(tmp_path / "m.onnx") as session:
+        with pytest.raises(BackendError, match=r"^ONNX Runtime failed: .*out of data bounds.*$"):
+            session.run(batch(1))
+        with pytest.raises(ArtefactError, match="answers 2 images with 'y' of shape"):
+            session.run(batch(2))  # nothing stays broken
+
+
+def test_numbers_of_another_type_than_float32_are_refused(tmp_path: Path) -> None:
+    model = classifier()
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    model.graph.node[0].input[0] = "pixels"
+    cast = onnx.helper.make_node("Cast", ["image"], ["pixels"], to=onnx.TensorProto.FLOAT)
+    model.graph.node.insert(0, cast)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ArtefactError, match=r"'image' is tensor\(uint8\), expected tensor\(float\)"):
+        open_session(tmp_path / "m.onnx")
+
+
 def test_a_single_class_is_none(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(

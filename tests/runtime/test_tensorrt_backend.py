@@ -751,6 +751,11 @@ def test_providers_that_cannot_be_had_are_refused(
         open_session(bundle, **options)
 
 
+def test_a_bundles_engine_and_the_cpu_exclude_each_other(engine_bundle: Callable[..., Path]) -> None:
+    with pytest.raises(BackendError, match="exclude each other: an engine runs on a GPU"):
+        open_session(engine_bundle(), provider="engine", device="cpu")
+
+
 @pytest.mark.parametrize(
     ("provider", "name", "remedy"),
     [
