@@ -19,6 +19,7 @@ from PIL import Image
 
 from msmamba import open as open_artefact
 from msmamba.cli import mmdeploy
+from msmamba.data.published import ImportOptions, import_data_set
 from msmamba.errors import DataError, ExportError, InputError
 from msmamba.export.bundle import Export, ExportOptions, export_bundle
 from msmamba.export.graph.int8_options import Int8Options, Prepared, prepare
@@ -224,6 +225,16 @@ def test_a_plan_is_judged_on_images_that_would_not_do_for_ranges(labelled: Path,
 def test_an_unknown_method_is_refused_before_any_image_is_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="method 'guess' is unknown: choose one of"):
         prepared(tmp_path / "absent", method="guess")
+
+
+def test_an_imported_data_set_is_calibrated_on_its_training_images_alone(cells: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "imported"
+    import_data_set("folder", cells, folder, ImportOptions(seed=1))
+    found = prepare(Int8Options(folder), ("round", "square"), FULL_WHITE, lambda step: None)
+    assert found.judged_on == "validation images"
+    for split, chosen in (("train", found.calibration), ("val", found.judged)):
+        held = {path.resolve() for path in (folder / split).rglob("*.png")}
+        assert {Path(str(image.source)).resolve() for image in chosen.images} == held
 
 
 def test_what_a_plan_is_judged_on(labelled: Path) -> None:
