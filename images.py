@@ -358,6 +358,7 @@ class PartsSeen:
     Args:
         white_level: as `read_image` takes it.
         zero_is_white, premultiplied, white: what its file says of its samples (`Raster`).
+        absent: the value of all channels where nothing was scanned, of which nothing is said.
     """
 
     def __init__(
@@ -367,8 +368,10 @@ class PartsSeen:
         zero_is_white: bool = False,
         premultiplied: bool = False,
         white: int | None = None,
+        absent: int | None = None,
     ) -> None:
         self._white_level = white_level
+        self._absent = absent
         self._zero_is_white = zero_is_white
         self._premultiplied = premultiplied
         self._white = white
@@ -387,7 +390,11 @@ class PartsSeen:
         )
         image = _shown(raster, self._white_level)
         self._said |= {note: None for note in image.notes if image.largest is None or note == _TRANSPARENT}
-        self._largest = max(self._largest, image.largest or 0)
+        largest = image.largest or 0
+        if largest == self._absent:
+            colours = part[..., :3]
+            largest = int(colours.max(initial=0, where=(colours != largest).any(-1, keepdims=True)))
+        self._largest = max(self._largest, largest)
         return image.pixels
 
     @property

@@ -20,7 +20,7 @@ import numpy as np
 from ...data.scale import Scale
 from ...errors import ImageError
 from ...files import open_file
-from ...images import PartsSeen
+from ...images import FULL_WHITE, PartsSeen
 from .slide import Bounds, Level, check_is_there, check_region
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class CziReader:
     def __init__(self, path: Path, white_level: int, scales: tuple[int, ...] | None = None) -> None:
         self.path = path
         self._white_level = white_level
-        self._seen = PartsSeen(white_level)
+        self._seen = PartsSeen(white_level, absent=FULL_WHITE)
         self._open: Any = None
         check_is_there(path)
         try:

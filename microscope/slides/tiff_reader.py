@@ -139,6 +139,7 @@ class TiffReader:
                 zero_is_white=first.photometric == _MIN_IS_WHITE,
                 premultiplied=extras == (_MULTIPLIED,),
                 white=(1 << bits) - 1 if 8 < bits < 16 else None,
+                absent=_absent(first),
             )
             self.scale = _scale(self._tiff, self._page, first)
             width = self._pages[0].imagewidth
@@ -257,9 +258,8 @@ class TiffReader:
                 f"'{self.path}' cannot be read: {what} {index} of level {level}: {error}"
             ) from error
         if decoded is None:  # nothing was scanned there
-            fill = 0 if page.photometric == _MIN_IS_WHITE else (1 << page.bitspersample) - 1
             shape = (*_segment_shape(page), 1 if page.planarconfig == 2 else page.samplesperpixel)
-            return np.full(shape, fill, page.dtype)
+            return np.full(shape, _absent(page), page.dtype)
         segment: NDArray[Any] = decoded[0]
         return segment
 
@@ -385,6 +385,11 @@ def _is_level(page: Any, of: Any) -> bool:
         for each in (page, of)
     )
     return one == other and page.imagedepth == 1
+
+
+def _absent(page: Any) -> int:
+    """White, as a page's samples have it: what is seen where nothing was scanned."""
+    return 0 if page.photometric == _MIN_IS_WHITE else (1 << page.bitspersample) - 1
 
 
 def _extras(page: Any) -> tuple[int, ...]:

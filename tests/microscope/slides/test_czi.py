@@ -122,6 +122,19 @@ def test_a_level_of_which_a_part_is_missing_is_left_out(tmp_path: Path) -> None:
     slide.close()
 
 
+@pytest.mark.parametrize("colour", [True, False], ids=["colour", "grey"])
+def test_white_between_scenes_hides_no_dark_ones(colour: bool, tmp_path: Path) -> None:
+    deep = PIXELS.astype(np.uint16) * 16 if colour else PIXELS[..., 0].astype(np.uint16) * 16
+    scenes = [Part(deep, 0, 0, place={"S": 0}), Part(deep, 500, 40, place={"S": 1})]
+    path = write_czi_of(tmp_path / "a.czi", scenes)
+    for white, notes in ((4095, 0), (65535, 1)):
+        slide = open_slide(path, white_level=white)
+        pixels = slide.read(0, 0, 0, slide.levels[0].width, slide.levels[0].height)
+        assert (pixels[300:, :420] == 255).all()
+        assert [note.count("(12 bits used): read as dark") for note in slide.notes] == [1] * notes
+        slide.close()
+
+
 @pytest.mark.parametrize("dimension", "ZTCRIHVB")
 def test_several_planes_of_any_kind_are_refused(dimension: str, tmp_path: Path) -> None:
     """Phases, illuminations, views, …, of which libCZI reads the first."""

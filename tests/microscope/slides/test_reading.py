@@ -149,6 +149,20 @@ def test_what_is_said_of_a_slides_values_is_of_all_that_was_read(tmp_path: Path)
     slide.close()
 
 
+def test_tiles_that_were_not_scanned_are_white_and_hide_no_dark_ones(tmp_path: Path) -> None:
+    deep = PIXELS[:128, :128].astype(np.uint16) * 16
+    tiles = (None if x != y else deep[y : y + 64, x : x + 64] for y in (0, 64) for x in (0, 64))
+    path = tmp_path / "a.tif"
+    options: dict[str, Any] = {"tile": (64, 64), "compression": "deflate", "photometric": "rgb"}
+    tifffile.imwrite(path, tiles, shape=deep.shape, dtype=deep.dtype, metadata=None, **options)
+    for white, notes in ((4095, 0), (65535, 1)):
+        slide = open_slide(path, white_level=white)
+        assert (slide.read(0, 64, 0, 64, 64) == 255).all()
+        assert (slide.read(0, 0, 0, 64, 64) == read_image(deep, white_level=white)[:64, :64]).all()
+        assert [note.count("(12 bits used): read as dark") for note in slide.notes] == [1] * notes
+        slide.close()
+
+
 @pytest.mark.parametrize("sub", [False, True], ids=["openslide", "tifffile"])
 def test_a_handle_outlives_its_file(sub: bool, tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", PIXELS, sub=sub, levels=2, compression=None, **HALF_A_MICRON)
