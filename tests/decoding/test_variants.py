@@ -185,6 +185,43 @@ def test_jpeg_of_inks_is_as_pillow_converts_it() -> None:
     assert loaded.notes == ("CMYK, converted without its colour profile",)
 
 
+def test_the_first_of_several_pictures_in_a_jpeg_is_read_with_a_note() -> None:
+    first, second = (Image.fromarray(drawing(3, 8)[::step]) for step in (1, -1))
+    file = io.BytesIO()
+    first.save(file, "MPO", save_all=True, append_images=[second], quality=90)
+    loaded = load_image(file.getvalue())
+    assert loaded.notes == ("page 1 of 2",)
+    with Image.open(file) as image:
+        np.testing.assert_array_equal(loaded.pixels, np.asarray(image))
+
+
+def test_filling_before_the_markers_of_a_jpeg_changes_nothing() -> None:
+    file = io.BytesIO()
+    Image.fromarray(drawing(3, 8)).save(file, "JPEG")
+    content = file.getvalue()
+    filled = content.replace(b"\xff\xdb", b"\xff\xff\xff\xdb")
+    assert filled != content
+    np.testing.assert_array_equal(read_image(filled), read_image(content))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"\xff\xc0", b"\xff\xc3", "lossless or hierarchical"),
+        (b"\x03\x01\x22", b"\x02\x01\x22", "2 components"),
+        (b"\xff\xc0\0\x11", b"\xff\xc0\0\x07", "frame header is too short"),
+        (b"\xff\xc0", b"\0\xc0", "no marker where one must be"),
+    ],
+    ids=["lossless", "components", "short-frame", "no-marker"],
+)
+def test_what_a_jpeg_cannot_be_is_refused_by_name(old: bytes, new: bytes, message: str) -> None:
+    file = io.BytesIO()
+    Image.fromarray(drawing(3, 8)).save(file, "JPEG")
+    assert old in file.getvalue()
+    with pytest.raises(ImageError, match=message):
+        read_image(file.getvalue().replace(old, new, 1))
+
+
 def test_a_progressive_jpeg_without_its_last_scans_is_refused() -> None:
     file = io.BytesIO()
     Image.fromarray(drawing(3, 8)).save(file, "JPEG", progressive=True)
