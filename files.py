@@ -21,6 +21,7 @@ import re
 import shutil
 import stat
 import sys
+import tempfile
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -72,6 +73,11 @@ _CAUSES = {
     errno.ENOENT: "its folder does not exist: create it first",
     errno.ENOTDIR: "what should be its folder is a file: choose another place",
     errno.ENAMETOOLONG: "the name is too long",
+    **dict.fromkeys(
+        (errno.EINVAL, errno.EILSEQ),
+        'the file system does not take such a name, as sticks and Windows take none with : ? * < > | " in it:'
+        " choose another name",
+    ),
     errno.ENOTEMPTY: "it exists already",
     errno.EEXIST: "it exists already",
 }
@@ -136,6 +142,18 @@ def as_utf8(text: str) -> bytes:
 def alike(name: str) -> str:
     """The same for names that some file system takes for one: by their case, or how accents are composed."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def identity_of(path: str | os.PathLike[str]) -> tuple[int, int] | str:
+    """What is the same for two paths of one file or folder, and of no others.
+
+    Some shares and drives number nothing; what lies there is known by its real path.
+
+    Raises:
+        OSError: nothing is there, or it cannot be asked.
+    """
+    status = os.stat(path)  # noqa: PTH116  # as given
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
@@ -486,7 +504,13 @@ def check_writable_folder(path: str | os.PathLike[str]) -> None:
     folder = Path(path)
     there = next((each for each in (folder, *folder.parents) if os.path.lexists(each)), Path())
     below = folder.relative_to(there).parts
-    check_writable(there / (below[0] if below else _MARK))
+    try:
+        check_writable(there / (below[0] if below else _MARK))
+    except TargetError as error:
+        cause = error.__cause__
+        if below or not isinstance(cause, OSError):
+            raise
+        raise _target_error(folder, cause) from cause  # the mark is none of the user's
 
 
 def cause_of(error: Exception) -> str:
@@ -830,14 +854,20 @@ def _lock_of_what_is_at(path: Path, flags: int) -> _Lock | None:
     descriptor = os.open(path, os.O_RDONLY | flags)
     opened = os.fstat(descriptor)
     lock = _lock(descriptor)
-    try:
-        is_there = os.path.samestat(path.stat(), opened)
-    except FileNotFoundError:
-        is_there = False
-    if lock is not None and not is_there:  # it has its name, or is gone, and who writes next is at the path
+    if lock is not None and not _is_at(
+        path, opened
+    ):  # it has its name, or is gone, and who writes next is at the path
         lock.close()
         return None
     return lock
+
+
+def _is_at(path: Path, opened: os.stat_result) -> bool:
+    """Whether what was opened is still at a path; that it has links left does not say so of every drive."""
+    try:
+        return os.path.samestat(path.stat(), opened)
+    except FileNotFoundError:
+        return False
 
 
 if sys.platform == "win32":
@@ -888,7 +918,7 @@ def _new_file(temporary: Path) -> tuple[BinaryIO, _Lock] | None:
         return file, _Lock(None)
     # Of its own, since the lock has to last until the file has its name, and the file is closed before.
     lock = _lock(os.dup(file.fileno()))
-    if lock is not None and os.fstat(file.fileno()).st_nlink > 0:
+    if lock is not None and _is_at(temporary, os.fstat(file.fileno())):
         return file, lock
     file.close()  # it was taken for a leftover before it was locked
     if lock is not None:
@@ -999,7 +1029,15 @@ def _remove_left_folder(leftover: Path, target: Path) -> bool:
 
 def _is_own_folder(path: Path) -> bool:
     status = path.lstat()
-    return stat.S_ISDIR(status.st_mode) and (sys.platform == "win32" or status.st_uid == os.geteuid())
+    if sys.platform == "win32" or not stat.S_ISDIR(status.st_mode):
+        return stat.S_ISDIR(status.st_mode)
+    return status.st_uid == os.geteuid() or status.st_uid == _owner_of_what_is_made_in(path.parent)
+
+
+def _owner_of_what_is_made_in(folder: Path) -> int:
+    """Who owns what this process makes there: on sticks and shares whoever mounted them, or nobody."""
+    with tempfile.TemporaryDirectory(prefix=f"{_MARK}-", dir=folder) as made:
+        return Path(made).lstat().st_uid
 
 
 def _mark(place: Path) -> None:
@@ -1171,9 +1209,13 @@ def _told_of(shown: Path, place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         named = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
-        if any(name.startswith(str(place)) for name in named) or (not named and error.errno in _WRITE_ERRORS):
-            raise _target_error(shown, error) from error
-        raise
+        inside = [Path(name) for name in named if name.startswith(str(place))]
+        if not inside and (named or error.errno not in _WRITE_ERRORS):
+            raise
+        content = place / _CONTENT
+        if inside and inside[0] != content and inside[0].is_relative_to(content):
+            shown = shown / inside[0].relative_to(content)  # which of them it is
+        raise _target_error(shown, error) from error
 
 
 def _flush_file(path: Path) -> None:

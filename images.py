@@ -497,8 +497,10 @@ def describe_source(source: ImageSource) -> str:
 def _stacked_pixels(source: StackedImage) -> NDArray[np.uint8]:
     try:
         status = source.stack.stat()
-    except OSError as error:
+    except FileNotFoundError as error:
         raise ImageError(f"'{source.stack}' does not exist") from error
+    except OSError as error:
+        raise ImageError(f"'{source.stack}' cannot be read: {reason_of(error)}") from error
     stack = _mapped_stack(source.stack, (status.st_ino, status.st_mtime_ns))
     if not 0 <= source.index < len(stack):
         raise ImageError(f"'{source}' does not exist: the stack holds {len(stack)} images")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -24,8 +25,8 @@ import numpy.typing as npt
 from ..data.folders import WHOLE, ImageFolder, match_labels, read_evaluation_folder
 from ..data.samples import Sample, classes_of, sources_of
 from ..data.seen import Overlap, Seen, calibrated, checksums_of
-from ..errors import ArtefactError, BackendError, DataError, InputError, some
-from ..files import as_utf8, atomic_folder, check_writable, folder_turn, sha256_of
+from ..errors import ArtefactError, BackendError, DataError, InputError, reason_of, some
+from ..files import all_below, as_utf8, atomic_folder, check_writable, folder_turn, open_file, sha256_of
 from ..measures.evaluation import BATCH_SIZE, logits_of
 from ..measures.metrics import log_softmax
 from ..measures.paired import members_of, share_interval
@@ -552,14 +553,44 @@ def _copy(bundle: Path, folder: Path) -> None:
 
     Raises:
         ArtefactError: it holds something that is no file, such as a pipe, or that cannot be read.
+        OSError: they cannot be written.
     """
+    reasons = []
     try:
-        shutil.copytree(bundle, folder, dirs_exist_ok=True, symlinks=True)
-    except shutil.Error as error:
-        reasons = [f"{Path(source).name}: {reason}" for source, _, reason in error.args[0]]
+        for path in all_below(bundle):
+            # Content alone: sticks and shares may refuse to have rights and times changed.
+            copied = folder / path.relative_to(bundle)
+            if path.is_symlink():
+                copied.symlink_to(path.readlink())
+            elif path.is_dir():
+                copied.mkdir()
+            else:
+                reasons += [f"{path.name}: {why}"] if (why := _why_not_copied(path, copied)) else []
+    except OSError as error:
+        if not _is_in(bundle, error):
+            raise
+        reasons.append(reason_of(error))
+    if reasons:
         raise ArtefactError(
             f"{bundle}: cannot be copied ({some(reasons)}): expected the files of an export and nothing else"
-        ) from error
+        )
+
+
+def _why_not_copied(path: Path, copied: Path) -> str:
+    """Copies a file, or says why it cannot be read."""
+    try:
+        with open_file(path) as content, copied.open("xb") as file:
+            shutil.copyfileobj(content, file)
+    except OSError as error:
+        if not _is_in(path, error):
+            raise
+        return reason_of(error)
+    return ""
+
+
+def _is_in(path: Path, error: OSError) -> bool:
+    """Whether an error is about what is at or below a path."""
+    return error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(path)
 
 
 def _check_files(bundle: Bundle) -> None:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from stat import S_ISDIR
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from ..files import identity_of
 from ..text import shown
 from .help import option
 from .output import say
@@ -278,14 +278,13 @@ def check_replaces_none(name: str, output: str | None, others: Iterable[str | Pa
         return
     path, there = Path(output), None
     with suppress(OSError, ValueError):  # not there yet, or no file's name, which whoever writes it says
-        there = path.stat()
+        there = identity_of(path)
     for other in map(Path, (each for each in others if each is not None)):
         same = path == other
         if there is not None:
             with suppress(OSError, ValueError):
-                found = other.stat()
-                same = same or os.path.samestat(there, found)
-                same = same or (S_ISDIR(found.st_mode) and _is_of(path, other))
+                same = same or identity_of(other) == there
+                same = same or (other.is_dir() and _is_of(path, other))
         if same:
             raise click.UsageError(
                 f"{name} would replace '{path}', which goes with this command: name another"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError, reason_of, some
-from ..files import all_below, as_utf8, open_file
+from ..files import all_below, as_utf8, identity_of, open_file
 from ..images import SUFFIXES
 
 LEFT_BY_PROGRAMS = frozenset(
@@ -112,18 +112,18 @@ def files_below(folder: Path, passed: Passed, *, within: Path | None = None) -> 
     Raises:
         DataError: a folder cannot be read, or a link leads out.
     """
-    waiting, links, seen = [folder], deque[Path](), set[tuple[int, int]]()
+    waiting, links, seen = [folder], deque[Path](), set[tuple[int, int] | str]()
     while waiting or links:
         here = waiting.pop() if waiting else links.popleft()
         try:
-            status = here.stat()
+            identity = identity_of(here)
             found = _entries(here)
         except OSError as error:
             raise DataError(f"the folder '{here}' cannot be read: {reason_of(error)}") from error
-        if (status.st_dev, status.st_ino) in seen:
+        if identity in seen:
             passed.add("links to folders that are read already", _below(folder, here))
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(identity)
         passed.looked_into(here, (each.path.name for each in found))
         inner: list[Path] = []
         for path, is_link, is_folder, is_file in found:
@@ -203,15 +203,14 @@ def matching(pattern: str, passed: Passed) -> list[Path]:
 
 
 def _any_depth(
-    path: Path, is_folder: bool, above: tuple[tuple[int, int], ...], passed: Passed
+    path: Path, is_folder: bool, above: tuple[tuple[int, int] | str, ...], passed: Passed
 ) -> Iterator[tuple[Path, bool]]:
     """A path, and all below it but what is hidden; no link is followed to a folder that it lies in."""
     yield path, is_folder
     if not is_folder:
         return
     with suppress(OSError):  # which listing it meets, too, and tells
-        status = path.stat()
-        here = (status.st_dev, status.st_ino)
+        here = identity_of(path)
         if here in above:
             return
         above = (*above, here)

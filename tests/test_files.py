@@ -32,6 +32,7 @@ from msmamba.files import (
     flush_to_device,
     folder_lock,
     folder_turn,
+    identity_of,
     make_folder,
     open_file,
     open_to_extend,
@@ -255,6 +256,82 @@ def test_what_is_written_together_is_new_or_replaced(tmp_path: Path) -> None:
         pass
     write_atomically(tmp_path / "a", b"alone")
     assert (tmp_path / "a").read_bytes() == b"alone"
+
+
+def test_a_name_that_the_file_system_does_not_take_is_told_with_what_to_do(tmp_path: Path) -> None:
+    with (
+        pytest.raises(TargetError, match=r"cannot write '.*/out/train/a:b': the file system does not take"),
+        atomic_folder(tmp_path / "out") as folder,
+    ):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(folder / "train" / "a:b"))
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_into_is_named_and_no_file_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, mode: str = "r") -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(TargetError, match=f"^cannot write '{tmp_path}': the file system is read-only"):
+        check_writable_folder(tmp_path)
+
+
+@on_posix
+@pytest.mark.parametrize("lacks", ["links-counted", "numbers"])
+def test_a_drive_that_counts_no_links_or_numbers_nothing_is_written_to(
+    lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(ask: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def answer(*arguments: Any, **options: Any) -> os.stat_result:
+            values = [*ask(*arguments, **options)]
+            values[1 if lacks == "numbers" else 3] = 0
+            return os.stat_result(values)
+
+        return answer
+
+    made, new = list[Path](), files._new_file
+
+    def counted(temporary: Path) -> Any:
+        made.append(temporary)
+        assert len(made) < 9, "it looks for a free name for ever"
+        return new(temporary)
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").symlink_to("one")
+    monkeypatch.setattr(files, "_new_file", counted)
+    for name in ("stat", "fstat", "lstat"):
+        monkeypatch.setattr(os, name, without(getattr(os, name)))
+    write_atomically(tmp_path / "a", b"new")
+    fill(tmp_path / "b", b"new")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b" / "manifest.json").read_bytes() == b"new"
+    assert names(tmp_path) == ["a", "b", "one", "other"]
+    assert identity_of(tmp_path / "one") == identity_of(tmp_path / "other") != identity_of(tmp_path / "b")
+
+
+@on_posix
+def test_what_was_left_on_a_drive_of_one_owner_is_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all that lies on a stick belongs to who mounted it, and on many shares to nobody."""
+
+    def begin(number: bytes) -> bytes:
+        with suppress(ZeroDivisionError), resumable_folder(tmp_path / "out") as folder:
+            with (folder / "log").open("ab") as log:
+                log.write(number)
+            raise ZeroDivisionError
+        return (folder / "log").read_bytes()
+
+    begin(b"1")
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    assert begin(b"2") == b"12"
+    monkeypatch.undo()
+    if os.geteuid() == 0:  # who alone can give away what is his
+        os.chown(tmp_path / ".out.partial", 4711, -1)
+        with pytest.raises(TargetError, match="msmamba did not leave it there"):
+            begin(b"3")
+    assert names(tmp_path) == [".out.partial"]
 
 
 def test_a_folder_appears_when_complete(tmp_path: Path) -> None:

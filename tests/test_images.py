@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -385,6 +386,17 @@ def test_reduction_is_antialiased() -> None:
 def test_a_senseless_transform_is_refused(size: int, mean: Any, std: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Transform(size, mean, std)
+
+
+def test_a_stack_on_a_drive_that_is_away_is_not_said_to_be_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path) -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(self))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(ImageError, match=r"stack\.npy' cannot be read: .*not connected"):
+        load_image(StackedImage(tmp_path / "stack.npy", 0))
 
 
 def test_a_stack_that_was_replaced_is_read_anew(tmp_path: Path) -> None:

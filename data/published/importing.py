@@ -13,6 +13,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from PIL import __version__ as pillow_version
 
 from ...errors import DataError, InputError, some
-from ...files import alike, all_below, open_file, resumable_folder, sha256_of, write_atomically
+from ...files import alike, all_below, identity_of, open_file, resumable_folder, sha256_of, write_atomically
 from ...images import FULL_WHITE, Tally, check_white_level, white_level_of, white_note
 from ...machine import threads_to_use
 from ...version import __version__
@@ -502,7 +503,7 @@ def _place(source: Path, origins: Sequence[str], files: Sequence[str], folder: P
 
 def _link(image: Path, target: Path) -> None:
     if target.exists():
-        if target.samefile(image):
+        if identity_of(target) == identity_of(image):
             return
         target.unlink()
     os.link(image, target)
@@ -512,7 +513,7 @@ def _copy(image: Path, target: Path) -> None:
     status = image.stat()
     if target.exists():
         there = target.stat()
-        if not target.samefile(image) and (there.st_size, there.st_mtime_ns) == (
+        if identity_of(target) != identity_of(image) and (there.st_size, there.st_mtime_ns) == (
             status.st_size,
             status.st_mtime_ns,
         ):
@@ -521,7 +522,8 @@ def _copy(image: Path, target: Path) -> None:
     with open_file(image) as content:
         write_atomically(target, lambda file: shutil.copyfileobj(content, file, 1 << 20))
     # The time of change says that the copy is whole: it is set last.
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with suppress(PermissionError):  # as some shares have it, from where it is copied again if need be
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _keep_only(folder: Path, files: set[str]) -> None:

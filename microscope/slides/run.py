@@ -14,6 +14,7 @@ The folder while it runs:
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -36,6 +37,7 @@ from ...files import (
     as_path,
     as_utf8,
     cause_of,
+    check_writable,
     flush_to_device,
     folder_lock,
     make_folder,
@@ -668,17 +670,23 @@ def _check_name(longest: Path, slide: Path) -> None:
     """Refuses a slide before work whose results could not be called as it is.
 
     Raises:
-        InputError: the file system knows no names of that length.
+        InputError: the file system knows no names of that length, or with such characters.
+        TargetError: nothing can be written there.
     """
+    why = f"'{slide}': '{longest.name}' cannot be a file of results"
     try:
         longest.lstat()
     except FileNotFoundError:
         pass
     except OSError as error:
-        why = reason_of(error)
-        raise InputError(
-            f"'{slide}': '{longest.name}' cannot be a file of results: {why}: rename it"
-        ) from error
+        raise InputError(f"{why}: {reason_of(error)}: rename it") from error
+    try:
+        check_writable(longest)
+    except TargetError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in (errno.EINVAL, errno.EILSEQ):
+            raise InputError(f"{why}: {cause_of(cause)}") from error
+        raise
 
 
 def _make_folder(folder: Path, *, by_us: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,16 +17,17 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from full_disk import no_file_larger_than
 from PIL import Image
 
 import msmamba
 from msmamba.calib import guard as module
+from msmamba.calib.guard import _copy, fit_guard
 from msmamba.calib.guard import calibrate as calibrate_bundle
-from msmamba.calib.guard import fit_guard
 from msmamba.cli import mmdeploy
 from msmamba.data.seen import Seen
-from msmamba.errors import ArtefactError, InputError
-from msmamba.files import folder_turn, sha256_of
+from msmamba.errors import ArtefactError, InputError, TargetError
+from msmamba.files import atomic_folder, folder_turn, sha256_of
 from msmamba.runtime.artefact import open_bundle
 from msmamba.runtime.guard import Guard, network_sha256
 from msmamba.runtime.likeness import METADATA_KEY, Likeness
@@ -586,6 +588,29 @@ def test_bundles_that_do_not_do_are_one_line(
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert contents(bundle) == before
+
+
+def test_a_bundle_is_calibrated_where_rights_and_times_cannot_be_set(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    bundle = write_bundle(tmp_path / "bundle")
+    for name in ("chmod", "utime"):
+        monkeypatch.setattr(os, name, refuse)
+    assert calibrate(bundle, pictures).exit_code == 0
+    assert (bundle / "scores.json").exists()
+
+
+def test_a_bundle_that_finds_no_room_for_its_copy_is_told_of_the_disk(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    with (
+        no_file_larger_than(100),
+        pytest.raises(TargetError, match="the file system or a limit"),
+        atomic_folder(tmp_path / "copy") as folder,
+    ):
+        _copy(bundle, folder)
 
 
 def test_a_bundle_that_cannot_be_written_is_known_before_any_work(

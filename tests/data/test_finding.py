@@ -54,6 +54,23 @@ def test_links_to_folders_are_read_once_under_the_real_name_where_there_is_one(t
     assert notes == ("passed over: links to folders that are read already, 3 (again, also, real/round)",)
 
 
+def test_folders_of_a_drive_that_numbers_nothing_are_all_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "a/x.png", "b/y.png")
+    (tmp_path / "c").symlink_to("a")
+    stat = os.stat
+
+    def without_number(*arguments: Any, **options: Any) -> os.stat_result:
+        mode, _, *others = stat(*arguments, **options)
+        return os.stat_result((mode, 0, *others))
+
+    monkeypatch.setattr(os, "stat", without_number)
+    images, notes = found(tmp_path)
+    assert images == ["a/x.png", "b/y.png"]
+    assert notes == ("passed over: links to folders that are read already, 1 (c)",)
+
+
 def test_many_links_to_one_another_take_no_longer_than_the_folders(tmp_path: Path) -> None:
     for level in range(25):  # 2^25 ways down
         make(tmp_path / f"{level}", f"{level}.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import json
 import os
@@ -548,6 +549,26 @@ def test_what_reading_a_slide_had_to_decide_is_told_and_kept(
     (note,) = json.loads((tmp_path / "out" / "run.json").read_text())["slides"]["dark.ome"]["notes"]
     assert said in note
     assert "16 bit, but the largest value is 4080" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_name_that_the_results_drive_does_not_take_stops_no_other_slide(
+    session: Session, bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def as_on_a_stick(path: Path, *arguments: Any, **options: Any) -> Any:
+        if ":" in path.name and path.is_relative_to(tmp_path / "out"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
+        return opened(path, *arguments, **options)
+
+    one, other = (write_tiff(tmp_path / f"{name}.tif", tissue()) for name in ("a:1", "b"))
+    options = SlideOptions(pixel_for_pixel=True, tissue=None)
+    monkeypatch.setattr(Path, "open", as_on_a_stick)
+    with pytest.raises(
+        ImageError, match=r"1 of 2 slides .*'a:1.geojson' cannot be a file of results: the file"
+    ):
+        classify_slides(session, bundles["fp32"], [one, other], tmp_path / "out", options)
+    assert (tmp_path / "out" / "model-outputs-csv" / "b.csv").exists()
 
 
 @pytest.mark.parametrize("roi", [False, True], ids=["all", "roi"])
