@@ -14,10 +14,11 @@ import math
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,7 +63,7 @@ from .loading import (
 )
 from .parallel import ALONE, Part, Processes, Shards, averaging_gradients, collected, dealt, take
 from .recipe import Recipe
-from .run import RunFolder, State, differences, flat
+from .run import STATE, RunFolder, State, differences, flat
 from .threads import set_threads
 
 _Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -765,7 +766,7 @@ class _Trainer:
         self.network.load_state_dict(state.network)
         if self.judged is not self.network:
             self.judged.load_state_dict(state.averaged)
-        self.optimiser.load_state_dict(state.optimiser)
+        self.optimiser.load_state_dict(_renumbered(state, self.network, self.folder.path / STATE))
         if self.hardware.amp and state.scaler:
             self.scaler.load_state_dict(state.scaler)
         if self.processes.is_first:
@@ -800,14 +801,55 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
 
 def _optimiser_of(network: Network, recipe: Recipe) -> torch.optim.Adam:
-    spared = set(network.without_weight_decay())
-    decayed = [parameter for name, parameter in network.named_parameters() if name not in spared]
-    others = [parameter for name, parameter in network.named_parameters() if name in spared]
+    parameters = dict(network.named_parameters())
+    decayed, others = ([parameters[name] for name in names] for names in _optimised(network, parameters))
     return torch.optim.Adam(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=recipe.learning_rate,
         fused=True,  # a quarter of the time of PyTorch's default on the CPU, a loop over the tensors
     )
+
+
+def _optimised(network: Network, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The parameters that have weight decay, and those that have none, as the optimiser numbers them.
+
+    Args:
+        network: whose they are.
+        names: of tensors of its state dict, in the order of the numbers.
+    """
+    first = {id(parameter): name for name, parameter in network.named_parameters()}
+    every = dict(network.named_parameters(remove_duplicate=False))
+    distinct = dict.fromkeys(first[id(every[name])] for name in names if name in every)
+    spared = set(network.without_weight_decay())
+    return [name for name in distinct if name not in spared], [name for name in distinct if name in spared]
+
+
+def _renumbered(state: State, network: Network, path: Path) -> dict[str, Any]:
+    """The optimiser's state of a run, in which parameters have numbers, by the numbers that they have now.
+
+    An earlier version may have had a network's parts in another order, which is that of the weights beside.
+
+    Args:
+        state: the run's.
+        network: with the run's weights.
+        path: the state's file, for the message.
+
+    Raises:
+        TrainingError: values are not of their parameter's shape: PyTorch's fused step would write beyond.
+    """
+    parameters = dict(network.named_parameters())
+    now, then = (list(chain(*_optimised(network, names))) for names in (parameters, state.network))
+    number, kept = {name: place for place, name in enumerate(then)}, state.optimiser["state"]
+    values = {place: kept[number[name]] for place, name in enumerate(now) if number[name] in kept}
+    for place, of_one in values.items():
+        shape = parameters[now[place]].shape
+        wrong = [str(tuple(each.shape)) for each in of_one.values() if each.dim() and each.shape != shape]
+        if wrong:
+            raise TrainingError(
+                f"{path}: is not the state of a run of this version: the optimiser has {wrong[0]} for "
+                f"'{now[place]}', which is {tuple(shape)}: begin the run again in a new folder"
+            )
+    return {**state.optimiser, "state": values}
 
 
 @torch.no_grad()

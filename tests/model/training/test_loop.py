@@ -522,6 +522,47 @@ def test_a_run_of_a_version_that_knew_fewer_figures_resumes(
         training.train_folder(cells, run, figures={"rotation": 90}, resume=True)
 
 
+def test_a_run_of_a_version_with_the_networks_parts_in_another_order_resumes(
+    finished: Path, data: ImageFolder, small: Architecture, tmp_path: Path
+) -> None:
+    """The optimiser has numbers for parameters: those of merging patches were others before version 0.2.0."""
+
+    class Stopping:
+        def on_start(self, plan: training.Plan) -> None:
+            """Nothing to see."""
+
+        def on_step(self, epoch: int, step: int, loss: float) -> None:
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+        def on_epoch(self, epoch: Epoch, is_best: bool) -> None:
+            """Nothing to see."""
+
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(data, run, small, QUICK, hardware=ONE_THREAD, listeners=[Stopping()])
+    state = torch.load(run / "last.pt", weights_only=True)
+    network = MicroscopicMamba(small)
+    spared = set(network.without_weight_decay())
+    names = [name for name, _ in network.named_parameters()]
+    now, then = (sorted(each, key=spared.__contains__) for each in (names, names[::-1]))
+    values, optimiser = state["optimiser"]["state"], state["optimiser"]
+    moved = {place: values[now.index(name)] for place, name in enumerate(then) if now.index(name) in values}
+    before = {
+        **state,
+        "network": dict(reversed(state["network"].items())),
+        "optimiser": {**optimiser, "state": moved},
+    }
+    torch.save(before, run / "last.pt")
+    train(data, run, small, QUICK, hardware=ONE_THREAD, resume=True)
+    assert_same_run(run, finished)
+    torch.save({**before, "network": state["network"]}, run / "last.pt")
+    with pytest.raises(
+        TrainingError, match=r"last\.pt: is not the state .* which is \(.*: begin the run again"
+    ):
+        train(data, run, small, QUICK, hardware=ONE_THREAD, resume=True)
+
+
 def test_deterministic_training_sets_pytorch_back(
     finished: Path, data: ImageFolder, small: Architecture, tmp_path: Path
 ) -> None:
