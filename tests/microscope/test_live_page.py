@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from live_pages import LABELS, Page, served
+from live_pages import LABELS, Page, result, served
 from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -112,6 +112,7 @@ def test_the_page_and_all_that_it_loads_come_from_here(page: Page) -> None:
         ("/", {"Host": "localhost:99999999"}, 421),
         ("/page.js", {"Origin": "http://evil.example"}, 403),
         ("/page.js", {"Origin": "null"}, 403),
+        ("/page.js", {"Origin": "http://[::1"}, 403),
         ("/", {"Host": "localhost"}, 200),
         ("/", {"Host": "[::1]:8420"}, 200),
         ("/../server.py", {}, 404),
@@ -131,6 +132,7 @@ def test_others_names_and_pages_are_refused(
         ({"origin": "http://evil.example"}, 403),
         ({"origin": ""}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://[::1"}, 403),
     ],
 )
 def test_sockets_of_other_pages_are_refused(page: Page, headers: dict[str, str], status: int) -> None:
@@ -290,6 +292,79 @@ def test_there_are_not_more_viewers_than_it_serves(page: Page, monkeypatch: pyte
     until(lambda: page.served.viewers == 0)
     with page.look() as viewer:
         hear(viewer, "hello")
+
+
+def ended(line: socket.socket) -> bool:
+    """Whether the other side ends a connection; what it sends before is read."""
+    line.settimeout(10)
+    try:
+        while line.recv(1 << 16):
+            pass
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n1",
+    ],
+    ids=["nothing", "half a request", "half a body"],
+)
+def test_who_says_nothing_or_not_all_of_it_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(server, "_LOOK", 0.01)
+    with served(Address(0)) as page, page.look() as viewer:
+        with socket.create_connection(("127.0.0.1", page.access.port)) as line:
+            line.sendall(said)
+            monkeypatch.setattr(server, "_LONGEST_LINE", 0.0)
+            assert ended(line)
+        say(viewer, clock=1.0)  # a viewer stays for as long as it looks
+        hear(viewer, "clock")
+
+
+def test_of_too_many_who_say_nothing_the_oldest_makes_room(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_LINES", 3)
+    with page.look() as viewer, ExitStack() as stack:
+        lines = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", page.access.port))) for _ in range(6)
+        ]
+        assert all(map(ended, lines[:3]))
+        assert page.get("/").status == 200
+        assert ended(lines[3])
+        assert lines[5].send(b"GET") == 3
+        say(viewer, clock=1.0)
+        hear(viewer, "clock")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what a process has open")
+def test_who_leaves_and_takes_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path("/proc/self/fd")
+    monkeypatch.setattr(server, "_LOOK", 0.01)
+    with served(Address(0)) as page, socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+        before = len(list(opened.iterdir()))
+        line.connect(("127.0.0.1", page.access.port))
+        wants = ["GET /stream HTTP/1.1", f"Host: {page.host}", f"Origin: http://{page.host}"]
+        wants += ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
+        line.sendall("\r\n".join([*wants, f"Sec-WebSocket-Key: {'A' * 22}==", "", ""]).encode())
+        until(lambda: page.served.viewers == 1)
+        # More than what systems keep of a connection by themselves.
+        page.served.show(result(1), {**result(1).as_json(), "note": "x" * (16 << 20)})
+        until(lambda: b"xxx" in line.recv(1 << 12))
+        line.sendall(b"\x88\x80\0\0\0\0")  # it closes
+        until(lambda: page.served.viewers == 0)
+        assert len(list(opened.iterdir())) == before + 1
+        monkeypatch.setattr(server, "_LONGEST_LINE", 0.0)
+        until(lambda: len(list(opened.iterdir())) == before)
 
 
 def test_what_was_reported_is_told_to_who_comes_later(page: Page) -> None:

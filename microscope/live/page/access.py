@@ -80,7 +80,7 @@ class Access:
         origin = headers.get("origin")
         if is_socket and origin is None:
             return Refusal(403, "a WebSocket needs an Origin header, as browsers send it")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _place_of(origin) != host.lower():
             return Refusal(403, "the request comes from another site's page")
         return None
 
@@ -163,6 +163,14 @@ def _name_of(host: str) -> str | None:
     except ValueError:
         return None
     return parts.hostname if parts.netloc == host and "@" not in host else None
+
+
+def _place_of(origin: str) -> str | None:
+    """The host and port of an Origin header, in lower case; None where it makes no sense."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _is_address(name: str) -> bool:

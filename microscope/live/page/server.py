@@ -8,6 +8,9 @@ A message is one picture with its answer, so the page cannot show the one with t
     to the page     {"hello": …} {"notice": …} {"snapshot": …} {"clock": …} {"end": …}, and pictures:
                     the length of the JSON (4 bytes, little endian), the JSON, the JPEG
     from the page   {"got": number} {"painted": number} {"pause": bool} {"snapshot": number} {"clock": ms}
+
+Who connects and says nothing, or takes nothing, costs a file descriptor, of which the session needs some
+itself: connections that are no viewer's are few, and end soon.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ....errors import MsmambaError
 from ....schema import parsed
@@ -43,6 +47,7 @@ from .access import Access, Refusal
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from uvicorn.server import ServerState
 
 _ASSETS = Path(__file__).with_name("assets")
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -54,6 +59,9 @@ _NOTICES = 20  # that wait for a viewer, or greet a new one
 _VIEWERS = 16
 _LARGEST_MESSAGE = 4096  # bytes; what a page has to say is short
 _SHUT_DOWN = 2  # seconds for viewers to take their leave
+_LINES = 64  # connections beside those of viewers
+_LONGEST_LINE = 20.0  # seconds that one lasts, and that one which is closed may take for what it was sent
+_LOOK = 1.0  # seconds between two looks for those that lasted so long
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -321,6 +329,35 @@ class PageServer:
             return {"error": str(error)}
 
 
+class _Line(H11Protocol):
+    """A connection that is no viewer's, or not yet: where there are too many, the oldest makes room."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as H11Protocol
+        """Is called with each new one."""
+        super().connection_made(transport)
+        self.made = self.loop.time()
+        lines = [each for each in self.connections if isinstance(each, _Line)]
+        lines = [each for each in lines if not each.transport.is_closing()]
+        if len(lines) > _LINES:
+            min(lines, key=lambda each: each.made).transport.abort()
+
+
+async def _end_old_lines(state: ServerState) -> None:
+    """Ends connections that last too long: those of no viewer, and those that should be closed by now.
+
+    Uvicorn waits for ever: for a request, and before it closes one, for what was sent to be taken.
+    """
+    since: dict[Any, float] = {}
+    while True:
+        now = asyncio.get_running_loop().time()
+        there = [each for each in state.connections if isinstance(each, _Line) or each.transport.is_closing()]
+        since = {each: since.get(each, now) for each in there}
+        for line, first in since.items():
+            if now - first >= _LONGEST_LINE:
+                line.transport.abort()
+        await asyncio.sleep(_LOOK)
+
+
 class _Guarded:
     """An application that answers to its own names and pages only, and safely."""
 
@@ -373,7 +410,8 @@ def serving(
     server = uvicorn.Server(
         uvicorn.Config(
             page.application(),
-            http="h11",
+            http=_Line,
+            backlog=_LINES,  # as many are accepted at once
             ws="websockets-sansio",
             loop="asyncio",
             lifespan="off",
@@ -390,7 +428,9 @@ def serving(
 
     async def serve() -> None:
         page.loop = asyncio.get_running_loop()
+        ending = asyncio.create_task(_end_old_lines(server.server_state))
         await server.serve(sockets=[listener])
+        ending.cancel()
 
     def run() -> None:
         try:
