@@ -45,6 +45,19 @@ def check_installed(module: str, need: str, package: str) -> None:
         raise BackendError(f"{need}: pip install {package}") from error
 
 
+def python_command(code: str, *words: str) -> list[str]:
+    """The command of a Python process that imports from where this one does, and from nowhere else.
+
+    By itself Python looks in the current folder first, for ``-c`` and ``-m``: a ``numpy.py`` that came with
+    somebody's images would be executed.
+
+    Args:
+        code: what it executes.
+        words: its ``sys.argv[1:]``.
+    """
+    return [sys.executable, "-c", f"import sys; sys.path[:] = {list(map(str, sys.path))!r}; {code}", *words]
+
+
 def usable_cores() -> int:
     """Cores that this process may use: those of its affinity, less where a container's quota is below."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

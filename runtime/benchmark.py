@@ -15,7 +15,6 @@ import os
 import platform
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -284,7 +283,8 @@ def _model_file(artefact: str, provider: str) -> Path:
 def _peak_memory_mb(case: Case, device: str) -> float | None:
     """Runs `memory_probe` on a case."""
     request = {**asdict(case), "device": device, "guard": False}
-    probe = [sys.executable, "-m", f"{__package__}.memory_probe", json.dumps(request)]
+    code = f"from {__package__}.memory_probe import main; main()"
+    probe = machine.python_command(code, json.dumps(request))
     try:
         answer = subprocess.run(probe, check=True, capture_output=True, text=True, timeout=_PROBE_SECONDS)
     except subprocess.CalledProcessError as error:

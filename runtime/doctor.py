@@ -496,9 +496,8 @@ def _import_elsewhere(module: str) -> tuple[str | None, str | None]:
     """A module's version, or why it does not import; tried in a process of its own."""
     code = f"import {module}; print(getattr({module}, '__version__', 'of no known version'))"
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=_IMPORT_SECONDS
-        )
+        command = machine.python_command(code)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_IMPORT_SECONDS)
     except subprocess.TimeoutExpired:
         return None, f"no answer in {_IMPORT_SECONDS} s"
     except subprocess.CalledProcessError as error:

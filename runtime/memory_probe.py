@@ -1,8 +1,4 @@
-"""``python -m msmamba.runtime.memory_probe``: the peak memory of classification, in a process of its own.
-
-Opens the artefact that its argument, a JSON object, describes, runs a few batches and prints the peak in
-bytes. `benchmark` starts it, since a process's peak never falls again.
-"""
+"""The peak memory of classification, in a process of its own, since a process's peak never falls again."""
 
 from __future__ import annotations
 
@@ -36,5 +32,11 @@ def peak_bytes(artefact: str, batch_size: int, sessions: int = 1, **options: Any
     return machine.peak_memory_bytes()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What `benchmark` starts: prints the peak, in bytes, of the case that the process's argument, a JSON
+    object, describes: an artefact and how it runs."""
     print(json.dumps(peak_bytes(**json.loads(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()

@@ -279,3 +279,8 @@ def test_the_repository_may_lie_in_a_folder_of_any_name(request: pytest.FixtureR
     """As a package pytest would import it by the folder's name, and `msmamba-main` is none of a module."""
     packages = [node.path for node in request.node.listchain() if isinstance(node, pytest.Package)]
     assert request.config.rootpath not in packages
+
+
+def test_python_is_begun_in_one_way_which_looks_into_no_current_folder() -> None:
+    begin = {name for name, path in package().items() if "[sys.executable" in path.read_text("utf-8")}
+    assert begin == {"msmamba.machine"}

@@ -406,6 +406,14 @@ def test_a_library_that_breaks_on_import_does_not_take_us_along(
     code: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "breaking.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     assert reason in (doctor._import_elsewhere("breaking")[1] or "")
+    assert doctor._import_elsewhere("json") == (json.__version__, None)
+
+
+def test_a_library_is_not_looked_for_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("__version__ = 'of whoever sent the images'")
+    monkeypatch.chdir(tmp_path)
     assert doctor._import_elsewhere("json") == (json.__version__, None)
