@@ -51,6 +51,7 @@ _MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 2
 _GRAPH_FIELD = 7
 # Of GraphProto, TensorProto and StringStringEntryProto.
 _INITIALISER, _EXTERNAL_DATA, _KEY, _VALUE = 5, 13, 1, 2
+_LOCATION = b"location"  # the key of the file that a tensor's data lies in
 
 
 class Kind(Enum):
@@ -255,7 +256,7 @@ def model_bytes(path: str | Path) -> int:
     """
     path = Path(path)
     with files.open_file(path) as file, _mapped(file, path) as content:
-        beside = [] if content[:4] in ENGINE_MAGICS else _files_beside(content)
+        beside = [] if content[:4] in ENGINE_MAGICS else files_beside(content)
         return len(content) + sum((path.parent / name).stat().st_size for name in beside)
 
 
@@ -268,16 +269,19 @@ def _mapped(file: BinaryIO, path: Path) -> mmap.mmap:
         raise
 
 
-def _files_beside(content: Buffer) -> set[str]:
+def files_beside(content: bytes | mmap.mmap) -> set[str]:
     """The files that an ONNX file's initialisers lie in, by their names below its folder."""
-    found = set()
+    found: set[str] = set()
+    if content.find(_LOCATION) < 0:
+        return found
     with suppress(EOFError):  # what ONNX Runtime reads and this does not has none that are known
         for graph in _of(content, _GRAPH_FIELD, fields(content)):
             for tensor in _of(content, _INITIALISER, graph):
                 for entry in _of(content, _EXTERNAL_DATA, tensor):
                     said = {each.number: bytes(content[each.start : each.end]) for each in entry}
-                    if said.get(_KEY) == b"location":
-                        found.add(os.fsdecode(said.get(_VALUE, b"")))
+                    where = said.get(_VALUE, b"")
+                    if said.get(_KEY) == _LOCATION and b"\0" not in where:  # such a name no file has
+                        found.add(os.fsdecode(where))
     return found
 
 

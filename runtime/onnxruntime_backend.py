@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import mmap
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -81,6 +82,7 @@ _MAJOR, _MINOR = 75, 76  # CUdevice_attribute, cuda.h
 # What the provider is linked with or loads, each before those that need it.
 _CUDA_LIBRARIES = ("cudart", "nvrtc", "cublasLt", "cublas", "curand", "cufft", "cudnn")
 
+_FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
 _LOG_NOTHING_BUT_FATAL = 4  # failures are raised, and reported once
 
 
@@ -369,6 +371,8 @@ def _load(wanted: _Wanted, graphs: bool = False) -> _Loaded:
     options.log_severity_level = _LOG_NOTHING_BUT_FATAL
     for entry, value in _idle_threads(runtime.__version__, wanted.threads).items():
         options.add_session_config_entry(entry, value)
+    if isinstance(wanted.model, bytes):  # for which files beside it would be those in the current folder
+        options.add_session_config_entry(_FOLDER_OF_WEIGHTS, os.devnull)
     no_native_kernels, native_kernels = _register_native(options, wanted, providers[0])
     own_options = {**_OPTIONS, _CUDA: {**_OPTIONS[_CUDA], **onnxruntime_cuda.OPTIONS}} if graphs else _OPTIONS
     try:

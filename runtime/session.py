@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import machine
 from ..data.labels import as_labels, labels_as_asked
-from ..errors import ArtefactError, ArtefactNote, BackendError, ImageError, InputError
+from ..errors import ArtefactError, ArtefactNote, BackendError, ImageError, InputError, some
 from ..images import (
     FULL_WHITE,
     MAX_PIXELS,
@@ -37,7 +37,16 @@ from ..images import (
 from ..plugins import cuda_driver
 from ..plugins.selective_scan.gpu_package import KERNELS_SUFFIX, STEPS_SUFFIX
 from ..text import as_word
-from .artefact import ENGINE_NAME, MODEL_NAME, Bundle, Kind, open_bundle, read_file, recognise
+from .artefact import (
+    ENGINE_NAME,
+    MODEL_NAME,
+    Bundle,
+    Kind,
+    files_beside,
+    open_bundle,
+    read_file,
+    recognise,
+)
 from .backend import Backend
 from .device_arrays import DeviceArray
 from .drift import DriftLog, picture_scores
@@ -749,7 +758,14 @@ def _onnx_backend(
     bundle: Bundle | None, name: str, obstacle: str | None, device: str, provider: str, **options: Any
 ) -> Backend:
     """ONNX Runtime on the bundle's model or on the file; ``obstacle`` is why not the bundle's engine."""
-    model = bundle.read(MODEL_NAME) if bundle else name
+    model: bytes | str = name
+    if bundle:
+        model = bundle.read(MODEL_NAME)
+        if beside := files_beside(model):
+            raise ArtefactError(
+                f"'{bundle.folder / MODEL_NAME}' has weights in files beside it ({some(sorted(beside))}), "
+                "for which the manifest does not vouch: export the bundle again, or open the file by itself"
+            )
 
     def gpu_kernels() -> dict[str, bytes]:
         if bundle is None:

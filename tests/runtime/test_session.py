@@ -851,6 +851,23 @@ def test_weights_in_a_file_beside_the_model_are_found(tmp_path: Path) -> None:
         np.testing.assert_allclose(session.run(images), images.mean(axis=(2, 3))[:, ::-1], atol=1e-6)
 
 
+def test_a_bundle_has_no_weights_that_its_manifest_does_not_know(
+    make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = classifier()
+    onnx.save_model(
+        model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=60
+    )
+    content = (tmp_path / "m.onnx").read_bytes()
+    folder = make_bundle({"model.onnx": content})
+    monkeypatch.chdir(tmp_path)  # where ONNX Runtime would look for them
+    with pytest.raises(ArtefactError, match=r"model\.onnx' has weights in files beside it \(m\.data\)"):
+        open_session(folder)
+    monkeypatch.setattr("msmamba.runtime.session.files_beside", lambda content: set())  # as in an inner graph
+    with pytest.raises(ArtefactError, match="ONNX Runtime cannot load"):
+        open_session(folder)
+
+
 def test_the_public_surface_is_this() -> None:
     import msmamba.runtime
 
