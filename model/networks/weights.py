@@ -10,9 +10,9 @@ import argparse
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ WEIGHTS_OF = ("model", "ema")
 """What may be asked for: the weights as trained, or their moving average."""
 
 _DEPTH = 4  # of dictionaries in dictionaries
+_ZIP, _PICKLE = b"PK\3\4", "data.pkl"
+_MAKE_TUPLES = frozenset({pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3})
+_DEEPEST = 64  # tuples in one another, of which PyTorch's have three
 _LEGACY_PICKLES = 4  # magic number, protocol, system, content: PyTorch before 1.6
 
 # Keys of the weights, and of their average, in what people save; the earlier before the later.
@@ -122,17 +125,21 @@ def _check_size(path: Path, file: BinaryIO) -> None:
 
     Raises:
         CheckpointError: it does.
+        pickle.UnpicklingError: what is pickled in it is none of PyTorch's, or nested without end.
     """
     size = path.stat().st_size
-    if zipfile.is_zipfile(file):
+    if file.read(len(_ZIP)) == _ZIP:  # as PyTorch tells it, which does not ask how the file ends
         with zipfile.ZipFile(file) as archive:
             inside = sum(entry.file_size for entry in archive.infolist())
+            pickles = [each for each in archive.infolist() if each.filename.lower().endswith(_PICKLE)]
+            for entry in pickles if inside <= size else ():
+                _Looked(archive.open(entry)).load()
     else:
         file.seek(0)
-        sizes = _StorageSizes(file)
+        looked = _Looked(file)
         for _ in range(_LEGACY_PICKLES):
-            sizes.load()
-        inside = sum(sizes.elements.values())  # of one byte at least
+            looked.load()
+        inside = sum(looked.elements.values())  # of one byte at least
     if inside > size:
         raise CheckpointError(
             f"{path}: would take {inside:,} bytes or more, and the file has {size:,}: expected what "
@@ -152,14 +159,43 @@ class _Nothing:
     def append(self, item: Any) -> None: ...
 
 
-class _StorageSizes(pickle.Unpickler):
-    """Reads how many elements the storages have that a pickle asks for; nothing in it is looked up or called.
+class _Tuple(tuple[Any, ...]):
+    """A tuple of a pickle that is looked at, and how many tuples are in one another in it."""
+
+    depth = 1
+
+
+def _bounded(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """What makes a tuple, and refuses one that is too deep: to hash it would end the process."""
+
+    def bounded(looked: Any) -> None:
+        load(looked)
+        made = _Tuple(looked.stack[-1])
+        made.depth += max((each.depth for each in made if isinstance(each, _Tuple)), default=0)
+        if made.depth > _DEEPEST:
+            raise pickle.UnpicklingError("tuples in tuples")
+        looked.stack[-1] = made
+
+    return bounded
+
+
+class _Looked(pickle._Unpickler):
+    """Looks through a pickle before PyTorch loads it; nothing in it is looked up or called.
+
+    It is the one in Python: the one in C takes a pickle's word for how many things it remembers, and eight
+    bytes of one would have it fill 64 GB. So would what makes an array of bytes, which is left out here.
 
     Attributes:
-        elements: by the storage's key.
+        elements: how many elements the storages have that it asks for, by the storage's key.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    dispatch = {  # noqa: RUF012  # as it is in `pickle`
+        code: _bounded(load) if bytes([code]) in _MAKE_TUPLES else load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if bytes([code]) != pickle.BYTEARRAY8
+    }
+
+    def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
         self.elements: dict[str, int] = {}
 

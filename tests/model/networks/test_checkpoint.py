@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -356,17 +357,55 @@ def legacy_bomb() -> bytes:
     return content.getvalue().replace(number, larger)[:5000]
 
 
+def legacy_bomb_that_ends_as_a_zip() -> bytes:
+    content = io.BytesIO(legacy_bomb())
+    with zipfile.ZipFile(content, "a") as archive:
+        archive.writestr("nothing", "")
+    return content.getvalue()
+
+
 def zip_bomb() -> bytes:
     content = io.BytesIO()
     torch.save({"a": torch.zeros(5_000_000)}, content)
     return rezipped(content.getvalue())
 
 
-@pytest.mark.parametrize("make", [legacy_bomb, zip_bomb])
+@pytest.mark.parametrize("make", [legacy_bomb, legacy_bomb_that_ends_as_a_zip, zip_bomb])
 def test_files_that_are_larger_inside_are_refused(tmp_path: Path, make: Callable[[], bytes]) -> None:
     (tmp_path / "small.pth").write_bytes(make())
     with pytest.raises(CheckpointError, match=r"would take .* bytes or more, and the file has"):
         load_checkpoint(tmp_path / "small.pth")
+
+
+@pytest.mark.parametrize(
+    "says",
+    [b"\x80\2Nr" + (1 << 21).to_bytes(4, "little"), b"\x80\5\x96" + (1 << 25).to_bytes(8, "little")],
+    ids=["things to remember", "bytes"],
+)
+def test_what_a_pickle_says_is_not_made_room_for(tmp_path: Path, says: bytes) -> None:
+    (tmp_path / "small.pth").write_bytes(says + b".")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="neither safetensors nor a PyTorch state dict"):
+            load_checkpoint(tmp_path / "small.pth")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["zip", "first format"])
+def test_tuples_in_tuples_do_not_end_the_process(tmp_path: Path, kind: str) -> None:
+    deep = b"\x80\2}N" + b"\x85" * 1000 + b"Ns."  # of a million the hash, as a key, needs too much stack
+    path = tmp_path / "deep.pth"
+    path.write_bytes(deep)
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("archive/data.pkl", deep)
+            file.writestr("archive/byteorder", "little")
+            file.writestr("archive/version", "3\n")
+    with pytest.raises(CheckpointError, match="neither safetensors nor a PyTorch state dict") as raised:
+        load_checkpoint(path)
+    assert str(raised.value.__cause__) == "tuples in tuples"
 
 
 def test_a_file_of_the_first_format_loads(network: MicroscopicMamba, tmp_path: Path) -> None:
