@@ -89,6 +89,12 @@ FULL_WHITE = 65535
 LEAST_WHITE = 255
 """The least white level: 8 bits of 16."""
 
+NO_ARRAY = (
+    *(ValueError, TypeError, EOFError, SyntaxError, TokenError),
+    *(MemoryError, OverflowError, RecursionError),
+)
+"""What NumPy raises of a file that is no array: its header is a Python literal."""
+
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 
 _LARGE = 1e6  # no mean or deviation of values in [0, 1] is near it
@@ -520,7 +526,7 @@ def _mapped_stack(path: Path, identity: tuple[int, int]) -> NDArray[np.uint8]:
         stack = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise ImageError(f"'{path}' does not exist") from error
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
+    except (OSError, *NO_ARRAY) as error:
         raise ImageError(f"'{path}' is no stack of images: {reason_of(error)}") from error
     if not isinstance(stack, np.ndarray) or stack.dtype != np.uint8 or stack.ndim not in (3, 4):
         raise ImageError(f"'{path}' is no stack of images: expected (N, H, W) or (N, H, W, 3) uint8")

@@ -22,9 +22,8 @@ import numpy.typing as npt
 
 from ..errors import ImageError, reason_of, some
 from ..files import sha256_of
-from ..images import StackedImage
+from ..images import NO_ARRAY, StackedImage
 from ..schema import SHA256, Kind, by_name, record
-from .imported import NO_ARRAY
 from .samples import Source
 
 Checksums = npt.NDArray[np.uint64]

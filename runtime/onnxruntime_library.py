@@ -18,6 +18,7 @@ from ..errors import BackendError, reason_of
 TELEMETRY_SWITCH = "ORT_DISABLE_TELEMETRY"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 """They install into the same folder: whichever is uninstalled takes the other's files with it."""
+_LONGEST = 4000  # characters of what it says, in which a file's names may be as long as they like
 
 
 def import_onnxruntime() -> Any:
@@ -45,8 +46,8 @@ def failure_of(error: Exception) -> str:
     Of CUDA's failures it names the C++ function, the line and the machine's host name, which is nobody's
     business where a bundle's proof says what ran it: here, what failed, in which call and at which node.
     """
-    said = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason_of(error))
-    failure = re.search(r"(\w+ failure \d+: .*?) ; GPU=.*?(?: ; expr=(\w+).*)?$", said)
+    said = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason_of(error)[:_LONGEST])
+    failure = re.search(r"(\b\w+ failure \d+: .*?) ; GPU=.*?(?: ; expr=(\w+).*)?$", said)
     if failure is None:
         return said.removeprefix("Error in execution: ")
     node = re.search(r"while running (\w+) node\. Name:'([^']*)'", said)

@@ -399,6 +399,15 @@ def test_a_stack_on_a_drive_that_is_away_is_not_said_to_be_absent(
         load_image(StackedImage(tmp_path / "stack.npy", 0))
 
 
+@pytest.mark.parametrize("shape", [f"({2**70}, 1, 1)", "(True, 2, 2)", "-" * 9000 + "1"])
+def test_a_stack_whose_header_makes_no_sense_is_one_line(shape: str, tmp_path: Path) -> None:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    content = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(16)
+    (tmp_path / "stack.npy").write_bytes(content)
+    with pytest.raises(ImageError, match=r"stack\.npy' is no stack of images"):
+        load_image(StackedImage(tmp_path / "stack.npy", 0))
+
+
 def test_a_stack_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
     for value in (1, 2):
         np.save(tmp_path / "new.npy", np.full((3, 4, 4), value, np.uint8))

@@ -33,8 +33,9 @@ import numpy.typing as npt
 
 from ...errors import DataError, TargetError, reason_of, some
 from ...files import atomic_file, open_file, sha256_of, write_atomically
+from ...images import NO_ARRAY
 from ...schema import SHA256, Kind, by_name, listed, parsed, record
-from ..imported import NO_ARRAY, STACK_INDEX, STACK_ROW
+from ..imported import STACK_INDEX, STACK_ROW
 from ..splitting import SPLITS
 from .examining import value_counts
 from .listing import Listed, Listing, refuse_differences

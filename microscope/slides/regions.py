@@ -35,6 +35,7 @@ _SUFFIXES = (".geojson", ".geojson.gz", ".json", ".json.gz")
 _NO_REGIONS = frozenset({"detection", "cell", "tile"})
 _AREAS = frozenset({"Polygon", "MultiPolygon", "GeometryCollection"})
 _LARGEST = 1 << 30  # bytes of GeoJSON, decompressed
+_NO_SHAPE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 _FARTHEST = 1e12  # pixels: beyond lies no slide, and areas are no longer exact, or overflow
 _TILES_AT_ONCE = 4096
 _BOXES_AT_ONCE = 8  # that are laid over a shape as it is
@@ -310,7 +311,7 @@ def _read(feature: Any, name: str) -> tuple[str, str, Any, str]:
         with np.errstate(invalid="ignore"):
             shape = shapely.geometry.shape(geometry)
         coordinates = shapely.get_coordinates(shape)
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, shapely.errors.ShapelyError):
+    except (*_NO_SHAPE, shapely.errors.ShapelyError):
         return name, label, None, "have no coordinates that could be read"
     if not np.isfinite(coordinates).all():
         return name, label, None, "have no coordinates that could be read"

@@ -42,6 +42,8 @@ _TILE_SIDES, _DESCRIPTION, _HAMAMATSU = (322, 323), 270, 65420
 _KIND, _WIDTH, _HEIGHT = 254, 256, 257
 _REDUCED, _MASK = 1, 4
 _SIDES = (_WIDTH, _HEIGHT, 278, *_TILE_SIDES)
+_END_OF_OME = 40  # bytes, in which tifffile looks for the end of OME-XML: ten characters
+_MODULO, _OF_MODULO = "Along", (("Start", 0), ("End", 0), ("Step", 1))
 _COUNTS, _PLANES = ("SizeC", "SizeZ", "SizeT"), ("IFD", "PlaneCount")
 
 
@@ -438,26 +440,33 @@ def _refuse_nonsense(file: BinaryIO, path: Path) -> None:
             sides = [directory.integer(tag, 1) for tag in _TILE_SIDES]
             if 4 * sides[0] * sides[1] > _LARGEST_SEGMENT:
                 raise ImageError(f"'{path}' is damaged: its tiles have {sides[0]:,} x {sides[1]:,} pixels")
-            description = directory.content(_DESCRIPTION)
-            if description.rstrip(b"\0 \r\n").endswith(b"OME>"):
-                _refuse_planes(description.rstrip(b"\0"), path)
+            description = directory.content(_DESCRIPTION).rstrip(b"\0")
+            if b"OME>" in description[-_END_OF_OME:]:
+                _refuse_planes(description, path)
     except DirectoryError as error:
         if not is_hamamatsu:
             raise _damaged(path, error) from error
 
 
 def _refuse_planes(xml: bytes, path: Path) -> None:
-    """tifffile makes room for as many planes as OME-XML speaks of."""
+    """tifffile makes room for as many planes as OME-XML speaks of, and for as many steps along an axis."""
     try:
         for element in ElementTree.fromstring(xml).iter():
             size = max(
                 prod(int(element.get(name, 1)) for name in _COUNTS),
                 *(int(element.get(name, 1)) for name in _PLANES),
+                _steps(element) if element.tag[:-1].endswith(_MODULO) else 1,
             )
             if size > MOST_DIRECTORIES:
-                raise ImageError(f"'{path}' is damaged: its OME-XML speaks of {size:,} planes")
-    except (ElementTree.ParseError, ValueError) as error:
+                raise ImageError(f"'{path}' is damaged: its OME-XML speaks of {size:,.0f} planes")
+    except (ElementTree.ParseError, ValueError, LookupError, ArithmeticError) as error:
         raise ImageError(f"'{path}' is damaged: its OME-XML cannot be read: {error}") from error
+
+
+def _steps(element: ElementTree.Element) -> float:
+    """How many there are from one end of an axis within another (Bio-Formats' "modulo") to the other."""
+    start, end, step = (float(element.get(name, other)) for name, other in _OF_MODULO)
+    return abs(end - start) / abs(step) + 1
 
 
 def _opened(path: Path) -> Any:

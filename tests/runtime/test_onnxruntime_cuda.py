@@ -151,3 +151,8 @@ CALLED = (
 def test_a_failure_of_cuda_is_told_without_the_machine(said: str, told: str) -> None:
     """Texts of `onnxruntime-gpu` 1.31.1 on a played CUDA, with CUDA's own words for the errors."""
     assert failure_of(RuntimeError(said)) == told
+
+
+@pytest.mark.parametrize("name", ["n" * 3_000_000, "a failure 1: " * 300_000], ids=["word", "failures"])
+def test_a_failure_at_a_node_with_an_endless_name_is_told_in_a_line(name: str) -> None:
+    assert len(failure_of(RuntimeError(f"no such node: {name}"))) < 5000

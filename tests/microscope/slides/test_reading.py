@@ -416,14 +416,29 @@ def ome_of(sizes: str, data: str) -> str:
         ('SizeC="3" SizeZ="1000000" SizeT="1000000"', '<TiffData IFD="0"/>'),
         ('SizeC="3" SizeZ="1" SizeT="1"', '<TiffData IFD="999999999"/>'),
         ('SizeC="3" SizeZ="1" SizeT="1"', '<TiffData IFD="0" PlaneCount="999999999"/>'),
+        ('SizeC="3" SizeZ="1" SizeT="1"', '<Modulo><ModuloAlongZ Start="0" End="5e8"/></Modulo>'),
+        ('SizeC="3" SizeZ="1" SizeT="1"', '<AlongT Type="phase" Start="0" End="-1" Step="-1e-9"/>'),
     ],
-    ids=["channels", "volumes", "a plane", "planes"],
+    ids=["channels", "volumes", "a plane", "planes", "steps", "small steps"],
 )
+@pytest.mark.parametrize("end", ["", "\t", "\u2003 "], ids=["", "tab", "wide"])
 def test_planes_that_a_description_makes_up_are_not_made_room_for(
-    sizes: str, data: str, tmp_path: Path
+    sizes: str, data: str, end: str, tmp_path: Path
 ) -> None:
-    path = write_tiff(tmp_path / "a.tif", PIXELS, metadata=None, description=ome_of(sizes, data))
-    with pytest.raises(ImageError, match=r"is damaged: its OME-XML speaks of [0-9,]+ planes"):
+    said = (ome_of(sizes, data) + end).encode()
+    path = write_tiff(tmp_path / "a.tif", PIXELS, metadata=None, description=said)
+    with pytest.raises(
+        ImageError, match=r"is damaged: its OME-XML (speaks of [0-9,]+ planes|cannot be read)"
+    ):
+        open_slide(path)
+
+
+@pytest.mark.parametrize("encoding", ["microscope", "rot13", "utf-7"])
+def test_a_description_in_an_encoding_that_is_none_is_one_line(encoding: str, tmp_path: Path) -> None:
+    text = ome_of('SizeC="3" SizeZ="1" SizeT="1"', '<TiffData IFD="0"/>')
+    said = text.replace('<?xml version="1.0"?>', f'<?xml version="1.0" encoding="{encoding}"?>').encode()
+    path = write_tiff(tmp_path / "a.tif", PIXELS, metadata=None, description=said)
+    with pytest.raises(ImageError, match=r"a\.tif' is damaged: its OME-XML cannot be read: "):
         open_slide(path)
 
 

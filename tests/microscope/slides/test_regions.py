@@ -87,6 +87,11 @@ def test_every_form_that_qupath_has_written_is_read(form: str, packed: bool, tmp
     assert regions.notes == ()
 
 
+def nested(depth: int) -> list[Any]:
+    """Lists in one another."""
+    return [] if not depth else [nested(depth - 1)]
+
+
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "outside": (feature("x", box(500, 0, 600, 90)), "lie outside the slide and are left out: region 2 (x)"),
     "empty": (feature("x", box(5, 5, 5, 90)), "are empty"),
@@ -100,6 +105,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "words": (written({"type": "Polygon", "coordinates": [[["a", "b"]] * 4]}), "no coordinates"),
     "nan": (feature("x", [[0, 0], [9, float("nan")], [9, 9], [0, 0]]), "no coordinates"),  # type: ignore[list-item]
     "tile": (feature("x", box(0, 0, 9, 9), objectType="tile"), "detections or tiles"),
+    "deep": (written({"type": "Polygon", "coordinates": nested(700)}), "no coordinates"),
 }
 
 
