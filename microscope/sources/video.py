@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import BackendError, ImageError, SourceError, reason_of
-from ...images import load_image
+from ...images import MAX_PIXELS, load_image
 from .frame import Frame
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ class Video:
         Raises:
             SourceError: it is no video, or ends in the middle of one.
         """
-        with _opened(self.name, self.name, None, {}) as container:
+        # A file may be called as an address is, or as one of FFmpeg's ways to read others.
+        with _opened(self.name, f"file:{self.name}", None, {}) as container:
             (stream, *_) = container.streams.video
             interval = float(1 / (stream.average_rate or 25))
             number, start = 0, time.monotonic()
@@ -253,8 +254,15 @@ def _opened(name: str, file: str, kind: str | None, options: dict[str, str]) -> 
     with container:
         if not container.streams.video:
             raise SourceError(f"'{name}' has no picture in it: expected a video")
+        stream = container.streams.video[0]
+        if (stream.width or 0) * (stream.height or 0) > MAX_PIXELS:
+            raise SourceError(
+                f"'{name}' has pictures of {stream.width} x {stream.height} pixels: expected at most "
+                f"{MAX_PIXELS:,}"
+            )
         # Threads by picture would hold pictures back, and take the network's cores.
-        container.streams.video[0].thread_type = "NONE"
+        stream.thread_type = "NONE"
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # of those that come larger later
         yield container
 
 

@@ -191,6 +191,29 @@ def test_what_is_no_video_is_named(what: str, film: Path, tmp_path: Path) -> Non
     assert ("no picture" if what == "sound" else "no video can be read from it") in str(raised.value)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no colons in names")
+@pytest.mark.parametrize("name", ["http://127.0.0.1:1/a.mp4", "pipe:0.mp4", "subfile,,start,9,end,0,,:a.mp4"])
+def test_a_file_is_read_whatever_it_is_called(
+    name: str, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(name)
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_bytes(film.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    shown = video.Video(path, 65535, paced=False)
+    assert sum(isinstance(each, Frame) for each in shown.frames()) == PICTURES
+
+
+def test_pictures_that_are_too_large_are_not_made_room_for(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    Image.new("P", (8, 8)).save(content, "GIF")
+    raw = bytearray(content.getvalue())
+    struct.pack_into("<HH", raw, 6, 9600, 9600)
+    (tmp_path / "a.gif").write_bytes(raw)
+    with pytest.raises(SourceError, match="has pictures of 9600 x 9600 pixels: expected at most 89,000,000"):
+        list(open_source(tmp_path / "a.gif").frames())
+
+
 def test_a_camera_that_is_not_there_is_named() -> None:
     with pytest.raises(SourceError, match=r"there is no such camera: 'mmdeploy live --list' names"):
         next(open_source("97").frames())
