@@ -20,8 +20,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path, PurePosixPath
-from tokenize import TokenError
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ import numpy.typing as npt
 
 from ..errors import DataError, reason_of
 from ..files import lines_of, open_file, open_text, read_file, sha256_of
-from ..images import FULL_WHITE, LEAST_WHITE
+from ..images import FULL_WHITE, LEAST_WHITE, NO_ARRAY
 from ..schema import (
     CHANNELS,
     LABELS,
@@ -54,12 +53,6 @@ MANIFEST, INDEX, STACK_INDEX = "dataset.json", "index.csv", "index.npy"
 
 STACK_ROW = np.dtype([("split", "u1"), ("class", "u2"), ("stack", "u1"), ("row", "u4")])
 """One image of a stack: index of its split in `SPLITS`, of its class, of its stack, and its place there."""
-
-NO_ARRAY = (
-    *(ValueError, TypeError, EOFError, SyntaxError, TokenError),
-    *(MemoryError, OverflowError, RecursionError),
-)
-"""What NumPy raises of a file that is no array: its header is a Python literal."""
 
 MOST_IMAGES = 1_000_000_000
 """The most images that a data set is believed to hold."""
@@ -406,6 +399,7 @@ def _read_stacks(root: Path, manifest: DataManifest) -> dict[str, Samples]:
 
 
 def _check_inside(index: Path, name: str) -> None:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+    path, here = PurePosixPath(name), PurePath(name)  # on Windows a backslash and a drive lead elsewhere, too
+    leads_out = path.anchor or here.anchor or ".." in (*path.parts, *here.parts)
+    if leads_out or not path.parts or "\0" in name:
         raise DataError(f"{index}: {name!r} leads out of the data set: expected a path below its folder")

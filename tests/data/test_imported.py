@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -169,6 +169,17 @@ def test_a_damaged_data_set_is_refused(imported: Path, damage: object, message: 
 def test_a_folder_that_was_not_imported_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no dataset\.json: expected .* 'mmdeploy data import'"):
         check_contents(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["..\\..\\outside", "C:/outside", "C:outside", "\\outside", "/outside"])
+def test_on_windows_backslashes_and_drives_lead_out_too(
+    imported: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msmamba.data.imported.PurePath", PureWindowsPath)
+    check_contents(imported)
+    change_manifest(imported, files={**read_manifest(imported).files, name: "0" * 64})
+    with pytest.raises(DataError, match="leads out of the data set"):
+        check_contents(imported)
 
 
 def test_only_files_of_the_data_set_are_checked(imported: Path) -> None:

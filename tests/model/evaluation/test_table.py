@@ -145,6 +145,13 @@ def test_the_records_are_unrounded_and_the_latex_compiles_as_text(run: Path, pub
     assert {line.count("&") for line in cells} == {8}
 
 
+def test_latex_has_no_line_end_and_no_escape_sequence_of_a_name(run: Path) -> None:
+    (row, _) = run_rows(run, resamples=100)
+    table = runs_table([replace(row, data="cells\n\\input{x}\x1b[31m")])
+    (line,) = [each for each in table.to_latex().splitlines() if "cells" in each]
+    assert r"cells\textbackslash{}u000a\textbackslash{}input\{x\}\textbackslash{}u001b[31m" in line
+
+
 def test_markdown_takes_names_as_they_stand(run: Path) -> None:
     (row, _) = run_rows(run, resamples=100)
     row = replace(row, source="r*|[n](x)<b>")
