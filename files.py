@@ -24,11 +24,11 @@ import sys
 import tempfile
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePath
 from threading import local
 from typing import IO, Any, AnyStr, BinaryIO, TextIO, TypeVar
 
@@ -749,6 +749,20 @@ def folder_turn(folder: str | os.PathLike[str]) -> Iterator[None]:
     finally:
         _turns.held.remove((target, lock))
         lock.close()
+
+
+def common_folder(folders: Sequence[PurePath]) -> PurePath | None:
+    """The deepest folder that all of these are or lie in; None where they lie on several of Windows' drives.
+
+    Args:
+        folders: absolute paths, one at least.
+    """
+    parts: list[str] = []
+    for alike in zip(*(folder.parts for folder in folders), strict=False):
+        if len({*alike}) > 1:
+            break
+        parts.append(alike[0])
+    return type(folders[0])(*parts) if parts else None
 
 
 def all_below(folder: Path) -> Iterator[Path]:

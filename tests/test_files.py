@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from threading import Thread
 from typing import Any, BinaryIO
 
@@ -29,6 +29,7 @@ from msmamba.files import (
     check_is_file,
     check_writable,
     check_writable_folder,
+    common_folder,
     flush_to_device,
     folder_lock,
     folder_turn,
@@ -1098,3 +1099,11 @@ def test_who_has_a_turn_may_begin_another_and_replaces_the_folder_within_it(
 def test_a_folder_that_is_not_there_keeps_nobody_waiting(tmp_path: Path) -> None:
     with folder_turn(tmp_path / "new"), folder_turn(tmp_path / "new"):
         assert not list(tmp_path.iterdir())
+
+
+def test_folders_have_a_common_one_but_on_several_drives() -> None:
+    assert common_folder(
+        [PurePosixPath("/a/b/c"), PurePosixPath("/a/b"), PurePosixPath("/a/bd")]
+    ) == PurePosixPath("/a")
+    assert common_folder([PureWindowsPath("C:/a/b")]) == PureWindowsPath("C:/a/b")
+    assert common_folder([PureWindowsPath("C:/a"), PureWindowsPath("D:/a")]) is None

@@ -19,7 +19,7 @@ from ...data.published.importing import ImportOptions, import_listing
 from ...data.published.listing import Listed, Listing
 from ...data.scale import check_microns
 from ...errors import DataError, ImageError, InputError, reason_of, some
-from ...files import alike, read_file, sha256_of, write_atomically
+from ...files import alike, common_folder, read_file, sha256_of, write_atomically
 from ...images import FULL_WHITE, is_image_size, resized
 from .opening import by_name, open_slide, require_libraries
 from .regions import check_annotations, file_of, labels_of, read_regions
@@ -102,8 +102,9 @@ def import_slides(
     without = [name for name, file in files.items() if file is None]
     if len(without) == len(named):
         raise InputError(f"'{where}' holds no GeoJSON that is called as one of the slides ({some(without)})")
-    common = Path(os.path.commonpath([path.resolve().parent for path in named.values()]))
-
+    if (common := common_folder([path.resolve().parent for path in named.values()])) is None:
+        they = some([str(path) for path in named.values()])
+        raise InputError(f"the slides {they} lie on several drives: expected those of one")
     white = FULL_WHITE if options.white_level is None else options.white_level
 
     def fill(folder: Path) -> tuple[Path, Listing]:

@@ -12,13 +12,13 @@ Dims: B batch, H W an image's own size, S side of the square network input, h si
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from os.path import commonpath
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...errors import ArtefactError, BackendError, ImageError, InputError, Note
-from ...files import as_utf8, make_folder
+from ...files import as_utf8, common_folder, make_folder
 from ...images import Transform, read_image
 from ...pages.figures import DOTS_PER_INCH, INK, write_figure
 from ...text import share_as_text
@@ -280,13 +280,20 @@ def _explained(
 def _pictures(images: Sequence[Path], output: Path, method: str) -> dict[Path, Path]:
     """Where each image's picture goes: its place below their common folder; never the image's own name."""
     parents = [path.parent.resolve() for path in images]  # a ".." would lead out of `output`
-    common = commonpath(parents) if parents else ""
-    folders = [output / parent.relative_to(common) for parent in parents]
+    folders = [output / below for below in _below_common(parents)]
     stems = Counter((folder, path.stem) for folder, path in zip(folders, images, strict=True))
     return {
         path: folder / f"{path.stem if stems[folder, path.stem] == 1 else path.name}.{method}.png"
         for folder, path in zip(folders, images, strict=True)
     }
+
+
+def _below_common(folders: Sequence[PurePath]) -> list[PurePath]:
+    """Each folder from the one on that all lie in; on several drives, below one with its drive's name."""
+    common = common_folder(folders) if folders else None
+    if common is not None:
+        return [folder.relative_to(common) for folder in folders]
+    return [PurePath(re.sub(r"\W+", "_", folder.anchor).strip("_"), *folder.parts[1:]) for folder in folders]
 
 
 def _write_picture(target: Path, pixels: npt.NDArray[np.uint8], result: Explanation, caption: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from torch.nn import functional
 from msmamba.cli import mmdeploy
 from msmamba.errors import BackendError, InputError, TargetError
 from msmamba.model import MicroscopicMamba
-from msmamba.model.evaluation.explanation import Explainer, explain_images
+from msmamba.model.evaluation.explanation import Explainer, _below_common, explain_images
 from msmamba.model.networks.microscopic_mamba import SIZES, Architecture
 from msmamba.model.networks.registry import family_of
 from msmamba.plugins.selective_scan import cpu
@@ -193,6 +193,11 @@ def test_pictures_stay_in_their_folder_and_any_name_can_be_written(
         "slides/b/x.gradcam.png",
         "costs/$x$ {\\y}.gradcam.png",
     }
+
+
+def test_pictures_of_several_drives_go_below_their_names() -> None:
+    drives = [PureWindowsPath("C:/cells/a"), PureWindowsPath("D:/a"), PureWindowsPath("//host/share/a")]
+    assert _below_common(drives) == [PurePath("C/cells/a"), PurePath("D/a"), PurePath("host_share/a")]
 
 
 def test_another_class_is_explained_when_asked(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
