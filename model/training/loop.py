@@ -814,8 +814,8 @@ def _optimised(network: Network, names: Iterable[str]) -> tuple[list[str], list[
     """The parameters that have weight decay, and those that have none, as the optimiser numbers them.
 
     Args:
-        network: whose they are.
-        names: of tensors of its state dict, in the order of the numbers.
+        network: the one that has the parameters.
+        names: tensors of its state dict, in the order of the numbers.
     """
     first = {id(parameter): name for name, parameter in network.named_parameters()}
     every = dict(network.named_parameters(remove_duplicate=False))
