@@ -490,6 +490,8 @@ def fit_guard(
     passing = np.array([not each.reasons for each in guard.judge(logits, qualities, distances)])
     scores, right = certainty(logits)[passing], logits.argmax(axis=1)[passing] == truth[passing]
     among = None if members is None else members_of(members[passing], len(scores))
+    if among is not None and not among.any():
+        among = None  # of a single one it is promised, and more of its images would do
     selection = select(scores, right, max_error, confidence, among)
     if selection is None:
         needed = images_needed(scores, right, max_error, confidence, among)

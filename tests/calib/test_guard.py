@@ -26,7 +26,7 @@ from msmamba.calib.guard import _copy, fit_guard
 from msmamba.calib.guard import calibrate as calibrate_bundle
 from msmamba.cli import mmdeploy
 from msmamba.data.seen import Seen
-from msmamba.errors import ArtefactError, InputError, TargetError
+from msmamba.errors import ArtefactError, DataError, InputError, TargetError
 from msmamba.files import atomic_folder, folder_turn, sha256_of
 from msmamba.runtime.artefact import open_bundle
 from msmamba.runtime.guard import Guard, network_sha256
@@ -259,6 +259,19 @@ def test_the_promise_is_of_the_images_that_no_other_gate_withholds() -> None:
     assert verdicts[0].reasons == ("too dark",)
     assert (guard.images, guard.answered) == (1000, decided.sum())
     assert guard.errors == (logits.argmax(axis=1) != truth)[decided].sum() > 0
+
+
+def test_how_many_would_do_is_told_of_more_patients_or_of_more_images_of_one() -> None:
+    good = Quality(0.6, 0.9, 0.7, 0.0, 0.0, 0.1, (0.9, 0.9, 0.9))
+    truth = np.arange(40) % 2
+    logits = 9 * np.eye(2)[truth] + np.random.default_rng(0).normal(size=(40, 2))
+    logits[3] *= -1
+    for members, more in (
+        (np.arange(40) % 4, "images of as many more such patients"),
+        (truth * 0, "such images"),
+    ):
+        with pytest.raises(DataError, match=rf"about \d+ {more} would: add some"):
+            fit_guard(logits, None, [good] * 40, truth, 0.05, 0.95, "ab" * 32, "these", members=members)
 
 
 @pytest.mark.parametrize("side", [120, 360])
