@@ -25,9 +25,11 @@ same bits.
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import stat
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,7 +37,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from tokenize import TokenError
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StackedImage:
-    """One image of a stack: a ``.npy`` file of (N, H, W) or (N, H, W, 3) uint8 that is mapped into memory.
+    """One image of a stack: a ``.npy`` file of (N, H, W) or (N, H, W, 3) uint8.
 
     Hundreds of thousands of small images are then one file, of which no more is read than what is asked for.
     """
@@ -438,7 +440,7 @@ def _raster(source: ImageSource, max_pixels: int) -> Raster:
             raise ImageError("the image's bytes are empty")
         return raster_of_file(io.BytesIO(source), "the image", max_pixels)
     if isinstance(source, StackedImage):
-        return _from_array(_stacked_pixels(source), max_pixels, f"'{source}'")
+        return _from_array(pixels_in_stack(source), max_pixels, f"'{source}'")
     if isinstance(source, (str, os.PathLike)):
         return _from_path(Path(os.fsdecode(source)), max_pixels)
     raise ImageError(
@@ -500,37 +502,73 @@ def describe_source(source: ImageSource) -> str:
     return f"{len(source)} bytes"
 
 
-def _stacked_pixels(source: StackedImage) -> NDArray[np.uint8]:
+def pixels_in_stack(source: StackedImage) -> NDArray[np.uint8]:
+    """(H, W) or (H, W, 3): one image of a stack, as it is stored; not to be changed.
+
+    It is read, not mapped: a drive that fails under a mapping ends the process, and here it is an error.
+
+    Raises:
+        ImageError: the file cannot be read, is no stack, or holds no such image.
+    """
     try:
         status = source.stack.stat()
+        stack = _stack(source.stack, (status.st_ino, status.st_mtime_ns))
+        if not 0 <= source.index < stack.images:
+            raise ImageError(f"'{source}' does not exist: the stack holds {stack.images} images")
+        content = stack.read(source.index)
     except FileNotFoundError as error:
         raise ImageError(f"'{source.stack}' does not exist") from error
     except OSError as error:
+        _stack.cache_clear()  # a share that was away needs to be opened anew
         raise ImageError(f"'{source.stack}' cannot be read: {reason_of(error)}") from error
-    stack = _mapped_stack(source.stack, (status.st_ino, status.st_mtime_ns))
-    if not 0 <= source.index < len(stack):
-        raise ImageError(f"'{source}' does not exist: the stack holds {len(stack)} images")
-    return stack[source.index]
+    if len(content) < stack.bytes_each:
+        raise ImageError(f"'{source}' cannot be read: the file ends before")
+    return np.frombuffer(content, np.uint8).reshape(stack.shape)
+
+
+class _Stack:
+    """An open stack of images."""
+
+    def __init__(self, file: BinaryIO, shape: tuple[int, ...], begin: int) -> None:
+        self._file, self._begin, self._turn = file, begin, Lock()
+        weakref.finalize(self, file.close)  # when others have taken its place among those that are kept
+        self.images, self.shape = shape[0], shape[1:]
+        self.bytes_each = math.prod(self.shape)
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image, or fewer where the file ends."""
+        place = self._begin + index * self.bytes_each
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), self.bytes_each, place)
+        with self._turn:  # of Windows
+            self._file.seek(place)
+            return self._file.read(self.bytes_each)
 
 
 @lru_cache(maxsize=16)
-def _mapped_stack(path: Path, identity: tuple[int, int]) -> NDArray[np.uint8]:
-    """A stack, mapped once in each process for each ``identity``, so that one which was replaced is seen.
+def _stack(path: Path, identity: tuple[int, int]) -> _Stack:
+    """A stack, opened once in each process for each ``identity``, so that one which was replaced is seen.
 
-    It counts as memory only while the system has room for it.
+    Raises:
+        OSError: it cannot be read.
+        ImageError: it is no stack.
     """
+    file = open_file(path)
     try:
-        with open_file(path) as file:
-            if file.read(len(_ARRAY)) != _ARRAY:  # of which NumPy would say how to load it without safety
-                raise ValueError("it does not begin as one")
+        if file.read(len(_ARRAY)) != _ARRAY:  # of which NumPy would say how to load it without safety
+            raise ValueError("it does not begin as one")
         stack = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise ImageError(f"'{path}' does not exist") from error
-    except (OSError, *NO_ARRAY) as error:
+        if not isinstance(stack, np.memmap) or stack.dtype != np.uint8 or stack.ndim not in (3, 4):
+            raise ValueError("expected (N, H, W) or (N, H, W, 3) uint8")
+        if not stack.flags.c_contiguous:
+            raise ValueError("it is stored by columns: expected C order, of 'numpy.ascontiguousarray'")
+    except NO_ARRAY as error:
+        file.close()
         raise ImageError(f"'{path}' is no stack of images: {reason_of(error)}") from error
-    if not isinstance(stack, np.ndarray) or stack.dtype != np.uint8 or stack.ndim not in (3, 4):
-        raise ImageError(f"'{path}' is no stack of images: expected (N, H, W) or (N, H, W, 3) uint8")
-    return stack
+    except OSError:
+        file.close()
+        raise
+    return _Stack(file, stack.shape, int(stack.offset))
 
 
 def _from_path(path: Path, max_pixels: int) -> Raster:

@@ -63,7 +63,7 @@ _STORED = {
     "links": "hard links to the source",
     "copies": "copies",
     "made": "files made for it",
-    "stack": "stacks, mapped into memory",
+    "stack": "stacks, of which images are read where they stand",
 }
 
 

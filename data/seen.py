@@ -14,7 +14,6 @@ import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import numpy.typing as npt
 
 from ..errors import ImageError, reason_of, some
 from ..files import sha256_of
-from ..images import NO_ARRAY, StackedImage
+from ..images import StackedImage, pixels_in_stack
 from ..schema import SHA256, Kind, by_name, record
 from .samples import Source
 
@@ -163,16 +162,13 @@ def sha256_of_images(sources: Iterable[Source]) -> list[str]:
         ImageError: one cannot be read.
     """
     found: list[str] = []
-    stacks: dict[Path, npt.NDArray[np.uint8]] = {}
     for source in sources:
         try:
             if isinstance(source, StackedImage):
-                if source.stack not in stacks:
-                    stacks[source.stack] = np.load(source.stack, mmap_mode="r", allow_pickle=False)
-                digest = hashlib.sha256(stacks[source.stack][source.index].tobytes()).hexdigest()
+                digest = hashlib.sha256(pixels_in_stack(source).tobytes()).hexdigest()
             else:
                 digest = sha256_of(source)
-        except (OSError, IndexError, *NO_ARRAY) as error:
+        except OSError as error:
             raise ImageError(f"'{source}' cannot be read: {reason_of(error)}") from error
         found.append(digest)
     return found

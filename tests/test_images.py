@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from msmamba import images
 from msmamba.errors import ImageError, InputError
 from msmamba.images import (
     MAX_PIXELS,
@@ -391,12 +392,17 @@ def test_a_senseless_transform_is_refused(size: int, mean: Any, std: Any, messag
 def test_a_stack_on_a_drive_that_is_away_is_not_said_to_be_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Path) -> None:
-        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(self))
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
-    monkeypatch.setattr(Path, "stat", refuse)
-    with pytest.raises(ImageError, match=r"stack\.npy' cannot be read: .*not connected"):
-        load_image(StackedImage(tmp_path / "stack.npy", 0))
+    np.save(tmp_path / "stack.npy", np.full((3, 4, 4), 7, np.uint8))
+    for owner, name in ((Path, "stat"), (images, "open_file"), (images._Stack, "read")):
+        with monkeypatch.context() as away:
+            away.setattr(owner, name, refuse)
+            with pytest.raises(ImageError, match=r"stack\.npy' cannot be read: .*not connected"):
+                load_image(StackedImage(tmp_path / "stack.npy", 0))
+        assert (load_image(StackedImage(tmp_path / "stack.npy", 0)).pixels == 7).all()
+        images._stack.cache_clear()
 
 
 @pytest.mark.parametrize("shape", [f"({2**70}, 1, 1)", "(True, 2, 2)", "-" * 9000 + "1"])
@@ -405,6 +411,25 @@ def test_a_stack_whose_header_makes_no_sense_is_one_line(shape: str, tmp_path: P
     content = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(16)
     (tmp_path / "stack.npy").write_bytes(content)
     with pytest.raises(ImageError, match=r"stack\.npy' is no stack of images"):
+        load_image(StackedImage(tmp_path / "stack.npy", 0))
+
+
+def test_a_stack_that_is_cut_while_it_is_read_is_one_line(tmp_path: Path) -> None:
+    """Mapped, it would end the process."""
+    stack = tmp_path / "stack.npy"
+    np.save(stack, np.full((3, 64, 64), 7, np.uint8))
+    assert (load_image(StackedImage(stack, 2)).pixels == 7).all()
+    times = stack.stat()
+    os.truncate(stack, 6000)
+    os.utime(stack, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (load_image(StackedImage(stack, 0)).pixels == 7).all()
+    with pytest.raises(ImageError, match=r"stack\.npy\[2\]' cannot be read: the file ends before"):
+        load_image(StackedImage(stack, 2))
+
+
+def test_a_stack_by_columns_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "stack.npy", np.zeros((3, 4, 5), np.uint8, order="F"))
+    with pytest.raises(ImageError, match=r"stack\.npy' is no stack of images: it is stored by columns"):
         load_image(StackedImage(tmp_path / "stack.npy", 0))
 
 

@@ -47,7 +47,7 @@ def test_what_cannot_be_read_is_named_not_left_out(name: str, images: list[Path]
     (tmp_path / "folder").mkdir()
     path = tmp_path / name
     source = StackedImage(path, 0) if path.suffix == ".npy" else path
-    with pytest.raises(ImageError, match=f"{name}.*' cannot be read: "):
+    with pytest.raises(ImageError, match=f"{name}.*' (cannot be read|is no stack of images): "):
         Seen.of([images[0], source], [])
 
 
