@@ -19,7 +19,7 @@ from msmamba.microscope.sources import Frame, open_source
 
 pytest.importorskip("mss")
 if shutil.which("Xvfb") is None:
-    pytest.skip("there is no Xvfb: 'make test-sources' installs it", allow_module_level=True)
+    pytest.skip("there is no Xvfb: 'make test-screen' installs it", allow_module_level=True)
 
 WIDTH, HEIGHT = 640, 480
 
