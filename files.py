@@ -868,10 +868,8 @@ def _lock_of_what_is_at(path: Path, flags: int) -> _Lock | None:
     descriptor = os.open(path, os.O_RDONLY | flags)
     opened = os.fstat(descriptor)
     lock = _lock(descriptor)
-    if lock is not None and not _is_at(
-        path, opened
-    ):  # it has its name, or is gone, and who writes next is at the path
-        lock.close()
+    if lock is not None and not _is_at(path, opened):
+        lock.close()  # it has its name, or is gone, and who writes next is at the path
         return None
     return lock
 

@@ -46,6 +46,9 @@ WALKS = 10_000
 """Walks of a coin whose errors come by patients: of a doubt of 5 % they are wrong by 0.2 % (deviation)."""
 DIFFERING = 0.8
 """How surely patients differ no more than they are taken to."""
+MOST_DIFFERING = 2.0
+"""The most that patients' error rates are taken to vary by, the square of their deviation over their mean: a
+few errors exclude nothing, and of whoever differs without end nothing could be promised."""
 LIKE_THESE = 64
 """By how many times as many images and patients it is looked for how many would do."""
 TEMPERATURES = (0.02, 50.0)
@@ -183,7 +186,7 @@ def _by_appearance(members: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
 
 
 def _patients_differ(wrong: npt.NDArray[np.bool_], members: npt.NDArray[np.intp]) -> float:
-    """The squared coefficient of variation of the patients' error rates, and no less than these may have.
+    """The squared coefficient of variation of the patients' error rates, as much as these may have.
 
     That of a patient is its errors over those expected of images as certain as its own. What they vary by,
     more than chance has images vary, is known the less the fewer they are: taken is the upper end of an
@@ -194,7 +197,8 @@ def _patients_differ(wrong: npt.NDArray[np.bool_], members: npt.NDArray[np.intp]
         members: (N,), the patient of each.
 
     Returns:
-        0 of a single patient, and where images tell no difference.
+        At most `MOST_DIFFERING`, which it is, too, where no image is wrong; 0 of a single patient, and where
+        images tell no difference.
     """
     from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]  # ships no types
     from scipy.stats import chi2  # type: ignore[import-untyped]  # ships no types
@@ -203,15 +207,15 @@ def _patients_differ(wrong: npt.NDArray[np.bool_], members: npt.NDArray[np.intp]
     errors, expected, chance = (
         np.bincount(members, values) for values in (wrong, rates, rates * (1 - rates))
     )
+    if not members.any():
+        return 0.0
     squares = float(expected @ expected)
-    if squares == 0:
-        return 0.0
-    patients = float(expected.sum()) ** 2 / squares
-    if patients <= 1:
-        return 0.0
+    patients = float(expected.sum()) ** 2 / squares if squares else 1.0
+    if patients <= 1:  # of none, or of one, anything is wrong
+        return MOST_DIFFERING
     apart = errors - expected
     spread = float(apart @ apart) * patients / float(chi2.ppf(1 - DIFFERING, patients - 1))
-    return max(0.0, (spread - float(chance.sum())) / squares)
+    return min(max(0.0, (spread - float(chance.sum())) / squares), MOST_DIFFERING)
 
 
 def _walks(

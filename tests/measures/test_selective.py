@@ -219,3 +219,19 @@ def test_more_patients_promise_what_few_do_not() -> None:
     more = np.add.outer(4 * np.arange(times), members).ravel()
     assert times > 1
     assert select(np.tile(scores, times), np.tile(right, times), 0.1, 0.95, more) is not None
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_few_errors_of_few_patients_promise_as_no_error_does(wrong: int) -> None:
+    """They tell nothing of how patients differ, which must not be taken for that they differ without end."""
+    right = np.ones(1000, np.bool_)
+    right[500 : 500 + wrong] = False
+    selection = select(-np.arange(1000.0), right, 0.05, 0.95, np.arange(1000) % 5)
+    assert selection is not None
+    assert selection.coverage == 1
+
+
+def test_without_an_error_patients_may_differ_all_the_same() -> None:
+    right, scores = np.ones(60, np.bool_), np.arange(60.0)
+    assert select(scores, right, 0.05, 0.95) is not None
+    assert select(scores, right, 0.05, 0.95, np.arange(60) % 5) is None
